@@ -1,0 +1,50 @@
+"""The forward process: which content of a frame is masked (paper section 3.3, AR-DF).
+
+Content is codes and newlines, [B, T, H, W + 1]. Training hides the same places in every frame (the temporal tube); the
+`random` and `diffusion-forcing` masks are the paper's comparison. Sampling hides part of every finished frame (history).
+"""
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+MaskKind = Literal["tube", "random", "diffusion-forcing"]
+LEAST_RATIO = 0.7
+
+
+def draw_ratio(shape: tuple[int, ...], generator: torch.Generator, device: torch.device) -> Tensor:
+    """r = max(cos(pi u / 2), 0.7) with u uniform: one ratio per entry of `shape`, float32."""
+    u = torch.rand(shape, generator=generator, device=device)
+    return torch.cos(math.pi / 2 * u).clamp(min=LEAST_RATIO)
+
+
+def draw_mask(kind: MaskKind, B: int, T: int, rows: int, columns: int, generator: torch.Generator, device: torch.device) -> Tensor:
+    """Mask over content, bool [B, T, rows, columns] (True = hidden; `columns` counts the newline), at least one place a frame.
+
+    tube: one ratio and one set of places a sample. random: one ratio a sample, places drawn anew in every frame.
+    diffusion-forcing: ratio and places drawn anew in every frame.
+    """
+    ratio_BT = draw_ratio((B, T if kind == "diffusion-forcing" else 1), generator, device)
+    places = rows * columns
+    order_BTN = torch.rand(B, 1 if kind == "tube" else T, places, generator=generator, device=device)
+    rank_BTN = order_BTN.argsort(dim=-1).argsort(dim=-1)
+    count_BT1 = (ratio_BT * places).round().clamp(min=1)[..., None]
+    return (rank_BTN < count_BT1).expand(B, T, places).unflatten(-1, (rows, columns))
+
+
+def history_mask(B: int, rows: int, columns: int, ratio: float, generator: torch.Generator | None, device: torch.device) -> Tensor:
+    """Places of a finished frame that later frames do not see, bool [B, rows, columns]; round(ratio * n) random ones."""
+    places = rows * columns
+    rank_BN = torch.rand(B, places, generator=generator, device=device).argsort(dim=-1).argsort(dim=-1)
+    return (rank_BN < round(ratio * places)).unflatten(-1, (rows, columns))
+
+
+def released_history_mask(B: int, rows: int, columns: int, ratio: float, device: torch.device) -> Tensor:
+    """The released code's history: not random, places round(i * n / m) for i < m = round(ratio * n), alike in every frame."""
+    places = rows * columns
+    count = round(ratio * places)
+    hidden = torch.zeros(places, dtype=torch.bool)
+    hidden[[round(i * places / count) for i in range(count)]] = True
+    return hidden.view(1, rows, columns).expand(B, rows, columns).to(device)

@@ -1,0 +1,53 @@
+"""Keys and values of everything a frame may see, preallocated (no concatenation, no cropping).
+
+A frame in the making is written into the slots after `length` and overwritten by its next denoising step; `commit` makes it
+history. `forget` drops the oldest frames and moves the rest up, turned back in time so that positions stay in trained range.
+"""
+
+import torch
+from torch import Tensor
+
+from lumos.model.rope import Rotation, rotate
+
+
+class Cache:
+    """keys, values: [layers, B, kv heads, capacity, K]. `visible_BS` is False where a row's prompt padding lies."""
+
+    def __init__(self, layers: int, rows: int, kv_heads: int, capacity: int, head_width: int, device: torch.device, dtype: torch.dtype) -> None:
+        shape = (layers, rows, kv_heads, capacity, head_width)
+        self.keys = torch.zeros(shape, device=device, dtype=dtype)
+        self.values = torch.zeros(shape, device=device, dtype=dtype)
+        self.visible_BS = torch.ones(rows, capacity, device=device, dtype=torch.bool)
+        self.padded = False
+        self.length = 0
+
+    @property
+    def capacity(self) -> int:
+        return self.keys.shape[3]
+
+    def hide(self, padding_BS: Tensor) -> None:
+        """Mark prompt padding (True = never to be seen), starting at slot 0."""
+        self.visible_BS[:, : padding_BS.shape[1]] = ~padding_BS
+        self.padded = bool(padding_BS.any())
+
+    def write(self, layer: int, key_BGLK: Tensor, value_BGLK: Tensor) -> tuple[Tensor, Tensor]:
+        """Put new keys and values after `length`; returns everything up to and including them (views)."""
+        stop = self.length + key_BGLK.shape[2]
+        assert stop <= self.capacity, f"cache of {self.capacity} slots cannot hold {stop}"
+        self.keys[layer, :, :, self.length : stop] = key_BGLK
+        self.values[layer, :, :, self.length : stop] = value_BGLK
+        return self.keys[layer, :, :, :stop], self.values[layer, :, :, :stop]
+
+    def commit(self, count: int) -> None:
+        """The last `count` ids written become history."""
+        self.length += count
+
+    def forget(self, start: int, count: int, turn_back: Rotation | None = None) -> None:
+        """Drop `count` slots from `start` on; what lies behind moves up, its keys turned by `turn_back` if given."""
+        stop = self.length
+        kept = self.keys[:, :, :, start + count : stop].clone()
+        if turn_back is not None and kept.shape[3]:
+            kept = torch.stack([rotate(layer, turn_back) for layer in kept])
+        self.keys[:, :, :, start : stop - count] = kept
+        self.values[:, :, :, start : stop - count] = self.values[:, :, :, start + count : stop].clone()
+        self.length = stop - count

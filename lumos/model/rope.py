@@ -1,0 +1,54 @@
+"""MM-RoPE as one gather (paper section 3.2): angle = position[axis of channel] * inverse frequency of channel.
+
+In: position_BL3 (t, h, w; text has the same number on all three). Out: cos and sin per token and channel pair. The paper's
+other variants are other axis tables; whether positions are scaled to pixels is decided in `sequence/layout.py` (`Grid`).
+"""
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+RopeKind = Literal["mm-rope", "m-rope", "1d"]
+TIME, HEIGHT, WIDTH = 0, 1, 2
+# Every 16 channels hold t:h:w = 4:6:6, so that each axis covers the whole frequency spectrum.
+INTERLEAVED: Sequence[int] = (TIME,) * 4 + (HEIGHT, HEIGHT, WIDTH, WIDTH) * 3
+
+
+class Rotation(NamedTuple):
+    """cos_BLK and sin_BLK over K/2 channel pairs, float32."""
+
+    cos_BLK: Tensor
+    sin_BLK: Tensor
+
+
+def axis_of_channel(kind: RopeKind, pairs: int) -> list[int]:
+    """Which coordinate turns each of `pairs` = K/2 channel pairs.
+
+    mm-rope: the interleaved groups. m-rope: one contiguous split 4:6:6, so time takes the high frequencies. 1d: needs no
+    table (all three coordinates are the sequence index, see `Grid`), any will do.
+    """
+    if pairs % 16:
+        raise ValueError(f"half of head_width must be a multiple of 16 for RoPE's 4:6:6 split, got {pairs}; use head_width 32, 64, 96, 128, ...")
+    if kind == "m-rope":
+        return [TIME] * (pairs // 16 * 4) + [HEIGHT] * (pairs // 16 * 6) + [WIDTH] * (pairs // 16 * 6)
+    return list(INTERLEAVED) * (pairs // 16)
+
+
+def inverse_frequency(pairs: int, theta: float) -> Tensor:
+    """theta^(-i / pairs) for pair i, float32: Llama's table."""
+    return 1.0 / theta ** (torch.arange(pairs, dtype=torch.float32) / pairs)
+
+
+def rotation(position_BL3: Tensor, axis_K: Tensor, inverse_frequency_K: Tensor) -> Rotation:
+    """Positions -> angles' cos and sin. Computed in float32: positions reach thousands."""
+    angle_BLK = position_BL3.float()[..., axis_K] * inverse_frequency_K
+    return Rotation(angle_BLK.cos(), angle_BLK.sin())
+
+
+def rotate(x_BNLK: Tensor, turn: Rotation) -> Tensor:
+    """Turn channel i together with channel i + K/2 (Llama's half-split pairs)."""
+    cos, sin = turn.cos_BLK[:, None], turn.sin_BLK[:, None]
+    first, second = x_BNLK.float().chunk(2, dim=-1)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x_BNLK.dtype)

@@ -1,0 +1,116 @@
+"""The decoder: ids_BL and position_BL3 -> hidden_BLD; logits only where they are asked for (paper section 3.1, Llama form).
+
+RMSNorm, grouped-query attention with QK-norm, rotary positions, SwiGLU, no biases, input embedding and head not tied.
+Published sizes are `LUMOS_1B` and `LUMOS_3B`.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import embedding, layer_norm, linear, rms_norm, silu
+
+from lumos.model.attention import Attend
+from lumos.model.cache import Cache
+from lumos.model.rope import RopeKind, Rotation, axis_of_channel, inverse_frequency, rotate, rotation
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Shape of the decoder. `head_width` is K; `ffn` the inner width of SwiGLU; `rope_theta` the base of the frequencies."""
+
+    vocabulary: int
+    layers: int
+    width: int
+    heads: int
+    kv_heads: int
+    head_width: int
+    ffn: int
+    rope: RopeKind = "mm-rope"
+    rope_theta: float = 10_000.0
+    norm_eps: float = 1e-5
+
+    def __post_init__(self) -> None:
+        if self.heads % self.kv_heads:
+            raise ValueError(f"heads must be a multiple of kv_heads, got {self.heads} and {self.kv_heads}; change one")
+        axis_of_channel(self.rope, self.head_width // 2)  # checks the head width
+
+
+LUMOS_1B = ModelConfig(vocabulary=129_536, layers=16, width=2048, heads=32, kv_heads=8, head_width=64, ffn=8192)
+LUMOS_3B = ModelConfig(vocabulary=129_536, layers=28, width=3072, heads=24, kv_heads=8, head_width=128, ffn=8192)
+
+
+class Transformer(nn.Module):
+    """Parameters and forward pass. `forward` gives normalised hidden states; `logits` applies a slice of the head to some of them."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Parameter(torch.empty(config.vocabulary, config.width))
+        self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
+        self.norm = nn.Parameter(torch.empty(config.width))
+        self.head = nn.Parameter(torch.empty(config.vocabulary, config.width))
+        axis_K = torch.tensor(axis_of_channel(config.rope, config.head_width // 2))
+        self.axis_K: Tensor
+        self.inverse_frequency_K: Tensor
+        self.register_buffer("axis_K", axis_K, persistent=False)
+        self.register_buffer("inverse_frequency_K", inverse_frequency(config.head_width // 2, config.rope_theta), persistent=False)
+
+    def initialise(self, generator: torch.Generator) -> None:
+        """Normal(0, 0.02) matrices, those that write into the residual stream scaled down by depth; norms to 1."""
+        for name, parameter in self.named_parameters():
+            if parameter.ndim == 1 or "query_norm" in name or "key_norm" in name:
+                nn.init.constant_(parameter, 0.0 if name.endswith("bias") else 1.0)
+            else:
+                into_residual = name.endswith(("attention_out", "ffn_down"))
+                deviation = 0.02 / (2 * self.config.layers) ** 0.5 if into_residual else 0.02
+                nn.init.trunc_normal_(parameter, std=deviation, a=-3 * deviation, b=3 * deviation, generator=generator)
+
+    def forward(self, ids_BL: Tensor, position_BL3: Tensor, attend: Attend, cache: Cache | None = None) -> Tensor:
+        """Hidden states after the last norm, hidden_BLD. With a cache, the ids' keys and values go after its `length`."""
+        turn = rotation(position_BL3, self.axis_K, self.inverse_frequency_K)
+        x_BLD = embedding(ids_BL, self.embedding)
+        for number, layer in enumerate(self.layers):
+            x_BLD = layer(x_BLD, turn, attend, cache, number)
+        return rms_norm(x_BLD, self.norm.shape, self.norm, self.config.norm_eps)
+
+    def logits(self, hidden_MD: Tensor, first: int, count: int) -> Tensor:
+        """Scores of ids first ... first + count - 1, [..., count]."""
+        return linear(hidden_MD, self.head[first : first + count])
+
+
+class Layer(nn.Module):
+    """x + attention(norm(x)), then x + swiglu(norm(x)). Fused matrices: query, key and value; gate and up."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        D, K = config.width, config.head_width
+        self.attention_norm = nn.Parameter(torch.empty(D))
+        self.query_key_value = nn.Parameter(torch.empty((config.heads + 2 * config.kv_heads) * K, D))
+        self.query_norm_scale = nn.Parameter(torch.empty(1, K))
+        self.query_norm_bias = nn.Parameter(torch.empty(1, K))
+        self.key_norm_scale = nn.Parameter(torch.empty(1, K))
+        self.key_norm_bias = nn.Parameter(torch.empty(1, K))
+        self.attention_out = nn.Parameter(torch.empty(D, config.heads * K))
+        self.ffn_norm = nn.Parameter(torch.empty(D))
+        self.ffn_gate_up = nn.Parameter(torch.empty(2 * config.ffn, D))
+        self.ffn_down = nn.Parameter(torch.empty(D, config.ffn))
+
+    def forward(self, x_BLD: Tensor, turn: Rotation, attend: Attend, cache: Cache | None, number: int) -> Tensor:
+        x_BLD = x_BLD + self.attention(rms_norm(x_BLD, self.attention_norm.shape, self.attention_norm, self.config.norm_eps), turn, attend, cache, number)
+        gate, up = linear(rms_norm(x_BLD, self.ffn_norm.shape, self.ffn_norm, self.config.norm_eps), self.ffn_gate_up).chunk(2, dim=-1)
+        return x_BLD + linear(silu(gate) * up, self.ffn_down)
+
+    def attention(self, x_BLD: Tensor, turn: Rotation, attend: Attend, cache: Cache | None, number: int) -> Tensor:
+        config = self.config
+        heads, groups, K = config.heads, config.kv_heads, config.head_width
+        mixed_BNLK = linear(x_BLD, self.query_key_value).unflatten(-1, (heads + 2 * groups, K)).transpose(1, 2)
+        query, key, value = mixed_BNLK.split([heads, groups, groups], dim=1)
+        query = layer_norm(query, (K,), self.query_norm_scale[0], self.query_norm_bias[0], config.norm_eps)
+        key = layer_norm(key, (K,), self.key_norm_scale[0], self.key_norm_bias[0], config.norm_eps)
+        # QK-norm runs in float32 under autocast: bring both back to the value's type, which attention works in.
+        query, key = rotate(query, turn).to(value.dtype), rotate(key, turn).to(value.dtype)
+        if cache is not None:
+            key, value = cache.write(number, key, value)
+        return linear(attend(query, key, value).transpose(1, 2).flatten(2), self.attention_out)

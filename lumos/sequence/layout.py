@@ -1,0 +1,181 @@
+"""Prompt ids and codes_BTHW <-> ids_BL with position_BL3 (MM-RoPE, paper section 3.2) and block_BL (the attention rule).
+
+Every row of a batch has the same shape: `slots` places for begin + prompt + separator, filled from the right (unused places
+hold padding that nothing sees), then the video header, then `latent frames` frames. So frames lie at the same places in
+every row, whatever the prompt's length, and one reshape reaches their content. Positions are data: the RoPE variants of the
+paper differ in what this file writes and in one table of `model/rope.py`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lumos.sequence.vocabulary import Vocabulary
+
+HEADER = 3  # video start, seconds, frames per second
+FRAME_HEAD = 3  # frame start, height, width
+SIZE_UNIT = 32  # pixels that one step of a grid-size id stands for
+PADDING_BLOCK = 2**30  # a block after every other: no query sees a padding key
+
+
+@dataclass(frozen=True)
+class Grid:
+    """One frame's codes: rows x columns, and the pixels a code covers. `temporal` and `spatial` also scale the positions."""
+
+    rows: int
+    columns: int
+    temporal: int = 4
+    spatial: int = 8
+
+    @property
+    def content(self) -> int:
+        """Codes and newlines of one frame."""
+        return self.rows * (self.columns + 1)
+
+    @property
+    def frame_length(self) -> int:
+        """Ids of one latent frame: start, two sizes, content, end."""
+        return FRAME_HEAD + self.content + 1
+
+
+class Batch(NamedTuple):
+    """ids_BL int64, position_BL3 int64 (t, h, w), block_BL int64."""
+
+    ids_BL: Tensor
+    position_BL3: Tensor
+    block_BL: Tensor
+
+
+def clock(frames: int, fps: int) -> tuple[int, int]:
+    """(seconds, frames per second) as the header says them; an image (one frame) is 1 and 1."""
+    return (1, 1) if frames == 1 else (max(1, round(frames / fps)), fps)
+
+
+def prompt_row(vocabulary: Vocabulary, text_ids: Sequence[int], slots: int) -> list[int]:
+    """begin + text + separator; empty text gives nothing at all (the unconditional branch starts at the video)."""
+    if not text_ids:
+        return []
+    row = [vocabulary.begin, *text_ids, vocabulary.separator]
+    if len(row) > slots:
+        raise ValueError(f"a prompt may have at most {slots - 2} text ids for this model, got {len(text_ids)}; shorten it")
+    return row
+
+
+def text_batch(vocabulary: Vocabulary, prompts: Sequence[Sequence[int]], slots: int) -> tuple[Tensor, Tensor]:
+    """Prompts (text ids; an empty one = unconditional) -> right-aligned ids_BS and their lengths_B."""
+    rows = [prompt_row(vocabulary, prompt, slots) for prompt in prompts]
+    padded = [[vocabulary.begin] * (slots - len(row)) + row for row in rows]
+    return torch.tensor(padded, dtype=torch.int64).view(len(rows), slots), torch.tensor([len(row) for row in rows], dtype=torch.int64)
+
+
+def frame_ids(vocabulary: Vocabulary, grid: Grid, content_BTHW: Tensor) -> Tensor:
+    """Content ids (rows x (columns + 1), newline ids included) -> whole frames ids_BTN, N = grid.frame_length."""
+    B, T = content_BTHW.shape[:2]
+    head = [vocabulary.frame_start, *(vocabulary.number(side * grid.spatial // SIZE_UNIT) for side in (grid.rows, grid.columns))]
+    head_BT3 = content_BTHW.new_tensor(head).expand(B, T, FRAME_HEAD)
+    end_BT1 = content_BTHW.new_tensor([vocabulary.frame_end]).expand(B, T, 1)
+    return torch.cat([head_BT3, content_BTHW.flatten(2), end_BT1], dim=2)
+
+
+def content_ids(vocabulary: Vocabulary, codes_BTHW: Tensor) -> Tensor:
+    """codes_BTHW -> ids with a newline after every row, [B, T, H, W + 1]."""
+    newline = torch.full_like(codes_BTHW[..., :1], vocabulary.newline)
+    return torch.cat([codes_BTHW + vocabulary.first_code, newline], dim=-1)
+
+
+def pack(
+    vocabulary: Vocabulary,
+    grid: Grid,
+    text_BS: Tensor,
+    length_B: Tensor,
+    content_BTHW: Tensor,
+    seconds: int,
+    fps: int,
+    first_latent: int = 0,
+    tail: bool = False,
+) -> Batch:
+    """A whole batch: right-aligned prompts, header, frames (`content_BTHW` holds ids with newlines, masked or not).
+
+    `first_latent` says which latent frame of its video the first one is (a window of a longer video). `tail` adds the two
+    ids that end a sample; nothing sees or predicts them, so training leaves them out. T = 0 gives prompt and header alone.
+    """
+    B, S = text_BS.shape
+    T = content_BTHW.shape[1]
+    device = text_BS.device
+    header = text_BS.new_tensor([vocabulary.video_start, vocabulary.number(seconds), vocabulary.number(fps)]).expand(B, HEADER)
+    parts = [text_BS, header, frame_ids(vocabulary, grid, content_BTHW).flatten(1)]
+    if tail:
+        parts.append(text_BS.new_tensor([vocabulary.video_end, vocabulary.separator]).expand(B, 2))
+    start_B = S - length_B
+    prefix = torch.arange(S + HEADER, device=device)
+    position_BP3 = (prefix - start_B[:, None]).clamp(min=0)[:, :, None].expand(B, S + HEADER, 3)
+    block_BP = torch.where(prefix < start_B[:, None], PADDING_BLOCK, prefix)
+    positions = [position_BP3, frame_positions(grid, length_B, first_latent, T)]
+    frame_block = (S + HEADER + torch.arange(T, device=device)).repeat_interleave(grid.frame_length)
+    blocks = [block_BP, frame_block.expand(B, -1)]
+    if tail:
+        places = torch.arange(2, device=device)
+        after = HEADER + (first_latent + T) * grid.frame_length
+        positions.append((length_B[:, None] + after + places)[:, :, None].expand(B, 2, 3))
+        blocks.append((S + HEADER + T + places).expand(B, 2))
+    return Batch(torch.cat(parts, dim=1), torch.cat(positions, dim=1), torch.cat(blocks, dim=1))
+
+
+def frame_positions(grid: Grid, length_B: Tensor, first_latent: int, latent_frames: int) -> Tensor:
+    """position_BL3 of `latent_frames` whole frames from number `first_latent` on, in rows whose prompt has length_B ids.
+
+    Structure ids sit at their index in the sequence on all three axes; content at (4 t, 8 h, 8 w) plus the index of the
+    sample's first content id (SPEC: positions scaled from latent back to pixel scale).
+    """
+    device, N = length_B.device, grid.frame_length
+    t = torch.arange(first_latent, first_latent + latent_frames, device=device)
+    index_TN = HEADER + t[:, None] * N + torch.arange(N, device=device)
+    position_TN3 = index_TN[:, :, None].repeat(1, 1, 3)
+    shape = (latent_frames, grid.rows, grid.columns + 1)
+    h, w = torch.arange(grid.rows, device=device), torch.arange(grid.columns + 1, device=device)
+    content_THW3 = torch.stack(
+        [
+            (grid.temporal * t)[:, None, None].expand(shape),
+            (grid.spatial * h)[None, :, None].expand(shape),
+            (grid.spatial * w)[None, None, :].expand(shape),
+        ],
+        dim=-1,
+    )
+    position_TN3[:, FRAME_HEAD:-1] = content_THW3.flatten(1, 2) + (HEADER + FRAME_HEAD)
+    return position_TN3.flatten(0, 1) + length_B[:, None, None]
+
+
+def content_of(grid: Grid, values_BLX: Tensor, slots: int, latent_frames: int) -> Tensor:
+    """The frames' content out of anything per id: [B, L, ...] -> [B, T, H, W + 1, ...] (a view where possible)."""
+    first = slots + HEADER
+    frames = values_BLX[:, first : first + latent_frames * grid.frame_length]
+    frames = frames.unflatten(1, (latent_frames, grid.frame_length))
+    return frames[:, :, FRAME_HEAD:-1].unflatten(2, (grid.rows, grid.columns + 1))
+
+
+def unpack(vocabulary: Vocabulary, ids: Sequence[int]) -> tuple[list[int], Tensor, int, int]:
+    """One sample's ids -> (text ids, codes_THW, seconds, fps). ValueError says what breaks the form and where."""
+    row = list(ids)
+    if vocabulary.video_start not in row:
+        raise ValueError("a sample must hold a video start id, found none; is this another vocabulary?")
+    start = row.index(vocabulary.video_start)
+    text = row[1 : start - 1] if start else []
+    seconds, fps = (row[start + i] - vocabulary.number_zero for i in (1, 2))
+    frames: list[list[list[int]]] = []
+    at = start + HEADER
+    while row[at] == vocabulary.frame_start:
+        columns = (row[at + 2] - vocabulary.number_zero) * 4
+        rows = (row[at + 1] - vocabulary.number_zero) * 4
+        content = row[at + FRAME_HEAD : at + FRAME_HEAD + rows * (columns + 1)]
+        at += FRAME_HEAD + len(content) + 1
+        lines = [content[r * (columns + 1) : (r + 1) * (columns + 1)] for r in range(rows)]
+        if row[at - 1 : at] != [vocabulary.frame_end] or any(line[-1] != vocabulary.newline for line in lines):
+            raise ValueError(f"latent frame {len(frames)} of a sample is not {rows} rows of {columns} codes ending in newlines; the file is damaged")
+        frames.append([line[:-1] for line in lines])
+    codes_THW = torch.tensor(frames, dtype=torch.int64) - vocabulary.first_code
+    if codes_THW.numel() == 0 or int(codes_THW.min()) < 0 or int(codes_THW.max()) >= vocabulary.codes:
+        raise ValueError(f"visual codes must be 0 to {vocabulary.codes - 1}, got others or none; the file is damaged")
+    return text, codes_THW, seconds, fps

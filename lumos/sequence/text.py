@@ -1,0 +1,54 @@
+"""Captions <-> text ids, through a Hugging Face `tokenizers` file (JSON: it cannot run code).
+
+`TextTokenizer` serves the published models (Chameleon's file) and our own small ones, whose file `train_text_tokenizer` makes.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+
+UNKNOWN = "<unknown>"
+
+
+class TextTokenizer:
+    """A prompt -> ids of one vocabulary. `template` wraps the caption (the published models want a sentence around it)."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.tokenizer = tokenizer
+
+    @classmethod
+    def from_file(cls, path: Path) -> "TextTokenizer":
+        if not path.is_file():
+            raise FileNotFoundError(f"a prompt needs the text tokenizer file {path}, which is missing; copy text_tokenizer.json into the folder")
+        try:
+            return cls(Tokenizer.from_file(str(path)))
+        except Exception as error:  # the library raises plain Exception for any malformed file
+            raise ValueError(f"{path} is not a text tokenizer file ({error}); copy the original again") from None
+
+    @property
+    def size(self) -> int:
+        return int(self.tokenizer.get_vocab_size(with_added_tokens=True))
+
+    def encode(self, prompt: str) -> list[int]:
+        """Ids of one prompt; an empty one, or characters this vocabulary does not know, is a ValueError."""
+        if not prompt.strip():
+            raise ValueError("a prompt must say something, got an empty one; describe what the video shows")
+        encoding = self.tokenizer.encode(prompt, add_special_tokens=False)
+        unknown = self.tokenizer.token_to_id(UNKNOWN)
+        if unknown is not None and unknown in encoding.ids:
+            bad = sorted({c for c in prompt if unknown in self.tokenizer.encode(c, add_special_tokens=False).ids})
+            shown = " ".join(ascii(c)[1:-1] if not c.isprintable() else c for c in bad[:8])
+            raise ValueError(f"this model reads English written in a-z, digits and . , ' -, the prompt has {shown!r}; reword it")
+        return list(encoding.ids)
+
+
+def train_text_tokenizer(captions: Iterable[str], size: int) -> TextTokenizer:
+    """A byte-pair vocabulary of at most `size` ids over lower-case words; every letter and digit is always in it."""
+    tokenizer = Tokenizer(models.BPE(unk_token=UNKNOWN))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKD(), normalizers.StripAccents(), normalizers.Lowercase()])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Metaspace(), pre_tokenizers.Punctuation()])
+    alphabet = list("abcdefghijklmnopqrstuvwxyz0123456789.,'-!?:;\"()&\u2581")
+    trainer = trainers.BpeTrainer(vocab_size=size, special_tokens=[UNKNOWN], initial_alphabet=alphabet, limit_alphabet=len(alphabet), show_progress=False)
+    tokenizer.train_from_iterator(captions, trainer)
+    return TextTokenizer(tokenizer)

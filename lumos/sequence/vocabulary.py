@@ -1,0 +1,72 @@
+"""The ids of the one sequence: text, structure and visual codes side by side (SPEC of the paper: section 3.1).
+
+The only file with a literal id. `LUMOS` is the vocabulary of the published models (Chameleon's text vocabulary plus the
+64,000 codes of Cosmos DV4x8x8); `small_vocabulary` makes one of the same form for a model trained from scratch.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Where every kind of id lies. All fields are ids except `size`, `text_size`, `numbers` and `codes`, which count ids."""
+
+    size: int
+    text_size: int  # text ids are 0 ... text_size - 1
+    begin: int  # first id of every sequence
+    separator: int  # ends the prompt, and ends the sample
+    video_start: int
+    video_end: int
+    frame_start: int
+    frame_end: int
+    newline: int  # ends every row of a frame's codes
+    number_zero: int  # number n is id number_zero + n
+    numbers: int
+    mask: int
+    first_code: int  # visual code c is id first_code + c
+    codes: int
+
+    def number(self, n: int) -> int:
+        """Id of the number n (a grid size in units of 32 pixels, a duration in seconds, or frames per second)."""
+        if not 0 <= n < self.numbers:
+            raise ValueError(f"a size, duration or frame rate must be 0 to {self.numbers - 1} in this vocabulary, got {n}; choose a smaller one")
+        return self.number_zero + n
+
+
+LUMOS = Vocabulary(
+    size=129_536,
+    text_size=65_536,
+    begin=0,
+    separator=8710,
+    video_start=9004,
+    video_end=9005,
+    frame_start=8197,
+    frame_end=8196,
+    newline=8803,
+    number_zero=8804,
+    numbers=199,
+    mask=9003,
+    first_code=65_536,
+    codes=64_000,
+)
+
+
+def small_vocabulary(text_size: int, codes: int, numbers: int = 64) -> Vocabulary:
+    """Text ids first, then the structure ids, the numbers and the codes: nothing unused, for a model trained from scratch."""
+    special = text_size
+    return Vocabulary(
+        size=text_size + 8 + numbers + codes,
+        text_size=text_size,
+        begin=special,
+        separator=special + 1,
+        video_start=special + 2,
+        video_end=special + 3,
+        frame_start=special + 4,
+        frame_end=special + 5,
+        newline=special + 6,
+        mask=special + 7,
+        number_zero=special + 8,
+        numbers=numbers,
+        first_code=special + 8 + numbers,
+        codes=codes,
+    )
