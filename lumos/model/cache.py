@@ -1,7 +1,7 @@
 """Keys and values of everything a frame may see, preallocated (no concatenation, no cropping).
 
 A frame in the making is written into the slots after `length` and overwritten by its next denoising step; `commit` makes it
-history. `forget` drops the oldest frames and moves the rest up, turned back in time so that positions stay in trained range.
+history. `forget` drops the oldest frames and moves the rest up; `turn` shifts positions of what is cached.
 """
 
 import torch
@@ -42,12 +42,13 @@ class Cache:
         """The last `count` ids written become history."""
         self.length += count
 
-    def forget(self, start: int, count: int, turn_back: Rotation | None = None) -> None:
-        """Drop `count` slots from `start` on; what lies behind moves up, its keys turned by `turn_back` if given."""
-        stop = self.length
-        kept = self.keys[:, :, :, start + count : stop].clone()
-        if turn_back is not None and kept.shape[3]:
-            kept = torch.stack([rotate(layer, turn_back) for layer in kept])
-        self.keys[:, :, :, start : stop - count] = kept
-        self.values[:, :, :, start : stop - count] = self.values[:, :, :, start + count : stop].clone()
-        self.length = stop - count
+    def forget(self, start: int, count: int) -> None:
+        """Drop `count` slots from `start` on; what lies behind moves up."""
+        for kept in (self.keys, self.values):
+            kept[:, :, :, start : self.length - count] = kept[:, :, :, start + count : self.length].clone()
+        self.length -= count
+
+    def turn(self, start: int, by: Rotation) -> None:
+        """Rotate the keys from `start` to `length` further: a shift of their positions (rotary angles add up)."""
+        for keys_BGSK in self.keys:
+            keys_BGSK[:, :, start : self.length] = rotate(keys_BGSK[:, :, start : self.length], by)

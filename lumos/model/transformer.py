@@ -50,11 +50,15 @@ class Transformer(nn.Module):
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
         self.norm = nn.Parameter(torch.empty(config.width))
         self.head = nn.Parameter(torch.empty(config.vocabulary, config.width))
-        axis_K = torch.tensor(axis_of_channel(config.rope, config.head_width // 2))
         self.axis_K: Tensor
         self.inverse_frequency_K: Tensor
-        self.register_buffer("axis_K", axis_K, persistent=False)
-        self.register_buffer("inverse_frequency_K", inverse_frequency(config.head_width // 2, config.rope_theta), persistent=False)
+        self.make_tables(torch.get_default_device())
+
+    def make_tables(self, device: torch.device) -> None:
+        """The rotary tables: constants of the config, kept in float32 and out of the weights file."""
+        pairs = self.config.head_width // 2
+        self.register_buffer("axis_K", torch.tensor(axis_of_channel(self.config.rope, pairs), device=device), persistent=False)
+        self.register_buffer("inverse_frequency_K", inverse_frequency(pairs, self.config.rope_theta).to(device), persistent=False)
 
     def initialise(self, generator: torch.Generator) -> None:
         """Normal(0, 0.02) matrices, those that write into the residual stream scaled down by depth; norms to 1."""

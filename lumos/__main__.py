@@ -1,0 +1,7 @@
+"""`python -m lumos` is the command `lumos`; `torchrun -m lumos` needs it."""
+
+import sys
+
+from lumos.cli import main
+
+sys.exit(main())

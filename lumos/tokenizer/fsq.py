@@ -1,0 +1,61 @@
+"""Finite scalar quantisation (arXiv 2309.15505): in go a few real channels, out come codes and the values a decoder sees.
+
+Every channel is squashed to a fixed range and rounded to one of a few levels; a code is the number that those digits
+spell. There is no codebook to learn or to collapse. The formulas are those of the Cosmos tokenizer.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+class FSQ(nn.Module):
+    """Rounds D channels to `levels` (one number a channel). No parameters, float32 throughout."""
+
+    def __init__(self, levels: tuple[int, ...]) -> None:
+        super().__init__()
+        if not levels or min(levels) < 2:
+            raise ValueError(f"FSQ levels must be one or more numbers of at least 2, got {levels}; use (7, 5, 5, 5, 5)")
+        self.levels = levels
+        self.codebook_size = math.prod(levels)
+        levels_D = torch.tensor(levels)
+        half_D = (levels_D - 1) * (1 + 1e-3) / 2
+        offset_D = torch.where(levels_D % 2 == 0, 0.5, 0.0)  # an even number of levels has none at 0
+        self.levels_D: Tensor
+        self.basis_D: Tensor
+        self.half_D: Tensor
+        self.offset_D: Tensor
+        self.shift_D: Tensor
+        self.register_buffer("levels_D", levels_D, persistent=False)
+        self.register_buffer("basis_D", torch.tensor([math.prod(levels[:i]) for i in range(len(levels))]), persistent=False)
+        self.register_buffer("half_D", half_D, persistent=False)
+        self.register_buffer("offset_D", offset_D, persistent=False)
+        self.register_buffer("shift_D", torch.atanh(offset_D / half_D), persistent=False)
+
+    def forward(self, channels_D: Tensor) -> tuple[Tensor, Tensor]:
+        """Any shape [..., D] -> (values [..., D] in [-1, 1] with a straight-through gradient, codes [...] int64)."""
+        bounded_D = torch.tanh(channels_D.float() + self.shift_D) * self.half_D - self.offset_D
+        digits_D = torch.round(bounded_D)
+        codes = self._spell(digits_D)
+        straight_D = bounded_D + (digits_D - bounded_D).detach()  # the gradient passes as if nothing had been rounded
+        return straight_D / self._middle(), codes
+
+    def values(self, codes: Tensor) -> Tensor:
+        """Codes of any shape [...] -> the decoder's values [..., D]. Raises ValueError for a code out of range."""
+        if codes.dtype != torch.int64:
+            raise ValueError(f"codes must be int64, got {codes.dtype}; convert them with .long()")
+        if codes.numel() and (int(codes.min()) < 0 or int(codes.max()) >= self.codebook_size):
+            raise ValueError(
+                f"codes must lie in 0 ... {self.codebook_size - 1} for levels {self.levels}, "
+                f"got {int(codes.min())} ... {int(codes.max())}; take them from this tokenizer's encode"
+            )
+        middle_D = self._middle()
+        digits_D = codes[..., None] // self.basis_D % self.levels_D - middle_D
+        return digits_D.float() / middle_D
+
+    def _spell(self, digits_D: Tensor) -> Tensor:
+        return ((digits_D.detach().long() + self._middle()) * self.basis_D).sum(-1)
+
+    def _middle(self) -> Tensor:
+        return self.levels_D // 2

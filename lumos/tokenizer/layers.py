@@ -1,0 +1,149 @@
+"""The parts of a causal video tokenizer: Haar patching, convolutions over space and over time, the memory of a stream.
+
+Pixels are BCFHW; inside, features are BTHWC (channels last), so that a convolution over time is one matrix product and a
+convolution over space reads the same memory as a channels-last image. The ideas are those of Cosmos (arXiv 2501.03575).
+"""
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pixel_shuffle, pixel_unshuffle, silu
+
+TIME_KERNEL = 3
+
+
+@dataclass
+class StreamState:
+    """What a stream remembers between calls: each temporal layer's last inputs, so its size does not grow with length."""
+
+    memory: dict[nn.Module, Tensor] = field(default_factory=dict)
+    started: bool = False
+
+
+class Tokenizer(Protocol):
+    """What the rest of lumos needs to know about a tokenizer: pixels_BCFHW in [-1, 1] <-> codes_BTHW."""
+
+    @property
+    def codebook_size(self) -> int: ...
+
+    @property
+    def temporal(self) -> int: ...
+
+    @property
+    def spatial(self) -> int: ...
+
+    def encode(self, pixels_BCFHW: Tensor) -> Tensor: ...
+
+    def decode(self, codes_BTHW: Tensor) -> Tensor: ...
+
+    def start_stream(self) -> StreamState: ...
+
+    def decode_next(self, codes_BHW: Tensor, state: StreamState) -> Tensor: ...
+
+
+def haar(video_BCFHW: Tensor) -> Tensor:
+    """One level of the 3-D Haar transform: time, height and width halved, channels times 8, sub-band major.
+
+    Sub-bands in the order LLL, LLH, LHL, ... (letters: time, height, width); scaled so that LLL is the mean of 8 pixels.
+    """
+    bands = video_BCFHW[:, None]  # [B, bands, C, F, H, W]
+    for axis in (3, 4, 5):
+        first, second = bands.unflatten(axis, (-1, 2)).unbind(axis + 1)
+        bands = torch.stack(((first + second) / 2, (first - second) / 2), dim=2).flatten(1, 2)
+    return bands.flatten(1, 2)
+
+
+def inverse_haar(bands_BCFHW: Tensor) -> Tensor:
+    """The inverse of `haar`: time, height and width doubled, channels divided by 8."""
+    bands = bands_BCFHW.unflatten(1, (8, -1))
+    for axis in (5, 4, 3):
+        low, high = bands.unflatten(1, (-1, 2)).unbind(2)
+        bands = torch.stack((low + high, low - high), dim=axis + 1).flatten(axis, axis + 1)
+    return bands.flatten(1, 2)
+
+
+class SpaceConv(nn.Module):
+    """3x3 convolution inside every frame, zeros around it."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(inputs, outputs, 3, padding=1)
+
+    def forward(self, features_BTHWC: Tensor) -> Tensor:
+        return _as_video(self.conv(_as_images(features_BTHWC)), features_BTHWC.shape[0])
+
+
+class TimeConv(nn.Module):
+    """Convolution over time, pixel by pixel, that sees the present and two earlier frames; before the first frame, that frame."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(TIME_KERNEL * inputs, outputs)
+
+    def forward(self, features_BTHWC: Tensor, memory: dict[nn.Module, Tensor] | None) -> Tensor:
+        past = None if memory is None else memory.get(self)
+        if past is None:
+            past = features_BTHWC[:, :1].expand(-1, TIME_KERNEL - 1, -1, -1, -1)
+        padded = torch.cat((past, features_BTHWC), dim=1)
+        if memory is not None:
+            memory[self] = padded[:, 1 - TIME_KERNEL :].clone()  # a view would keep the whole input alive
+        frames = features_BTHWC.shape[1]
+        return self.linear(torch.cat([padded[:, k : k + frames] for k in range(TIME_KERNEL)], dim=-1))
+
+
+class Norm(nn.Module):
+    """RMSNorm over the channels of every pixel: it mixes neither places nor frames, so a stream needs nothing remembered."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, features_BTHWC: Tensor) -> Tensor:
+        x = features_BTHWC.float()
+        x = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6)
+        return (x * self.weight).to(features_BTHWC.dtype)
+
+
+class ResidualBlock(nn.Module):
+    """norm, SiLU, convolution over space, norm, SiLU, convolution over time, plus the input."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm_space, self.space = Norm(width), SpaceConv(width, width)
+        self.norm_time, self.time = Norm(width), TimeConv(width, width)
+
+    def forward(self, features_BTHWC: Tensor, memory: dict[nn.Module, Tensor] | None) -> Tensor:
+        x = self.space(silu(self.norm_space(features_BTHWC)))
+        return features_BTHWC + self.time(silu(self.norm_time(x)), memory)
+
+
+class Down(nn.Module):
+    """Halves height and width: every 2x2 pixels become one of four times the channels, then a matrix."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4 * inputs, outputs)
+
+    def forward(self, features_BTHWC: Tensor) -> Tensor:
+        return self.linear(_as_video(pixel_unshuffle(_as_images(features_BTHWC), 2), features_BTHWC.shape[0]))
+
+
+class Up(nn.Module):
+    """Doubles height and width: a matrix, then every pixel becomes 2x2."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(inputs, 4 * outputs)
+
+    def forward(self, features_BTHWC: Tensor) -> Tensor:
+        return _as_video(pixel_shuffle(_as_images(self.linear(features_BTHWC)), 2), features_BTHWC.shape[0])
+
+
+def _as_images(features_BTHWC: Tensor) -> Tensor:
+    return features_BTHWC.flatten(0, 1).permute(0, 3, 1, 2)  # the memory of a channels-last image: nothing is copied
+
+
+def _as_video(images_NCHW: Tensor, batch: int) -> Tensor:
+    return images_NCHW.permute(0, 2, 3, 1).unflatten(0, (batch, -1))

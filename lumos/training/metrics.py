@@ -1,0 +1,140 @@
+"""What a run tells about itself: RUN/metrics.jsonl, TensorBoard scalars and pictures (where it is installed), a progress line.
+
+The progress line goes to stderr: a live bar on a terminal, otherwise a plain line now and then.
+"""
+
+import importlib.util
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+PLAIN_SECONDS = 10.0  # between two plain lines
+
+
+class RunLog:
+    """The log of one run. A disabled one (all ranks but the first) does nothing. `step` is where a resumed run goes on."""
+
+    def __init__(self, run: Path, step: int = 0, enabled: bool = True, now: Callable[[], float] = time.monotonic) -> None:
+        self.run, self.enabled = run, enabled
+        self._now = now
+        self._start: tuple[float, int, float] | None = None  # time, step and progress of the first call
+        self._spoken = -PLAIN_SECONDS
+        self._bar: Any = None
+        self._board: Any = None
+        if enabled:
+            run.mkdir(parents=True, exist_ok=True)
+            _forget_after(run / "metrics.jsonl", step)
+            if importlib.util.find_spec("tensorboard"):
+                from torch.utils.tensorboard import SummaryWriter
+
+                self._board = SummaryWriter(run / "tensorboard", purge_step=step or None)
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        """One line of metrics.jsonl, {"step": ..., name: value, ...}, and the same as TensorBoard scalars."""
+        if not self.enabled:
+            return
+        with (self.run / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps({"step": step, **values}) + "\n")
+        if self._board is not None:
+            for name, value in values.items():
+                self._board.add_scalar(name, value, step)
+
+    def picture(self, step: int, name: str, picture: "Image") -> None:
+        """Save RUN/samples/NAME_STEP.png and show it in TensorBoard."""
+        if not self.enabled:
+            return
+        folder = self.run / "samples"
+        folder.mkdir(exist_ok=True)
+        picture.save(folder / f"{name}_{step:08d}.png")
+        if self._board is not None:
+            pixels_HWC = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
+            pixels_HWC = pixels_HWC.view(picture.height, picture.width, -1)
+            self._board.add_image(name, pixels_HWC, step, dataformats="HWC")
+
+    def say(self, text: str) -> None:
+        """A line that stays, beside the progress line."""
+        if not self.enabled:
+            return
+        if self._bar is not None:
+            self._bar.console.print(text, highlight=False)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
+    def progress(self, step: int, progress: float, text: str) -> None:
+        """Show the progress (0 to 1) of the run, `text` (such as "loss 0.12"), the rate and the time left."""
+        if not self.enabled:
+            return
+        now = self._now()
+        if self._start is None:
+            self._start = (now, step, progress)
+        line = f"step {step}  {text}{_pace(now, step, progress, self._start)}"
+        if sys.stderr.isatty():
+            self._live().update(0, completed=min(1.0, progress), description=line)
+        elif now - self._spoken >= PLAIN_SECONDS:
+            self._spoken = now
+            print(f"{min(1.0, progress):4.0%}  {line}", file=sys.stderr, flush=True)
+
+    def __enter__(self) -> "RunLog":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+        if self._board is not None:
+            self._board.close()
+
+    def _live(self) -> Any:
+        if self._bar is None:
+            from rich.console import Console
+            from rich.progress import BarColumn, Progress, TextColumn
+
+            columns = (BarColumn(bar_width=24), TextColumn("{task.percentage:3.0f}%  {task.description}", markup=False))
+            self._bar = Progress(*columns, console=Console(stderr=True))
+            self._bar.add_task("", total=1.0)
+            self._bar.start()
+        return self._bar
+
+
+def sheet(rows: list[Tensor], gap: int = 2) -> "Image":
+    """A picture of rows of frames: each row pixels_FCHW in [-1, 1], all frames of one size, drawn side by side."""
+    from PIL import Image
+
+    frames, _, height, width = rows[0].shape
+    canvas = Image.new("RGB", (frames * (width + gap) - gap, len(rows) * (height + gap) - gap), "white")
+    for row, pixels_FCHW in enumerate(rows):
+        bytes_FHWC = ((pixels_FCHW.detach().float().cpu().clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1)
+        for column, frame_HWC in enumerate(bytes_FHWC.contiguous().numpy()):
+            canvas.paste(Image.fromarray(frame_HWC), (column * (width + gap), row * (height + gap)))
+    return canvas
+
+
+def _pace(now: float, step: int, progress: float, start: tuple[float, int, float]) -> str:
+    """Rate and time left, both since the first call: what came before it was compilation or another process's work."""
+    if now <= start[0] or progress <= start[2]:
+        return ""
+    left = round((now - start[0]) * max(0.0, 1 - progress) / (progress - start[2]))
+    return f"  {(step - start[1]) / (now - start[0]):.1f} steps/s  {left // 3600}:{left // 60 % 60:02d}:{left % 60:02d} left"
+
+
+def _forget_after(path: Path, step: int) -> None:
+    """Drop what a killed run logged after the checkpoint it resumes from, a half-written last line included."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line + "\n")
+        except ValueError:
+            continue
+    path.write_text("".join(kept))

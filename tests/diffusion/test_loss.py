@@ -1,0 +1,44 @@
+"""The chunked loss equals the plain one, in value and gradient."""
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+from lumos.diffusion.loss import weighted_code_loss
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 20, 64])
+def test_value_and_gradients_equal_plain_cross_entropy(chunk: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(20, 8, generator=generator, dtype=torch.float64, requires_grad=True)
+    head = torch.randn(11, 8, generator=generator, dtype=torch.float64, requires_grad=True)
+    target = torch.randint(0, 11, (20,), generator=generator)
+    weight = torch.rand(20, generator=generator, dtype=torch.float64)
+    weight[3] = 0
+    plain_M = cross_entropy(hidden @ head.T, target, reduction="none")
+    plain = (plain_M * weight).sum()
+    expected = torch.autograd.grad(plain, (hidden, head))
+    ours, ours_M = weighted_code_loss(hidden, head, target, weight, chunk)
+    found = torch.autograd.grad(3 * ours, (hidden, head))
+    torch.testing.assert_close(ours, plain, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(ours_M, plain_M.detach().float(), rtol=1e-5, atol=1e-5, check_dtype=False)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one / 3, other, rtol=1e-5, atol=1e-6)
+    assert not ours_M.requires_grad
+
+
+def test_places_without_weight_get_no_gradient() -> None:
+    hidden = torch.randn(4, 8, requires_grad=True)
+    loss, _ = weighted_code_loss(hidden, torch.randn(5, 8), torch.zeros(4, dtype=torch.int64), torch.tensor([1.0, 0, 0, 1]))
+    loss.backward()
+    assert hidden.grad is not None
+    assert (hidden.grad[1:3] == 0).all() and (hidden.grad[[0, 3]] != 0).any()
+
+
+def test_bfloat16_value_is_close_to_float32() -> None:
+    generator = torch.Generator().manual_seed(1)
+    hidden, head = torch.randn(64, 32, generator=generator), torch.randn(100, 32, generator=generator)
+    target, weight = torch.randint(0, 100, (64,), generator=generator), torch.full((64,), 1 / 64)
+    exact, _ = weighted_code_loss(hidden, head, target, weight)
+    rough, _ = weighted_code_loss(hidden.bfloat16(), head.bfloat16(), target, weight)
+    torch.testing.assert_close(rough, exact, rtol=2e-2, atol=2e-2)

@@ -1,0 +1,63 @@
+"""The forward process: ratio law, tubes and the masks they are compared with."""
+
+import math
+
+import pytest
+import torch
+
+from lumos.diffusion.masking import draw_mask, draw_ratio, history_mask, released_history_mask
+
+CPU = torch.device("cpu")
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def test_the_ratio_is_the_clamped_cosine_of_a_uniform_number() -> None:
+    ratio = draw_ratio((100_000,), generator(), CPU)
+    assert float(ratio.min()) == pytest.approx(0.7) and float(ratio.max()) <= 1
+    # P(r = 0.7) = P(cos(pi u / 2) < 0.7) = 1 - 2 acos(0.7) / pi; P(r > 0.9) = 2 acos(0.9) / pi
+    assert float((ratio == ratio.min()).float().mean()) == pytest.approx(1 - 2 * math.acos(0.7) / math.pi, abs=0.01)
+    assert float((ratio > 0.9).float().mean()) == pytest.approx(2 * math.acos(0.9) / math.pi, abs=0.01)
+
+
+def test_a_tube_hides_the_same_places_in_every_frame() -> None:
+    mask = draw_mask("tube", 8, 4, 5, 6, generator(), CPU)
+    assert mask.shape == (8, 4, 5, 6)
+    assert (mask == mask[:, :1]).all()
+    assert len({tuple(row.tolist()) for row in mask[:, 0].flatten(1)}) == 8
+
+
+def test_random_masks_share_the_count_but_not_the_places() -> None:
+    mask = draw_mask("random", 8, 4, 5, 6, generator(), CPU)
+    counts = mask.flatten(2).sum(-1)
+    assert (counts == counts[:, :1]).all() and not (mask == mask[:, :1]).all()
+
+
+def test_diffusion_forcing_draws_counts_anew() -> None:
+    counts = draw_mask("diffusion-forcing", 32, 4, 5, 6, generator(), CPU).flatten(2).sum(-1)
+    assert not (counts == counts[:, :1]).all()
+
+
+@pytest.mark.parametrize("kind", ["tube", "random", "diffusion-forcing"])
+def test_masks_are_reproducible_and_never_empty(kind: str) -> None:
+    masks = [draw_mask(kind, 16, 3, 1, 2, generator(3), CPU) for _ in range(2)]  # type: ignore[arg-type]
+    assert torch.equal(*masks) and masks[0].flatten(2).any(-1).all()
+
+
+def test_every_place_is_hidden_equally_often() -> None:
+    mask = draw_mask("tube", 4000, 1, 3, 5, generator(), CPU).float().mean(dim=(0, 1))
+    assert float(mask.std()) < 0.02
+
+
+@pytest.mark.parametrize(("ratio", "count"), [(0.0, 0), (0.7, 14), (0.99, 20)])
+def test_history_hides_the_asked_share(ratio: float, count: int) -> None:
+    mask = history_mask(6, 4, 5, ratio, generator(), CPU)
+    assert (mask.flatten(1).sum(-1) == count).all()
+    assert released_history_mask(2, 4, 5, ratio, CPU).flatten(1).sum(-1).tolist() == [count, count]
+
+
+def test_released_history_places_are_evenly_spread() -> None:
+    places = released_history_mask(1, 8, 13, 0.7, CPU).flatten().nonzero()[:, 0].tolist()
+    assert places == [round(i * 104 / 73) for i in range(73)]

@@ -1,0 +1,96 @@
+"""Pack and unpack are inverse, positions and blocks follow the paper's rules, padding changes nothing."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lumos.sequence.layout import HEADER, PADDING_BLOCK, Grid, clock, content_ids, content_of, pack, text_batch, unpack
+from lumos.sequence.vocabulary import LUMOS, small_vocabulary
+
+SMALL = small_vocabulary(text_size=100, codes=50)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    text=st.lists(st.integers(0, 99), min_size=0, max_size=12),
+    shape=st.tuples(st.integers(1, 3), st.sampled_from([4, 8]), st.sampled_from([4, 12])),
+    seed=st.integers(0, 2**20),
+)
+def test_unpack_undoes_pack(text: list[int], shape: tuple[int, int, int], seed: int) -> None:
+    codes = torch.randint(0, SMALL.codes, (1, *shape), generator=torch.Generator().manual_seed(seed))
+    row, length = text_batch(SMALL, [text], 14)
+    ids = pack(SMALL, Grid(*shape[1:]), row, length, content_ids(SMALL, codes), 2, 8, tail=True).ids_BL[0]
+    found_text, found_codes, seconds, fps = unpack(SMALL, ids[14 - int(length) :].tolist())
+    assert (found_text, seconds, fps) == (text, 2, 8)
+    assert torch.equal(found_codes, codes[0])
+
+
+def test_vocabularies_do_not_overlap() -> None:
+    for vocabulary in (SMALL, LUMOS):
+        special = [vocabulary.separator, vocabulary.video_start, vocabulary.video_end, vocabulary.frame_start, vocabulary.frame_end]
+        special += [vocabulary.newline, vocabulary.mask, *(vocabulary.number(n) for n in range(vocabulary.numbers))]
+        codes = range(vocabulary.first_code, vocabulary.first_code + vocabulary.codes)
+        assert len(set(special)) == len(special) and not set(special) & set(codes)
+        assert codes.stop == vocabulary.size
+    assert SMALL.begin >= SMALL.text_size
+
+
+def test_numbers_have_a_range() -> None:
+    with pytest.raises(ValueError, match="0 to 63"):
+        SMALL.number(64)
+
+
+def test_positions_are_scaled_to_pixels_and_offset_by_the_first_content_id() -> None:
+    grid = Grid(4, 8)
+    row, length = text_batch(SMALL, [[5, 6, 7]], 8)
+    codes = torch.zeros(1, 2, 4, 8, dtype=torch.int64)
+    position = pack(SMALL, grid, row, length, content_ids(SMALL, codes), 1, 1).position_BL3
+    offset = int(length) + HEADER + 3
+    content = content_of(grid, position, 8, 2)[0] - offset
+    for t, h, w in [(0, 0, 0), (1, 0, 0), (1, 3, 8), (0, 2, 5)]:
+        assert content[t, h, w].tolist() == [4 * t, 8 * h, 8 * w]
+
+
+def test_prompt_padding_changes_no_position_and_is_visible_to_nothing() -> None:
+    grid, codes = Grid(4, 4), torch.zeros(1, 1, 4, 4, dtype=torch.int64)
+    tight = pack(SMALL, grid, *text_batch(SMALL, [[5, 6]], 4), content_ids(SMALL, codes), 1, 1)
+    padded = pack(SMALL, grid, *text_batch(SMALL, [[5, 6]], 9), content_ids(SMALL, codes), 1, 1)
+    assert torch.equal(padded.ids_BL[:, 5:], tight.ids_BL) and torch.equal(padded.position_BL3[:, 5:], tight.position_BL3)
+    assert (padded.block_BL[:, :5] == PADDING_BLOCK).all()
+    see = padded.block_BL[:, None, :] <= padded.block_BL[:, :, None]
+    assert not see[:, 5:, :5].any()
+    tight_see = tight.block_BL[:, None, :] <= tight.block_BL[:, :, None]
+    assert torch.equal(see[:, 5:, 5:], tight_see)
+
+
+def test_a_frame_sees_itself_and_the_past_only() -> None:
+    grid, codes = Grid(4, 4), torch.zeros(1, 3, 4, 4, dtype=torch.int64)
+    block = pack(SMALL, grid, *text_batch(SMALL, [[5]], 3), content_ids(SMALL, codes), 1, 1).block_BL[0]
+    see = block[None, :] <= block[:, None]
+    frames = [slice(6 + grid.frame_length * t, 6 + grid.frame_length * (t + 1)) for t in range(3)]
+    assert see[frames[1], : frames[1].stop].all() and not see[frames[1], frames[2]].any()
+    assert torch.equal(see[:6, :6], torch.ones(6, 6).tril().bool())
+
+
+def test_a_window_has_the_positions_it_has_in_the_whole_video() -> None:
+    grid, codes = Grid(4, 4), torch.zeros(1, 4, 4, 4, dtype=torch.int64)
+    text = text_batch(SMALL, [[5]], 3)
+    whole = pack(SMALL, grid, *text, content_ids(SMALL, codes), 1, 1)
+    window = pack(SMALL, grid, *text, content_ids(SMALL, codes[:, :2]), 1, 1, first_latent=2)
+    assert torch.equal(window.position_BL3[:, 6:], whole.position_BL3[:, 6 + 2 * grid.frame_length :])
+
+
+def test_damaged_samples_are_refused() -> None:
+    codes = torch.zeros(1, 1, 4, 4, dtype=torch.int64)
+    ids = pack(SMALL, Grid(4, 4), *text_batch(SMALL, [[5]], 3), content_ids(SMALL, codes), 1, 1, tail=True).ids_BL[0].tolist()
+    with pytest.raises(ValueError, match="newline"):
+        unpack(SMALL, [SMALL.mask if i == SMALL.newline else i for i in ids])
+    with pytest.raises(ValueError, match="codes must be"):
+        unpack(SMALL, [SMALL.mask if i == SMALL.first_code else i for i in ids])
+    with pytest.raises(ValueError, match="video start"):
+        unpack(SMALL, ids[:3])
+
+
+def test_clock() -> None:
+    assert clock(1, 8) == (1, 1) and clock(17, 8) == (2, 8) and clock(25, 12) == (2, 12) and clock(5, 24) == (1, 24)

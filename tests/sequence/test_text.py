@@ -1,0 +1,42 @@
+"""The small text vocabulary writes any English caption and refuses what it cannot."""
+
+from pathlib import Path
+
+import pytest
+
+from lumos.sequence.text import TextTokenizer, train_text_tokenizer
+
+TEXT = train_text_tokenizer(["a red circle moves to the right", "two blue stars, spinning slowly"] * 3, 120)
+
+
+def test_known_words_are_short_and_unknown_ones_spelled() -> None:
+    assert len(TEXT.encode("a red circle")) == 3
+    spelled = TEXT.encode("a xylophone!")
+    assert len(spelled) > 3 and max(spelled) < TEXT.size
+
+
+def test_case_and_accents_do_not_matter() -> None:
+    assert TEXT.encode("A Réd CIRCLE") == TEXT.encode("a red circle")
+
+
+@pytest.mark.parametrize("prompt", ["", "   ", "\n\t"])
+def test_empty_prompts(prompt: str) -> None:
+    with pytest.raises(ValueError, match="must say something"):
+        TEXT.encode(prompt)
+
+
+@pytest.mark.parametrize("prompt", ["красный круг", "红色圆圈", "a \U0001f534 moves", "دائرة"])
+def test_other_scripts_are_refused_by_name(prompt: str) -> None:
+    with pytest.raises(ValueError, match="reads English"):
+        TEXT.encode(prompt)
+
+
+def test_files(tmp_path: Path) -> None:
+    path = tmp_path / "text.json"
+    path.write_text(TEXT.tokenizer.to_str())
+    assert TextTokenizer.from_file(path).encode("a red circle") == TEXT.encode("a red circle")
+    path.write_text(path.read_text()[:100])
+    with pytest.raises(ValueError, match="not a text tokenizer"):
+        TextTokenizer.from_file(path)
+    with pytest.raises(FileNotFoundError, match="missing"):
+        TextTokenizer.from_file(tmp_path / "none.json")

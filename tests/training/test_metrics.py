@@ -1,0 +1,70 @@
+"""The run log: lines that can be read back, pictures, progress with the time left."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from lumos.training.metrics import RunLog, sheet
+
+
+def lines(run: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_scalars_become_lines_and_tensorboard_events(tmp_path: Path) -> None:
+    with RunLog(tmp_path) as log:
+        log.scalars(10, {"loss": 0.5})
+        log.scalars(20, {"loss": 0.25, "psnr": 30.0})
+    assert lines(tmp_path) == [{"step": 10, "loss": 0.5}, {"step": 20, "loss": 0.25, "psnr": 30.0}]
+    assert list((tmp_path / "tensorboard").glob("events*"))
+
+
+def test_a_resumed_log_forgets_what_came_after_its_checkpoint(tmp_path: Path) -> None:
+    with RunLog(tmp_path) as log:
+        for step in (10, 20, 30):
+            log.scalars(step, {"loss": 1.0 / step})
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 40, "lo')  # killed while writing
+    with RunLog(tmp_path, step=20) as log:
+        log.scalars(30, {"loss": 7.0})
+    assert [line["step"] for line in lines(tmp_path)] == [10, 20, 30]
+    assert lines(tmp_path)[-1]["loss"] == 7.0
+
+
+def test_a_disabled_log_leaves_no_trace(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    with RunLog(run, enabled=False) as log:
+        log.scalars(1, {"loss": 1.0})
+        log.progress(1, 0.5, "loss 1")
+        log.say("hello")
+        log.picture(1, "clip", Image.new("RGB", (4, 4)))
+    assert not run.exists() and capsys.readouterr() == ("", "")
+
+
+def test_plain_progress_tells_rate_and_time_left_but_not_too_often(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    now = [0.0]
+    with RunLog(tmp_path, now=lambda: now[0]) as log:
+        for step in range(1, 31):
+            log.progress(step, step / 100, "loss 0.5")
+            now[0] += 1.0
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.splitlines() == [
+        "  1%  step 1  loss 0.5",
+        " 11%  step 11  loss 0.5  1.0 steps/s  0:01:29 left",
+        " 21%  step 21  loss 0.5  1.0 steps/s  0:01:19 left",
+    ]
+
+
+def test_pictures_are_saved(tmp_path: Path) -> None:
+    clip_FCHW = torch.stack([torch.full((3, 8, 16), value) for value in (-1.0, 0.0, 2.0)])
+    picture = sheet([clip_FCHW, clip_FCHW.flip(0)], gap=2)
+    assert picture.size == (3 * 16 + 4, 2 * 8 + 2)
+    assert [picture.getpixel((x, 0)) for x in (0, 16, 18, 36)] == [(0,) * 3, (255,) * 3, (128,) * 3, (255,) * 3]
+    with RunLog(tmp_path) as log:
+        log.picture(7, "clip", picture)
+    with Image.open(tmp_path / "samples" / "clip_00000007.png") as saved:
+        assert saved.size == picture.size

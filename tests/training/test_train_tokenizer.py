@@ -1,0 +1,124 @@
+"""The tokenizer's training loop on toy sizes: resumes bit-exactly, learns, leaves what it promises, and stops on Ctrl-C."""
+
+import os
+import random
+import signal
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from lumos.shapes.render import render
+from lumos.tokenizer.model import TokenizerConfig, VideoTokenizer, load_tokenizer
+from lumos.training import checkpoint
+from lumos.training import train_tokenizer as module
+from lumos.training.optim import OptimConfig
+from lumos.training.train_tokenizer import SceneBatches, TrainTokenizerConfig, evaluate_tokenizer, train_tokenizer
+
+TOY = TrainTokenizerConfig(
+    tokenizer=TokenizerConfig(
+        levels=(5, 5), encoder_widths=(8, 8), encoder_blocks=(1, 1), decoder_widths=(8, 8), decoder_blocks=(1, 1)
+    ),
+    optim=OptimConfig(lr=3e-3, warmup_steps=2, ema=0.9),
+    batch=2,
+    size=16,
+    frames=5,
+    max_steps=4,
+    workers=0,
+    log_every=2,
+    evaluate_every=4,
+    evaluation_clips=3,
+    save_every=2,
+)
+
+
+def saved(run: Path) -> dict[str, Tensor]:
+    path = checkpoint.latest(run)
+    assert path is not None and path.stem == "step_00000004"
+    return checkpoint.load(path)[0]
+
+
+def test_four_steps_equal_two_resumed_for_two(tmp_path: Path) -> None:
+    train_tokenizer(TOY, tmp_path / "whole")
+    random.seed(99)  # nothing of a resumed process but its checkpoint may matter
+    torch.manual_seed(99)
+    # the schedule follows the share of max_steps, so the first half is a run of four steps that is interrupted after two
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "Clock", ClockThatStopsAfterTwo)
+        train_tokenizer(TOY, tmp_path / "halves")
+    train_tokenizer(TOY, tmp_path / "halves", resume=True)
+    whole, halves = saved(tmp_path / "whole"), saved(tmp_path / "halves")
+    assert whole.keys() == halves.keys()
+    different = [name for name in whole if not name.startswith("random") and not torch.equal(whole[name], halves[name])]
+    assert different == []
+
+
+class ClockThatStopsAfterTwo(module.Clock):
+    def progress(self, step: int) -> float:
+        progress = super().progress(step)
+        self.interrupted = step == 2
+        return progress
+
+
+def test_a_run_leaves_weights_samples_and_metrics(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tokenizer = train_tokenizer(TOY, tmp_path)
+    loaded = load_tokenizer(tmp_path / "tokenizer")
+    assert all(torch.equal(one, other) for one, other in zip(loaded.parameters(), tokenizer.parameters(), strict=True))
+    samples = sorted((tmp_path / "samples").iterdir())
+    assert [path.name for path in samples] == ["reconstruction_00000004.png"]
+    with Image.open(samples[0]) as picture:
+        assert picture.size == (5 * 18 - 2, 12 * 18 - 2)
+    metrics = (tmp_path / "metrics.jsonl").read_text()
+    assert '"psnr"' in metrics and '"codes_used"' in metrics and metrics.count('"loss"') == 2
+    err = capsys.readouterr().err
+    assert "held-out clips" in err and "finished: step 4" in err
+
+
+def test_ctrl_c_saves_and_the_run_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupt(*arguments: Any) -> Tensor:
+        module.render = render  # the first step only
+        os.kill(os.getpid(), signal.SIGINT)
+        return render(*arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "render", interrupt)
+        train_tokenizer(replace(TOY, max_steps=3), tmp_path)
+    path = checkpoint.latest(tmp_path)
+    assert path is not None and path.stem == "step_00000001"
+    assert "interrupted" in capsys.readouterr().err
+    train_tokenizer(replace(TOY, max_steps=3), tmp_path, resume=True)
+    assert "finished: step 3" in capsys.readouterr().err
+
+
+def test_a_run_is_neither_overwritten_nor_resumed_with_another_config(tmp_path: Path) -> None:
+    config = replace(TOY, max_steps=1)
+    train_tokenizer(config, tmp_path)
+    with pytest.raises(ValueError, match="already holds a run"):
+        train_tokenizer(config, tmp_path)
+    with pytest.raises(ValueError, match="got batch = 3 where"):
+        train_tokenizer(replace(config, batch=3), tmp_path, resume=True)
+    train_tokenizer(replace(config, max_steps=2, save_every=7), tmp_path, resume=True)  # a longer budget is fine
+
+
+def test_ranks_share_the_scenes_of_one(tmp_path: Path) -> None:
+    whole = SceneBatches(3, 4, 0, 1)
+    shares = [SceneBatches(3, 2, rank, 2) for rank in (0, 1)]
+    for step in (0, 7):
+        together = torch.cat([share[step].objects_BNP for share in shares])
+        assert torch.equal(whole[step].objects_BNP, together)
+    assert not torch.equal(whole[0].objects_BNP, whole[1].objects_BNP)
+    assert not torch.equal(whole[0].objects_BNP, SceneBatches(4, 4, 0, 1)[0].objects_BNP)
+
+
+def test_the_loss_falls(tmp_path: Path) -> None:
+    config = replace(TOY, max_steps=60, log_every=20, evaluate_every=1000, save_every=1000, optim=replace(TOY.optim, lr=1e-2))
+    fresh = VideoTokenizer(TOY.tokenizer)
+    fresh.initialise(torch.Generator().manual_seed(0))
+    before = evaluate_tokenizer(fresh, 8, 4, 16, 5, 8.0)
+    after = evaluate_tokenizer(train_tokenizer(config, tmp_path), 8, 4, 16, 5, 8.0)
+    assert after["psnr"] > before["psnr"] + 2
+    assert after["psnr_lowest"] <= after["psnr"]
