@@ -13,7 +13,8 @@ import os
 import re
 import sys
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar
@@ -113,10 +114,29 @@ class TrainTokenizerArgs:
 
 def run_generate(args: GenerateArgs) -> None:
     prompts = read_prompts(args.prompt, args.prompts)
-    from lumos.generate import generate_to_files  # type: ignore[attr-defined]
+    from lumos.generate import Request, generate_to_files
 
-    document = generate_to_files(prompts, args)
-    report(document, args.json)
+    asked = {"steps": args.steps, "guidance": args.guidance, "temperature": args.temperature, "history": args.history_mask}
+    settings = {name: value for name, value in {**asked, "sampler": args.sampler}.items() if value is not None}
+    request = Request(
+        prompts=tuple(prompts),
+        out=args.out,
+        weights=args.weights,
+        image=args.image,
+        video=args.video,
+        frames=args.frames,
+        seed=args.seed,
+        height=args.height,
+        width=args.width,
+        fps=args.fps,
+        device=args.device,
+        overwrite=args.force,
+    )
+    with progress_line() as progress:
+        document = generate_to_files(request, settings, progress)
+    if document["given"]:
+        print(f"lumos: {document['given']}", file=sys.stderr)
+    report(document if args.json else {"wrote": ", ".join(document["files"]), "seconds": document["seconds"]}, args.json)
 
 
 def run_train(args: TrainArgs) -> None:
@@ -209,6 +229,20 @@ def with_settings(config: T, settings: Sequence[str]) -> T:
             place = place[part]
         place[last] = _value(text)
     return read_config(type(config), values, "--set")
+
+
+@contextmanager
+def progress_line() -> Iterator[Callable[[int, int], None] | None]:
+    """A live bar on stderr with the time left, on a terminal; nothing elsewhere."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("generating", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def report(document: dict[str, Any], as_json: bool) -> None:

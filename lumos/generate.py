@@ -6,8 +6,9 @@ one frame, image-to-video is "the first frame is given", continuation is "these 
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,59 +20,29 @@ from lumos.diffusion.sampler import MASKED, SamplerConfig, guide, sample_frame
 from lumos.model.attention import attend_to_all, dense
 from lumos.model.cache import Cache
 from lumos.model.rope import rotation
-from lumos.model.transformer import ModelConfig, Transformer
+from lumos.model.transformer import Transformer
+from lumos.model_folder import FolderConfig, load_model
 from lumos.sequence.layout import HEADER, Grid, clock, content_ids, content_of, frame_ids, frame_positions, pack, text_batch
 from lumos.sequence.text import TextTokenizer
-from lumos.sequence.vocabulary import Vocabulary
-from lumos.tokenizer.model import VideoTokenizer, load_tokenizer, save_tokenizer
-from lumos.weights import check_names, find_weights, load_folder, read_config, save_folder
+from lumos.tokenizer.model import VideoTokenizer
+from lumos.video import Clip, check_output, read_image, read_video, write_video
 
-TEXT_FILE = "text_tokenizer.json"
 Progress = Callable[[int, int], None]
-
-
-@dataclass(frozen=True)
-class VideoConfig:
-    """What the model was trained on: pixels, frames and their rate; `slots`, ids kept for a prompt with its begin and separator;
-    `window`, latent frames that may see each other; `latest`, the last latent frame whose position it has met."""
-
-    height: int
-    width: int
-    frames: int
-    fps: int
-    slots: int
-    window: int
-    latest: int
-    template: str = "{caption}"
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.window <= self.latest + 1:
-            raise ValueError(f"window must be 1 to latest + 1 = {self.latest + 1} latent frames, got {self.window}; change one")
-
-
-@dataclass(frozen=True)
-class FolderConfig:
-    """Everything in a model folder's config.json."""
-
-    model: ModelConfig
-    vocabulary: Vocabulary
-    video: VideoConfig
-    sampler: SamplerConfig
-
-
-def save_model(folder: Path, config: FolderConfig, model_tensors: dict[str, Tensor], text: TextTokenizer, tokenizer: VideoTokenizer) -> None:
-    """Write a whole model folder: decoder (bf16), text vocabulary and visual tokenizer. Replaces an existing one at once."""
-    tensors = {name: tensor.detach().to("cpu", torch.bfloat16).contiguous() for name, tensor in model_tensors.items()}
-    document = {"kind": "model", "format": 1, "config": asdict(config)}
-    save_folder(folder, document, tensors, {TEXT_FILE: text.tokenizer.to_str().encode()})
-    save_tokenizer(folder / "tokenizer", tokenizer, dtype=torch.bfloat16)
+CONTINUE = 16  # frames added to a given video unless the user says how many
+LONGEST_START = 257  # frames of a given video that are read
 
 
 class Generator:
     """A loaded model: call it for pixels_BCFHW, or `stream` for frames as they are finished."""
 
     def __init__(
-        self, config: FolderConfig, model: Transformer, text: TextTokenizer, tokenizer: VideoTokenizer, device: torch.device, dtype: torch.dtype
+        self,
+        config: FolderConfig,
+        model: Transformer,
+        text: TextTokenizer,
+        tokenizer: VideoTokenizer,
+        device: torch.device,
+        dtype: torch.dtype,
     ) -> None:
         self.config, self.text, self.device, self.dtype = config, text, device, dtype
         self.model = model.to(device, dtype).eval()
@@ -81,18 +52,9 @@ class Generator:
     @classmethod
     def from_folder(cls, name_or_folder: str | Path = "tiny", device: str | None = None) -> "Generator":
         """Load a model folder, or weights that come with the package by name. `device`: cuda when there is one, else cpu."""
-        folder = find_weights(name_or_folder, "model")
         where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        config, model, text, tokenizer = load_model(name_or_folder)
         dtype = torch.bfloat16 if where.type == "cuda" else torch.float32
-        document, tensors = load_folder(folder, "model")
-        config = read_config(FolderConfig, document["config"], str(folder / "config.json"))
-        with torch.device("meta"):
-            model = Transformer(config.model)
-        check_names(tensors, model.state_dict(), str(folder))
-        model = model.to_empty(device="cpu")
-        model.make_tables(torch.device("cpu"))
-        model.load_state_dict(tensors)
-        text, tokenizer = TextTokenizer.from_file(folder / TEXT_FILE), load_tokenizer(folder / "tokenizer")
         return cls(config, model, text, tokenizer, where, dtype)
 
     def __call__(self, prompts: str | Sequence[str], frames: int | None = None, seed: int = 0, **settings: Any) -> Tensor:
@@ -123,7 +85,15 @@ class Generator:
         grid = self._grid(height or video.height, width or video.width)
         latent_frames = self._check_frames(frames, 0 if given is None else given.shape[1])
         given_codes = self._encode(given, len(batch), grid)
-        job = Job(self, batch, grid, settings, clock(frames, video.fps), given_codes.shape[1], torch.Generator(self.device).manual_seed(seed))
+        job = Job(
+            self,
+            batch,
+            grid,
+            settings,
+            frames,
+            given_codes.shape[1],
+            torch.Generator(self.device).manual_seed(seed),
+        )
         decoder = self.tokenizer.start_stream()
         passes = (latent_frames - given_codes.shape[1]) * settings.steps
         for number in range(latent_frames):
@@ -131,7 +101,7 @@ class Generator:
                 codes_BHW = given_codes[:, number]
             else:
                 made = number - given_codes.shape[1]
-                codes_BHW = job.sample(made, (lambda step, made=made: progress(made * settings.steps + step, passes)) if progress else None)
+                codes_BHW = job.sample(made, made * settings.steps, passes, progress)
             if number + 1 < latent_frames:  # nothing will see the last frame
                 job.commit(codes_BHW, number, is_given=number < given_codes.shape[1])
             yield self.tokenizer.decode_next(codes_BHW, decoder).float().clamp(-1, 1)
@@ -150,7 +120,9 @@ class Generator:
     def _grid(self, height: int, width: int) -> Grid:
         for name, side in (("height", height), ("width", width)):
             if side < 32 or side % 32:
-                raise ValueError(f"{name} must be a multiple of 32, at least 32, got {side}; use {max(32, round(side / 32) * 32)}")
+                raise ValueError(
+                    f"{name} must be a multiple of 32, at least 32, got {side}; use {max(32, round(side / 32) * 32)}"
+                )
         return Grid(height // 8, width // 8)
 
     def _check_frames(self, frames: int, given: int) -> int:
@@ -165,7 +137,9 @@ class Generator:
             return torch.zeros(rows, 0, grid.rows, grid.columns, dtype=torch.int64, device=self.device)
         codes_BTHW = self.tokenizer.encode(given[None].to(self.device))
         if codes_BTHW.shape[2:] != (grid.rows, grid.columns):
-            raise ValueError(f"given frames must be {grid.columns * 8}x{grid.rows * 8}, got {given.shape[3]}x{given.shape[2]}; resize them")
+            raise ValueError(
+                f"given frames must be {grid.columns * 8}x{grid.rows * 8}, got {given.shape[3]}x{given.shape[2]}; resize them"
+            )
         return codes_BTHW.expand(rows, -1, -1, -1)
 
 
@@ -173,25 +147,31 @@ class Job:
     """One batch in the making: its rows (conditional, then unconditional for guidance), cache and place in time."""
 
     def __init__(
-        self, owner: Generator, prompts: list[str], grid: Grid, settings: SamplerConfig, time: tuple[int, int], given: int, generator: torch.Generator
+        self,
+        owner: Generator,
+        prompts: list[str],
+        grid: Grid,
+        settings: SamplerConfig,
+        time: tuple[int, int],
+        frames: int,
+        given: int,
+        generator: torch.Generator,
     ) -> None:
         self.model, self.vocabulary, self.video = owner.model, owner.config.vocabulary, owner.config.video
         self.grid, self.settings, self.generator, self.device = grid, settings, generator, owner.device
         self.prompts, self.given = len(prompts), given
-        frames = 1 if time == (1, 1) else self.video.frames
         texts = [owner.prompt_ids(prompt, frames, grid.rows * 8, grid.columns * 8) for prompt in prompts]
         self.guided = settings.guidance != 1
-        rows = texts + [[] for _ in prompts] * self.guided
-        text_BS, length_B = text_batch(self.vocabulary, rows, self.video.slots)
+        unconditional: list[list[int]] = [[] for _ in prompts] if self.guided else []
+        text_BS, length_B = text_batch(self.vocabulary, [*texts, *unconditional], self.video.slots)
         self.length_B = length_B.to(self.device)
-        self.cache = self._prefill(text_BS.to(self.device), time, owner.dtype)
+        self.cache = self._prefill(text_BS.to(self.device), clock(frames, self.video.fps), owner.dtype)
         self.prefix = self.cache.length
         self.number = 0  # the next latent frame's number in the video
 
-    def sample(self, made: int, progress: Callable[[int], None] | None) -> Tensor:
-        """Codes of the next latent frame, [prompts, H, W]; `made` frames were generated before it."""
+    def sample(self, made: int, done: int, passes: int, progress: Progress | None) -> Tensor:
+        """Codes of the next latent frame, [prompts, H, W]; `made` frames were generated before it, by `done` of `passes`."""
         position_BN3 = self._positions(min(self.number, self.video.latest))
-        done = 0
 
         def predict(codes_BHW: Tensor) -> Tensor:
             nonlocal done
@@ -200,7 +180,7 @@ class Job:
             logits = self.model.logits(hidden_BHWD.flatten(1, 2), self.vocabulary.first_code, self.vocabulary.codes)
             done += 1
             if progress:
-                progress(done)
+                progress(done, passes)
             if not self.guided:
                 return logits
             conditional, unconditional = logits.chunk(2)
@@ -271,3 +251,91 @@ class Job:
         visible = self.cache.visible_BS[:, : self.cache.length + ids_BN.shape[1]] if self.cache.padded else None
         hidden = self.model(ids_BN, position_BN3, attend_to_all(visible), self.cache)
         return content_of(self.grid, hidden, -HEADER, 1)[:, 0]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What `lumos generate` was asked for. `frames` None = as trained (1 for .png; 16 more than a given video)."""
+
+    prompts: tuple[str, ...]
+    out: Path
+    weights: str = "tiny"
+    image: Path | None = None
+    video: Path | None = None
+    frames: int | None = None
+    seed: int = 0
+    height: int | None = None
+    width: int | None = None
+    fps: float | None = None
+    device: str | None = None
+    overwrite: bool = False
+
+
+def generate_to_files(
+    request: Request, settings: Mapping[str, float | int | str], progress: Progress | None = None
+) -> dict[str, Any]:
+    """Make every prompt's file and tell what was made. `settings` replace fields of the model's sampler.
+
+    Everything that can be wrong with the request is found before any generating; a failed one leaves no file.
+    """
+    if request.image and request.video:
+        raise ValueError("give either an image or a video to start from, got both; leave one out")
+    files = output_files(request.out, len(request.prompts))
+    for file in files:
+        check_output(file, request.overwrite)
+    begin = time.monotonic()
+    generator = Generator.from_folder(request.weights, request.device)
+    video = generator.config.video
+    sampler = replace(generator.config.sampler, **settings)  # type: ignore[arg-type]
+    height, width = request.height or video.height, request.width or video.width
+    given = _given(request, video.fps, height, width)
+    is_image = request.out.suffix == ".png" and not given
+    usual = 1 if is_image else _count(given) + CONTINUE if request.video else video.frames
+    frames = usual if request.frames is None else request.frames
+    parts = generator.stream(
+        request.prompts,
+        frames,
+        request.seed,
+        given=given.pixels_CFHW if given else None,
+        sampler=sampler,
+        height=height,
+        width=width,
+        progress=progress,
+    )
+    pixels_BCFHW = torch.cat([part.cpu() for part in parts], dim=2)
+    for file, pixels_CFHW in zip(files, pixels_BCFHW, strict=True):
+        write_video(file, pixels_CFHW, request.fps or video.fps, overwrite=request.overwrite)
+    return {
+        "files": [str(file) for file in files],
+        "prompts": list(request.prompts),
+        "frames": frames,
+        "fps": request.fps or video.fps,
+        "seed": request.seed,
+        "sampler": asdict(sampler),
+        "weights": request.weights,
+        "given": given.note if given else None,
+        "seconds": round(time.monotonic() - begin, 2),
+    }
+
+
+def output_files(out: Path, count: int) -> list[Path]:
+    """`out` itself for one prompt; numbered ones beside it for several (red.mp4 -> red_1.mp4, red_2.mp4, ...)."""
+    if count == 1:
+        return [out]
+    return [out.with_name(f"{out.stem}_{number:0{len(str(count))}}{out.suffix}") for number in range(1, count + 1)]
+
+
+def _given(request: Request, fps: float, height: int, width: int) -> Clip | None:
+    if request.image:
+        return read_image(request.image, height, width)
+    if request.video:
+        clip = read_video(request.video, fps, height, width, max_frames=LONGEST_START)
+        keep = (_count(clip) - 1) // 4 * 4 + 1
+        dropped = _count(clip) - keep
+        note = clip.note + (f"; last {dropped} frames left out, as frames come in 1 + 4k" if dropped else "")
+        return Clip(clip.pixels_CFHW[:, :keep], note)
+    return None
+
+
+def _count(clip: Clip | None) -> int:
+    return clip.pixels_CFHW.shape[1] if clip else 0

@@ -2,8 +2,8 @@
 
 from lumos.data.shapes import ShapesConfig
 from lumos.diffusion.sampler import SamplerConfig
-from lumos.generate import VideoConfig
 from lumos.model.transformer import ModelConfig
+from lumos.model_folder import VideoConfig
 from lumos.tokenizer.model import TokenizerConfig
 from lumos.training.optim import OptimConfig
 from lumos.training.train_model import TrainModelConfig

@@ -22,7 +22,7 @@ from lumos.shapes.render import PackedScenes, pack, render
 from lumos.shapes.scene import sample_image, sample_scene
 from lumos.tokenizer.model import VideoTokenizer
 
-RENDERED = 64
+RENDERED = 32
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,9 @@ class _Half(NamedTuple):
 class Chunks(Dataset[tuple[_Half, _Half]]):
     """Chunk i of this rank: scenes and prompt ids of videos, and of images."""
 
-    def __init__(self, config: ShapesConfig, text: TextTokenizer, vocabulary: Vocabulary, slots: int, seed: int, rank: int) -> None:
+    def __init__(
+        self, config: ShapesConfig, text: TextTokenizer, vocabulary: Vocabulary, slots: int, seed: int, rank: int
+    ) -> None:
         self.config, self.text, self.vocabulary, self.slots, self.seed, self.rank = config, text, vocabulary, slots, seed, rank
 
     def __getitem__(self, number: int) -> tuple[_Half, _Half]:
@@ -75,7 +77,9 @@ class ShapesStream:
     `batch(step, ...)` must be called once a step, in order.
     """
 
-    def __init__(self, config: ShapesConfig, chunks: Chunks, tokenizer: VideoTokenizer, device: torch.device, batch: int, first_step: int) -> None:
+    def __init__(
+        self, config: ShapesConfig, chunks: Chunks, tokenizer: VideoTokenizer, device: torch.device, batch: int, first_step: int
+    ) -> None:
         self.config, self.device = config, device
         self.tokenise = make_tokeniser(config, tokenizer, device)
         self.steps_per_chunk = max(1, config.chunk * config.reuse // batch)
@@ -116,21 +120,22 @@ class ShapesStream:
         return Batch(text_BS, length_B, codes_BTHW)
 
 
-def make_tokeniser(config: ShapesConfig, tokenizer: VideoTokenizer, device: torch.device) -> Callable[[PackedScenes, int], Tensor]:
+def make_tokeniser(
+    config: ShapesConfig, tokenizer: VideoTokenizer, device: torch.device
+) -> Callable[[PackedScenes, int], Tensor]:
     """Scenes on the device -> codes_BTHW, `RENDERED` clips at a time (pixels are large); compiled and bf16 on CUDA."""
     tokenizer = tokenizer.to(device).eval()
-
-    def codes(objects_BNP: Tensor, background_BP: Tensor, frames: int) -> Tensor:
-        pixels_BCFHW = render(PackedScenes(objects_BNP, background_BP), frames, config.size, config.fps)
-        return tokenizer.encode(pixels_BCFHW)
-
-    step = torch.compile(codes, dynamic=False) if device.type == "cuda" else codes
+    # Compiled apart: as one graph, torch 2.11's compiler made a kernel that reads out of bounds.
+    fast = device.type == "cuda"
+    draw = torch.compile(render, dynamic=False) if fast else render
+    encode = torch.compile(tokenizer.encode, dynamic=False) if fast else tokenizer.encode
 
     @torch.no_grad()
     def tokenise(scenes: PackedScenes, frames: int) -> Tensor:
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+        with torch.autocast(device.type, torch.bfloat16, enabled=fast):
             parts = zip(scenes.objects_BNP.split(RENDERED), scenes.background_BP.split(RENDERED), strict=True)
-            return torch.cat([step(objects, background, frames) for objects, background in parts])
+            pixels = (draw(PackedScenes(*part), frames, config.size, config.fps) for part in parts)
+            return torch.cat([encode(pixels_BCFHW) for pixels_BCFHW in pixels])
 
     return tokenise
 

@@ -10,7 +10,9 @@ from torch import Tensor
 CHUNK = 16_384
 
 
-def weighted_code_loss(hidden_MD: Tensor, head_VD: Tensor, target_M: Tensor, weight_M: Tensor, chunk: int = CHUNK) -> tuple[Tensor, Tensor]:
+def weighted_code_loss(
+    hidden_MD: Tensor, head_VD: Tensor, target_M: Tensor, weight_M: Tensor, chunk: int = CHUNK
+) -> tuple[Tensor, Tensor]:
     """sum(weight * cross-entropy) and the cross-entropy of each place, loss_M (float32, detached).
 
     head_VD: the head's rows of the visual ids; target_M: codes 0 ... V - 1. For a mean over masked codes give
@@ -23,7 +25,11 @@ def weighted_code_loss(hidden_MD: Tensor, head_VD: Tensor, target_M: Tensor, wei
 class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden_MD: Tensor, head_VD: Tensor, target_M: Tensor, weight_M: Tensor, chunk: int):  # type: ignore[no-untyped-def]
-        kind = torch.get_autocast_dtype(hidden_MD.device.type) if torch.is_autocast_enabled(hidden_MD.device.type) else hidden_MD.dtype
+        kind = (
+            torch.get_autocast_dtype(hidden_MD.device.type)
+            if torch.is_autocast_enabled(hidden_MD.device.type)
+            else hidden_MD.dtype
+        )
         head = head_VD.to(kind)
         wants_grad = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
         hidden_grad = torch.empty_like(hidden_MD) if wants_grad else None

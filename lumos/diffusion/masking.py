@@ -20,7 +20,9 @@ def draw_ratio(shape: tuple[int, ...], generator: torch.Generator, device: torch
     return torch.cos(math.pi / 2 * u).clamp(min=LEAST_RATIO)
 
 
-def draw_mask(kind: MaskKind, B: int, T: int, rows: int, columns: int, generator: torch.Generator, device: torch.device) -> Tensor:
+def draw_mask(
+    kind: MaskKind, B: int, T: int, rows: int, columns: int, generator: torch.Generator, device: torch.device
+) -> Tensor:
     """Mask over content, bool [B, T, rows, columns] (True = hidden; `columns` counts the newline), at least one place a frame.
 
     tube: one ratio and one set of places a sample. random: one ratio a sample, places drawn anew in every frame.
@@ -34,7 +36,9 @@ def draw_mask(kind: MaskKind, B: int, T: int, rows: int, columns: int, generator
     return (rank_BTN < count_BT1).expand(B, T, places).unflatten(-1, (rows, columns))
 
 
-def history_mask(B: int, rows: int, columns: int, ratio: float, generator: torch.Generator | None, device: torch.device) -> Tensor:
+def history_mask(
+    B: int, rows: int, columns: int, ratio: float, generator: torch.Generator | None, device: torch.device
+) -> Tensor:
     """Places of a finished frame that later frames do not see, bool [B, rows, columns]; round(ratio * n) random ones."""
     places = rows * columns
     rank_BN = torch.rand(B, places, generator=generator, device=device).argsort(dim=-1).argsort(dim=-1)

@@ -1,4 +1,4 @@
-"""The attention rule, once as a dense mask and once as a FlexAttention block mask: block[key] <= block[query] (paper section 3.1).
+"""The attention rule block[key] <= block[query], as a dense mask and as a FlexAttention block mask (paper section 3.1).
 
 Each function returns an `Attend`: (query_BNLK, key_BGSK, value_BGSK) -> out_BNLK. The dense form is the slow twin and the CPU's
 path; while sampling, everything cached is earlier, so the only mask left is prompt padding.
@@ -6,6 +6,7 @@ path; while sampling, everything cached is earlier, so the only mask left is pro
 
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,16 +30,16 @@ def dense(block_BL: Tensor, key_block_BS: Tensor) -> Attend:
 
 def flex(block_BL: Tensor) -> Attend:
     """FlexAttention: the mask is evaluated block by block and never written out. CUDA only."""
-    from torch.nn.attention.flex_attention import create_block_mask
-
+    create_block_mask, flex_attention = _compiled_flex()
     B, L = block_BL.shape
 
     def rule(b: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return block_BL[b, key] <= block_BL[b, query]
 
-    block_mask = create_block_mask(rule, B, None, L, L, device=str(block_BL.device), _compile=True)
-    kernel = _flex_kernel()
-    return lambda query, key, value: kernel(query, key, value, block_mask=block_mask, enable_gqa=query.shape[1] != key.shape[1])
+    block_mask = create_block_mask(rule, B, None, L, L, device=str(block_BL.device))
+    return lambda query, key, value: flex_attention(
+        query, key, value, block_mask=block_mask, enable_gqa=query.shape[1] != key.shape[1]
+    )
 
 
 def attend_to_all(visible_BS: Tensor | None = None) -> Attend:
@@ -52,7 +53,7 @@ def _sdpa(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Ten
 
 
 @cache
-def _flex_kernel() -> Callable[..., Tensor]:
-    from torch.nn.attention.flex_attention import flex_attention
+def _compiled_flex() -> tuple[Callable[..., Any], Callable[..., Tensor]]:
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-    return torch.compile(flex_attention, dynamic=False)
+    return torch.compile(create_block_mask, dynamic=False), torch.compile(flex_attention, dynamic=False)

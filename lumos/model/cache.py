@@ -13,7 +13,9 @@ from lumos.model.rope import Rotation, rotate
 class Cache:
     """keys, values: [layers, B, kv heads, capacity, K]. `visible_BS` is False where a row's prompt padding lies."""
 
-    def __init__(self, layers: int, rows: int, kv_heads: int, capacity: int, head_width: int, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self, layers: int, rows: int, kv_heads: int, capacity: int, head_width: int, device: torch.device, dtype: torch.dtype
+    ) -> None:
         shape = (layers, rows, kv_heads, capacity, head_width)
         self.keys = torch.zeros(shape, device=device, dtype=dtype)
         self.values = torch.zeros(shape, device=device, dtype=dtype)

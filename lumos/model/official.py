@@ -32,9 +32,12 @@ PER_LAYER = {
 
 def official_names(config: ModelConfig) -> dict[str, tuple[str, ...]]:
     """Our parameter name -> the released names it is stacked from, in order."""
-    names = dict(WHOLE)
+    names: dict[str, tuple[str, ...]] = {**WHOLE}
     for layer in range(config.layers):
-        names |= {f"layers.{layer}.{ours}": tuple(f"model.layers.{layer}.{part}" for part in theirs) for ours, theirs in PER_LAYER.items()}
+        names |= {
+            f"layers.{layer}.{ours}": tuple(f"model.layers.{layer}.{part}" for part in theirs)
+            for ours, theirs in PER_LAYER.items()
+        }
     return names
 
 

@@ -41,7 +41,7 @@ LUMOS_3B = ModelConfig(vocabulary=129_536, layers=28, width=3072, heads=24, kv_h
 
 
 class Transformer(nn.Module):
-    """Parameters and forward pass. `forward` gives normalised hidden states; `logits` applies a slice of the head to some of them."""
+    """Parameters and forward pass: `forward` gives normalised hidden states, `logits` a slice of the head on some of them."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -102,8 +102,12 @@ class Layer(nn.Module):
         self.ffn_down = nn.Parameter(torch.empty(D, config.ffn))
 
     def forward(self, x_BLD: Tensor, turn: Rotation, attend: Attend, cache: Cache | None, number: int) -> Tensor:
-        x_BLD = x_BLD + self.attention(rms_norm(x_BLD, self.attention_norm.shape, self.attention_norm, self.config.norm_eps), turn, attend, cache, number)
-        gate, up = linear(rms_norm(x_BLD, self.ffn_norm.shape, self.ffn_norm, self.config.norm_eps), self.ffn_gate_up).chunk(2, dim=-1)
+        x_BLD = x_BLD + self.attention(
+            rms_norm(x_BLD, self.attention_norm.shape, self.attention_norm, self.config.norm_eps), turn, attend, cache, number
+        )
+        gate, up = linear(rms_norm(x_BLD, self.ffn_norm.shape, self.ffn_norm, self.config.norm_eps), self.ffn_gate_up).chunk(
+            2, dim=-1
+        )
         return x_BLD + linear(silu(gate) * up, self.ffn_down)
 
     def attention(self, x_BLD: Tensor, turn: Rotation, attend: Attend, cache: Cache | None, number: int) -> Tensor:

@@ -68,7 +68,9 @@ def text_batch(vocabulary: Vocabulary, prompts: Sequence[Sequence[int]], slots: 
     """Prompts (text ids; an empty one = unconditional) -> right-aligned ids_BS and their lengths_B."""
     rows = [prompt_row(vocabulary, prompt, slots) for prompt in prompts]
     padded = [[vocabulary.begin] * (slots - len(row)) + row for row in rows]
-    return torch.tensor(padded, dtype=torch.int64).view(len(rows), slots), torch.tensor([len(row) for row in rows], dtype=torch.int64)
+    return torch.tensor(padded, dtype=torch.int64).view(len(rows), slots), torch.tensor(
+        [len(row) for row in rows], dtype=torch.int64
+    )
 
 
 def frame_ids(vocabulary: Vocabulary, grid: Grid, content_BTHW: Tensor) -> Tensor:
@@ -173,7 +175,10 @@ def unpack(vocabulary: Vocabulary, ids: Sequence[int]) -> tuple[list[int], Tenso
         at += FRAME_HEAD + len(content) + 1
         lines = [content[r * (columns + 1) : (r + 1) * (columns + 1)] for r in range(rows)]
         if row[at - 1 : at] != [vocabulary.frame_end] or any(line[-1] != vocabulary.newline for line in lines):
-            raise ValueError(f"latent frame {len(frames)} of a sample is not {rows} rows of {columns} codes ending in newlines; the file is damaged")
+            raise ValueError(
+                f"latent frame {len(frames)} of a sample must be {rows} rows of {columns} codes and a newline, it is not; "
+                "the file is damaged"
+            )
         frames.append([line[:-1] for line in lines])
     codes_THW = torch.tensor(frames, dtype=torch.int64) - vocabulary.first_code
     if codes_THW.numel() == 0 or int(codes_THW.min()) < 0 or int(codes_THW.max()) >= vocabulary.codes:

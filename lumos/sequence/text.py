@@ -20,7 +20,9 @@ class TextTokenizer:
     @classmethod
     def from_file(cls, path: Path) -> "TextTokenizer":
         if not path.is_file():
-            raise FileNotFoundError(f"a prompt needs the text tokenizer file {path}, which is missing; copy text_tokenizer.json into the folder")
+            raise FileNotFoundError(
+                f"a prompt needs the text tokenizer file {path}, which is missing; copy text_tokenizer.json into the folder"
+            )
         try:
             return cls(Tokenizer.from_file(str(path)))
         except Exception as error:  # the library raises plain Exception for any malformed file
@@ -49,6 +51,8 @@ def train_text_tokenizer(captions: Iterable[str], size: int) -> TextTokenizer:
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFKD(), normalizers.StripAccents(), normalizers.Lowercase()])
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Metaspace(), pre_tokenizers.Punctuation()])
     alphabet = list("abcdefghijklmnopqrstuvwxyz0123456789.,'-!?:;\"()&\u2581")
-    trainer = trainers.BpeTrainer(vocab_size=size, special_tokens=[UNKNOWN], initial_alphabet=alphabet, limit_alphabet=len(alphabet), show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=size, special_tokens=[UNKNOWN], initial_alphabet=alphabet, limit_alphabet=len(alphabet), show_progress=False
+    )
     tokenizer.train_from_iterator(captions, trainer)
     return TextTokenizer(tokenizer)

@@ -7,7 +7,7 @@ steps take turns. The same command with `resume` goes on where the last checkpoi
 
 import json
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,9 +19,10 @@ from lumos.data.shapes import Batch, Chunks, ShapesConfig, ShapesStream, sample_
 from lumos.diffusion.loss import weighted_code_loss
 from lumos.diffusion.masking import MaskKind, draw_mask
 from lumos.diffusion.sampler import SamplerConfig
-from lumos.generate import FolderConfig, Generator, VideoConfig, save_model
+from lumos.generate import Generator
 from lumos.model.attention import attend_by_block
 from lumos.model.transformer import ModelConfig, Transformer
+from lumos.model_folder import FolderConfig, VideoConfig, save_model
 from lumos.sequence.layout import Grid, clock, content_ids, content_of, pack
 from lumos.sequence.text import TextTokenizer, train_text_tokenizer
 from lumos.sequence.vocabulary import Vocabulary, small_vocabulary
@@ -38,8 +39,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TrainModelConfig:
-    """`model.vocabulary` 0 = as many ids as text, structure and codes need. `videos` and `images` are the batch of one step on one
-    GPU, split into `accumulate` parts; every `image_every`-th step is an image step (0 = none). `drop_text`: share of samples
+    """`model.vocabulary` 0 = as many ids as text, structure and codes need. `videos` and `images`: the batch of a step on one GPU,
+    split into `accumulate` parts; every `image_every`-th step is an image step (0 = none). `drop_text`: share of samples
     that lose their prompt (for guidance). `late_windows`: share of video steps whose window starts later than the first frame.
     """
 
@@ -47,7 +48,7 @@ class TrainModelConfig:
     video: VideoConfig
     shapes: ShapesConfig
     optim: OptimConfig
-    sampler: SamplerConfig = SamplerConfig()
+    sampler: SamplerConfig = field(default_factory=SamplerConfig)
     text_vocabulary: int = 768
     mask: MaskKind = "tube"
     videos: int = 64
@@ -243,5 +244,5 @@ def _check_same(saved: dict[str, object], config: TrainModelConfig, where: Path)
     different = [name for name in now if name not in free and now[name] != saved.get(name)]
     if different:
         raise ValueError(
-            f"{where} was made with another configuration, different in {', '.join(different)}; use the old one or start a new run"
+            f"{where} was made with another configuration, different in {', '.join(different)}; use the old one or a new run"
         )

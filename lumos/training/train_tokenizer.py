@@ -35,7 +35,7 @@ class TrainTokenizerConfig:
     """`batch` clips a step and process, of `frames` frames of `size` x `size` pixels; what is done every how many steps."""
 
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
-    optim: OptimConfig = field(default_factory=OptimConfig)
+    optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=2e-3, weight_decay=0.01, warmup_steps=200))
     loss: LossConfig = field(default_factory=LossConfig)
     batch: int = 32
     size: int = 128

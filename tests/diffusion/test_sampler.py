@@ -1,5 +1,6 @@
 """The reverse process: schedule, confidence, determinism, and that it samples what the model says."""
 
+import itertools
 import math
 
 import pytest
@@ -28,7 +29,16 @@ def test_more_steps_than_codes_are_refused(steps: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"steps": 0}, {"guidance": math.nan}, {"guidance": -1}, {"temperature": 0}, {"history": 1.0}, {"history": -0.1}, {"noise": math.inf}]
+    "wrong",
+    [
+        {"steps": 0},
+        {"guidance": math.nan},
+        {"guidance": -1},
+        {"temperature": 0},
+        {"history": 1.0},
+        {"history": -0.1},
+        {"noise": math.inf},
+    ],
 )
 def test_bad_settings(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
@@ -57,7 +67,7 @@ def test_a_certain_model_is_followed_and_known_codes_stay() -> None:
     codes = sample_frame(predict, shape(), SamplerConfig(steps=5), torch.Generator().manual_seed(0))
     assert torch.equal(codes.flatten(1), truth)
     assert (seen[0] == MASKED).all() and [int((s == MASKED).sum()) for s in seen[1:]] == [2 * n for n in codes_left(12, 5)[:-1]]
-    for before, after in zip(seen, seen[1:], strict=False):
+    for before, after in itertools.pairwise(seen):
         known = before != MASKED
         assert torch.equal(after[known], before[known])
 

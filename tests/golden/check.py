@@ -94,7 +94,9 @@ def repack(ids: Tensor, info: dict[str, Any]) -> tuple[Batch, Grid]:
     text, codes_THW, seconds, fps = unpack(LUMOS, ids.tolist())
     grid = Grid(rows=codes_THW.shape[1], columns=codes_THW.shape[2])
     row = [LUMOS.begin, *text, LUMOS.separator]
-    batch = pack(LUMOS, grid, torch.tensor([row]), torch.tensor([len(row)]), content_ids(LUMOS, codes_THW[None]), seconds, fps, tail=True)
+    batch = pack(
+        LUMOS, grid, torch.tensor([row]), torch.tensor([len(row)]), content_ids(LUMOS, codes_THW[None]), seconds, fps, tail=True
+    )
     return batch, grid
 
 
@@ -109,8 +111,12 @@ def check_lumos(golden: dict[str, Tensor], info: dict[str, Any]) -> int:
         report.exact(f"position {name}", batch.position_BL3[0, :, axis], golden[f"position_{name}"])
     report.exact("attention rule", batch.block_BL[0][None, :] <= batch.block_BL[0][:, None], golden["allowed"])
     turn = rotation(batch.position_BL3, model.axis_K, model.inverse_frequency_K)
-    report.close("rotation cos", turn.cos_BLK[0].repeat(1, golden["rope_cos"].shape[-1] // turn.cos_BLK.shape[-1]), golden["rope_cos"])
-    report.close("rotation sin", turn.sin_BLK[0].repeat(1, golden["rope_sin"].shape[-1] // turn.sin_BLK.shape[-1]), golden["rope_sin"])
+    report.close(
+        "rotation cos", turn.cos_BLK[0].repeat(1, golden["rope_cos"].shape[-1] // turn.cos_BLK.shape[-1]), golden["rope_cos"]
+    )
+    report.close(
+        "rotation sin", turn.sin_BLK[0].repeat(1, golden["rope_sin"].shape[-1] // turn.sin_BLK.shape[-1]), golden["rope_sin"]
+    )
     hidden_places = released_history_mask(1, grid.rows, grid.columns + 1, info["history_mask_ratio"], torch.device("cpu"))
     report.exact("history mask", hidden_places.flatten().nonzero()[:, 0], golden[f"history_mask_{info['history_mask_ratio']}"])
 
@@ -129,7 +135,9 @@ def check_lumos(golden: dict[str, Tensor], info: dict[str, Any]) -> int:
     target_places = places[:, tube & is_code].flatten()
     target = batch.ids_BL[0, target_places] - LUMOS.first_code
     weight = torch.full(target.shape, 1 / target.numel())
-    loss, _ = weighted_code_loss(hidden[0, target_places], model.head[LUMOS.first_code :][: LUMOS.codes], target, weight, chunk=100)
+    loss, _ = weighted_code_loss(
+        hidden[0, target_places], model.head[LUMOS.first_code :][: LUMOS.codes], target, weight, chunk=100
+    )
     report.close("mean masked loss", loss[None], golden["mean_masked_ce"])
 
     for name in ("t2v", "i2v"):
@@ -138,7 +146,7 @@ def check_lumos(golden: dict[str, Tensor], info: dict[str, Any]) -> int:
 
 
 def check_trace(name: str, model: Transformer, golden: dict[str, Tensor], report: Report) -> None:
-    """Feed every recorded call's ids through our cache; conditional and unconditional calls alternate, each with its own cache."""
+    """Feed every recorded call's ids through our cache; conditional and unconditional calls alternate, each with its own."""
     calls = sum(key.startswith(f"{name}_call") and key.endswith("_ids") for key in golden)
     if not calls:
         return
@@ -175,7 +183,9 @@ class Sample:
         text, length = torch.tensor([row[:start]], dtype=torch.int64), torch.tensor([start])
         batch = pack(LUMOS, grid, text, length, blank, seconds, fps)
         self.position_BL3, self.block_BL = batch.position_BL3, batch.block_BL
-        self.cache = Cache(config.layers, 1, config.kv_heads, batch.ids_BL.shape[1], config.head_width, torch.device("cpu"), torch.float32)
+        self.cache = Cache(
+            config.layers, 1, config.kv_heads, batch.ids_BL.shape[1], config.head_width, torch.device("cpu"), torch.float32
+        )
 
 
 def main(arguments: list[str]) -> int:

@@ -28,7 +28,13 @@ def test_unpack_undoes_pack(text: list[int], shape: tuple[int, int, int], seed: 
 
 def test_vocabularies_do_not_overlap() -> None:
     for vocabulary in (SMALL, LUMOS):
-        special = [vocabulary.separator, vocabulary.video_start, vocabulary.video_end, vocabulary.frame_start, vocabulary.frame_end]
+        special = [
+            vocabulary.separator,
+            vocabulary.video_start,
+            vocabulary.video_end,
+            vocabulary.frame_start,
+            vocabulary.frame_end,
+        ]
         special += [vocabulary.newline, vocabulary.mask, *(vocabulary.number(n) for n in range(vocabulary.numbers))]
         codes = range(vocabulary.first_code, vocabulary.first_code + vocabulary.codes)
         assert len(set(special)) == len(special) and not set(special) & set(codes)
