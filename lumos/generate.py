@@ -152,7 +152,6 @@ class Job:
         prompts: list[str],
         grid: Grid,
         settings: SamplerConfig,
-        time: tuple[int, int],
         frames: int,
         given: int,
         generator: torch.Generator,
@@ -165,7 +164,7 @@ class Job:
         unconditional: list[list[int]] = [[] for _ in prompts] if self.guided else []
         text_BS, length_B = text_batch(self.vocabulary, [*texts, *unconditional], self.video.slots)
         self.length_B = length_B.to(self.device)
-        self.cache = self._prefill(text_BS.to(self.device), clock(frames, self.video.fps), owner.dtype)
+        self.cache = self._prefill(text_BS.to(self.device), clock(min(frames, self.video.frames), self.video.fps), owner.dtype)
         self.prefix = self.cache.length
         self.number = 0  # the next latent frame's number in the video
 
@@ -289,7 +288,7 @@ def generate_to_files(
     sampler = replace(generator.config.sampler, **settings)  # type: ignore[arg-type]
     height, width = request.height or video.height, request.width or video.width
     given = _given(request, video.fps, height, width)
-    is_image = request.out.suffix == ".png" and not given
+    is_image = request.out.suffix.lower() == ".png" and not given
     usual = 1 if is_image else _count(given) + CONTINUE if request.video else video.frames
     frames = usual if request.frames is None else request.frames
     parts = generator.stream(

@@ -4,6 +4,7 @@ from lumos.data.shapes import ShapesConfig
 from lumos.diffusion.sampler import SamplerConfig
 from lumos.model.transformer import ModelConfig
 from lumos.model_folder import VideoConfig
+from lumos.tokenizer.losses import LossConfig
 from lumos.tokenizer.model import TokenizerConfig
 from lumos.training.optim import OptimConfig
 from lumos.training.train_model import TrainModelConfig
@@ -19,7 +20,7 @@ MODELS: dict[str, TrainModelConfig] = {
         shapes=ShapesConfig(),
         optim=OptimConfig(lr=1.2e-3, warmup_steps=300, ema=0.9993, decay_share=0.7),
         sampler=SamplerConfig(),
-        max_seconds=540.0,
+        max_seconds=450.0,
     ),
     # The same at a size that shows life on two CPU cores in a few minutes.
     "shapes-toy": TrainModelConfig(
@@ -40,9 +41,11 @@ MODELS: dict[str, TrainModelConfig] = {
 TOKENIZERS: dict[str, TrainTokenizerConfig] = {
     # The tokenizer in the package.
     "shapes-tiny": TrainTokenizerConfig(
-        optim=OptimConfig(lr=8e-4, warmup_steps=200, ema=0.999),
-        batch=64,
-        workers=8,
+        tokenizer=TokenizerConfig(levels=(8, 8, 8, 8)),
+        optim=OptimConfig(lr=2e-3, warmup_steps=300, ema=0.999),
+        loss=LossConfig(knee=0.15, coarse=0.25),
+        batch=32,
+        workers=6,
         max_steps=None,
         max_seconds=330.0,
     ),

@@ -130,7 +130,7 @@ def frame_positions(grid: Grid, length_B: Tensor, first_latent: int, latent_fram
     """position_BL3 of `latent_frames` whole frames from number `first_latent` on, in rows whose prompt has length_B ids.
 
     Structure ids sit at their index in the sequence on all three axes; content at (4 t, 8 h, 8 w) plus the index of the
-    sample's first content id (SPEC: positions scaled from latent back to pixel scale).
+    sample's first content id (positions scaled from latent back to pixel scale).
     """
     device, N = length_B.device, grid.frame_length
     t = torch.arange(first_latent, first_latent + latent_frames, device=device)

@@ -1,4 +1,4 @@
-"""The ids of the one sequence: text, structure and visual codes side by side (SPEC of the paper: section 3.1).
+"""The ids of the one sequence: text, structure and visual codes side by side (paper section 3.1).
 
 The only file with a literal id. `LUMOS` is the vocabulary of the published models (Chameleon's text vocabulary plus the
 64,000 codes of Cosmos DV4x8x8); `small_vocabulary` makes one of the same form for a model trained from scratch.

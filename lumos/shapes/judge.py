@@ -14,11 +14,14 @@ from functools import lru_cache
 import numpy as np
 from torch import Tensor
 
-from lumos.shapes.following import Followed, Watched, near_touching, watch
+from lumos.shapes.blobs import Blob
+from lumos.shapes.colours import Array, lab, rgb_of
+from lumos.shapes.following import Watched, watch
 from lumos.shapes.motion import DIRECTIONS
+from lumos.shapes.moving import Followed, near_touching
 from lumos.shapes.render import pack, render
 from lumos.shapes.scene import GRADIENTS, Background, Scene
-from lumos.shapes.seeing import Array, Blob, lab, look, rgb_of
+from lumos.shapes.seeing import look
 from lumos.shapes.thing import Thing
 
 Mark = bool | None
@@ -44,7 +47,7 @@ ATTRIBUTES = {
 
 LEAST_TRAVEL = 0.07  # frame widths: less than this is no motion
 NEAR = 0.05  # frame widths that a place may be off
-HIDDEN = 0.12  # least share of an object that must be hidden to tell that something is in front of it
+HIDDEN = 0.05  # least share of an object that must be hidden to tell that something is in front of it
 BACKGROUND_APART = 6.0  # Lab: mean distance to the background asked for
 DRIFT = 3.0  # Lab: how far the background of a frame may be from the clip's
 SHIMMER = 0.012  # mean change of the background from frame to frame, relative to its brightness
@@ -90,7 +93,7 @@ def compare(scene: Scene, watched: Watched, fps: float = 8.0) -> Verdict:
     marks: dict[str, Mark] = {"count": len(watched.objects) == len(scene.things)}
     marks["colour"] = _all_there([thing.colour for thing in scene.things], [each.colour for each in objects])
     marks["shape"] = _all_there([thing.shape for thing in scene.things], [each.shape for each in objects])
-    marks["size"] = _every(_same(thing.size, each and each.size) for thing, each in pairs)
+    marks["size"] = _every(_same(thing.size, each.size if each else None) for thing, each in pairs)
     marks["place"] = _every(each is not None and _on_its_way(thing, each, fps) for thing, each in pairs)
     if len({(thing.colour, thing.shape, thing.motion) for thing in scene.things}) > 1:
         marks["binding"] = _binding(scene.things, objects, frames > 1)
@@ -100,7 +103,7 @@ def compare(scene: Scene, watched: Watched, fps: float = 8.0) -> Verdict:
         marks["occlusion"] = _in_front(pairs[0][1], pairs[1][1], scene.relation == "in front of")
     marks["background"] = _background(scene.background, watched) < BACKGROUND_APART
     if frames > 1:
-        marks["motion"] = _every(_same(_kind(thing.motion), each and _kind(each.motion)) for thing, each in pairs)
+        marks["motion"] = _every(_same(_kind(thing.motion), _kind(each.motion) if each else None) for thing, each in pairs)
         straight = [(thing, each) for thing, each in pairs if thing.motion in DIRECTIONS]
         if straight:
             marks["direction"] = _every(_direction(thing, each) for thing, each in straight)
@@ -112,7 +115,7 @@ def compare(scene: Scene, watched: Watched, fps: float = 8.0) -> Verdict:
         marks["flicker"] = _shimmer(watched) < SHIMMER and not any(
             _flickers(thing, each) for thing, each in pairs if each is not None
         )
-    marks["wholeness"] = watched.specks <= frames // 4 and not any(_worn(each) for each in objects)
+    marks["wholeness"] = watched.specks <= frames // 3 and not any(_worn(each) for each in objects)
     ordered = {name: marks[name] for name in ATTRIBUTES if name in marks}
     told = {name: _note(name, scene, objects) for name, mark in ordered.items() if not mark}
     return Verdict(ordered, told)
@@ -244,7 +247,7 @@ def _in_front(first: Followed | None, second: Followed | None, wanted: bool) -> 
     for each in (first, second):
         vanished = not each.seen.all() and bool((near_touching(each) & ~each.seen).any())
         shares.append(1.0 if vanished else float(np.nanmax(each.hidden)))
-    if max(shares) < HIDDEN or max(shares) < 1.5 * min(shares):
+    if max(shares) < max(HIDDEN, 1.5 * min(shares) + 0.02):
         return None
     return (shares[1] > shares[0]) == wanted
 
@@ -271,7 +274,7 @@ def _stays(thing: Thing, each: Followed) -> bool:
 
 def _flickers(thing: Thing, each: Followed) -> bool:
     """Jumps of size or colour that last for one frame."""
-    if thing.motion in ("fading in", "fading out", "blinking"):
+    if {thing.motion, each.motion} & {"fading in", "fading out", "blinking"}:
         return False
     steady = each.clean & (each.opacity > 0.4)
     middle = steady[:-2] & steady[1:-1] & steady[2:]
@@ -283,8 +286,8 @@ def _flickers(thing: Thing, each: Followed) -> bool:
 
 def _worn(each: Followed) -> bool:
     """Whether its outline is not that of its shape in several frames."""
-    steady = each.clean & (each.opacity > 0.5)
-    return bool(steady.any()) and float((each.fit[steady] > WORN).mean()) > 0.15
+    steady = each.clean & (each.opacity > 0.8)
+    return int((each.fit[steady] > WORN).sum()) > max(2, steady.sum() // 4)
 
 
 def _background(background: Background, watched: Watched) -> float:

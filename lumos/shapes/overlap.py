@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lumos.shapes.seeing import Array, grow
+from lumos.shapes.blobs import grow
+from lumos.shapes.colours import Array
 from lumos.shapes.silhouettes import GRID, REACH, templates
 
 PAD = 16  # coarse pixels around the frame in which a thing may lie

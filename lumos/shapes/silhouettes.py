@@ -11,10 +11,12 @@ from functools import lru_cache
 import numpy as np
 import torch
 
+from lumos.shapes.blobs import COARSE, Blob
+from lumos.shapes.colours import Array
 from lumos.shapes.motion import TURNS
 from lumos.shapes.render import pack, render
 from lumos.shapes.scene import Background, Scene
-from lumos.shapes.seeing import COARSE, Array, Blob, View, look
+from lumos.shapes.seeing import View, look
 from lumos.shapes.thing import SHAPES, SIZES, Thing
 
 GRID = 20  # an outline is compared on this many places a side
@@ -51,7 +53,7 @@ def outlines(view: View, blobs: Sequence[Blob]) -> list[Outline]:
 
 
 def soft_mask(view: View, blob: Blob) -> tuple[Array, int, int, int]:
-    """How much each pixel belongs to the blob (0 to 1) in a window around it; the window's top and left, and the frame's width."""
+    """How much each pixel belongs to the blob, 0 to 1, in a window around it; the window's top and left, the frame's width."""
     rows, columns = np.flatnonzero(blob.region_HW.any(1)), np.flatnonzero(blob.region_HW.any(0))
     top, bottom = max(rows[0] - 1, 0), min(rows[-1] + 2, blob.region_HW.shape[0])
     left, right = max(columns[0] - 1, 0), min(columns[-1] + 2, blob.region_HW.shape[1])

@@ -1,7 +1,7 @@
 """How weights are updated: AdamW with decay on matrices only, a learning-rate schedule, a moving average of the weights.
 
 The schedule is a pure function of the step (warm-up) and of the share of the budget that is used (decay), so that a run
-limited by time decays as fully as one limited by steps (SPEC: AdamW 0.9/0.95, weight decay 0.1, constant or decaying).
+limited by time decays as fully as one limited by steps (the paper: AdamW 0.9/0.95, weight decay 0.1, constant).
 """
 
 import math

@@ -39,9 +39,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TrainModelConfig:
-    """`model.vocabulary` 0 = as many ids as text, structure and codes need. `videos` and `images`: the batch of a step on one GPU,
-    split into `accumulate` parts; every `image_every`-th step is an image step (0 = none). `drop_text`: share of samples
-    that lose their prompt (for guidance). `late_windows`: share of video steps whose window starts later than the first frame.
+    """`model.vocabulary` 0 = as many ids as text, structure and codes need. `videos`, `images`: the batch of a step on one GPU,
+    split into `accumulate` parts; every `image_every`-th step is an image step (0 = none). `drop_text`: share of samples that
+    lose their prompt (for guidance). `late_windows`: share of video steps whose window starts later than the first frame.
     """
 
     model: ModelConfig

@@ -1,0 +1,142 @@
+"""Results -> what people look at: report.html (one file with the videos inside, worst and best first) and contact sheets."""
+
+import base64
+import html
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lumos.evaluation.scores import Result
+from lumos.video import contact_sheet
+
+WORST, BEST = 12, 6  # of each class in the report
+SHOWN = 5  # frames of a video on the contact sheet
+STYLE = """
+body { font: 15px/1.45 system-ui, sans-serif; max-width: 1120px; margin: 2em auto; padding: 0 1em; color: #222; }
+table { border-collapse: collapse; margin: 1em 0; }
+td, th { padding: 3px 12px 3px 0; text-align: left; border-bottom: 1px solid #ddd; }
+td.number { text-align: right; font-variant-numeric: tabular-nums; } .below { color: #b3261e; } .above { color: #1b7a3d; }
+.cards { display: flex; flex-wrap: wrap; gap: 14px; } .card { width: 160px; font-size: 12px; }
+.card img { width: 160px; height: 160px; border-radius: 6px; display: block; border: 3px solid transparent; }
+.wrong img { border-color: #d9483b; } .unclear img { border-color: #e0a030; } .right img { border-color: #3a9d5d; }
+.note { color: #666; } h2 { margin-top: 2em; }
+"""
+
+
+def write_report(out: Path, report: dict[str, Any], results: Sequence[Result]) -> None:
+    """Write report.html and, for images and videos, a contact sheet of the worst and best of every class."""
+    parts = [_head(report), _table(report), _attributes(report)]
+    for name, entry in report["classes"].items():
+        of_class = [result for result in results if name in result.classes]
+        parts.append(_cards(out, name, entry, of_class))
+    page = f"<!doctype html><meta charset=utf-8><title>lumos: shapes benchmark</title><style>{STYLE}</style>{''.join(parts)}"
+    (out / "report.html").write_text(page, "utf-8")
+    images = [result for result in results if result.file.endswith(".png")]
+    for name, group in (("images", images), ("videos", [result for result in results if result not in images])):
+        chosen = _extremes(group)
+        if chosen:
+            frames = 1 if name == "images" else SHOWN
+            pixels_BCFHW = torch.stack([_frames(out / result.file, frames) for result, _ in chosen])
+            captions = [f"{said}: {result.text}" for result, said in chosen]
+            contact_sheet(pixels_BCFHW, captions, columns=8 if frames == 1 else SHOWN).save(out / f"sheet_{name}.png")
+
+
+def _head(report: dict[str, Any]) -> str:
+    overall, settings = report["overall"], report["settings"]
+    rows = "".join(f"<tr><td>{html.escape(str(name))}<td>{html.escape(str(value))}" for name, value in settings.items())
+    return (
+        f"<h1>Shapes benchmark: {_percent(overall)}</h1><p>{_interval(overall)}; "
+        + "; ".join(f"{split} {_percent(entry)}" for split, entry in report["splits"].items())
+        + f"</p><details><summary>Settings</summary><table>{rows}</table></details>"
+    )
+
+
+def _table(report: dict[str, Any]) -> str:
+    rows = ["<h2>Classes</h2><table><tr><th>class<th>right<th>95 %<th>seen<th>held out<th>unclear<th>of<th>aim (held out)"]
+    for name, entry in report["classes"].items():
+        aim = entry.get("target")
+        reached = "" if aim is None or "held-out" not in entry else "above" if entry["held-out"]["score"] >= aim else "below"
+        splits = [_percent(entry[split]) if split in entry else "" for split in ("seen", "held-out")]
+        of = entry["right"] + entry["wrong"] + entry["unclear"]
+        cells = [
+            _percent(entry),
+            _interval(entry),
+            splits[0],
+            f'<span class="{reached}">{splits[1]}</span>',
+            entry["unclear"],
+            of,
+        ]
+        cells.append("" if aim is None else f"{100 * aim:.0f} %")
+        rows.append(f"<tr><td>{html.escape(name)}" + "".join(f'<td class="number">{cell}' for cell in cells))
+    return "".join(rows) + "</table>"
+
+
+def _attributes(report: dict[str, Any]) -> str:
+    rows = ["<h2>What the judge sees, in all videos</h2>"]
+    rows.append("<p>Against the scene each prompt was made from; sizes, speeds and places are mostly not told.</p>")
+    rows.append("<table><tr><th>attribute<th>right<th>95 %<th>wrong<th>unclear")
+    for name, entry in report["attributes"].items():
+        cells = [_percent(entry), _interval(entry), entry["wrong"], entry["unclear"]]
+        rows.append(f"<tr><td>{html.escape(name)}" + "".join(f'<td class="number">{cell}' for cell in cells))
+    return "".join(rows) + "</table>"
+
+
+def _cards(out: Path, name: str, entry: dict[str, Any], results: Sequence[Result]) -> str:
+    ordered = sorted(
+        results, key=lambda result: (result.classes[name] is True, result.classes[name] is None, -result.faults, result.id)
+    )
+    failed = [result for result in ordered if result.classes[name] is not True]
+    right = [result for result in ordered if result.classes[name] is True]
+    cards = "".join(_card(out, name, result) for result in failed[:WORST] + right[:BEST])
+    shown = f"{min(len(failed), WORST)} of {len(failed)} that are not right, {min(len(right), BEST)} of {len(right)} right ones"
+    return f'<h2>{html.escape(name)}: {_percent(entry)}</h2><p class="note">{shown}</p><div class="cards">{cards}</div>'
+
+
+def _card(out: Path, name: str, result: Result) -> str:
+    kind = "png" if result.file.endswith(".png") else "webp"
+    picture = base64.b64encode((out / result.file).read_bytes()).decode()
+    notes = "; ".join(result.notes.values()) if result.classes[name] is not True else ""
+    return (
+        f'<div class="card {_word(result.classes[name])}"><img src="data:image/{kind};base64,{picture}" alt="">'
+        f'{html.escape(result.text)} <span class="note">({html.escape(result.split)}) {html.escape(notes)}</span></div>'
+    )
+
+
+def _extremes(results: Sequence[Result]) -> list[tuple[Result, str]]:
+    """The worst and the best of every class, without repeating one."""
+    chosen: dict[str, tuple[Result, str]] = {}
+    for name in dict.fromkeys(name for result in results for name in result.classes):
+        of_class = sorted(
+            (result for result in results if name in result.classes), key=lambda result: (-result.faults, result.id)
+        )
+        for result in (*of_class[:2], *of_class[-2:]):
+            chosen.setdefault(result.id, (result, f"{name}, {_word(result.classes[name])}"))
+    return list(chosen.values())
+
+
+def _frames(path: Path, count: int) -> Tensor:
+    """Some frames of a file, evenly spread: pixels_CFHW."""
+    from PIL import Image
+
+    with Image.open(path) as image:
+        frames = []
+        for number in np.linspace(0, getattr(image, "n_frames", 1) - 1, count).round().astype(int):
+            image.seek(int(number))
+            frames.append(torch.from_numpy(np.array(image.convert("RGB"))))
+    return torch.stack(frames).permute(3, 0, 1, 2) / 127.5 - 1
+
+
+def _word(mark: bool | None) -> str:
+    return "unclear" if mark is None else "right" if mark else "wrong"
+
+
+def _percent(entry: dict[str, Any]) -> str:
+    return f"{100 * entry['score']:.1f} %"
+
+
+def _interval(entry: dict[str, Any]) -> str:
+    return f"{100 * entry['low']:.1f} to {100 * entry['high']:.1f} %"
