@@ -9,18 +9,18 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import shutil
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 T = TypeVar("T")
@@ -30,6 +30,28 @@ FORMAT = 1
 CONFIG = "config.json"
 TENSORS = "model.safetensors"
 PRETRAINED = Path(__file__).parent / "pretrained"
+# types a weights file may hold, as safetensors calls them
+TYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Deferred:
+    """A tensor that is read when its turn to be written has come, so that a large model is never in memory as a whole."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    read: Callable[[], Tensor]
 
 
 def find_weights(name_or_folder: str | Path, kind: Kind) -> Path:
@@ -56,15 +78,17 @@ def pretrained_names() -> list[str]:
     return sorted(path.parent.name for path in PRETRAINED.glob(f"*/{CONFIG}"))
 
 
-def save_folder(folder: Path, config: dict[str, Any], tensors: Mapping[str, Tensor], files: Mapping[str, bytes] = {}) -> None:
-    """Write config.json, model.safetensors and `files` (relative path -> content) as one folder: whole or nothing.
+def save_folder(
+    folder: Path, config: dict[str, Any], tensors: Mapping[str, Tensor | Deferred], files: Mapping[str, bytes | Path] = {}
+) -> None:
+    """Write config.json, model.safetensors and `files` (relative path -> content, or a file to copy): whole or nothing.
 
     All of it is written to a hidden sibling, flushed to the disk, then renamed into place, so that a kill at any moment
     leaves the old folder or the new one. An existing folder is replaced when it holds nothing but files that are
     written again and weights folders of their own (a model's tokenizer/), which stay; otherwise FileExistsError.
-    Tensors may live on any device. Raises OSError when the disk is full.
+    Tensors may live on any device, and are written one by one. Raises OSError when the disk is full.
     """
-    contents: dict[str, bytes | None] = {CONFIG: _json_bytes(config), TENSORS: None}
+    contents: dict[str, bytes | Path | None] = {CONFIG: _json_bytes(config), TENSORS: None}
     for name, file in files.items():
         inside = PurePosixPath(name)
         if inside.is_absolute() or ".." in inside.parts or name in contents:
@@ -84,7 +108,8 @@ def save_folder(folder: Path, config: dict[str, Any], tensors: Mapping[str, Tens
             path.parent.mkdir(parents=True, exist_ok=True)
             if content is None:
                 _write_tensors(path, tensors)
-                path.chmod((partial / CONFIG).stat().st_mode)  # safetensors makes it readable to its owner only
+            elif isinstance(content, Path):
+                shutil.copyfile(content, path)
             else:
                 path.write_bytes(content)
         for inner in kept:
@@ -248,30 +273,56 @@ def _check_replaceable(folder: Path, names: set[str], kept: list[Path]) -> None:
         raise FileExistsError(f"saving to {folder} would delete {_some(others)} in it; choose another folder")
 
 
-def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    plain: dict[str, Tensor] = {}
-    seen: set[int] = set()
-    for name, tensor in tensors.items():
-        tensor = tensor.detach().cpu().contiguous()
-        # safetensors refuses tensors that share memory (tied weights, slices of one buffer); they are copied instead
-        if tensor.untyped_storage().nbytes() != tensor.nbytes or tensor.data_ptr() in seen:
-            tensor = tensor.clone()
-        seen.add(tensor.data_ptr())
-        plain[name] = tensor
-    try:
-        save_file(plain, path, metadata={"format": "pt", "sha256": _digest(plain)})
-    except SafetensorError as error:  # it wraps the OSError of a full disk in text
-        raise OSError(f"could not write {path}: {error}") from error
+def _write_tensors(path: Path, tensors: Mapping[str, Tensor | Deferred]) -> None:
+    """A safetensors file (length of the header, header in JSON, contents), holding one tensor in memory at a time."""
+    places: dict[str, tuple[int, int]] = {}
+    size = 0
+    for name in sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name)):  # keeps every tensor aligned
+        end = size + math.prod(tensors[name].shape) * tensors[name].dtype.itemsize
+        places[name], size = (size, end), end
+    first = len(_tensors_header(tensors, places, "0" * 64))
+    digest = hashlib.sha256()
+    with path.open("wb") as file:
+        for name in sorted(tensors):  # the order of `_digest`
+            entry = tensors[name]
+            tensor = entry.read() if isinstance(entry, Deferred) else entry.detach()
+            assert (tensor.dtype, tuple(tensor.shape)) == (entry.dtype, tuple(entry.shape)), f"{name} is not as promised"
+            tensor = tensor.cpu().contiguous()
+            _add_to(digest, name, tensor)
+            file.seek(first + places[name][0])
+            file.write(_bytes_of(tensor))
+        file.seek(0)
+        file.write(_tensors_header(tensors, places, digest.hexdigest()))
+
+
+def _tensors_header(tensors: Mapping[str, Tensor | Deferred], places: Mapping[str, tuple[int, int]], checksum: str) -> bytes:
+    header: dict[str, Any] = {"__metadata__": {"format": "pt", "sha256": checksum}}
+    for name, place in places.items():
+        if tensors[name].dtype not in TYPES:
+            raise ValueError(
+                f"{name} must have one of the types {', '.join(TYPES.values())}, got {tensors[name].dtype}; convert it"
+            )
+        header[name] = {"dtype": TYPES[tensors[name].dtype], "shape": list(tensors[name].shape), "data_offsets": list(place)}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:
     """A checksum over names, types, shapes and contents: safetensors itself does not notice a changed number."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
-        tensor = tensors[name]
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+        _add_to(digest, name, tensors[name])
     return digest.hexdigest()
+
+
+def _add_to(digest: hashlib._Hash, name: str, tensor: Tensor) -> None:
+    digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+    digest.update(_bytes_of(tensor))
+
+
+def _bytes_of(tensor: Tensor) -> memoryview:
+    return tensor.reshape(-1).view(torch.uint8).numpy().data
 
 
 def _put_in_place(partial: Path, folder: Path) -> None:

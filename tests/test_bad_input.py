@@ -43,6 +43,8 @@ def refused(capsys: pytest.CaptureFixture[str], folder: Path, *words: str) -> st
         (["a red circle", "--history-mask", "1"], ["history", "1"]),
         (["a red circle", "--height", "100"], ["multiple of 32", "100", "96"]),
         (["a red circle", "--sampler", "best"], ["must be one of paper, released"]),
+        (["a red circle", "--device", "abacus"], ["cpu, cuda", "abacus"]),
+        (["a red circle", "--device", "cuda:99"], ["cuda:99", "use cpu"]),
         (["a red circle", "--stepz", "3"], ["unknown option --stepz", "--steps"]),
         (["a red circle", "--weights", "huge"], ["no weights named 'huge'", "tiny"]),
         (["a red circle", "--image", "none.png"], ["none.png"]),

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-MaskKind = Literal["tube", "random", "diffusion-forcing"]
+MaskKind = Literal["tube", "random", "diffusion-forcing", "nested"]
 LEAST_RATIO = 0.7
 
 
@@ -26,11 +26,12 @@ def draw_mask(
     """Mask over content, bool [B, T, rows, columns] (True = hidden; `columns` counts the newline), at least one place a frame.
 
     tube: one ratio and one set of places a sample. random: one ratio a sample, places drawn anew in every frame.
-    diffusion-forcing: ratio and places drawn anew in every frame.
+    diffusion-forcing: ratio and places drawn anew in every frame. nested (ours): one order of places a sample, a ratio of
+    its own for every frame, so a frame may be all hidden while its history shows a part: what sampling meets at its start.
     """
-    ratio_BT = draw_ratio((B, T if kind == "diffusion-forcing" else 1), generator, device)
+    ratio_BT = draw_ratio((B, T if kind in ("diffusion-forcing", "nested") else 1), generator, device)
     places = rows * columns
-    order_BTN = torch.rand(B, 1 if kind == "tube" else T, places, generator=generator, device=device)
+    order_BTN = torch.rand(B, 1 if kind in ("tube", "nested") else T, places, generator=generator, device=device)
     rank_BTN = order_BTN.argsort(dim=-1).argsort(dim=-1)
     count_BT1 = (ratio_BT * places).round().clamp(min=1)[..., None]
     return (rank_BTN < count_BT1).expand(B, T, places).unflatten(-1, (rows, columns))

@@ -249,10 +249,10 @@ def _lasting(rng: random.Random, held: bool, i: int) -> Scene:
 def _continued(split: str) -> list[Prompt]:
     """Image to video, 24 a split: three images, each with eight motions, so that they make one batch."""
     prompts = []
-    for image in range(3):
+    pairs = [pair for pair in (HELD_OUT_PAIRS if split == "held-out" else SEEN_PAIRS) if pair[1] in SPINNERS]
+    for image, pair in enumerate(_rng("images", split, 0).sample(pairs, 3)):
         rng = _rng("image", split, image)
-        pairs = [pair for pair in (HELD_OUT_PAIRS if split == "held-out" else SEEN_PAIRS) if pair[1] in SPINNERS]
-        start = freeze(sample_one(rng, motion="still", pair=rng.choice(pairs)))
+        start = freeze(sample_one(rng, motion="still", pair=pair))
         thing = replace(start.things[0], x=round(rng.uniform(0.42, 0.58), 3), y=round(rng.uniform(0.42, 0.58), 3), size="medium")
         start = replace(start, things=(replace(thing, texture="plain"),))
         for i, motion in enumerate(TOLD):

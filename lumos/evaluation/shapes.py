@@ -57,7 +57,11 @@ def evaluate_shapes(
     Raises ValueError for a model of another size, prompts that are none, and a folder of other settings.
     """
     _check_model(generator)
+    if batch is not None and batch < 1:
+        raise ValueError(f"batch must be at least 1, got {batch}; leave it out for the default")
     chosen = choose(quick, only, prompts)
+    for prompt in chosen:
+        generator.prompt_ids(prompt.text, prompt.frames, SIZE, SIZE)  # too long a prompt shows before the work
     batch = batch or (48 if generator.device.type == "cuda" else 4)
     settings = {
         "benchmark": VERSION,
@@ -70,15 +74,13 @@ def evaluate_shapes(
         "weights": weights_fingerprint(generator),
     }
     done = _open_folder(out, settings, chosen)
-    started, made = time.monotonic(), 0
+    started = time.monotonic()
     todo = [each for each in batches(chosen, batch, seed) if any(prompt.id not in done for prompt in each.prompts)]
-    total = sum(len(each.prompts) for each in todo)
-    for each in todo:
+    for number, each in enumerate(todo):
         for result in _run(generator, each, out, sampler):
             done[result.id] = result
-        made += len(each.prompts)
         if not quiet:
-            _tell(made, total, len(chosen) - total, time.monotonic() - started)
+            _tell(todo, number + 1, len(chosen), time.monotonic() - started)
     results = [done[prompt.id] for prompt in chosen]
     report = {"settings": settings, "seconds": round(time.monotonic() - started, 1), **summary(results)}
     report["prompts"] = [asdict(result) for result in results]
@@ -204,10 +206,13 @@ def _judged(prompt: Prompt, pixels_CFHW: Tensor, file: str) -> Result:
     return Result(prompt.id, prompt.task, prompt.split, prompt.text, classes, verdict.marks, verdict.notes, file)
 
 
-def _tell(made: int, total: int, before: int, seconds: float) -> None:
-    left = seconds / made * (total - made)
-    line = f"{before + made} of {before + total} prompts, {made / seconds:.2f} a second, {left / 60:.1f} minutes left"
-    end = "\r" if sys.stderr.isatty() and made < total else "\n"
+def _tell(todo: Sequence[Batch], ready: int, count: int, seconds: float) -> None:
+    """One line on stderr: how many, how fast, how long still. A video is counted as five images: it has five latent frames."""
+    work = [sum(1 if prompt.frames == 1 else 5 for prompt in each.prompts) for each in todo]
+    left = seconds / sum(work[:ready]) * sum(work[ready:])
+    made, todo_still = (sum(len(each.prompts) for each in part) for part in (todo[:ready], todo[ready:]))
+    line = f"{count - todo_still} of {count} prompts, {made / seconds:.2f} a second, {left / 60:.1f} minutes left"
+    end = "\r" if sys.stderr.isatty() and ready < len(todo) else "\n"
     print(f"{line:<79}", end=end, file=sys.stderr, flush=True)
 
 

@@ -6,8 +6,6 @@ Everything here is on a coarse grid, half the resolution; silhouettes.py goes ba
 from dataclasses import dataclass, field
 
 import numpy as np
-import torch
-from torch.nn.functional import max_pool2d
 
 from lumos.shapes.colours import COLOUR_NAMES, Array, beyond_shade, lab, nearest_names, rgb_of
 
@@ -135,11 +133,20 @@ def label_regions(mask_FHW: Array) -> Array:
 
 def _beside(strength_FHW: Array) -> Array:
     """Insides of weak things beside strong ones: not much weaker than what is around them, or flat, as soft edges are not."""
-    strength_F1HW = torch.from_numpy(strength_FHW)[:, None]
-    most, least = max_pool2d(strength_F1HW, 3, 1, 1), -max_pool2d(-strength_F1HW, 3, 1, 1)
-    around = max_pool2d(max_pool2d(most, 3, 1, 1), 3, 1, 1)
-    kept = ((least > 0.7 * most) & (least > SOLID)) | ((strength_F1HW > CUT * around) & (strength_F1HW > SOLID))
-    return kept[:, 0].numpy()
+    most, least = _around(strength_FHW, np.maximum), _around(strength_FHW, np.minimum)
+    around = _around(_around(most, np.maximum), np.maximum)
+    return ((least > 0.7 * most) & (least > SOLID)) | ((strength_FHW > CUT * around) & (strength_FHW > SOLID))
+
+
+def _around(values_FHW: Array, choose: np.ufunc) -> Array:
+    """The largest (np.maximum) or smallest (np.minimum) of the 3x3 pixels around each."""
+    rows = values_FHW.copy()
+    choose(rows[:, 1:], values_FHW[:, :-1], out=rows[:, 1:])
+    choose(rows[:, :-1], values_FHW[:, 1:], out=rows[:, :-1])
+    both = rows.copy()
+    choose(both[:, :, 1:], rows[:, :, :-1], out=both[:, :, 1:])
+    choose(both[:, :, :-1], rows[:, :, 1:], out=both[:, :, :-1])
+    return both
 
 
 def _reclaim(regions: Array, rough: Array, names: Array, strength: Array) -> Array:

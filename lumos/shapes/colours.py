@@ -40,14 +40,14 @@ def beyond_shade(squared: Array, ground: Array) -> Array:
 
 def nearest_names(rgb: Array) -> Array:
     """The number in COLOUR_NAMES of the nearest object colour to each colour, 0 to 255, [..., 3]."""
-    cells = rgb.astype(np.uint8) >> 2
+    cells = rgb.astype(np.uint8) >> 3
     return _name_table()[cells[..., 0], cells[..., 1], cells[..., 2]]
 
 
 @lru_cache(maxsize=1)
 def _name_table() -> Array:
-    """[64, 64, 64] -> number of the nearest object colour, over its shades and those of its second colour."""
-    steps = np.arange(64, dtype=np.float32) * 4 + 2
+    """[32, 32, 32] -> number of the nearest object colour, over its shades and those of its second colour."""
+    steps = np.arange(32, dtype=np.float32) * 8 + 4
     place = lab(np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), axis=-1)).reshape(-1, 3)
     best = np.full(len(place), np.inf, dtype=np.float32)
     table = np.zeros(len(place), dtype=np.uint8)
@@ -57,4 +57,4 @@ def _name_table() -> Array:
                 distance = np.square(place - lab(np.array(ink, dtype=np.float32) * light)).sum(-1)
                 table[distance < best] = number
                 best = np.minimum(best, distance)
-    return table.reshape(64, 64, 64)
+    return table.reshape(32, 32, 32)

@@ -10,7 +10,6 @@ from functools import lru_cache
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import avg_pool2d
 
 from lumos.shapes.blobs import COARSE, Blob, find_blobs
 from lumos.shapes.colours import SHADE, Array
@@ -38,15 +37,13 @@ def look(pixels_CFHW: Tensor) -> View:
         )
     values = ((pixels_CFHW.detach().to("cpu", torch.float32).clamp(-1, 1) + 1) / 2).permute(1, 0, 2, 3).numpy()
     squared_FCHW = values * values
-    grid_FPC = _pool(squared_FCHW, (height // 32, width // 32)).reshape(len(values), 3, -1).transpose(0, 2, 1)
+    grid_FPC = _pool(squared_FCHW, height // 32).reshape(len(values), 3, -1).transpose(0, 2, 1)
     coefficients, residue_FP = _fit_ground(grid_FPC)
-    ground_FCHW = (_basis(height, width) @ coefficients).transpose(0, 2, 1).reshape(squared_FCHW.shape)
-    strength_FHW = _strength(squared_FCHW, ground_FCHW)
-    coarse = (len(values), height // COARSE, width // COARSE, 3)
-    ground_FHWC = (_basis(*coarse[1:3]) @ coefficients).reshape(coarse)
-    squared_FHWC = _pool(squared_FCHW, (COARSE, COARSE)).transpose(0, 2, 3, 1)
-    blobs = find_blobs(_pool(strength_FHW[:, None], (COARSE, COARSE))[:, 0], squared_FHWC, ground_FHWC)
-    return View(grid_FPC, _basis(32, 32) @ coefficients, strength_FHW, residue_FP, blobs)
+    strength_FHW = _strength(squared_FCHW, _ground(coefficients, height))
+    squared_FHWC = _pool(squared_FCHW, COARSE).transpose(0, 2, 3, 1)
+    ground_FHWC = _ground(coefficients, height // COARSE).transpose(0, 2, 3, 1)
+    blobs = find_blobs(_pool(strength_FHW, COARSE), squared_FHWC, ground_FHWC)
+    return View(grid_FPC, _basis(32) @ coefficients, strength_FHW, residue_FP, blobs)
 
 
 def _fit_ground(grid_FPC: Array) -> tuple[Array, Array]:
@@ -54,7 +51,7 @@ def _fit_ground(grid_FPC: Array) -> tuple[Array, Array]:
 
     First a plane through most of the clip's middle picture, then closer fits to what agrees with it.
     """
-    basis = _basis(32, 32)
+    basis = _basis(32)
     middle = np.median(grid_FPC, axis=0)
     border = np.abs(basis[:, 1:3]).max(1) > 0.9
     fitted = np.median(middle[border], axis=0)
@@ -79,12 +76,28 @@ def _solve(basis: Array, target: Array, weight: Array) -> Array:
     return np.linalg.solve(weighted @ basis + ridge * total, weighted @ target)
 
 
+POWERS = ((0, 0), (1, 0), (0, 1), (2, 0), (1, 1), (0, 2), (3, 0), (2, 1), (1, 2), (0, 3))  # of x and y: all up to degree 3
+
+
 @lru_cache(maxsize=8)
-def _basis(height: int, width: int) -> Array:
-    """The ten monomials up to degree 3, [height * width, 10]; x and y from -1 to 1."""
-    y, x = np.meshgrid((np.arange(height) + 0.5) / height * 2 - 1, (np.arange(width) + 0.5) / width * 2 - 1, indexing="ij")
-    terms = (x * 0 + 1, x, y, x * x, x * y, y * y, x**3, x * x * y, x * y * y, y**3)
-    return np.stack([term.ravel() for term in terms], axis=1).astype(np.float32)
+def _powers(side: int) -> Array:
+    """1, x, x^2 and x^3 of each row or column, x from -1 to 1: [side, 4]."""
+    return (((np.arange(side) + 0.5) / side * 2 - 1)[:, None] ** np.arange(4)).astype(np.float32)
+
+
+@lru_cache(maxsize=8)
+def _basis(side: int) -> Array:
+    """The ten monomials at each place, [side * side, 10]."""
+    powers = _powers(side)
+    return np.stack([np.outer(powers[:, y], powers[:, x]).ravel() for x, y in POWERS], axis=1)
+
+
+def _ground(coefficients: Array, side: int) -> Array:
+    """The fitted background, [F, 3, side, side]: rows times coefficients times columns, which is far less work than `_basis`."""
+    table = np.zeros((len(coefficients), 3, 4, 4), dtype=np.float32)
+    for number, (x, y) in enumerate(POWERS):
+        table[:, :, y, x] = coefficients[:, number]
+    return _powers(side) @ table @ _powers(side).T
 
 
 def _brightness(squared: Array) -> Array:
@@ -100,6 +113,7 @@ def _strength(squared_FCHW: Array, ground_FCHW: Array) -> Array:
     return np.sqrt(np.einsum("fchw,fchw->fhw", away, away)) / (np.sqrt(power) + 0.1)
 
 
-def _pool(values_FCHW: Array, by: tuple[int, int]) -> Array:
-    """Means over blocks of pixels."""
-    return avg_pool2d(torch.from_numpy(np.ascontiguousarray(values_FCHW)), by).numpy()
+def _pool(values: Array, by: int) -> Array:
+    """Means over blocks of `by` x `by` pixels of the last two axes."""
+    parts = [values[..., row::by, column::by] for row in range(by) for column in range(by)]
+    return sum(parts[1:], start=parts[0]) / np.float32(by * by)

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-import torch
 
 from lumos.shapes.blobs import COARSE, Blob
 from lumos.shapes.colours import Array
@@ -94,7 +93,8 @@ def misfits(pictures_NG: Array) -> Array:
     """[N, P]: squared distance of outlines to every template, relative to what fills the template."""
     bank = templates()
     power = np.square(bank.outline_PG).sum(1)
-    cross = (torch.from_numpy(pictures_NG) @ torch.from_numpy(bank.outline_PG.T)).numpy()
+    # Not a matrix product: threads that wait for each other cost more than they bring.
+    cross = np.einsum("ng,pg->np", pictures_NG, bank.outline_PG)
     return np.maximum(np.square(pictures_NG).sum(1)[:, None] - 2 * cross + power, 0) / power
 
 

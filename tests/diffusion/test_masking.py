@@ -1,5 +1,6 @@
 """The forward process: ratio law, tubes and the masks they are compared with."""
 
+import itertools
 import math
 
 import pytest
@@ -40,7 +41,16 @@ def test_diffusion_forcing_draws_counts_anew() -> None:
     assert not (counts == counts[:, :1]).all()
 
 
-@pytest.mark.parametrize("kind", ["tube", "random", "diffusion-forcing"])
+def test_nested_masks_hide_the_same_places_first() -> None:
+    mask = draw_mask("nested", 32, 4, 5, 6, generator(), CPU).flatten(2)
+    counts = mask.sum(-1)
+    assert not (counts == counts[:, :1]).all()
+    for one, other in itertools.combinations(range(4), 2):
+        either = (mask[:, one] | mask[:, other]).sum(-1)
+        assert torch.equal(either, torch.maximum(counts[:, one], counts[:, other]))
+
+
+@pytest.mark.parametrize("kind", ["tube", "random", "diffusion-forcing", "nested"])
 def test_masks_are_reproducible_and_never_empty(kind: str) -> None:
     masks = [draw_mask(kind, 16, 3, 1, 2, generator(3), CPU) for _ in range(2)]  # type: ignore[arg-type]
     assert torch.equal(*masks) and masks[0].flatten(2).any(-1).all()

@@ -1,0 +1,85 @@
+"""What the published models expect: the sentence around a caption, the numbers in it, and frame sizes (their training data).
+
+Text ids of the authors' pre-tokenised records hold that sentence with two numbers left open, so that a part of a video can
+be trained on; `fill_numbers` closes them.
+"""
+
+import math
+from collections.abc import Sequence
+
+from lumos.sequence.text import TextTokenizer
+from lumos.sequence.vocabulary import (
+    DIGIT_ZERO,
+    OPEN_FPS,
+    OPEN_FRAMES,
+    SENTENCE_END,
+    SENTENCE_MIDDLE,
+    SENTENCE_START,
+    SENTENCE_TIMES,
+)
+
+# The space after the line feed belongs to it.
+TEMPLATE = (
+    "Generate a video with a resolution of {width}x{height}, consisting of {frames} frames at {fps} frames per second, "
+    "according to the following prompt:\n {caption}"
+)
+SIZES = ((448, 256), (672, 384))  # "256p" and "384p", width x height; `crops` gives the other shapes
+UNIT = 32
+MOST_RATIO = 4
+
+
+def crops(width: int, height: int) -> list[tuple[int, int]]:
+    """Every (width, height) of about the area of the given one, widest first.
+
+    Sides are multiples of 32 pixels, one at most 4 times the other, and the area is at most the given one but would be
+    more if both sides grew by 32.
+    """
+    for side in (width, height):
+        if side < UNIT or side % UNIT:
+            raise ValueError(f"width and height must be multiples of {UNIT}, got {width}x{height}; use 448x256 or 672x384")
+    area = (width // UNIT) * (height // UNIT)
+    found = [
+        (columns * UNIT, rows * UNIT)
+        for columns in range(area, 0, -1)
+        for rows in range(1, area // columns + 1)
+        if (columns + 1) * (rows + 1) > area and max(columns, rows) <= MOST_RATIO * min(columns, rows)
+    ]
+    return found
+
+
+def said_frames(latent_frames: int, seconds: int, fps: int) -> int:
+    """How many frames the sentence speaks of: 1 for an image, whole seconds where they need exactly these latent frames.
+
+    7 latent frames at 12 frames a second are 2 seconds, "24 frames", though they decode to 25; otherwise what they decode to.
+    """
+    if latent_frames == 1:
+        return 1
+    whole = seconds * fps
+    return whole if math.ceil((whole - 1) / 4) + 1 == latent_frames else 1 + 4 * (latent_frames - 1)
+
+
+def sentence_ids(width: int, height: int) -> list[int]:
+    """Text ids of the sentence up to the caption, the numbers of frames and of frames a second left open."""
+    return [*SENTENCE_START, *_digits(width), *SENTENCE_TIMES, *_digits(height), *SENTENCE_MIDDLE, *SENTENCE_END]
+
+
+def fill_numbers(text: Sequence[int], frames: int, fps: int) -> list[int]:
+    """Text ids with the two open numbers written out, one id a digit."""
+    numbers = {OPEN_FRAMES: _digits(frames), OPEN_FPS: _digits(fps)}
+    return [digit for i in text for digit in numbers.get(i, [i])]
+
+
+def check_text(text: TextTokenizer) -> None:
+    """ValueError unless the tokenizer writes the published sentence with the ids that the published models know."""
+    width, height = SIZES[-1]
+    expected = fill_numbers(sentence_ids(width, height), 84, 12)
+    found = text.encode(TEMPLATE.format(width=width, height=height, frames=84, fps=12, caption="A"))[: len(expected)]
+    if found != expected:
+        raise ValueError(
+            "the text tokenizer must be the published models' own (Chameleon's text_tokenizer.json), got one that writes "
+            "their prompt with other ids; copy the file that is released with the checkpoint"
+        )
+
+
+def _digits(number: int) -> list[int]:
+    return [DIGIT_ZERO + int(digit) for digit in str(number)]
