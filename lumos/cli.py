@@ -112,6 +112,39 @@ class TrainTokenizerArgs:
     json: bool = option(False, "print one JSON document as the last line of stdout")
 
 
+@dataclass(frozen=True)
+class ImportWeightsArgs:
+    """Make a weights folder from a released Lumos-1 checkpoint, its numbers unchanged; or from the Cosmos tokenizer alone.
+
+    lumos import-weights checkpoint/ weights/ --cosmos cosmos/ --text-tokenizer text_tokenizer.json
+    lumos import-weights cosmos/ weights-of-the-tokenizer/
+    """
+
+    checkpoint: Path = argument(
+        "folder with config.json and safetensors files; or one with encoder.jit and decoder.jit, or autoencoder.jit"
+    )
+    out: Path = argument("folder to write")
+    cosmos: Path | None = option(None, "folder of the Cosmos tokenizer: its .jit files, or one imported before", "none")
+    text_tokenizer: Path | None = option(
+        None, "the published text_tokenizer.json, which prompts need", "the one in CHECKPOINT, if any"
+    )
+    size: Literal["672x384", "448x256"] | None = option(None, "width x height to make unless asked otherwise", "672x384")
+    json: bool = option(False, "print one JSON document as the last line of stdout")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportTokensArgs:
+    """Turn the authors' pre-tokenised records (pickles, read as data alone) into Parquet shards, checked id by id.
+
+    lumos import-tokens video_0.pkl video_1.pkl shards/
+    lumos import-tokens records/ shards/
+    """
+
+    records: tuple[str, ...] = arguments(".pkl files, or folders that hold some")
+    out: Path = argument("folder to write, new or empty")
+    json: bool = option(False, "print one JSON document as the last line of stdout")
+
+
 def run_generate(args: GenerateArgs) -> None:
     prompts = read_prompts(args.prompt, args.prompts)
     from lumos.generate import Request, generate_to_files
@@ -158,11 +191,34 @@ def run_train_tokenizer(args: TrainTokenizerArgs) -> None:
     report({"weights": str(args.out / "tokenizer")}, args.json)
 
 
+def run_import_weights(args: ImportWeightsArgs) -> None:
+    from lumos.import_weights import import_weights
+
+    width, height = (int(side) for side in (args.size or "672x384").split("x"))
+    with progress_line("importing") as progress:
+        document = import_weights(args.checkpoint, args.out, args.text_tokenizer, args.cosmos, (width, height), progress)
+    report(document, args.json)
+
+
+def run_import_tokens(args: ImportTokensArgs) -> None:
+    from lumos.import_tokens import import_tokens
+
+    with progress_line("importing") as progress:
+        document = import_tokens([Path(record) for record in args.records], args.out, progress)
+    report(document, args.json)
+
+
 # verb -> what it does in a line, its options, its function
 VERBS: dict[str, tuple[str, type[Any], Callable[[Any], None]]] = {
     "generate": ("a sentence (and an image, or the start of a video) -> a video or image file", GenerateArgs, run_generate),
     "train-tokenizer": ("train a visual tokenizer: pixels <-> codes", TrainTokenizerArgs, run_train_tokenizer),
     "train": ("train a model: text and codes -> codes", TrainArgs, run_train),
+    "import-weights": (
+        "a released Lumos-1 checkpoint or Cosmos tokenizer -> a weights folder",
+        ImportWeightsArgs,
+        run_import_weights,
+    ),
+    "import-tokens": ("the authors' pre-tokenised records -> Parquet shards", ImportTokensArgs, run_import_tokens),
 }
 
 
@@ -232,7 +288,7 @@ def with_settings(config: T, settings: Sequence[str]) -> T:
 
 
 @contextmanager
-def progress_line() -> Iterator[Callable[[int, int], None] | None]:
+def progress_line(doing: str = "generating") -> Iterator[Callable[[int, int], None] | None]:
     """A live bar on stderr with the time left, on a terminal; nothing elsewhere."""
     if not sys.stderr.isatty():
         yield None
@@ -241,7 +297,7 @@ def progress_line() -> Iterator[Callable[[int, int], None] | None]:
     from rich.progress import Progress
 
     with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("generating", total=None)
+        task = bar.add_task(doing, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 

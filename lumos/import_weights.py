@@ -103,7 +103,7 @@ def read_checkpoint(source: Path) -> tuple[ModelConfig, dict[str, Stored]]:
         raise ValueError(
             f"{where}: vocab_size must be {LUMOS.size} for a Lumos-1 model, got {config.vocabulary}; use its own checkpoint"
         )
-    stored = {name: entry for name, entry in _stored(source).items() if not name.startswith(IGNORED_PREFIX)}
+    stored = _stored(source)
     layers = len({name.split(".")[2] for name in stored if name.startswith("model.layers.")})
     if config.layers != layers:
         raise ValueError(
@@ -157,21 +157,19 @@ def _read(name: str, entry: Stored) -> Tensor:
 
 
 def _stored(source: Path) -> dict[str, Stored]:
-    """Every tensor of a checkpoint folder, from the headers of its files alone."""
-    files = {source / TENSORS: None}
-    places: dict[str, str] | None = None
-    if not (source / TENSORS).is_file():
-        places = _index(source)
-        files = dict.fromkeys(source / name for name in sorted(set(places.values())))
+    """Every tensor of a checkpoint folder but an ignored tokenizer's, from the headers of its files alone."""
+    if (source / TENSORS).is_file():
+        return _header(source / TENSORS)
+    places = _index(source)
     stored: dict[str, Stored] = {}
-    for path in files:
+    for path in [source / name for name in sorted(set(places.values()))]:
         for name, entry in _header(path).items():
-            if places is not None and places.get(name) != path.name:
+            if places.get(name) != path.name:
                 raise ValueError(f"{path} holds {name}, which {INDEX} says is elsewhere; copy the whole checkpoint again")
             stored[name] = entry
-    lost = [name for name in places or {} if name not in stored]
+    lost = [name for name in places if name not in stored and not name.startswith(IGNORED_PREFIX)]
     if lost:
-        raise ValueError(f"{source / places[lost[0]]} lacks {_some(lost)}, which {INDEX} promises; copy it again")  # type: ignore[index]
+        raise ValueError(f"{source / places[lost[0]]} lacks {_some(lost)}, which {INDEX} promises; copy it again")
     return stored
 
 
@@ -199,13 +197,11 @@ def _header(path: Path) -> dict[str, Stored]:
             found = {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()}
     except SafetensorError as error:
         raise ValueError(f"{path} is truncated or is no safetensors file ({error}); copy it again") from error
-    stored = {}
-    for name, (dtype, shape) in found.items():
-        if dtype in FLOATS:
-            stored[name] = Stored(path, FLOATS[dtype], shape)
-        elif not name.startswith(IGNORED_PREFIX):
+    ours = {name: entry for name, entry in found.items() if not name.startswith(IGNORED_PREFIX)}
+    for name, (dtype, _) in ours.items():
+        if dtype not in FLOATS:
             raise ValueError(f"{path}: {name} must be of type {', '.join(FLOATS)}, got {dtype}; use the released checkpoint")
-    return stored
+    return {name: Stored(path, FLOATS[dtype], shape) for name, (dtype, shape) in ours.items()}
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from lumos.diffusion.sampler import SamplerConfig
 from lumos.model.transformer import ModelConfig, Transformer
+from lumos.sequence.published import check_text
 from lumos.sequence.text import TextTokenizer
-from lumos.sequence.vocabulary import Vocabulary
+from lumos.sequence.vocabulary import LUMOS, Vocabulary
 from lumos.tokenizer.model import VideoTokenizer, load_tokenizer, save_tokenizer
 from lumos.weights import FORMAT, check_names, find_weights, load_folder, read_config, save_folder
 
@@ -69,6 +70,26 @@ def load_model(name_or_folder: str | Path) -> tuple[FolderConfig, Transformer, T
     Raises FileNotFoundError or ValueError, in one line, for anything that is not a whole model folder.
     """
     folder = find_weights(name_or_folder, "model")
+    text, tokenizer = TextTokenizer.from_file(folder / TEXT_FILE), load_tokenizer(folder / "tokenizer")
+    config, model = load_decoder(folder)
+    if config.vocabulary == LUMOS:
+        check_text(text)  # the published file may hold other words besides the ids that the model knows
+    elif text.size != config.vocabulary.text_size:
+        raise ValueError(
+            f"{folder} is a model for {config.vocabulary.text_size} text ids, but its text tokenizer has {text.size}; "
+            "use the one it was trained with"
+        )
+    if tokenizer.codebook_size != config.vocabulary.codes:
+        raise ValueError(
+            f"{folder} is a model for {config.vocabulary.codes} codes, but its tokenizer has {tokenizer.codebook_size}; "
+            "use the one it was trained with"
+        )
+    return config, model, text, tokenizer
+
+
+def load_decoder(name_or_folder: str | Path) -> tuple[FolderConfig, Transformer]:
+    """The decoder of a model folder alone, on the CPU in float32: enough to measure its speed, not to read prompts."""
+    folder = find_weights(name_or_folder, "model")
     document, tensors = load_folder(folder, "model")
     config = read_config(FolderConfig, document["config"], folder / "config.json")
     with torch.device("meta"):
@@ -77,10 +98,4 @@ def load_model(name_or_folder: str | Path) -> tuple[FolderConfig, Transformer, T
     model = model.to_empty(device="cpu")
     model.make_tables(torch.device("cpu"))
     model.load_state_dict(tensors)
-    text, tokenizer = TextTokenizer.from_file(folder / TEXT_FILE), load_tokenizer(folder / "tokenizer")
-    if (text.size, tokenizer.codebook_size) != (config.vocabulary.text_size, config.vocabulary.codes):
-        raise ValueError(
-            f"{folder} is a model for {config.vocabulary.text_size} text ids and {config.vocabulary.codes} codes, but its "
-            f"tokenizers have {text.size} and {tokenizer.codebook_size}; use the ones it was trained with"
-        )
-    return config, model, text, tokenizer
+    return config, model

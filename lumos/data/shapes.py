@@ -5,7 +5,9 @@ depends on (seed, rank, i) alone, so a resumed run meets the same data. A pool o
 each time with other masks: rendering and tokenising then cost little beside training.
 """
 
+import os
 import random
+import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -93,6 +95,7 @@ class ShapesStream:
                 num_workers=config.workers,
                 prefetch_factor=2 if config.workers else None,
                 pin_memory=device.type == "cuda",
+                worker_init_fn=leave_signals_to_the_loop,
             )
         )
         self.pool: list[tuple[Batch, Batch]] = []
@@ -118,6 +121,13 @@ class ShapesStream:
         codes_BTHW = self.tokenise(half.scenes.to(self.device, non_blocking=True), frames)
         text_BS, length_B = (part.to(self.device, non_blocking=True) for part in half[1:])
         return Batch(text_BS, length_B, codes_BTHW)
+
+
+def leave_signals_to_the_loop(worker: int) -> None:
+    """For DataLoader workers: Ctrl-C and torchrun's SIGTERM reach the whole process group, and the loop still has to save."""
+    # A worker that failed of them would take the training process with it. One that just leaves does not: enough is ready.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: os._exit(0))
 
 
 def make_tokeniser(

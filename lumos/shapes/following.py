@@ -153,8 +153,10 @@ def _describe(draft: _Draft, frames: int, fps: float) -> Followed:
         return full
 
     blobs: list[Blob | None] = [None] * frames
-    for blob in draft.track:
+    whole: list[tuple[int, float, float, float] | None] = [None] * frames
+    for n, blob in enumerate(draft.track):
         blobs[blob.frame] = blob
+        whole[blob.frame] = (int(draft.choice_N[n]), float(draft.disc_N[n]), float(draft.x_N[n]), float(draft.y_N[n]))
     followed = Followed(
         colour=_colour(draft.track, draft.strength_N),
         shape=draft.shape if draft.is_clear else None,
@@ -170,6 +172,7 @@ def _describe(draft: _Draft, frames: int, fps: float) -> Followed:
         hidden=by_frame(draft.hidden_N),
         fit=by_frame(draft.misfit_NP[np.arange(len(number)), draft.choice_N]),
         blobs=blobs,
+        outlines=whole,
     )
     whole_F = followed.clean & (followed.opacity > 0.3) if draft.clean_N.any() else followed.seen
     followed.size = _size(followed.radius[whole_F])

@@ -19,6 +19,7 @@ from lumos.shapes.colours import Array, lab, rgb_of
 from lumos.shapes.following import Watched, watch
 from lumos.shapes.motion import DIRECTIONS
 from lumos.shapes.moving import Followed, near_touching
+from lumos.shapes.overlap import covered
 from lumos.shapes.render import pack, render
 from lumos.shapes.scene import GRADIENTS, Background, Scene
 from lumos.shapes.seeing import look
@@ -47,7 +48,8 @@ ATTRIBUTES = {
 
 LEAST_TRAVEL = 0.07  # frame widths: less than this is no motion
 NEAR = 0.05  # frame widths that a place may be off
-HIDDEN = 0.05  # least share of an object that must be hidden to tell that something is in front of it
+LEAST_OVERLAP = 8  # pixels of the coarse grid, over all frames, that must tell who is in front
+GONE = 20  # pixels that a frame counts in which one of two is hidden altogether
 BACKGROUND_APART = 6.0  # Lab: mean distance to the background asked for
 DRIFT = 3.0  # Lab: how far the background of a frame may be from the clip's
 SHIMMER = 0.012  # mean change of the background from frame to frame, relative to its brightness
@@ -240,16 +242,22 @@ def _position(relation: str, first: Followed | None, second: Followed | None) ->
 
 
 def _in_front(first: Followed | None, second: Followed | None, wanted: bool) -> Mark:
-    """Whether the first is in front: the second is hidden in part while they overlap, and the first is not."""
+    """Whether the first is in front: where both outlines lie its colour is seen, or the second is gone while they overlap."""
     if first is None or second is None:
         return False
-    shares = []
-    for each in (first, second):
-        vanished = not each.seen.all() and bool((near_touching(each) & ~each.seen).any())
-        shares.append(1.0 if vanished else float(np.nanmax(each.hidden)))
-    if max(shares) < max(HIDDEN, 1.5 * min(shares) + 0.02):
+    votes = [0, 0]
+    for frame, (one, other) in enumerate(zip(first.blobs, second.blobs, strict=True)):
+        one_put, other_put = first.outlines[frame], second.outlines[frame]
+        if one and other and one_put and other_put:
+            side = len(one.region_HW)
+            both = covered(side, *one_put) & covered(side, *other_put)
+            votes[0] += int((both & one.region_HW).sum())
+            votes[1] += int((both & other.region_HW).sum())
+    for number, hidden in enumerate((second, first)):
+        votes[number] += GONE * int((~hidden.seen & near_touching(hidden)).sum())
+    if max(votes) < LEAST_OVERLAP or max(votes) < 2 * min(votes):
         return None
-    return (shares[1] > shares[0]) == wanted
+    return (votes[0] > votes[1]) == wanted
 
 
 def _direction(thing: Thing, each: Followed | None) -> Mark:

@@ -36,6 +36,7 @@ class Followed:
     hidden: Array  # share of it that lies under another object
     fit: Array  # how far its outline is from the shape's, 0 is the same
     blobs: list[Blob | None] = field(repr=False)
+    outlines: list[tuple[int, float, float, float] | None] = field(repr=False)  # template, disc radius, centre of mass
 
     @property
     def seen(self) -> Array:

@@ -52,6 +52,13 @@ def complete(soft_HW: Array, others_HW: Array, choices: list[tuple[int, float]])
     return found
 
 
+def covered(side: int, index: int, disc: float, x: float, y: float) -> Array:
+    """The pixels of the coarse grid that a whole outline covers."""
+    size = side + 2 * PAD
+    shift = (round(y * side - 0.5) + PAD, round(x * side - 0.5) + PAD)
+    return np.roll(_template(index, disc * side, size), shift, (0, 1))[PAD : PAD + side, PAD : PAD + side] > 0.5
+
+
 def _template(index: int, disc: float, size: int) -> Array:
     """A template at a disc radius in coarse pixels, its centre of mass in the middle of pixel 0, 0 (it wraps around)."""
     steps = np.arange(size) - size // 2

@@ -104,14 +104,15 @@ def templates() -> Templates:
     outlines_, shapes, angles, radii, middles = [], [], [], [], []
     for number, shape in enumerate(SHAPES):
         count = 1 if shape in ROUND else round(PERIOD.get(shape, 360) / STEP)
-        thing = Thing(shape, "red", "large", "plain", 0.5, 0.5, "spinning", "quickly")
+        start = -(count // 2) * STEP  # of turns that look the same, the one nearest to upright
+        thing = Thing(shape, "red", "large", "plain", 0.5, 0.5, "spinning", "quickly", angle=start)
         fps = TURNS["quickly"] * 360 / STEP
         pixels_CFHW = render(pack([Scene(Background("light gray"), (thing,))]), count, fps=fps)[0]
         view = look(pixels_CFHW)
         for i, found in enumerate(outlines(view, [max(blobs, key=lambda blob: blob.area) for blobs in view.blobs])):
             outlines_.append(found.picture_G)
             shapes.append(number)
-            angles.append(i * STEP)
+            angles.append(start + i * STEP)
             radii.append(SIZES["large"] / found.disc)
             middles.append(((0.5 - found.x) / found.disc, (0.5 - found.y) / found.disc))
     return Templates(np.stack(outlines_), np.array(shapes), np.array(angles), np.array(radii), np.array(middles))

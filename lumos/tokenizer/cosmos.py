@@ -21,7 +21,7 @@ from lumos.tokenizer.layers import StreamState, haar
 from lumos.tokenizer.model import PATCH, PATCH_CHANNELS, VideoTokenizer, load_tokenizer, unpatch
 from lumos.weights import FORMAT, check_names, load_folder, read_config, save_folder
 
-AT_ONCE = 4  # latent frames that pass through together when whole clips are encoded and decoded
+AT_ONCE = 1  # latent frames that pass through together when whole clips are encoded and decoded: the least memory
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,9 @@ class CosmosConfig:
             if ratio not in allowed:
                 raise ValueError(f"{name} compression must be one of {allowed} with these multipliers, got {ratio}; correct it")
         if min(self.channels, self.blocks, self.latent_channels, self.window, *self.multipliers) < 1:
-            raise ValueError(f"channels, multipliers, blocks, latent_channels and window must be at least 1, got {self}; correct it")
+            raise ValueError(
+                f"channels, multipliers, blocks, latent_channels and window must be at least 1, got {self}; correct it"
+            )
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -101,7 +103,7 @@ class CosmosTokenizer(nn.Module):
 
     @torch.no_grad()
     def encode(self, pixels_BCFHW: Tensor, at_once: int = AT_ONCE) -> Tensor:
-        """Pixels in [-1, 1], 1 + 4k frames (by the compression), sides in multiples of 8 -> codes_BTHW int64, 1 + k latent frames.
+        """Pixels in [-1, 1], 1 + 4k frames, sides in multiples of 8 (DV4x8x8) -> codes_BTHW int64, 1 + k latent frames.
 
         at_once: latent frames that pass through together; it changes time and memory, not the result.
         """
@@ -120,7 +122,9 @@ class CosmosTokenizer(nn.Module):
     def decode(self, codes_BTHW: Tensor, at_once: int = AT_ONCE) -> Tensor:
         """Codes -> pixels_BCFHW float32 in [-1, 1]. Raises ValueError for codes out of range. `at_once`: see `encode`."""
         if codes_BTHW.ndim != 4 or not codes_BTHW.shape[1]:
-            raise ValueError(f"codes must have 4 dimensions B, T, H, W and T > 0, got shape {list(codes_BTHW.shape)}; give a video")
+            raise ValueError(
+                f"codes must have 4 dimensions B, T, H, W and T > 0, got shape {list(codes_BTHW.shape)}; give a video"
+            )
         batch, latent_frames, rows, columns = codes_BTHW.shape
         frames = self._frames_before(latent_frames)
         pixels_BCFHW = torch.empty(batch, 3, frames, rows * self.spatial, columns * self.spatial, device=codes_BTHW.device)
@@ -153,9 +157,7 @@ class CosmosTokenizer(nn.Module):
         self._check_pixels(pixels_BCFHW)
         frames, expected = pixels_BCFHW.shape[2], self.temporal if state.started else 1
         if frames != expected:
-            raise ValueError(
-                f"a stream is encoded 1 frame first, then {self.temporal} at a time, got {frames}; give {expected}"
-            )
+            raise ValueError(f"a stream is encoded 1 frame first, then {self.temporal} at a time, got {frames}; give {expected}")
         return self.fsq(self.latents(pixels_BCFHW, state))[1][:, 0]
 
     def latents(self, pixels_BCFHW: Tensor, state: StreamState) -> Tensor:
@@ -270,13 +272,15 @@ def patch(pixels_BCFHW: Tensor, first: bool) -> Tensor:
 
 
 def load_any_tokenizer(folder: Path) -> VideoTokenizer | CosmosTokenizer:
-    """Read a tokenizer's weights folder of either kind: float32, on the CPU, in eval mode. Raises ValueError for a damaged one."""
+    """Read a tokenizer's weights folder of either kind: float32 on the CPU, in eval mode. Raises ValueError for a damaged one."""
     header, tensors = load_folder(folder, "tokenizer")
     if "cosmos" not in header["config"]:
         return load_tokenizer(folder)  # read twice, but small
     where = f"{folder}/config.json"
     if set(header["config"]) != {"cosmos"}:
-        raise ValueError(f"{where} must hold nothing but cosmos in its config, got {', '.join(header['config'])}; remove the rest")
+        raise ValueError(
+            f"{where} must hold nothing but cosmos in its config, got {', '.join(header['config'])}; remove the rest"
+        )
     tokenizer = CosmosTokenizer(read_config(CosmosConfig, header["config"]["cosmos"], where))
     check_names(tensors, tokenizer.state_dict(), folder)
     tokenizer.load_state_dict(tensors)

@@ -5,11 +5,14 @@ In: a configuration, a tokenizer folder, and a stream of (prompt ids, codes). Ou
 steps take turns. The same command with `resume` goes on where the last checkpoint was.
 """
 
+import hashlib
 import json
+import math
+import random
 import time
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -64,6 +67,19 @@ class TrainModelConfig:
     save_every: int = 2000
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        for name, size in (("videos", self.videos), ("images", self.images)):
+            if self.accumulate < 1 or size < 1 or size % self.accumulate:
+                raise ValueError(f"{name} must be a multiple of accumulate = {self.accumulate}, got {size}; change one")
+        for name, value in (("height", self.shapes.size), ("width", self.shapes.size), ("fps", self.shapes.fps)):
+            if getattr(self.video, name) != value:
+                raise ValueError(f"video.{name} must be {value}, as in shapes, got {getattr(self.video, name)}; change one")
+        if self.video.latest > (self.shapes.frames - 1) // 4:
+            raise ValueError(
+                f"video.latest must be a latent frame of the clips, at most {(self.shapes.frames - 1) // 4}, "
+                f"got {self.video.latest}; make shapes.frames longer"
+            )
+
 
 SAMPLE_PROMPTS = (
     "a red circle moves to the right",
@@ -94,7 +110,7 @@ def train_model(config: TrainModelConfig, out: Path, tokenizer_folder: Path, res
     step, seconds = 0, 0.0
     if found:
         tensors, state = checkpoint.load(found)
-        _check_same(state["config"], config, found)
+        _check_same(state["config"], _recorded(config, tokenizer), found)
         checkpoint.restore(tensors, state, model, optimizer, ema, found)
         step, seconds = state["step"], state["seconds"]
     if device.type == "cuda":
@@ -109,7 +125,7 @@ def train_model(config: TrainModelConfig, out: Path, tokenizer_folder: Path, res
     def save() -> None:
         if ranks.is_main:
             kept, state = checkpoint.collect(model, optimizer, ema)
-            checkpoint.save(out, step, kept, {**state, "seconds": clock_.seconds, "config": asdict(config)})
+            checkpoint.save(out, step, kept, {**state, "seconds": clock_.seconds, "config": _recorded(config, tokenizer)})
             save_model(out / "model", folder, ema.average, text, tokenizer)
 
     def samples() -> None:
@@ -123,21 +139,20 @@ def train_model(config: TrainModelConfig, out: Path, tokenizer_folder: Path, res
             rate = learning_rate(step, progress, config.optim)
             set_learning_rate(optimizer, rate)
             image = config.image_every > 0 and step % config.image_every == config.image_every - 1
-            for part in range(config.accumulate):
-                draw = torch.Generator().manual_seed(_seed_of(config.seed, ranks.rank, step, part))
-                size = (config.images if image else config.videos) // config.accumulate
-                batch = stream.batch(step, size, image, draw)
-                loss, loss_T = batch_loss(model, vocabulary, grid, batch, image, config, ranks, draw)
-                (loss / config.accumulate).backward()
+            size = config.images if image else config.videos
+            draw = generator_of(config.seed, ranks.rank, step)
+            batch = hide(stream.batch(step, size, image, draw), image, config, grid, draw)
+            loss_T = backward(model, vocabulary, grid, batch, image, config, ranks)
             average_gradients(model.parameters(), ranks)
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.optim.clip)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             ema.update(model, step)
             step += 1
-            meter.add(image, loss_T, norm, size * config.accumulate * ranks.world)
+            meter.add(image, loss_T, norm, size * ranks.world)
             if step % config.log_every == 0:
                 values = meter.take(ranks)
+                _check_finite(values, step)
                 log.scalars(step, {**values, "learning_rate": rate, "seconds": clock_.seconds})
                 shown = values.get("loss_video", values.get("loss_image", 0.0))
                 log.progress(step, clock_.progress(step), f"loss {shown:.3f}  {values['samples_per_second']:.0f} samples/s")
@@ -146,24 +161,36 @@ def train_model(config: TrainModelConfig, out: Path, tokenizer_folder: Path, res
             if step % config.sample_every == 0:
                 samples()
         save()
-        samples()
+        if step % config.sample_every and not clock_.interrupted:
+            samples()
         if clock_.interrupted:
             log.say(f"stopped at step {step}; the same command with --resume goes on from there")
     finish(ranks)
     return out / "model"
 
 
-def batch_loss(
-    model: Transformer,
-    vocabulary: Vocabulary,
-    grid: Grid,
-    batch: Batch,
-    image: bool,
-    config: TrainModelConfig,
-    ranks: Ranks,
-    draw: torch.Generator,
-) -> tuple[Tensor, Tensor]:
-    """Mean cross-entropy over the masked codes of all ranks' batches (times ranks, as gradients are averaged), and per frame."""
+def generator_of(seed: int, rank: int, step: int) -> torch.Generator:
+    """What one rank draws in one step, from these three alone: so a resumed run draws the same."""
+    # A CPU generator keeps only 32 bits of its seed: numbers put side by side would lose the rank and the seed.
+    return torch.Generator().manual_seed(random.Random(f"{seed}/{rank}/{step}").getrandbits(32))
+
+
+class Hidden(NamedTuple):
+    """A batch with everything drawn: prompts (length 0 = dropped), a window of codes_BTHW that starts at latent frame `first`,
+    and which of its content is masked, mask [B, T, H, W + 1]."""
+
+    text_BS: Tensor
+    length_B: Tensor
+    codes_BTHW: Tensor
+    mask: Tensor
+    first: int
+
+    def part(self, rows: slice) -> "Hidden":
+        return Hidden(self.text_BS[rows], self.length_B[rows], self.codes_BTHW[rows], self.mask[rows], self.first)
+
+
+def hide(batch: Batch, image: bool, config: TrainModelConfig, grid: Grid, draw: torch.Generator) -> Hidden:
+    """Draw the window in time, the prompts to drop, and the mask. `draw` lives on the CPU."""
     device = batch.codes_BTHW.device
     window = 1 if image else config.video.window
     latest_start = batch.codes_BTHW.shape[1] - window
@@ -172,25 +199,55 @@ def batch_loss(
     codes_BTHW = batch.codes_BTHW[:, first : first + window]
     B, T = codes_BTHW.shape[:2]
     dropped = (torch.rand(B, generator=draw) < config.drop_text).to(device, non_blocking=True)
-    length_B = torch.where(dropped, 0, batch.length_B)
     on_device = torch.Generator(device).manual_seed(int(torch.randint(2**62, (), generator=draw)))
     mask = draw_mask(config.mask, B, T, grid.rows, grid.columns + 1, on_device, device)
+    return Hidden(batch.text_BS, torch.where(dropped, 0, batch.length_B), codes_BTHW, mask, first)
 
+
+def backward(
+    model: Transformer, vocabulary: Vocabulary, grid: Grid, batch: Hidden, image: bool, config: TrainModelConfig, ranks: Ranks
+) -> Tensor:
+    """Gradients of the mean cross-entropy over the masked codes of all ranks and parts; returns this rank's, by latent frame.
+
+    The loss counts `world` times, because gradients are averaged over the ranks.
+    """
+    B, T = batch.codes_BTHW.shape[:2]
+    count_T = batch.mask[..., :-1].sum(dim=(0, 2, 3))
+    count = count_T.sum().float()
+    if ranks.world > 1:
+        dist.all_reduce(count)
+    loss_T = torch.zeros(T, device=count.device)
+    size = B // config.accumulate
+    for row in range(0, B, size):
+        part = batch.part(slice(row, row + size))
+        loss, part_T = batch_loss(model, vocabulary, grid, part, image, config, ranks.world / count)
+        loss.backward()
+        loss_T += part_T
+    return loss_T / count_T.clamp(min=1)
+
+
+def batch_loss(
+    model: Transformer,
+    vocabulary: Vocabulary,
+    grid: Grid,
+    batch: Hidden,
+    image: bool,
+    config: TrainModelConfig,
+    weight: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Sum of the masked codes' cross-entropy times `weight`, and without weight (no gradient) by latent frame."""
+    text_BS, length_B, codes_BTHW, mask, first = batch
+    T = codes_BTHW.shape[1]
     content = torch.where(mask, vocabulary.mask, content_ids(vocabulary, codes_BTHW))
     seconds, fps = clock(1 if image else config.video.frames, config.video.fps)
-    ids_BL, position_BL3, block_BL = pack(vocabulary, grid, batch.text_BS, length_B, content, seconds, fps, first)
-    with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+    ids_BL, position_BL3, block_BL = pack(vocabulary, grid, text_BS, length_B, content, seconds, fps, first)
+    with torch.autocast(codes_BTHW.device.type, torch.bfloat16, enabled=codes_BTHW.is_cuda):
         hidden_BLD = model(ids_BL, position_BL3, attend_by_block(block_BL))
         hidden = content_of(grid, hidden_BLD, config.video.slots, T)[:, :, :, :-1]
         is_target = mask[..., :-1]
-        count = is_target.sum().float()
-        if ranks.world > 1:
-            dist.all_reduce(count)
-        weight = is_target.float() * (ranks.world / count)
         head = model.head[vocabulary.first_code : vocabulary.first_code + vocabulary.codes]
-        loss, loss_M = weighted_code_loss(hidden.flatten(0, 3), head, codes_BTHW.flatten(), weight.flatten())
-    loss_BTHW = loss_M.view(codes_BTHW.shape) * is_target
-    return loss, (loss_BTHW.sum(dim=(0, 2, 3)) / is_target.sum(dim=(0, 2, 3)).clamp(min=1)).detach()
+        loss, loss_M = weighted_code_loss(hidden.flatten(0, 3), head, codes_BTHW.flatten(), (is_target * weight).flatten())
+    return loss, (loss_M.view(codes_BTHW.shape) * is_target).sum(dim=(0, 2, 3)).detach()
 
 
 class Meter:
@@ -233,16 +290,33 @@ def _sample_sheet(
     return sheet([video.transpose(0, 1)[::4] for video in pixels_BCFHW])
 
 
-def _seed_of(seed: int, rank: int, step: int, part: int) -> int:
-    return (((seed * 4096 + rank) * 2**32 + step) * 64 + part) % 2**63
+def _check_finite(values: dict[str, float], step: int) -> None:
+    for name, value in values.items():
+        if not math.isfinite(value):
+            raise ValueError(f"{name} must stay finite, got {value} at step {step}; resume with a lower learning rate or clip")
 
 
-def _check_same(saved: dict[str, object], config: TrainModelConfig, where: Path) -> None:
-    """Resuming must not change what is trained; budget and logging may differ."""
-    free = {"max_steps", "max_seconds", "log_every", "sample_every", "save_every", "sampler"}
-    now = json.loads(json.dumps(asdict(config)))
-    different = [name for name in now if name not in free and now[name] != saved.get(name)]
-    if different:
-        raise ValueError(
-            f"{where} was made with another configuration, different in {', '.join(different)}; use the old one or a new run"
-        )
+def _recorded(config: TrainModelConfig, tokenizer: VideoTokenizer) -> dict[str, Any]:
+    """What a checkpoint says of its run: every setting, and which tokenizer made the codes."""
+    weights = b"".join(tensor.numpy(force=True).tobytes() for tensor in tokenizer.state_dict().values())
+    return {**asdict(config), "tokenizer": hashlib.sha256(weights).hexdigest()[:16]}
+
+
+def _check_same(saved: dict[str, Any], now: dict[str, Any], where: Path) -> None:
+    """Resuming must not change what is trained; budget, logging and how the work is split up may differ."""
+    free = ("max_steps", "max_seconds", "log_every", "sample_every", "save_every", "sampler", "accumulate", "shapes.workers")
+    then = _flat(saved)
+    for name, value in _flat(json.loads(json.dumps(now))).items():
+        if then.get(name, value) != value and not name.startswith(free):
+            raise ValueError(
+                f"a resumed run must keep its config, got {name} = {value} where {where} has {then[name]}; "
+                "use that, or a new folder"
+            )
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by their dotted names, as --set calls them."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return flat

@@ -1,0 +1,114 @@
+from pathlib import Path
+
+import pytest
+
+from lumos.evaluation.prompts import (
+    SPLITS,
+    TOLD,
+    VERSION,
+    Prompt,
+    benchmark,
+    fingerprint,
+    one_object,
+    read_prompts,
+    smaller,
+    to_lines,
+)
+from lumos.shapes.judge import ATTRIBUTES
+from lumos.shapes.motion import DIRECTIONS
+from lumos.shapes.scene import HELD_OUT_PAIRS, is_held_out
+
+PROMPTS = benchmark()
+
+
+def test_the_prompts_of_a_version_never_change() -> None:
+    """When they must, raise VERSION and put the new fingerprint here: old scores cannot be compared with new ones."""
+    assert (VERSION, len(PROMPTS), fingerprint(PROMPTS)) == (1, 608, "6f0a00bff100a078")
+
+
+def test_splits_are_halves_and_hold_what_they_say() -> None:
+    for split in SPLITS:
+        group = [prompt for prompt in PROMPTS if prompt.split == split]
+        assert len(group) == len(PROMPTS) // 2
+        assert all(is_held_out(prompt.scene) == (split == "held-out") for prompt in group)
+
+
+def test_ids_differ_and_checks_are_attributes() -> None:
+    assert len({prompt.id for prompt in PROMPTS}) == len(PROMPTS)
+    for prompt in PROMPTS:
+        assert prompt.checks and prompt.text
+        assert {name for attributes in prompt.checks.values() for name in attributes} <= set(ATTRIBUTES)
+
+
+def test_what_is_checked_is_told() -> None:
+    for prompt in PROMPTS:
+        if "speed" in prompt.checks:
+            assert any(word in prompt.text for word in ("slowly", "gently", "quickly", "fast", "rapidly"))
+        if "background steadiness" in prompt.checks:
+            assert prompt.scene.background.colour in prompt.text
+        if prompt.task == "text to image":
+            assert all(thing.motion == "still" for thing in prompt.scene.things)
+
+
+def test_images_are_shared_by_eight_motions() -> None:
+    given = [prompt for prompt in PROMPTS if prompt.given is not None]
+    images = {prompt.given for prompt in given}
+    assert len(images) == 6 and len(given) == 6 * len(TOLD)
+    for image in images:
+        group = [prompt.scene for prompt in given if prompt.given == image]
+        assert [scene.things[0].motion for scene in group] == list(TOLD)
+
+
+def test_the_smaller_set_has_every_class_in_both_splits() -> None:
+    small = smaller(PROMPTS)
+    assert len(small) < len(PROMPTS) / 4
+    every = {(prompt.split, name) for prompt in PROMPTS for name in prompt.checks}
+    assert {(prompt.split, name) for prompt in small for name in prompt.checks} == every
+
+
+def test_one_object_has_every_direction_and_only_held_out_pairs() -> None:
+    things = [prompt.scene.things[0] for prompt in one_object(64)]
+    assert sorted(thing.motion for thing in things) == sorted(list(DIRECTIONS) * 8)
+    assert {(thing.colour, thing.shape) for thing in things} == set(HELD_OUT_PAIRS)
+    assert all(len(prompt.scene.things) == 1 for prompt in one_object(64))
+
+
+def test_lines_read_back_are_the_same(tmp_path: Path) -> None:
+    file = tmp_path / "prompts.jsonl"
+    file.write_text(to_lines(PROMPTS), "utf-8")
+    assert read_prompts(file) == PROMPTS
+
+
+def spoil(prompt: Prompt, old: str, new: str) -> str:
+    line = to_lines([prompt])
+    assert old in line
+    return line.replace(old, new)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "at least one prompt"),
+        ("\n \n", "at least one prompt"),
+        ("a red circle\n", "must be a JSON document"),
+        ("{}\n", "must be a JSON document"),
+        (spoil(PROMPTS[0], '"circle"', '"blob"'), "shape must be one of"),
+        (spoil(PROMPTS[0], '"count"', '"beauty"'), "checks must name attributes"),
+        (spoil(PROMPTS[0], "text to image", "text to music"), "correct it"),
+        (spoil(PROMPTS[0], "text to image", "image to video"), "given scene"),
+        (spoil(PROMPTS[0], PROMPTS[0].id, "../x"), "an id has letters"),
+        (to_lines([PROMPTS[0], PROMPTS[0]]), "twice"),
+    ],
+)
+def test_files_that_are_no_prompts_are_refused(tmp_path: Path, text: str, said: str) -> None:
+    file = tmp_path / "prompts.jsonl"
+    file.write_text(text, "utf-8")
+    with pytest.raises(ValueError, match=said):
+        read_prompts(file)
+
+
+def test_a_file_of_other_bytes_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "prompts.jsonl"
+    file.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ValueError, match="text file"):
+        read_prompts(file)

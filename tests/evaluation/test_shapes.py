@@ -1,0 +1,216 @@
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from lumos.diffusion.sampler import SamplerConfig
+from lumos.evaluation.one_object import measure_one_object
+from lumos.evaluation.prompts import Prompt, benchmark, one_object, smaller, to_lines
+from lumos.evaluation.shapes import batches, choose, evaluate_shapes
+from lumos.generate import Generator
+from lumos.model.transformer import ModelConfig, Transformer
+from lumos.model_folder import FolderConfig, VideoConfig
+from lumos.sequence.text import train_text_tokenizer
+from lumos.sequence.vocabulary import small_vocabulary
+from lumos.shapes.render import pack, render
+from lumos.shapes.scene import Scene
+from lumos.tokenizer.model import TokenizerConfig, VideoTokenizer
+
+EVERY = [*benchmark(), *one_object(16)]
+FEW = [
+    next(prompt for prompt in EVERY if name in prompt.checks) for name in ("counting", "speed", "occlusion", "keeps the image")
+]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Small tensors: threads that wait for each other would take most of the time."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def random_model() -> Generator:
+    """A model of 128x128 videos that knows nothing, as small as can be."""
+    tokenizer = VideoTokenizer(TokenizerConfig((4, 4, 4), (8, 8), (1, 1), (8, 8), (1, 1)))
+    tokenizer.initialise(torch.Generator().manual_seed(0))
+    text = train_text_tokenizer([prompt.text for prompt in EVERY], 200)
+    vocabulary = small_vocabulary(text.size, tokenizer.codebook_size)
+    shape = ModelConfig(vocabulary.size, layers=1, width=32, heads=1, kv_heads=1, head_width=32, ffn=32)
+    model = Transformer(shape)
+    model.initialise(torch.Generator().manual_seed(1))
+    video = VideoConfig(height=128, width=128, frames=17, fps=8, slots=64, window=5, latest=8)
+    config = FolderConfig(shape, vocabulary, video, SamplerConfig(steps=1, guidance=1.0))
+    return Generator(config, model.requires_grad_(False), text, tokenizer, torch.device("cpu"), torch.float32)
+
+
+class Oracle(Generator):
+    """In place of a model: it draws what its prompt's scene says. `fails` at one of its calls."""
+
+    def __init__(self, model: Generator, prompts: Sequence[Prompt] = EVERY, fails: int = -1, wrong: Scene | None = None) -> None:
+        self.__dict__.update(model.__dict__)
+        self.scenes = {(prompt.text, prompt.frames): prompt.scene for prompt in prompts}
+        self.fails, self.calls, self.wrong = fails, 0, wrong
+
+    def __call__(self, prompts: str | Sequence[str], frames: int | None = None, seed: int = 0, **settings: Any) -> Tensor:
+        self.calls += 1
+        if self.calls == self.fails:
+            raise KeyboardInterrupt
+        assert not isinstance(prompts, str) and frames is not None
+        return torch.cat([render(pack([self.wrong or self.scenes[text, frames]]), frames) for text in prompts])
+
+
+@pytest.fixture
+def few(tmp_path: Path) -> Path:
+    file = tmp_path / "few.jsonl"
+    file.write_text(to_lines(FEW), "utf-8")
+    return file
+
+
+def test_truth_is_right_in_every_class(random_model: Generator, tmp_path: Path) -> None:
+    report = evaluate_shapes(Oracle(random_model, smaller(benchmark())), tmp_path / "out", quick=True, quiet=True)
+    assert report["overall"]["score"] == 1.0, [prompt for prompt in report["prompts"] if not all(prompt["classes"].values())]
+    assert len(report["classes"]) == 16
+    assert json.loads((tmp_path / "out" / "report.json").read_text()) == report
+
+
+def test_a_random_model_goes_all_the_way_and_is_not_right(random_model: Generator, few: Path, tmp_path: Path) -> None:
+    report = evaluate_shapes(random_model, tmp_path / "out", prompts=few, quiet=True)
+    assert report["overall"]["right"] <= 1
+    assert len(list((tmp_path / "out" / "videos").iterdir())) == 4
+    again = evaluate_shapes(random_model, tmp_path / "again", prompts=few, quiet=True)
+    assert again["prompts"] == report["prompts"]
+    other = evaluate_shapes(random_model, tmp_path / "other", prompts=few, seed=1, quiet=True)
+    assert other["settings"]["seed"] == 1
+    files = [(tmp_path / name / report["prompts"][0]["file"]).read_bytes() for name in ("out", "again", "other")]
+    assert files[0] == files[1] != files[2]
+
+
+def test_the_report_is_one_file_with_the_videos_and_words_made_safe(random_model: Generator, few: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    spiked = [replace(FEW[1], text=FEW[1].text + " & it's 4 < 5"), *FEW[:1]]
+    few.write_text(to_lines(spiked), "utf-8")
+    oracle = Oracle(random_model, spiked)
+    oracle.prompt_ids = lambda *arguments: [0]  # type: ignore[method-assign]  # these signs are not in its vocabulary
+    evaluate_shapes(oracle, out, prompts=few, quiet=True)
+    page = (out / "report.html").read_text()
+    assert page.count("data:image/webp;base64,") == 1 and page.count("data:image/png;base64,") == 1
+    assert "&amp; it&#x27;s 4 &lt; 5" in page and "http" not in page
+    assert (out / "sheet_images.png").exists() and (out / "sheet_videos.png").exists()
+
+
+def test_an_interrupted_run_goes_on_and_ends_as_a_whole_one(random_model: Generator, few: Path, tmp_path: Path) -> None:
+    whole = evaluate_shapes(Oracle(random_model), tmp_path / "whole", prompts=few, batch=1, quiet=True)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_shapes(Oracle(random_model, fails=3), tmp_path / "half", prompts=few, batch=1, quiet=True)
+    results = tmp_path / "half" / "results.jsonl"
+    assert len(results.read_text().splitlines()) == 2
+    results.write_text(results.read_text() + '{"id": "cut off in the mid')
+    rest = Oracle(random_model)
+    report = evaluate_shapes(rest, tmp_path / "half", prompts=few, batch=1, quiet=True)
+    assert rest.calls == 2
+    assert report["prompts"] == whole["prompts"]
+    nothing = Oracle(random_model)
+    assert evaluate_shapes(nothing, tmp_path / "half", prompts=few, batch=1, quiet=True)["classes"] == whole["classes"]
+    assert nothing.calls == 0
+
+
+@pytest.mark.parametrize(
+    "change", [{"seed": 1}, {"batch": 2}, {"sampler": SamplerConfig(steps=3)}, {"prompts": None, "only": "speed"}]
+)
+def test_a_folder_of_other_settings_is_refused(
+    random_model: Generator, few: Path, tmp_path: Path, change: dict[str, Any]
+) -> None:
+    evaluate_shapes(Oracle(random_model), tmp_path / "out", prompts=few, batch=1, quiet=True)
+    before = (tmp_path / "out" / "results.jsonl").read_bytes()
+    with pytest.raises(ValueError, match="other settings"):
+        evaluate_shapes(Oracle(random_model), tmp_path / "out", **{"prompts": few, "batch": 1, "quiet": True, **change})
+    assert (tmp_path / "out" / "results.jsonl").read_bytes() == before
+
+
+def test_a_folder_of_other_weights_is_refused(random_model: Generator, few: Path, tmp_path: Path) -> None:
+    evaluate_shapes(Oracle(random_model), tmp_path / "out", prompts=few, quiet=True)
+    other = Transformer(random_model.config.model)
+    other.initialise(torch.Generator().manual_seed(2))
+    oracle = Oracle(random_model)
+    oracle.model = other
+    with pytest.raises(ValueError, match=r"other settings \(weights"):
+        evaluate_shapes(oracle, tmp_path / "out", prompts=few, quiet=True)
+
+
+def test_bad_folders_are_refused_and_left_alone(random_model: Generator, few: Path, tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("mine")
+    with pytest.raises(ValueError, match="must be a folder"):
+        evaluate_shapes(random_model, file, prompts=few)
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "thesis.txt").write_text("mine")
+    with pytest.raises(ValueError, match="new or empty folder"):
+        evaluate_shapes(random_model, foreign, prompts=few)
+    assert [path.name for path in foreign.iterdir()] == ["thesis.txt"]
+    done = tmp_path / "done"
+    evaluate_shapes(Oracle(random_model), done, prompts=few, quiet=True)
+    (done / "results.jsonl").write_text("what\n")
+    with pytest.raises(ValueError, match="line 1 is no result"):
+        evaluate_shapes(Oracle(random_model), done, prompts=few, quiet=True)
+    (done / "settings.json").write_text("{")
+    with pytest.raises(ValueError, match="damaged"):
+        evaluate_shapes(Oracle(random_model), done, prompts=few, quiet=True)
+
+
+def test_a_model_of_another_size_or_rate_is_refused(random_model: Generator, tmp_path: Path) -> None:
+    for change in ({"height": 64}, {"width": 256}, {"fps": 16}):
+        oracle = Oracle(random_model)
+        oracle.config = replace(random_model.config, video=replace(random_model.config.video, **change))
+        with pytest.raises(ValueError, match="needs a model for 128x128 at 8 fps, got"):
+            evaluate_shapes(oracle, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_bad_choices_are_refused(random_model: Generator, few: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="known: one-object, .*colour binding"):
+        choose(False, "beauty", None)
+    with pytest.raises(ValueError, match="leave one out"):
+        choose(False, "one-object", few)
+    few.write_text("")
+    with pytest.raises(ValueError, match="at least one prompt"):
+        evaluate_shapes(random_model, tmp_path / "out", prompts=few)
+    with pytest.raises(ValueError, match="batch must be"):
+        evaluate_shapes(random_model, tmp_path / "out", batch=0)
+    few.write_text(to_lines([replace(FEW[0], text="red " * 99)]))
+    with pytest.raises(ValueError, match="at most 62 text ids"):
+        evaluate_shapes(random_model, tmp_path / "out", prompts=few)
+    assert not (tmp_path / "out").exists()
+
+
+def test_batches_are_of_one_length_and_one_image_and_hold_everything() -> None:
+    prompts = benchmark()
+    found = batches(prompts, 8, seed=3)
+    assert sorted(prompt.id for each in found for prompt in each.prompts) == sorted(prompt.id for prompt in prompts)
+    assert len({each.seed for each in found}) == len(found)
+    for each in found:
+        assert len({(prompt.frames, prompt.given) for prompt in each.prompts}) == 1
+        assert len(each.prompts) <= (32 if each.prompts[0].frames == 1 else 8)
+
+
+def test_progress_goes_to_stderr(random_model: Generator, few: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    evaluate_shapes(Oracle(random_model), tmp_path / "out", prompts=few)
+    output = capsys.readouterr()
+    assert output.out == "" and "4 of 4 prompts" in output.err and "minutes left" in output.err
+
+
+def test_one_object_counts_colour_and_direction(random_model: Generator, tmp_path: Path) -> None:
+    report = measure_one_object(Oracle(random_model), count=16, sheet=tmp_path / "one.png")
+    assert report["colour"]["right"] == report["direction"]["right"] == 16 and report["wrong"] == []
+    assert (tmp_path / "one.png").exists()
+    wrong = measure_one_object(Oracle(random_model, wrong=one_object(1)[0].scene), count=8)
+    assert wrong["direction"]["right"] == 1
+    assert len(wrong["wrong"]) == 7
