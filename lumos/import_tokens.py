@@ -8,6 +8,7 @@ import pickletools
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,8 @@ from lumos.sequence.vocabulary import LUMOS, OPEN_FPS, OPEN_FRAMES
 
 FINGERPRINT = "cosmos-dv4x8x8"  # the tokenizer that made the codes
 IGNORED_LABEL = -100
-GROUP = 256  # records written at once
-SHARD = 16  # groups in a file
+GROUP = 64  # records written at once
+GROUPS = 64  # in a file
 Progress = Callable[[int, int], None]
 
 
@@ -51,26 +52,29 @@ def import_tokens(files: Sequence[Path], out: Path, progress: Progress | None = 
         raise FileExistsError(f"{out} must be a new or empty folder, got one that holds something; choose another")
     import pyarrow.parquet as parquet
 
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f".{out.name}.partial")
+    beside = next(folder for folder in out.absolute().parents if folder.is_dir())  # so that a failure leaves no new folder
+    partial = beside / f".{out.name}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
-    schema, counts = _schema(), {"videos": 0, "images": 0, "codes": 0}
+    counts = {"videos": 0, "images": 0, "codes": 0}
+
+    def records() -> Iterator[Record]:
+        for number, path in enumerate(paths, 1):
+            record = read_record(path)
+            counts["images" if len(record.codes_THW) == 1 else "videos"] += 1
+            counts["codes"] += record.codes_THW.numel()
+            if progress:
+                progress(number, len(paths))
+            yield record
+
     try:
-        for first in range(0, len(paths), GROUP * SHARD):
-            shard = partial / f"{first // (GROUP * SHARD):06}.parquet"
-            with parquet.ParquetWriter(shard, schema, compression="zstd") as writer:
-                last = min(first + GROUP * SHARD, len(paths))
-                for start in range(first, last, GROUP):
-                    records = []
-                    for number, path in enumerate(paths[start : min(start + GROUP, last)], start + 1):
-                        records.append(read_record(path))
-                        if progress:
-                            progress(number, len(paths))
-                    writer.write_table(_table(records, schema))
-                    for record in records:
-                        counts["images" if len(record.codes_THW) == 1 else "videos"] += 1
-                        counts["codes"] += record.codes_THW.numel()
+        stream, schema = records(), _schema()
+        for number, first in enumerate(range(0, len(paths), GROUP * GROUPS)):
+            last = min(first + GROUP * GROUPS, len(paths))
+            with parquet.ParquetWriter(partial / f"{number:06}.parquet", schema, compression="zstd") as writer:
+                for _ in range(first, last, GROUP):
+                    writer.write_table(_table(list(islice(stream, GROUP)), schema))
+        out.parent.mkdir(parents=True, exist_ok=True)
         partial.replace(out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -202,6 +206,8 @@ def _record(value: Any, name: str) -> Record:
         _check_ids(labels, LUMOS.size, "label", IGNORED_LABEL)
         if len(labels) != len(ids) or any(label not in (i, IGNORED_LABEL) for i, label in zip(ids, labels, strict=True)):
             raise ValueError(f"every label must be its token or {IGNORED_LABEL}, they are not; the record is damaged")
+    if not isinstance(value.get("id", 0), int | str):
+        raise ValueError("id must be a number or a name, it is not; is this another data set?")
     try:
         text, codes_THW, seconds, fps = unpack(LUMOS, ids)
     except (IndexError, ValueError) as error:

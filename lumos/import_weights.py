@@ -30,7 +30,7 @@ from lumos.model_folder import TEXT_FILE, FolderConfig, VideoConfig
 from lumos.sequence.published import SIZES, TEMPLATE, check_text, crops
 from lumos.sequence.text import TextTokenizer
 from lumos.sequence.vocabulary import LUMOS
-from lumos.weights import CONFIG, FORMAT, TENSORS, TYPES, Deferred, find_weights, load_folder, read_config, save_folder
+from lumos.weights import CONFIG, FORMAT, TENSORS, TYPES, Deferred, find_weights, load_folder, read_config, save_folder, some_of
 
 INDEX = "model.safetensors.index.json"
 ARCHIVES = ("encoder.jit", "decoder.jit", "autoencoder.jit")
@@ -64,7 +64,11 @@ def import_weights(
 
     Raises FileNotFoundError or ValueError, in one line and with nothing written, for anything but a whole checkpoint.
     """
+    if source.resolve() == out.resolve():
+        raise ValueError(f"the folder to write must be another one than the checkpoint, got {out} for both; choose a new one")
     if _holds_archives(source):
+        if text or cosmos:
+            raise ValueError(f"{source} is a Cosmos tokenizer, which takes no other files, got {text or cosmos}; leave it out")
         _import_cosmos(source, out)
         return {"weights": str(out), "kind": "tokenizer"}
     _check_size(size)
@@ -112,7 +116,7 @@ def read_checkpoint(source: Path) -> tuple[ModelConfig, dict[str, Stored]]:
     expected = official_shapes(config)
     missing, unknown = [name for name in expected if name not in stored], [name for name in stored if name not in expected]
     if missing or unknown:
-        parts = ([f"lacks {_some(missing)}"] if missing else []) + ([f"has the unknown {_some(unknown)}"] if unknown else [])
+        parts = ([f"lacks {some_of(missing)}"] if missing else []) + ([f"has the unknown {some_of(unknown)}"] if unknown else [])
         raise ValueError(f"{source} is no whole Lumos-1 checkpoint: it {' and '.join(parts)}; copy it again, or use another one")
     for name, shape in expected.items():
         if stored[name].shape != shape:
@@ -169,7 +173,7 @@ def _stored(source: Path) -> dict[str, Stored]:
             stored[name] = entry
     lost = [name for name in places if name not in stored and not name.startswith(IGNORED_PREFIX)]
     if lost:
-        raise ValueError(f"{source / places[lost[0]]} lacks {_some(lost)}, which {INDEX} promises; copy it again")
+        raise ValueError(f"{source / places[lost[0]]} lacks {some_of(lost)}, which {INDEX} promises; copy it again")
     return stored
 
 
@@ -177,7 +181,7 @@ def _index(source: Path) -> dict[str, str]:
     path = source / INDEX
     if not path.is_file():
         others = sorted(file.name for file in source.glob("*") if file.suffix in (".bin", ".pt", ".pth", ".ckpt"))
-        found = f", got {_some(others)}, which could run code" if others else ""
+        found = f", got {some_of(others)}, which could run code" if others else ""
         raise ValueError(f"{source} must hold {TENSORS}, or {INDEX} and the files it names{found}; copy those of the checkpoint")
     places = _json(path).get("weight_map")
     if not isinstance(places, dict) or not places or not all(isinstance(name, str) for name in places.values()):
@@ -254,7 +258,3 @@ def _import_cosmos(folder: Path, out: Path) -> None:
     from lumos.tokenizer.cosmos import import_cosmos
 
     import_cosmos(folder, out)
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

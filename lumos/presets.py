@@ -19,7 +19,7 @@ MODELS: dict[str, TrainModelConfig] = {
         video=VideoConfig(height=128, width=128, frames=17, fps=8, slots=64, window=5, latest=8),
         shapes=ShapesConfig(),
         optim=OptimConfig(lr=1.2e-3, warmup_steps=300, ema=0.9993, decay_share=0.7),
-        sampler=SamplerConfig(),
+        sampler=SamplerConfig(steps=16, guidance=3.0, temperature=0.6, noise=50.0, history=0.92),
         max_seconds=450.0,
     ),
     # The same at a size that shows life on two CPU cores in a few minutes.

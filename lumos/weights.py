@@ -155,8 +155,8 @@ def check_names(tensors: Mapping[str, Tensor], module_state: Mapping[str, Tensor
     missing = [name for name in module_state if name not in tensors]
     unexpected = [name for name in tensors if name not in module_state]
     if missing or unexpected:
-        parts = [f"lacks {_some(missing)}"] if missing else []
-        parts += [f"has the unknown {_some(unexpected)}"] if unexpected else []
+        parts = [f"lacks {some_of(missing)}"] if missing else []
+        parts += [f"has the unknown {some_of(unexpected)}"] if unexpected else []
         raise ValueError(f"{where} does not fit its config: it {' and '.join(parts)}; use the config it was saved with")
     for name, expected in module_state.items():
         if tensors[name].shape != expected.shape:
@@ -187,6 +187,11 @@ def read_config(kind: type[T], values: Mapping[str, Any], where: str | Path) -> 
         return kind(**arguments)
     except ValueError as error:  # a rule of the dataclass itself, from its __post_init__
         raise ValueError(f"{where}: {error}") from error
+
+
+def some_of(names: list[str]) -> str:
+    """The first three names and how many more there are, for an error."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def recover(folder: Path) -> None:
@@ -270,7 +275,7 @@ def _check_replaceable(folder: Path, names: set[str], kept: list[Path]) -> None:
     files = [path for path in folder.rglob("*") if not path.is_dir() and not any(path.is_relative_to(inner) for inner in kept)]
     others = sorted({path.relative_to(folder).as_posix() for path in files} - names)
     if others:
-        raise FileExistsError(f"saving to {folder} would delete {_some(others)} in it; choose another folder")
+        raise FileExistsError(f"saving to {folder} would delete {some_of(others)} in it; choose another folder")
 
 
 def _write_tensors(path: Path, tensors: Mapping[str, Tensor | Deferred]) -> None:
@@ -291,6 +296,7 @@ def _write_tensors(path: Path, tensors: Mapping[str, Tensor | Deferred]) -> None
             _add_to(digest, name, tensor)
             file.seek(first + places[name][0])
             file.write(_bytes_of(tensor))
+            del tensor  # before the next one is read
         file.seek(0)
         file.write(_tensors_header(tensors, places, digest.hexdigest()))
 
@@ -360,7 +366,3 @@ def _remove(folder: Path) -> None:
 
 def _json_bytes(config: dict[str, Any]) -> bytes:
     return (json.dumps(config, indent=2, allow_nan=False) + "\n").encode()
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -148,8 +148,8 @@ def test_prompts_need_the_published_text_tokenizer(checkpoint: Path, tmp_path: P
     file = text_file(checkpoint / "text_tokenizer.json")
     assert import_weights(checkpoint, tmp_path / "out")["has"] == ["decoder", "text_tokenizer"]
     assert (tmp_path / "out" / file.name).read_bytes() == file.read_bytes()
-    with pytest.raises(ValueError, match="would delete text_tokenizer"):
-        file.unlink()
+    file.unlink()
+    with pytest.raises(FileExistsError, match="would delete text_tokenizer"):
         import_weights(checkpoint, tmp_path / "out")
 
 
@@ -175,6 +175,8 @@ def test_the_cosmos_tokenizer_comes_along_or_alone(
     alone, out, again = tmp_path / "alone", tmp_path / "out", tmp_path / "again"
     assert main(["import-weights", str(tmp_path / "cosmos"), str(alone), "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {"weights": str(alone), "kind": "tokenizer"}
+    assert main(["import-weights", str(tmp_path / "cosmos"), str(out), "--cosmos", str(alone)]) == 2
+    assert "leave it out" in capsys.readouterr().err
     words = ["import-weights", str(checkpoint), str(out), "--size", "448x256", "--json", "--cosmos"]
     assert main([*words, str(tmp_path / "cosmos")]) == 0
     document = json.loads(capsys.readouterr().out)
@@ -286,6 +288,14 @@ def test_a_file_that_changes_while_it_is_read_leaves_nothing(
     with pytest.raises(ValueError, match="changed while it was read"):
         import_weights(checkpoint, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
+
+
+def test_a_checkpoint_is_never_written_over(checkpoint: Path, tmp_path: Path) -> None:
+    export_weights(Path(import_weights(checkpoint, tmp_path / "out")["weights"]), tmp_path / "one-file")
+    before = (tmp_path / "one-file" / "config.json").read_bytes()
+    with pytest.raises(ValueError, match="must be another one than the checkpoint"):
+        import_weights(tmp_path / "one-file", tmp_path / "out" / ".." / "one-file")
+    assert (tmp_path / "one-file" / "config.json").read_bytes() == before
 
 
 def test_sizes(checkpoint: Path, tmp_path: Path) -> None:

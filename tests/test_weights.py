@@ -1,9 +1,11 @@
 import contextlib
 import dataclasses
+import functools
 import itertools
 import json
 import os
 import shutil
+import weakref
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import lumos.weights as weights
-from lumos.weights import check_names, find_weights, load_folder, read_config, save_folder
+from lumos.weights import Deferred, check_names, find_weights, load_folder, read_config, save_folder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,6 +136,41 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
     assert os.listdir(folder.parent) == ["weights"]
     modes = {path.stat().st_mode for path in folder.iterdir() if path.is_file()}
     assert len(modes) == 1, "every file of the folder is readable to the same people"
+
+
+def test_the_file_is_one_that_safetensors_itself_reads(tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    save_folder(tmp_path / "weights", HEADER, some_tensors())
+    found = load_file(tmp_path / "weights" / "model.safetensors")
+    assert all(torch.equal(found[name], tensor) and found[name].dtype == tensor.dtype for name, tensor in some_tensors().items())
+    save_folder(tmp_path / "nothing", HEADER, {})
+    assert load_file(tmp_path / "nothing" / "model.safetensors") == {}
+
+
+def test_deferred_tensors_are_read_one_by_one_and_files_copied(tmp_path: Path) -> None:
+    held: list[weakref.ref[torch.Tensor]] = []
+
+    def read(value: int) -> torch.Tensor:
+        assert all(reference() is None for reference in held), "an earlier tensor is still in memory"
+        tensor = torch.full((3, 5), value)
+        held.append(weakref.ref(tensor))
+        return tensor
+
+    deferred = {str(n): Deferred(torch.int64, (3, 5), functools.partial(read, n)) for n in range(4)}
+    (tmp_path / "a.json").write_text("{}")
+    save_folder(tmp_path / "lazy", HEADER, deferred, {"b.json": tmp_path / "a.json"})
+    save_folder(tmp_path / "eager", HEADER, {str(n): torch.full((3, 5), n) for n in range(4)})
+    assert len(held) == 4
+    assert (tmp_path / "lazy" / "b.json").read_text() == "{}"
+    lazy, eager = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("lazy", "eager"))
+    assert lazy == eager
+
+
+def test_a_type_without_a_name_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"x must have one of the types F64, .*, got torch\.complex64"):
+        save_folder(tmp_path / "weights", HEADER, {"x": torch.zeros(1, dtype=torch.complex64)})
+    assert os.listdir(tmp_path) == []
 
 
 def test_saving_again_replaces_everything(tmp_path: Path) -> None:

@@ -61,6 +61,7 @@ def find_blobs(strength_FHW: Array, squared_FHWC: Array, ground_FHWC: Array) -> 
     rough = label_regions(strength_FHW > FAINT)
     tops = _tops(rough, strength_FHW)
     kept = (strength_FHW > CUT * tops[rough]) | _beside(strength_FHW)
+    kept |= _of_another_colour(strength_FHW, squared_FHWC, ground_FHWC, rough, tops)
     names_FHW = nearest_names(rgb_of(squared_FHWC))
     regions = _reclaim(label_regions((rough > 0) & kept), rough, names_FHW, strength_FHW)
     inner_FHW = _erode(regions > 0)
@@ -75,20 +76,38 @@ def find_blobs(strength_FHW: Array, squared_FHWC: Array, ground_FHWC: Array) -> 
         window = _Window(frame, top, left, side, names_FHW[at], squared_FHWC[at], ground_FHWC[at], strength_FHW[at])
         region = regions[at] == number
         blobs[frame] += _split(window, region, region & inner_FHW[at])
-    for found, rough_HW in zip(blobs, rough, strict=True):
-        _mark_touching(found, rough_HW)
-    return blobs
+    return [_related(found, rough_HW) for found, rough_HW in zip(blobs, rough, strict=True)]
 
 
-def _mark_touching(blobs: list[Blob], rough_HW: Array) -> None:
-    """Set `touches` of blobs of one rough region that are side by side for more than a tenth of their outline."""
+def _related(blobs: list[Blob], rough_HW: Array) -> list[Blob]:
+    """The blobs of a frame with `touches` set where they are side by side, and pieces with another thing between them joined."""
     parts = [int(rough_HW[blob.region_HW].max()) for blob in blobs]
+    if len(set(parts)) == len(parts):
+        return blobs
     for blob, part in zip(blobs, parts, strict=True):
-        others = [other.region_HW for other, of in zip(blobs, parts, strict=True) if of == part and other is not blob]
+        others = [other.region_HW for other, of in zip(blobs, parts, strict=True) if of == part and other.colour != blob.colour]
         if others:
             around = grow(grow(blob.region_HW)) & ~blob.region_HW
             contact = int((around & np.logical_or.reduce(others)).sum())
-            blob.touches |= contact > max(5, 0.1 * int(around.sum()))
+            blob.touches |= contact > max(4, 0.06 * int(around.sum()))
+    joined: dict[tuple[int, str], Blob] = {}
+    kept = []
+    for blob, part in sorted(zip(blobs, parts, strict=True), key=lambda pair: -pair[0].area):
+        first = joined.setdefault((part, blob.colour), blob)
+        if first is not blob and first.touches and blob.touches:
+            _join(first, blob)
+        else:
+            kept.append(blob)
+    return kept
+
+
+def _join(blob: Blob, piece: Blob) -> None:
+    share = piece.area / (blob.area + piece.area)
+    blob.x += share * (piece.x - blob.x)
+    blob.y += share * (piece.y - blob.y)
+    blob.area += piece.area
+    blob.region_HW |= piece.region_HW
+    blob.weakest = min(blob.weakest, piece.weakest)
 
 
 def label_regions(mask_FHW: Array) -> Array:
@@ -147,6 +166,22 @@ def _around(values_FHW: Array, choose: np.ufunc) -> Array:
     choose(both[:, :, 1:], rows[:, :, :-1], out=both[:, :, 1:])
     choose(both[:, :, :-1], rows[:, :, 1:], out=both[:, :, :-1])
     return both
+
+
+def _of_another_colour(strength_FHW: Array, squared_FHWC: Array, ground_FHWC: Array, rough: Array, tops: Array) -> Array:
+    """Weak pixels beside something strong that are no mixture of it with the background, as its soft edge would be."""
+    count = len(tops)
+    strong = (rough > 0) & (strength_FHW > 0.8 * tops[rough])
+    label = rough[strong]
+    number = np.maximum(np.bincount(label, minlength=count), 1)
+    middle = np.stack([np.bincount(label, squared_FHWC[strong][:, c], count) / number for c in range(3)], axis=1)
+    weak = (rough > 0) & (strength_FHW > SOLID) & (strength_FHW <= CUT * tops[rough])
+    ground = ground_FHWC[weak]
+    away, way = squared_FHWC[weak] - ground, middle[rough[weak]] - ground
+    share = (away * way).sum(1) / np.maximum((way * way).sum(1), 1e-6)
+    kept = np.zeros(strength_FHW.shape, dtype=bool)
+    kept[weak] = np.linalg.norm(away - share[:, None] * way, axis=1) > 0.5 * np.linalg.norm(away, axis=1)
+    return kept
 
 
 def _reclaim(regions: Array, rough: Array, names: Array, strength: Array) -> Array:

@@ -78,14 +78,25 @@ def _draft(view: View, track: list[Blob]) -> _Draft:
     found = outlines(view, track)
     misfit_NP = misfits(np.stack([each.picture_G for each in found]))
     strength_N = np.array([blob.strength for blob in track])
-    clean_N = np.array([not blob.touches for blob in track])
+    disc_N = np.array([each.disc for each in found])
+    clean_N = _seen_whole(np.array([not blob.touches for blob in track]), misfit_NP.min(1), disc_N)
     weight_N = np.clip(strength_N / strength_N.max() - 0.15, 1e-6, 0.6) * (clean_N if clean_N.any() else 1.0)
     shape, is_clear = _shape(misfit_NP, weight_N)
-    x_N, y_N, disc_N = (np.array([getattr(each, name) for each in found]) for name in ("x", "y", "disc"))
+    x_N, y_N = np.array([each.x for each in found]), np.array([each.y for each in found])
     nothing_N = np.zeros(len(track))
     draft = _Draft(track, strength_N, clean_N, misfit_NP, shape, is_clear, nothing_N.astype(int), x_N, y_N, disc_N, nothing_N)
     draft.take(shape)
     return draft
+
+
+def _seen_whole(alone_N: Array, best_N: Array, disc_N: Array) -> Array:
+    """Where it touches nothing, or looks just like a shape and is largest: then it is only beside something.
+
+    Not when it always looks the same: what is left of a heart may be a good diamond.
+    """
+    alike_N = (best_N < 0.5 * WHOLE) & (disc_N.max() > 1.12 * disc_N.min())
+    largest = disc_N[alone_N | alike_N].max(initial=0.0)
+    return alone_N | (alike_N & (disc_N > 0.93 * largest))
 
 
 def _complete(view: View, draft: _Draft) -> None:

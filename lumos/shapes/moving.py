@@ -58,7 +58,9 @@ def name_motion(thing: Followed, whole_F: Array, turns_FK: Array, shape: str, fp
     seconds = np.arange(len(thing.x)) / fps
     fading = _fading(thing, seconds)
     seen, solid = thing.opacity > 0.5, whole_F & (thing.opacity > 0.5)
-    path = _path(seconds[seen], thing.x[seen], thing.y[seen]) if seen.sum() >= 3 else None
+    sure = seen & (thing.hidden < 0.5)
+    sure = sure if sure.sum() >= 5 else seen
+    path = _path(seconds[sure], thing.x[sure], thing.y[sure]) if sure.sum() >= 3 else None
     # While something fades its outline is not sharp enough for more.
     scaling = _scaling(seconds[solid], thing.radius[solid]) if not fading and solid.sum() >= 5 else None
     turning = _turning(seconds[solid], turns_FK[solid], shape) if not fading and solid.sum() >= 5 else None

@@ -157,9 +157,7 @@ class _Reader:
         name = text.replace(" ", ".", 1)
         if name in DTYPES or name in PLAIN or name in (TENSOR, DICT) or name.startswith(MODULES):
             return _Name(name)
-        raise ValueError(
-            f"{self.path} may name tensors, containers and its own modules, but names {name}; do not use it"
-        )
+        raise ValueError(f"{self.path} may name tensors, containers and its own modules, but names {name}; do not use it")
 
     def _new(self, kind: _Name, arguments: tuple[Any, ...]) -> _Record:
         if not _expect(_Name, kind).text.startswith(MODULES) or arguments != ():

@@ -130,7 +130,8 @@ class TimeAttention(nn.Module):
         past = None if memory is None else memory.get(self)
         seen_BTHWC = new_BTHWC if past is None else torch.cat((past, new_BTHWC), dim=1)
         if memory is not None:
-            memory[self] = seen_BTHWC[:, max(0, seen_BTHWC.shape[1] - self.window + 1) :].clone()
+            too_old = seen_BTHWC.shape[1] - self.window + 1  # for the next frame
+            memory[self] = seen_BTHWC[:, too_old:].clone() if too_old > 0 else seen_BTHWC
         query_BTHWC = self.q(new_BTHWC) @ self.k.weight
         query_BPTC, seen_BPTC = (x.flatten(2, 3).transpose(1, 2) for x in (query_BTHWC.to(seen_BTHWC.dtype), seen_BTHWC))
         mixed_BPTC = scaled_dot_product_attention(query_BPTC, seen_BPTC, seen_BPTC, self._mask(query_BPTC, seen_BPTC))

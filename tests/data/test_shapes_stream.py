@@ -1,0 +1,116 @@
+"""The stream of shapes batches: every chunk is a function of (seed, rank, number), so a resumed run meets the same data."""
+
+import os
+import signal
+from multiprocessing import active_children
+
+import pytest
+import torch
+from torch import Tensor
+
+from lumos.data.shapes import Batch, Chunks, ShapesConfig, ShapesStream, sample_captions
+from lumos.sequence.text import train_text_tokenizer
+from lumos.sequence.vocabulary import small_vocabulary
+from lumos.tokenizer.model import TokenizerConfig, VideoTokenizer
+
+SLOTS = 64
+CONFIG = ShapesConfig(size=16, frames=5, chunk=4, pool=2, reuse=1, workers=0)
+TEXT = train_text_tokenizer(sample_captions(300, 0), 768)
+VOCABULARY = small_vocabulary(TEXT.size, 25)
+
+
+def chunks(seed: int = 0, rank: int = 0) -> Chunks:
+    return Chunks(CONFIG, TEXT, VOCABULARY, SLOTS, seed, rank)
+
+
+def tensors(number: int, seed: int = 0, rank: int = 0) -> list[Tensor]:
+    halves = chunks(seed, rank)[number]
+    return [
+        tensor for half in halves for tensor in (half.scenes.objects_BNP, half.scenes.background_BP, half.text_BS, half.length_B)
+    ]
+
+
+def stream(first_step: int, batch: int = 2, workers: int = 0) -> ShapesStream:
+    tokenizer = VideoTokenizer(TokenizerConfig((5, 5), (8, 8), (1, 1), (8, 8), (1, 1)))
+    tokenizer.initialise(torch.Generator().manual_seed(0))
+    config = ShapesConfig(**{**vars(CONFIG), "workers": workers})
+    return ShapesStream(config, chunks(), tokenizer, torch.device("cpu"), batch, first_step)
+
+
+def take(source: ShapesStream, step: int, image: bool = False, size: int = 2) -> Batch:
+    return source.batch(step, size, image, torch.Generator().manual_seed(step))
+
+
+def same(one: tuple[Tensor, ...] | list[Tensor], other: tuple[Tensor, ...] | list[Tensor]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def test_a_chunk_depends_on_seed_rank_and_number_alone() -> None:
+    before = tensors(3)
+    tensors(0), tensors(7, rank=1)  # what else was asked for, and in which order, does not matter
+    torch.manual_seed(5)
+    assert same(tensors(3), before)
+    for other in (tensors(4), tensors(3, seed=1), tensors(3, rank=1)):
+        assert not same(other, before)
+
+
+def test_ranks_never_see_the_same_scenes() -> None:
+    scenes = [tensors(number, rank=rank)[0] for rank in range(3) for number in range(4)]
+    rows = [tuple(scene.flatten().tolist()) for chunk in scenes for scene in chunk]
+    assert len(set(rows)) == len(rows) == 3 * 4 * CONFIG.chunk
+
+
+@pytest.mark.parametrize("first_step", [1, 2, 5, 6])
+def test_a_stream_started_late_gives_the_batches_of_one_that_ran_there(first_step: int) -> None:
+    whole, late = stream(0), stream(first_step)
+    assert whole.steps_per_chunk == 2  # so the pool has moved on by step 6
+    for step in range(first_step):
+        take(whole, step, image=step % 2 == 1)
+    for step in range(first_step, first_step + 4):
+        assert same(take(whole, step, image=step % 2 == 1), take(late, step, image=step % 2 == 1)), step
+
+
+def test_the_pool_moves_on() -> None:
+    source = stream(0)
+    first = take(source, 0, size=64)
+    for step in range(1, 5):
+        later = take(source, step, size=64)
+    seen, now = ({tuple(text) for text in batch.text_BS.tolist()} for batch in (first, later))
+    assert len(seen) == len(now) == CONFIG.pool * CONFIG.chunk and not seen & now
+
+
+def test_videos_and_images_have_their_form() -> None:
+    source = stream(0)
+    for image, latent_frames in ((False, 2), (True, 1)):
+        text_BS, length_B, codes_BTHW = take(source, 0, image, size=6)
+        assert codes_BTHW.shape == (6, latent_frames, 2, 2) and codes_BTHW.dtype == torch.int64
+        assert codes_BTHW.min() >= 0 and codes_BTHW.max() < 25
+        assert text_BS.shape == (6, SLOTS)
+        for row, length in zip(text_BS, length_B.tolist(), strict=True):
+            assert 3 <= length <= SLOTS and row[SLOTS - length] == VOCABULARY.begin and row[-1] == VOCABULARY.separator
+            assert (row[SLOTS - length + 1 : -1] < VOCABULARY.text_size).all()
+
+
+def test_prompts_and_codes_belong_together() -> None:
+    source = stream(0)
+    for image in (False, True):
+        expected: dict[tuple[int, ...], Tensor] = {}
+        for number in range(CONFIG.pool):
+            half = chunks()[number][image]
+            codes_BTHW = source.tokenise(half.scenes, 1 if image else CONFIG.frames)
+            expected |= {tuple(text): codes for text, codes in zip(half.text_BS.tolist(), codes_BTHW, strict=True)}
+        assert len(expected) == CONFIG.pool * CONFIG.chunk
+        text_BS, _, codes_BTHW = take(source, 0, image, size=32)
+        assert all(torch.equal(expected[tuple(text)], codes) for text, codes in zip(text_BS.tolist(), codes_BTHW, strict=True))
+
+
+def test_ctrl_c_does_not_kill_the_workers() -> None:
+    source = stream(0, workers=1)
+    expected = stream(0)
+    assert same(take(source, 0), take(expected, 0))
+    (worker,) = active_children()
+    assert worker.pid is not None
+    os.kill(worker.pid, signal.SIGINT)  # a terminal's Ctrl-C goes to the whole process group
+    for step in range(1, 12):
+        assert same(take(source, step), take(expected, step))
+    assert worker.is_alive()

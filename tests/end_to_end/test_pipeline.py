@@ -1,0 +1,104 @@
+"""From nothing to a video at toy size: train a tokenizer, train a model on its codes, load its folder, make frames.
+
+The world has two scenes, so that a moment of training is enough for the prompt to decide what is seen.
+"""
+
+import random
+
+import pytest
+import torch
+from torch import Tensor
+
+import lumos.data.shapes as data
+from lumos.data.shapes import ShapesConfig
+from lumos.diffusion.sampler import SamplerConfig
+from lumos.generate import Generator
+from lumos.model.transformer import ModelConfig
+from lumos.model_folder import VideoConfig
+from lumos.shapes.render import pack, render
+from lumos.shapes.scene import Background, Scene
+from lumos.shapes.thing import Thing
+from lumos.tokenizer.model import TokenizerConfig
+from lumos.training import train_tokenizer as tokenizer_training
+from lumos.training.optim import OptimConfig
+from lumos.training.train_model import TrainModelConfig, train_model
+from lumos.training.train_tokenizer import TrainTokenizerConfig, train_tokenizer
+
+TOKENIZER = TrainTokenizerConfig(
+    tokenizer=TokenizerConfig((5, 5, 5), (16, 24), (1, 1), (16, 24), (1, 1)),
+    optim=OptimConfig(lr=8e-3, warmup_steps=5, ema=0.9),
+    batch=4,
+    size=32,
+    frames=9,
+    max_steps=60,
+    workers=0,
+    evaluate_every=60,
+    evaluation_clips=2,
+    save_every=60,
+)
+MODEL = TrainModelConfig(
+    model=ModelConfig(vocabulary=0, layers=2, width=64, heads=2, kv_heads=1, head_width=32, ffn=96),
+    video=VideoConfig(height=32, width=32, frames=9, fps=8, slots=48, window=3, latest=3),
+    shapes=ShapesConfig(size=32, frames=13, chunk=8, pool=2, reuse=4, workers=0),
+    optim=OptimConfig(lr=5e-3, warmup_steps=5, ema=0.9),
+    sampler=SamplerConfig(steps=4),
+    videos=8,
+    images=16,
+    max_steps=60,
+    log_every=20,
+    sample_every=60,
+    save_every=60,
+)
+
+DAY = Scene(Background("cream"), (Thing("square", "black", "medium", "plain", 0.5, 0.5),))
+NIGHT = Scene(Background("dark blue"), (Thing("circle", "white", "medium", "plain", 0.5, 0.5),))
+PROMPTS = ("a black square stays still", "a white circle stays still")
+
+
+def day_or_night(rng: random.Random, held_out: bool = False) -> Scene:
+    return rng.choice((DAY, NIGHT))
+
+
+@pytest.fixture(scope="module")
+def generator(tmp_path_factory: pytest.TempPathFactory) -> Generator:
+    """Both networks, trained for a moment, as they come back from the disk."""
+    run = tmp_path_factory.mktemp("run")
+    with pytest.MonkeyPatch.context() as patch:
+        for module, name in ((data, "sample_scene"), (data, "sample_image"), (tokenizer_training, "sample_scene")):
+            patch.setattr(module, name, day_or_night)
+        train_tokenizer(TOKENIZER, run / "tokenizer")
+        folder = train_model(MODEL, run / "model", run / "tokenizer/tokenizer")
+    return Generator.from_folder(folder, device="cpu")
+
+
+def unlike(pixels_BCFHW: Tensor, scenes: list[Scene]) -> Tensor:
+    """How far each video is from its scene: mean absolute difference over pixels, [B]."""
+    truth_BCFHW = render(pack(scenes), pixels_BCFHW.shape[2], 32)
+    return (pixels_BCFHW - truth_BCFHW).abs().mean(dim=(1, 2, 3, 4))
+
+
+@pytest.mark.parametrize("frames", [1, 9, 25])
+def test_the_prompt_decides_what_is_seen(generator: Generator, frames: int) -> None:
+    """For an image, a video of the trained length, and one that leaves the oldest frames behind."""
+    pixels_BCFHW = generator(PROMPTS, frames=frames, seed=0)
+    assert pixels_BCFHW.shape == (2, 3, frames, 32, 32) and pixels_BCFHW.abs().max() <= 1
+    assert (unlike(pixels_BCFHW, [DAY, NIGHT]) < 0.5 * unlike(pixels_BCFHW, [NIGHT, DAY])).all()
+
+
+def test_frames_come_as_they_are_finished_and_a_seed_repeats_them(generator: Generator) -> None:
+    hot = SamplerConfig(steps=4, guidance=1.0, temperature=4.0)  # this world leaves chance little else to decide
+    parts = list(generator.stream(PROMPTS[0], seed=3, sampler=hot))
+    assert [part.shape[2] for part in parts] == [1, 4, 4]
+    whole = torch.cat(parts, dim=2)
+    assert torch.equal(generator(PROMPTS[0], seed=3, sampler=hot), whole)
+    assert not torch.equal(generator(PROMPTS[0], seed=4, sampler=hot), whole)
+
+
+@pytest.mark.parametrize("given", [1, 5])
+def test_a_given_image_or_video_goes_on(generator: Generator, given: int) -> None:
+    """What is given stays in front, as the tokenizer shows it, and what follows is the same scene."""
+    start_BCFHW = render(pack([NIGHT]), given, 32)
+    pixels_BCFHW = generator(PROMPTS[1], frames=9, seed=0, given=start_BCFHW[0])
+    again_BCFHW = generator.tokenizer.decode(generator.tokenizer.encode(start_BCFHW))
+    torch.testing.assert_close(pixels_BCFHW[:, :, :given], again_BCFHW, rtol=0, atol=1e-4)
+    assert unlike(pixels_BCFHW, [NIGHT]) < 0.5 * unlike(pixels_BCFHW, [DAY])
