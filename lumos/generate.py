@@ -23,7 +23,9 @@ from lumos.model.rope import rotation
 from lumos.model.transformer import Transformer
 from lumos.model_folder import FolderConfig, load_model
 from lumos.sequence.layout import HEADER, Grid, clock, content_ids, content_of, frame_ids, frame_positions, pack, text_batch
+from lumos.sequence.published import said_frames
 from lumos.sequence.text import TextTokenizer
+from lumos.tokenizer.cosmos import CosmosTokenizer
 from lumos.tokenizer.model import VideoTokenizer
 from lumos.video import Clip, check_output, read_image, read_video, write_video
 
@@ -40,7 +42,7 @@ class Generator:
         config: FolderConfig,
         model: Transformer,
         text: TextTokenizer,
-        tokenizer: VideoTokenizer,
+        tokenizer: VideoTokenizer | CosmosTokenizer,
         device: torch.device,
         dtype: torch.dtype,
     ) -> None:
@@ -113,8 +115,9 @@ class Generator:
         video = self.config.video
         ids = self.text.encode(prompt)
         if video.template != "{caption}":
-            fps = 1 if frames == 1 else video.fps
-            ids = self.text.encode(video.template.format(width=width, height=height, frames=frames, fps=fps, caption=prompt))
+            seconds, fps = clock(min(frames, video.frames), video.fps)
+            said = said_frames(1 + (frames - 1) // 4, seconds, fps)
+            ids = self.text.encode(video.template.format(width=width, height=height, frames=said, fps=fps, caption=prompt))
         if len(ids) > video.slots - 2:
             raise ValueError(f"a prompt may have at most {video.slots - 2} text ids for this model, got {len(ids)}; shorten it")
         return ids
@@ -166,7 +169,7 @@ class Job:
         unconditional: list[list[int]] = [[] for _ in prompts] if self.guided else []
         text_BS, length_B = text_batch(self.vocabulary, [*texts, *unconditional], self.video.slots)
         self.length_B = length_B.to(self.device)
-        self.cache = self._prefill(text_BS.to(self.device), clock(min(frames, self.video.frames), self.video.fps), owner.dtype)
+        self.cache = self._prefill(text_BS.to(self.device), frames, owner.dtype)
         self.prefix = self.cache.length
         self.number = 0  # the next latent frame's number in the video
 
@@ -210,7 +213,7 @@ class Job:
         shown = min(self.given, self.video.latest) - (self.given - number) if is_given else min(number, self.video.latest)
         self._forward(content_BHW, self._positions(shown))
         self.cache.commit(self.grid.frame_length)
-        if self.cache.length == self.cache.capacity:
+        if self.cache.length == self.prefix + self.video.window * self.grid.frame_length:
             self.cache.forget(self.prefix, self.grid.frame_length)
         if not is_given and number >= self.video.latest:
             self._turn_back()
@@ -229,12 +232,13 @@ class Job:
         turn = rotation(back_1N3.repeat(1, frames, 1), self.model.axis_K, self.model.inverse_frequency_K)
         self.cache.turn(self.prefix, turn)
 
-    def _prefill(self, text_BS: Tensor, time: tuple[int, int], dtype: torch.dtype) -> Cache:
-        config, (seconds, fps) = self.model.config, time
+    def _prefill(self, text_BS: Tensor, frames: int, dtype: torch.dtype) -> Cache:
+        config = self.model.config
+        seconds, fps = clock(min(frames, self.video.frames), self.video.fps)
         nothing = text_BS.new_zeros(text_BS.shape[0], 0, self.grid.rows, self.grid.columns + 1)
         batch = pack(self.vocabulary, self.grid, text_BS, self.length_B, nothing, seconds, fps)
         length = batch.ids_BL.shape[1]
-        capacity = length + self.video.window * self.grid.frame_length
+        capacity = length + min(self.video.window, 1 + (frames - 1) // 4) * self.grid.frame_length
         cache = Cache(config.layers, text_BS.shape[0], config.kv_heads, capacity, config.head_width, self.device, dtype)
         cache.hide(torch.arange(self.video.slots, device=self.device) < self.video.slots - self.length_B[:, None])
         self.model(batch.ids_BL, batch.position_BL3, dense(batch.block_BL, batch.block_BL), cache)

@@ -17,7 +17,8 @@ from lumos.model.transformer import ModelConfig, Transformer
 from lumos.sequence.published import check_text
 from lumos.sequence.text import TextTokenizer
 from lumos.sequence.vocabulary import LUMOS, Vocabulary
-from lumos.tokenizer.model import VideoTokenizer, load_tokenizer, save_tokenizer
+from lumos.tokenizer.cosmos import CosmosTokenizer, load_any_tokenizer
+from lumos.tokenizer.model import VideoTokenizer, save_tokenizer
 from lumos.weights import FORMAT, check_names, find_weights, load_folder, read_config, save_folder
 
 TEXT_FILE = "text_tokenizer.json"
@@ -64,13 +65,13 @@ def save_model(
     save_folder(folder, {"kind": "model", "format": FORMAT, "config": asdict(config)}, tensors, files)
 
 
-def load_model(name_or_folder: str | Path) -> tuple[FolderConfig, Transformer, TextTokenizer, VideoTokenizer]:
+def load_model(name_or_folder: str | Path) -> tuple[FolderConfig, Transformer, TextTokenizer, VideoTokenizer | CosmosTokenizer]:
     """Everything in a model folder (or weights that come with the package, by name), on the CPU in float32.
 
     Raises FileNotFoundError or ValueError, in one line, for anything that is not a whole model folder.
     """
     folder = find_weights(name_or_folder, "model")
-    text, tokenizer = TextTokenizer.from_file(folder / TEXT_FILE), load_tokenizer(folder / "tokenizer")
+    text, tokenizer = TextTokenizer.from_file(folder / TEXT_FILE), load_any_tokenizer(folder / "tokenizer")
     config, model = load_decoder(folder)
     if config.vocabulary == LUMOS:
         check_text(text)  # the published file may hold other words besides the ids that the model knows

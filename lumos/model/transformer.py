@@ -36,6 +36,7 @@ class ModelConfig:
         axis_of_channel(self.rope, self.head_width // 2)  # checks the head width
 
 
+QK_NORM_EPS = 1e-5  # of the LayerNorm over each head, whatever the checkpoint says of RMSNorm
 LUMOS_1B = ModelConfig(vocabulary=129_536, layers=16, width=2048, heads=32, kv_heads=8, head_width=64, ffn=8192)
 LUMOS_3B = ModelConfig(vocabulary=129_536, layers=28, width=3072, heads=24, kv_heads=8, head_width=128, ffn=8192)
 
@@ -115,8 +116,8 @@ class Layer(nn.Module):
         heads, groups, K = config.heads, config.kv_heads, config.head_width
         mixed_BNLK = linear(x_BLD, self.query_key_value).unflatten(-1, (heads + 2 * groups, K)).transpose(1, 2)
         query, key, value = mixed_BNLK.split([heads, groups, groups], dim=1)
-        query = layer_norm(query, (K,), self.query_norm_scale[0], self.query_norm_bias[0], config.norm_eps)
-        key = layer_norm(key, (K,), self.key_norm_scale[0], self.key_norm_bias[0], config.norm_eps)
+        query = layer_norm(query, (K,), self.query_norm_scale[0], self.query_norm_bias[0], QK_NORM_EPS)
+        key = layer_norm(key, (K,), self.key_norm_scale[0], self.key_norm_bias[0], QK_NORM_EPS)
         # QK-norm runs in float32 under autocast: bring both back to the value's type, which attention works in.
         query, key = rotate(query, turn).to(value.dtype), rotate(key, turn).to(value.dtype)
         if cache is not None:
