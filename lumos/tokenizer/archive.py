@@ -35,6 +35,8 @@ DICT = "collections.OrderedDict"
 # these stand for their first argument: a list, a container and the name of its type, a device's name
 PLAIN = {f"torch.jit._pickle.build_{kind}list" for kind in ("int", "double", "bool", "tensor")}
 PLAIN |= {"torch.jit._pickle.restore_type_tag", "torch.device"}
+# what zipfile raises for damaged files, not all of it on purpose
+ZIP_ERRORS = (zipfile.BadZipFile, RuntimeError, EOFError, OSError, ValueError, struct.error)
 
 
 def read_archive(path: Path) -> dict[str, Tensor]:
@@ -47,7 +49,7 @@ def read_archive(path: Path) -> dict[str, Tensor]:
         raise FileNotFoundError(f"{path} is missing; download it")
     try:
         file = zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, ValueError, OSError, struct.error) as error:
+    except ZIP_ERRORS as error:
         raise _damaged(path, error) from error
     with file:
         tensors = dict(_named_tensors(_Reader(path, file).module()))
@@ -93,7 +95,7 @@ class _Reader:
             raise ValueError(f"{self.path} must hold little-endian numbers; save it again on a machine that writes those")
         try:
             top = self._interpret(self._read("data.pkl"))
-        except (IndexError, KeyError, TypeError) as error:  # instructions that do not fit each other
+        except (IndexError, KeyError, TypeError, OverflowError, RuntimeError) as error:  # instructions that do not fit each other
             raise _damaged(self.path, error) from error
         if not isinstance(top, _Record):
             raise ValueError(f"{self.path} must hold a TorchScript module, got {type(top).__name__}; give a .jit file")
@@ -124,7 +126,7 @@ class _Reader:
                     _expect(list, stack[-1]).extend(items)
                 case "SETITEM" | "SETITEMS":
                     items = _take(stack, marks.pop() if name == "SETITEMS" else -2)
-                    _expect(dict, stack[-1]).update(zip(items[::2], items[1::2], strict=True))
+                    _expect(dict, stack[-1]).update(_pairs(items))
                 case "BINPUT" | "LONG_BINPUT":
                     memory[value] = stack[-1]
                 case "BINGET" | "LONG_BINGET":
@@ -175,8 +177,8 @@ class _Reader:
         raise TypeError(f"{name} is no function")
 
     def _tensor(self, storage: _Storage, offset: int, size: tuple[int, ...], stride: tuple[int, ...]) -> Tensor:
-        if any(type(number) is not int or number < 0 for number in (offset, *size, *stride)):
-            raise TypeError("sizes must be natural numbers")
+        if len(size) != len(stride) or any(type(number) is not int or number < 0 for number in (offset, *size, *stride)):
+            raise TypeError("no size of a tensor")
         last = offset + sum((length - 1) * step for length, step in zip(size, stride, strict=True))
         if math.prod(size) and last >= _expect(_Storage, storage).count:
             raise IndexError(f"a tensor of {storage.count} numbers cannot have size {size}")
@@ -188,7 +190,9 @@ class _Reader:
             if len(content) != storage.count * storage.dtype.itemsize:
                 raise IndexError(f"{storage} has {len(content)} bytes")
             # a bytearray, because torch warns of memory that it must not write to
-            self.numbers[storage] = torch.frombuffer(bytearray(content), dtype=storage.dtype) if content else torch.empty(0)
+            self.numbers[storage] = (
+                torch.frombuffer(bytearray(content), dtype=storage.dtype) if content else torch.empty(0, dtype=storage.dtype)
+            )
         return self.numbers[storage]
 
     def _read(self, name: str) -> bytes:
@@ -198,7 +202,7 @@ class _Reader:
             raise ValueError(f"{self.path} must store {name} uncompressed and once, as torch.jit.save does; download it again")
         try:
             return self.file.read(entry)
-        except (zipfile.BadZipFile, RuntimeError, EOFError, OSError, ValueError, struct.error) as error:
+        except ZIP_ERRORS as error:
             raise _damaged(self.path, error) from error
 
 
@@ -219,6 +223,12 @@ def _take(stack: list[Any], start: int) -> list[Any]:
     items = stack[start:]
     del stack[start:]
     return items
+
+
+def _pairs(items: list[Any]) -> list[tuple[Any, Any]]:
+    if len(items) % 2 or not all(isinstance(key, str | int | float) for key in items[::2]):
+        raise TypeError("no keys with values")
+    return list(zip(items[::2], items[1::2], strict=True))
 
 
 def _expect(kind: type, value: Any) -> Any:

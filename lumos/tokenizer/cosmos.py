@@ -5,6 +5,7 @@ in the config). Clips pass through in pieces, like a stream, so that memory does
 the description in arXiv 2501.03575; `import_cosmos` turns the released archives into a weights folder.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -296,8 +297,15 @@ def import_cosmos(folder: Path, out: Path, config: CosmosConfig = DV4X8X8) -> No
     """Turn the released autoencoder.jit, or encoder.jit and decoder.jit, of a folder into the weights folder `out`.
 
     No code of the archives is run. Parameters keep their type. Raises FileNotFoundError for missing archives, ValueError
-    for damaged ones and for those of another network. The archives do not tell their compression: the config must.
+    for damaged ones and for those of another network. The archives do not tell their compression: the config must, and a
+    path that names another one (DV8x16x16) is refused.
     """
+    compression = f"DV{config.temporal}x{config.spatial}x{config.spatial}"
+    named = re.findall(r"DV\d+x\d+x\d+", str(folder.absolute()))
+    if named and named[-1] != compression:
+        raise ValueError(
+            f"{folder} must hold a tokenizer {compression} by the config, got {named[-1]} by its name; use that config"
+        )
     tensors: dict[str, Tensor] = {}
     for path in _archives(folder):
         tensors |= read_archive(path)

@@ -1,7 +1,8 @@
 """Compare lumos with numbers recorded from the released code: `python tests/golden/check.py lumos FILE.safetensors FILE.json`.
 
-Works for any file of that form (other sizes, seeds, aspect ratios). Weights are not stored but made by a formula from their
-names. Prints the maximum error of every comparison; exits 1 past tolerance.
+`lumos` stands for the model, its sequences and its sampler's calls, `cosmos` for the visual tokenizer. Works for any file of
+that form (other sizes, seeds, aspect ratios). Weights are not stored but made by a formula from their names. Prints the
+maximum error of every comparison; exits 1 past tolerance.
 """
 
 import json
@@ -24,6 +25,7 @@ from lumos.model.rope import rotation
 from lumos.model.transformer import ModelConfig, Transformer
 from lumos.sequence.layout import Batch, Grid, content_ids, content_of, pack, unpack
 from lumos.sequence.vocabulary import LUMOS
+from lumos.tokenizer.cosmos import CosmosConfig, CosmosTokenizer, from_released, patch
 
 TOLERANCE = 1e-4
 
@@ -188,6 +190,56 @@ class Sample:
         )
 
 
+COSMOS_FIXED = {"in_channels": 3, "out_channels": 3, "patch_size": 4, "patch_method": "haar", "quantizer": "FSQ"}
+COSMOS_FIXED |= {"num_groups": 1, "z_factor": 1, "encoder": "FACTORIZED", "decoder": "FACTORIZED"}
+
+
+def build_cosmos(info: dict[str, Any]) -> CosmosTokenizer:
+    recorded = info["config"]
+    for name, value in COSMOS_FIXED.items():
+        if recorded.get(name, value) != value:
+            raise ValueError(f"{name} must be {value!r}, all that lumos can do, got {recorded[name]!r}; use another recording")
+    config = CosmosConfig(
+        temporal=recorded["temporal_compression"],
+        spatial=recorded["spatial_compression"],
+        levels=tuple(recorded["levels"]),
+        channels=recorded["channels"],
+        multipliers=tuple(recorded["channels_mult"]),
+        blocks=recorded["num_res_blocks"],
+        latent_channels=recorded["z_channels"],
+    )
+    tokenizer = CosmosTokenizer(config)
+    weights = {name: formula_weight(name, shape, cosmos=True) for name, shape in info["parameters"].items()}
+    tokenizer.load_state_dict(from_released(config, weights, "the recording"))
+    return tokenizer.eval()
+
+
+@torch.no_grad()
+def check_cosmos(golden: dict[str, Tensor], info: dict[str, Any]) -> int:
+    """Whole clips against the recording, then the same clips again, one latent frame at a time."""
+    report, tokenizer = Report(), build_cosmos(info)
+    video = golden["video"]
+    report.close("patched", channels_first(patch(video, first=True)), golden["patched"])
+    latents = tokenizer.latents(video, tokenizer.start_stream())
+    report.close("pre-quantised", channels_first(latents), golden["pre_quantized"])
+    values, indices = tokenizer.fsq(latents)
+    report.exact("indices", indices, golden["indices"])
+    report.close("codes", channels_first(values), golden["codes"])
+    report.exact("indices, encoded as a stream", tokenizer.encode(video, at_once=1), golden["indices"])
+
+    decoded_values = tokenizer.fsq.values(golden["decode_indices"].long())
+    report.close("codes to decode", channels_first(decoded_values), golden["decode_codes"])
+    report.close("decoded", tokenizer.pixels(decoded_values, tokenizer.start_stream()), golden["decoded"])
+    state = tokenizer.start_stream()
+    parts = [tokenizer.pixels(frame, state) for frame in decoded_values.split(1, dim=1)]
+    report.close("decoded as a stream", torch.cat(parts, dim=2), golden["decoded"])
+    return report.failed
+
+
+def channels_first(features_BTHWC: Tensor) -> Tensor:
+    return features_BTHWC.permute(0, 4, 1, 2, 3)
+
+
 def main(arguments: list[str]) -> int:
     if len(arguments) != 3 or arguments[0] not in CHECKS:
         print(f"usage: check.py {'|'.join(CHECKS)} FILE.safetensors FILE.json", file=sys.stderr)
@@ -198,7 +250,7 @@ def main(arguments: list[str]) -> int:
     return 1 if failed else 0
 
 
-CHECKS = {"lumos": check_lumos}
+CHECKS = {"lumos": check_lumos, "cosmos": check_cosmos}
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,496 @@
+"""The Cosmos tokenizer: parts as described, the same in a stream as in one piece, released archives become weights folders."""
+
+import itertools
+import json
+import warnings
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import avg_pool2d, conv3d, pad
+
+from lumos.tokenizer.cosmos import (
+    DV4X8X8,
+    DV8X8X8,
+    DV8X16X16,
+    CosmosConfig,
+    CosmosTokenizer,
+    from_released,
+    import_cosmos,
+    load_any_tokenizer,
+    released_name,
+    save_cosmos,
+)
+from lumos.tokenizer.cosmos_layers import Downsample, FrameNorm, SpaceAttention, TimeAttention, Upsample
+from lumos.tokenizer.layers import Tokenizer
+from lumos.tokenizer.model import TokenizerConfig, VideoTokenizer, save_tokenizer, unpatch
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+SMALL = CosmosConfig(levels=(8, 5, 5), channels=8, multipliers=(1, 2, 2), blocks=1, latent_channels=4)
+COMPRESSIONS = {
+    name: (config.temporal, config.spatial) for name, config in (("4x8x8", DV4X8X8), ("8x8x8", DV8X8X8), ("8x16x16", DV8X16X16))
+}
+
+
+def randomise(module: nn.Module) -> nn.Module:
+    """Weights that keep variances, and norms and biases that are neither 0 nor 1."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            bound = (3 / parameter[0].numel()) ** 0.5 if parameter.ndim > 1 else 0.3
+            parameter.uniform_(-bound, bound, generator=generator)
+            if "norm" in name and name.endswith("weight"):
+                parameter += 1
+    return module.eval()
+
+
+def small(name: str = "4x8x8", **changes: int) -> CosmosTokenizer:
+    temporal, spatial = COMPRESSIONS[name]
+    tokenizer = CosmosTokenizer(replace(SMALL, temporal=temporal, spatial=spatial, **changes))
+    randomise(tokenizer)
+    with torch.no_grad():
+        tokenizer.quant_conv.weight *= 3  # so that codes differ from place to place
+        tokenizer.decoder.conv_out.time.weight *= 0.04  # pixels that mostly need no clamping
+    return tokenizer
+
+
+@pytest.fixture(scope="module", params=list(COMPRESSIONS))
+def tokenizer(request: pytest.FixtureRequest) -> CosmosTokenizer:
+    return small(request.param)
+
+
+def clip(tokenizer: CosmosTokenizer, latent_frames: int, rows: int = 2, columns: int = 3, batch: int = 2) -> Tensor:
+    frames = 1 + tokenizer.temporal * (latent_frames - 1)
+    generator = torch.Generator().manual_seed(latent_frames)
+    return torch.rand(batch, 3, frames, rows * tokenizer.spatial, columns * tokenizer.spatial, generator=generator) * 2 - 1
+
+
+def some_codes(tokenizer: CosmosTokenizer, latent_frames: int, batch: int = 2) -> Tensor:
+    generator = torch.Generator().manual_seed(latent_frames)
+    return torch.randint(tokenizer.codebook_size, (batch, latent_frames, 2, 3), generator=generator)
+
+
+def whole_decode(tokenizer: CosmosTokenizer, codes: Tensor) -> Tensor:
+    with torch.no_grad():
+        latents = tokenizer.post_quant_conv(tokenizer.fsq.values(codes))
+        patches = tokenizer.decoder(latents, None)  # without any memory: the slow twin of every stream
+        return unpatch(patches, first=True)
+
+
+def test_the_published_size_and_names() -> None:
+    with torch.device("meta"):
+        tokenizer = CosmosTokenizer(DV4X8X8)
+    assert sum(parameter.numel() for parameter in tokenizer.parameters()) == 112_472_182
+    assert tokenizer.codebook_size == 64_000 and (tokenizer.temporal, tokenizer.spatial) == (4, 8)
+    recorded = json.loads((GOLDEN / "cosmos_dv4x8x8.json").read_text())["parameters"]
+    numbers = {released_name(name): parameter.numel() for name, parameter in tokenizer.named_parameters()}
+    assert numbers == {name: torch.Size(shape).numel() for name, shape in recorded.items()}
+
+
+@pytest.mark.parametrize("config", [DV8X8X8, DV8X16X16])
+def test_other_compressions_have_the_same_parameters(config: CosmosConfig) -> None:
+    with torch.device("meta"):
+        ours, published = CosmosTokenizer(config).state_dict(), CosmosTokenizer(DV4X8X8).state_dict()
+    assert {name: tensor.shape for name, tensor in ours.items()} == {name: tensor.shape for name, tensor in published.items()}
+
+
+def test_shapes_and_ranges(tokenizer: CosmosTokenizer) -> None:
+    as_interface: Tokenizer = tokenizer
+    pixels = clip(tokenizer, 3)
+    codes = as_interface.encode(pixels)
+    assert codes.shape == (2, 3, 2, 3) and codes.dtype == torch.int64
+    assert codes.min() >= 0 and codes.max() < tokenizer.codebook_size == 200
+    assert codes.unique().numel() > 10
+    again = as_interface.decode(codes)
+    assert again.shape == pixels.shape and again.dtype == torch.float32 and again.abs().max() <= 1
+
+
+@pytest.mark.parametrize("latent_frames", [1, 2, 7, 13])
+def test_streaming_decode_equals_whole_decode(tokenizer: CosmosTokenizer, latent_frames: int) -> None:
+    codes = some_codes(tokenizer, latent_frames)
+    whole = whole_decode(tokenizer, codes).clamp(-1, 1)
+    assert whole.std() > 0.1 and (whole.abs() < 1).float().mean() > 0.2
+    state = tokenizer.start_stream()
+    parts = [tokenizer.decode_next(codes[:, t], state) for t in range(latent_frames)]
+    assert [part.shape[2] for part in parts] == [1] + [tokenizer.temporal] * (latent_frames - 1)
+    streamed = torch.cat(parts, dim=2)
+    torch.testing.assert_close(streamed, whole, rtol=0, atol=1e-5)
+    assert torch.equal(tokenizer.decode(codes), streamed)
+    torch.testing.assert_close(tokenizer.decode(codes, at_once=3), whole, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("latent_frames", [1, 2, 7])
+def test_streaming_encode_equals_whole_encode(tokenizer: CosmosTokenizer, latent_frames: int) -> None:
+    pixels = clip(tokenizer, latent_frames)
+    with torch.no_grad():
+        whole = tokenizer.latents(pixels, tokenizer.start_stream())
+        state, latents, codes = tokenizer.start_stream(), [], []
+        for piece in (pixels[:, :, :1], *pixels[:, :, 1:].split(tokenizer.temporal, dim=2)):
+            if piece.shape[2]:
+                latents.append(tokenizer.latents(piece, state))
+    torch.testing.assert_close(torch.cat(latents, dim=1), whole, rtol=0, atol=1e-5)
+    state = tokenizer.start_stream()
+    for piece in (pixels[:, :, :1], *pixels[:, :, 1:].split(tokenizer.temporal, dim=2)):
+        if piece.shape[2]:
+            codes.append(tokenizer.encode_next(piece, state))
+    assert torch.equal(torch.stack(codes, dim=1), tokenizer.encode(pixels))
+    assert torch.equal(tokenizer.encode(pixels), tokenizer.encode(pixels, at_once=3))
+
+
+def test_a_streams_memory_stops_growing_at_the_window() -> None:
+    tokenizer = small(window=3)
+    codes = some_codes(tokenizer, 8)
+    state, sizes, parts = tokenizer.start_stream(), [], []
+    for t in range(8):
+        parts.append(tokenizer.decode_next(codes[:, t], state))
+        sizes.append(sum(tensor.untyped_storage().nbytes() for tensor in state.memory.values()))
+    growth = [after - before for before, after in itertools.pairwise(sizes)]
+    assert growth == [2 * 2 * 3 * 16 * 4] + [0] * 6  # one more frame of B, H, W, C float32 numbers, then no more
+    whole = whole_decode(tokenizer, codes).clamp(-1, 1)
+    torch.testing.assert_close(torch.cat(parts, dim=2), whole, rtol=0, atol=1e-5)
+    torch.testing.assert_close(tokenizer.decode(codes, at_once=4), whole, rtol=0, atol=1e-5)
+    unbounded = whole_decode(small(), codes).clamp(-1, 1)
+    torch.testing.assert_close(unbounded[:, :, :9], whole[:, :, :9], rtol=0, atol=1e-5)
+    assert (unbounded - whole).abs().max() > 1e-3
+
+
+def test_two_streams_do_not_disturb_each_other() -> None:
+    tokenizer = small("8x16x16")
+    codes = some_codes(tokenizer, 3)
+    alone, one, other = tokenizer.start_stream(), tokenizer.start_stream(), tokenizer.start_stream()
+    for t in range(3):
+        expected = tokenizer.decode_next(codes[:, t], alone)
+        assert torch.equal(tokenizer.decode_next(codes[:, t], one), expected)
+        tokenizer.decode_next(codes[:, 2 - t], other)
+
+
+def test_a_changed_frame_leaves_earlier_latent_frames_bitwise_equal(tokenizer: CosmosTokenizer) -> None:
+    pixels = clip(tokenizer, 3)
+    for frame in (1, tokenizer.temporal, tokenizer.temporal + 1):
+        changed = pixels.clone()
+        changed[:, :, frame] = -changed[:, :, frame]
+        latent = 1 + (frame - 1) // tokenizer.temporal
+        with torch.no_grad():
+            before, after = (tokenizer.latents(video, tokenizer.start_stream()) for video in (pixels, changed))
+        assert torch.equal(before[:, :latent], after[:, :latent])
+        assert (before[:, latent] - after[:, latent]).abs().max() > 1e-3
+
+
+def test_a_changed_latent_frame_leaves_earlier_pixels_bitwise_equal(tokenizer: CosmosTokenizer) -> None:
+    codes = some_codes(tokenizer, 3)
+    changed = codes.clone()
+    changed[:, 2] = (changed[:, 2] + 1) % tokenizer.codebook_size
+    before, after = tokenizer.decode(codes), tokenizer.decode(changed)
+    first = 1 + tokenizer.temporal
+    assert torch.equal(before[:, :, :first], after[:, :, :first])
+    assert not torch.equal(before[:, :, first], after[:, :, first])
+
+
+def test_rows_of_a_batch_are_independent(tokenizer: CosmosTokenizer) -> None:
+    codes = some_codes(tokenizer, 2)
+    torch.testing.assert_close(tokenizer.decode(codes[1:]), tokenizer.decode(codes)[1:], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("frames", [1, 5])
+@pytest.mark.parametrize("space, time", [(True, False), (False, True), (True, True), (False, False)])
+def test_downsampling_is_as_described(space: bool, time: bool, frames: int) -> None:
+    layer = randomise(Downsample(4, space, time))
+    x = video = torch.randn(2, 4, frames, 6, 8, generator=torch.Generator().manual_seed(0))
+    if space:
+        padded = pad(x, (0, 1, 0, 1))
+        average = torch.stack([avg_pool2d(padded[:, :, t], 2, stride=2) for t in range(frames)], dim=2)
+        x = conv3d(padded, layer.conv1.weight[:, :, None], layer.conv1.bias, (1, 2, 2)) + average
+    if time:
+        twice = torch.cat((x[:, :, :1], x), dim=2)
+        causal = torch.cat((twice[:, :, :1], twice), dim=2)
+        x = (
+            conv3d(causal, layer.conv2.weight[..., None], layer.conv2.bias, (2, 1, 1))
+            + (twice[:, :, ::2] + twice[:, :, 1::2]) / 2
+        )
+    if space or time:
+        x = conv3d(x, layer.conv3.weight[..., None, None, None], layer.conv3.bias)
+    torch.testing.assert_close(layer(video.permute(0, 2, 3, 4, 1), None).permute(0, 4, 1, 2, 3), x, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("frames", [1, 3])
+@pytest.mark.parametrize("space, time", [(True, False), (False, True), (True, True), (False, False)])
+def test_upsampling_is_as_described(space: bool, time: bool, frames: int) -> None:
+    layer = randomise(Upsample(4, space, time))
+    x = video = torch.randn(2, 4, frames, 3, 2, generator=torch.Generator().manual_seed(0))
+    if time:
+        x = x.repeat_interleave(2, dim=2)[:, :, 1:] if frames > 1 else x
+        causal = torch.cat((x[:, :, :1], x[:, :, :1], x), dim=2)
+        x = x + conv3d(causal, layer.conv1.weight[..., None], layer.conv1.bias)
+    if space:
+        x = x.repeat_interleave(2, dim=3).repeat_interleave(2, dim=4)
+        x = x + conv3d(pad(x, (1, 1, 1, 1)), layer.conv2.weight[:, :, None], layer.conv2.bias)
+    if space or time:
+        x = conv3d(x, layer.conv3.weight[..., None, None, None], layer.conv3.bias)
+    torch.testing.assert_close(layer(video.permute(0, 2, 3, 4, 1), None).permute(0, 4, 1, 2, 3), x, rtol=0, atol=1e-5)
+
+
+def test_the_norm_is_group_norm_frame_by_frame() -> None:
+    norm = randomise(FrameNorm(6))
+    x = torch.randn(2, 3, 4, 5, 6, generator=torch.Generator().manual_seed(0)) * 3 + 2
+    images = x.flatten(0, 1).permute(0, 3, 1, 2)
+    expected = torch.nn.functional.group_norm(images, 1, norm.weight, norm.bias, 1e-6).permute(0, 2, 3, 1).view(x.shape)
+    torch.testing.assert_close(norm(x), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("over", ["space", "time"])
+def test_attention_equals_queries_keys_and_values_written_out(over: str) -> None:
+    layer = randomise(SpaceAttention(6) if over == "space" else TimeAttention(6, window=9))
+    x = torch.randn(1, 5, 3, 4, 6, generator=torch.Generator().manual_seed(0))
+    query, key, value = (getattr(layer, name)(layer.norm(x)[0].flatten(1, 2)) for name in "qkv")  # [T, pixels, C]
+    if over == "time":
+        query, key, value = (part.transpose(0, 1) for part in (query, key, value))
+    scores = query @ key.transpose(1, 2) / 6**0.5
+    if over == "time":
+        scores = scores.masked_fill(torch.ones(5, 5, dtype=torch.bool).triu(1), float("-inf"))
+    mixed = scores.softmax(-1) @ value
+    mixed = mixed.transpose(0, 1) if over == "time" else mixed
+    expected = x + layer.proj_out(mixed).view(x.shape)
+    torch.testing.assert_close(layer(x) if over == "space" else layer(x, None), expected, rtol=0, atol=1e-5)
+
+
+def test_bf16_is_close_to_float32() -> None:
+    tokenizer = small()
+    codes, pixels = some_codes(tokenizer, 3), clip(tokenizer, 3)
+    exact, exact_codes = tokenizer.decode(codes), tokenizer.encode(pixels)
+    with torch.autocast("cpu", torch.bfloat16):
+        auto, auto_codes = tokenizer.decode(codes), tokenizer.encode(pixels)
+    halved = tokenizer.to(torch.bfloat16)
+    for ours, ours_codes in ((auto, auto_codes), (halved.decode(codes), halved.encode(pixels))):
+        assert ours.dtype == torch.float32
+        assert 0 < (ours - exact).abs().mean() < 0.05
+        assert (ours_codes == exact_codes).float().mean() > 0.5
+    state = halved.start_stream()
+    halved.decode_next(codes[:, 0], state)
+    assert {tensor.dtype for tensor in state.memory.values()} == {torch.bfloat16}
+
+
+def test_initialised_weights_follow_the_generator() -> None:
+    first, second = CosmosTokenizer(SMALL), CosmosTokenizer(SMALL)
+    for tokenizer in (first, second):
+        tokenizer.initialise(torch.Generator().manual_seed(3))
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+    assert first.decode(some_codes(first, 2)).isfinite().all()
+
+
+def test_saving_and_loading_is_the_identity(tokenizer: CosmosTokenizer, tmp_path: Path) -> None:
+    save_cosmos(tmp_path / "a", tokenizer)
+    loaded = load_any_tokenizer(tmp_path / "a")
+    assert isinstance(loaded, CosmosTokenizer) and loaded.config == tokenizer.config and not loaded.training
+    codes = some_codes(tokenizer, 2)
+    assert torch.equal(loaded.decode(codes), tokenizer.decode(codes))
+    kernels = [parameter for parameter in loaded.parameters() if parameter.ndim == 4]
+    assert kernels and all(kernel.is_contiguous(memory_format=torch.channels_last) for kernel in kernels)
+
+
+def test_our_own_tokenizer_loads_too(tmp_path: Path) -> None:
+    tokenizer = VideoTokenizer(TokenizerConfig((5, 5), (8, 8), (1, 1), (8, 8), (1, 1)))
+    save_tokenizer(tmp_path / "a", tokenizer)
+    loaded = load_any_tokenizer(tmp_path / "a")
+    assert isinstance(loaded, VideoTokenizer) and loaded.config == tokenizer.config
+
+
+def test_a_wrong_config_is_refused(tmp_path: Path) -> None:
+    save_cosmos(tmp_path / "a", small())
+    path = tmp_path / "a" / "config.json"
+    text = path.read_text()
+    for old, new, words in (
+        ('"blocks": 1', '"blocks": 2', "lacks encoder.down.0.block.1"),
+        ('"spatial": 8', '"spatial": 12', r"config.json: spatial compression must be one of \[4, 8, 16\]"),
+        ('"spatial": 8', '"sides": 8', "unknown field 'sides'"),
+        ('"cosmos": {', '"levels": [5], "cosmos": {', "nothing but cosmos"),
+    ):
+        assert old in text
+        path.write_text(text.replace(old, new))
+        with pytest.raises(ValueError, match=words):
+            load_any_tokenizer(tmp_path / "a")
+
+
+@pytest.mark.parametrize("changes", [{"temporal": 2}, {"spatial": 32}, {"temporal": 12}, {"blocks": 0}, {"window": 0}])
+def test_impossible_configs_are_refused(changes: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="correct it"):
+        replace(DV4X8X8, **changes)
+
+
+class Branch(nn.Module):
+    """A module with children and parameters of any name."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+def save_archive(path: Path, tensors: dict[str, Tensor]) -> None:
+    top = Branch()
+    for name, tensor in tensors.items():
+        *parts, last = name.split(".")
+        module: nn.Module = top
+        for part in parts:
+            if part not in dict(module.named_children()):
+                module.add_module(part, Branch())
+            module = module.get_submodule(part)
+        if tensor.is_floating_point():
+            module.register_parameter(last, nn.Parameter(tensor, requires_grad=False))
+        else:
+            module.register_buffer(last, tensor)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # torch deprecates making such archives
+        torch.jit.save(torch.jit.script(top), path)
+
+
+def released_tensors(tokenizer: CosmosTokenizer) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in tokenizer.state_dict().items():
+        kernel = "time" if tensor.ndim == 4 and tensor.shape[3] == 1 else "other"
+        if tensor.ndim == 4:
+            tensor = tensor[..., None] if kernel == "time" else tensor[:, :, None]
+        elif tensor.ndim == 2:
+            tensor = tensor[..., None, None, None]
+        tensors[released_name(name)] = tensor.contiguous()
+    return tensors
+
+
+ENCODER = ("encoder.", "quant_conv.", "quantizer.")
+
+
+@pytest.fixture(scope="module")
+def source() -> CosmosTokenizer:
+    return small()
+
+
+@pytest.fixture(scope="module")
+def archives(source: CosmosTokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with encoder.jit (float32) and decoder.jit (bf16), constants among their tensors."""
+    folder = tmp_path_factory.mktemp("cosmos")
+    tensors = released_tensors(source) | {"quantizer._levels": torch.tensor([8, 5, 5]), "encoder.patcher._range": torch.arange(2)}
+    save_archive(folder / "encoder.jit", {name: tensor for name, tensor in tensors.items() if name.startswith(ENCODER)})
+    others = {name: tensor.bfloat16() for name, tensor in tensors.items() if not name.startswith(ENCODER)}
+    save_archive(folder / "decoder.jit", others)
+    return folder
+
+
+def test_importing_encoder_and_decoder(source: CosmosTokenizer, archives: Path, tmp_path: Path) -> None:
+    import_cosmos(archives, tmp_path / "out", SMALL)
+    loaded = load_any_tokenizer(tmp_path / "out")
+    pixels, codes = clip(source, 3), some_codes(source, 3)
+    assert torch.equal(loaded.encode(pixels), source.encode(pixels))
+    expected = released_tensors(source)
+    for name, tensor in released_tensors(loaded).items():
+        rounded = expected[name] if name.startswith(ENCODER) else expected[name].bfloat16().float()
+        assert torch.equal(tensor, rounded), name
+    assert (loaded.decode(codes) - source.decode(codes)).abs().mean() < 0.05
+
+
+def test_importing_the_autoencoder(source: CosmosTokenizer, tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    save_archive(folder / "autoencoder.jit", released_tensors(source))
+    import_cosmos(folder, tmp_path / "out", SMALL)
+    codes = some_codes(source, 2)
+    assert torch.equal(load_any_tokenizer(tmp_path / "out").decode(codes), source.decode(codes))
+
+
+def test_a_folder_named_after_another_compression_is_refused(archives: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "Cosmos-Tokenizer-DV8x16x16"
+    folder.symlink_to(archives)
+    with pytest.raises(ValueError, match="must hold a tokenizer DV4x8x8 by the config, got DV8x16x16 by its name"):
+        import_cosmos(folder, tmp_path / "out", SMALL)
+    import_cosmos(folder, tmp_path / "out", replace(SMALL, temporal=8, spatial=16))
+
+
+def test_importing_another_network_is_refused(archives: Path, tmp_path: Path) -> None:
+    for config, words in (
+        (replace(SMALL, blocks=2), "lacks encoder.down.0.block.1.norm1.norm.weight"),
+        (replace(SMALL, multipliers=(1, 2)), "has the unknown"),
+        (replace(SMALL, channels=16), r"conv_in.0.conv3d.weight must have shape \[16, 192, 1, 3, 3\]"),
+        (replace(SMALL, levels=(8, 5)), r"quant_conv.conv3d.weight must have shape \[2, 4, 1, 1, 1\]"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            import_cosmos(archives, tmp_path / "out", config)
+    assert not any(tmp_path.iterdir())
+
+
+def test_importing_incomplete_folders_is_refused(archives: Path, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="there is no folder"):
+        import_cosmos(tmp_path / "nowhere", tmp_path / "out", SMALL)
+    folder = tmp_path / "in"
+    folder.mkdir()
+    with pytest.raises(FileNotFoundError, match="lacks encoder.jit and decoder.jit; download it"):
+        import_cosmos(folder, tmp_path / "out", SMALL)
+    content = (archives / "encoder.jit").read_bytes()
+    (folder / "encoder.jit").write_bytes(content)
+    with pytest.raises(FileNotFoundError, match=r"but lacks decoder.jit; download it"):
+        import_cosmos(folder, tmp_path / "out", SMALL)
+    (folder / "decoder.jit").write_bytes(content[:-100])
+    with pytest.raises(ValueError, match=r"decoder.jit is truncated"):
+        import_cosmos(folder, tmp_path / "out", SMALL)
+    (folder / "decoder.jit").write_bytes(content)
+    with pytest.raises(ValueError, match="lacks .*decoder"):
+        import_cosmos(folder, tmp_path / "out", SMALL)
+    assert not (tmp_path / "out").exists()
+
+
+def test_only_unused_convolutions_may_be_missing(source: CosmosTokenizer) -> None:
+    tensors = released_tensors(source)
+    encoder = ("encoder.down.1.downsample", "encoder.down.0.downsample.conv2")
+    decoder = ("decoder.up.1.upsample", "decoder.up.2.upsample.conv1")
+    unused = [name for name in tensors if name.startswith((*encoder, *decoder))]
+    assert len(unused) == 16
+    for name in unused:
+        del tensors[name]
+    loaded = CosmosTokenizer(SMALL)
+    loaded.load_state_dict(from_released(SMALL, tensors, "test"))
+    codes, pixels = some_codes(source, 3), clip(source, 3)
+    assert torch.equal(loaded.decode(codes), source.decode(codes)) and torch.equal(loaded.encode(pixels), source.encode(pixels))
+    with pytest.raises(ValueError, match=r"lacks encoder.down.0.downsample.conv2.conv3d.weight"):
+        from_released(replace(SMALL, temporal=8), tensors, "test")
+
+
+def test_weights_that_are_no_real_numbers_are_refused(source: CosmosTokenizer) -> None:
+    tensors = released_tensors(source)
+    tensors["quant_conv.conv3d.bias"] = torch.zeros(3, dtype=torch.int64)
+    with pytest.raises(ValueError, match="quant_conv.conv3d.bias must hold floating point numbers, got torch.int64"):
+        from_released(SMALL, tensors, "test")
+
+
+@pytest.mark.parametrize(
+    "shape, words",
+    [
+        ((1, 3, 16, 32, 32), r"frames must be 1 \+ 4k for this tokenizer, got 16; use 17"),
+        ((1, 3, 0, 32, 32), "got 0; use 1"),
+        ((1, 3, 5, 36, 32), "multiples of 8, got 36x32; use 32x32"),
+        ((1, 4, 5, 32, 32), "pixels must have shape B, 3, F, H, W"),
+        ((3, 5, 32, 32), "pixels must have shape B, 3, F, H, W"),
+    ],
+)
+def test_bad_pixels_are_refused(source: CosmosTokenizer, shape: tuple[int, ...], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        source.encode(torch.zeros(shape))
+
+
+def test_bad_codes_are_refused(source: CosmosTokenizer) -> None:
+    codes = torch.full((1, 2, 4, 4), source.codebook_size)
+    with pytest.raises(ValueError, match=r"0 \.\.\. 199"):
+        source.decode(codes)
+    with pytest.raises(ValueError, match="0 ... 199"):
+        source.decode_next(codes[:, 0], source.start_stream())
+    with pytest.raises(ValueError, match="4 dimensions"):
+        source.decode(codes[0])
+    with pytest.raises(ValueError, match="3 dimensions"):
+        source.decode_next(codes, source.start_stream())
+    with pytest.raises(ValueError, match="at least 1, got 0"):
+        source.decode(codes % 200, at_once=0)
+
+
+def test_a_stream_takes_one_frame_then_as_many_as_a_latent_frame(tokenizer: CosmosTokenizer) -> None:
+    state = tokenizer.start_stream()
+    with pytest.raises(ValueError, match="give 1"):
+        tokenizer.encode_next(clip(tokenizer, 2), state)
+    tokenizer.encode_next(clip(tokenizer, 1), state)
+    with pytest.raises(ValueError, match=f"give {tokenizer.temporal}"):
+        tokenizer.encode_next(clip(tokenizer, 1), state)
