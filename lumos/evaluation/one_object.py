@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from lumos.diffusion.sampler import SamplerConfig
 from lumos.evaluation.prompts import one_object
 from lumos.evaluation.scores import wilson
@@ -40,8 +42,6 @@ def measure_one_object(
         print(f"{len(seen)} of {count} clips", file=sys.stderr, flush=True)
     wanted = [(prompt.scene.things[0].colour, prompt.scene.things[0].motion) for prompt in prompts]
     if sheet:
-        import torch
-
         captions = [f"{prompt.text} (saw {colour}, {way})" for prompt, (colour, way) in zip(prompts, seen, strict=True)]
         contact_sheet(torch.stack(pixels), captions).save(sheet)
     wrong = [

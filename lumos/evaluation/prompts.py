@@ -85,7 +85,7 @@ def one_object(count: int = 64) -> list[Prompt]:
     for i in range(count):
         rng = _rng("one object moving", "held-out", i)
         scene = sample_one(rng, motion=tuple(DIRECTIONS)[i % 8], pair=HELD_OUT_PAIRS[(i + i // 8) % len(HELD_OUT_PAIRS)])
-        checks: Checks = {"colour": ("colour",), "direction": ("motion", "direction")}
+        checks: Checks = {"colour": ("colour",), "direction": ("direction",)}
         prompts.append(Prompt(f"one-{i:02d}", "text to video", "held-out", canonical_caption(scene), scene, checks))
     return prompts
 
@@ -181,7 +181,7 @@ def _images(split: str) -> list[Prompt]:
         ("two objects", ("count", "shape"), lambda rng, i: sample_two(rng, relation="none", held_out=held)),
         ("counting", ("count", "shape"), lambda rng, i: sample_count(rng, count=2 + i % 2, motion="still", held_out=held)),
         ("colour", ("colour",), of_colour),
-        ("position", ("count", "position"), lambda rng, i: sample_two(rng, relation=relations[i % 4], held_out=held)),
+        ("position", ("shape", "position"), lambda rng, i: sample_two(rng, relation=relations[i % 4], held_out=held)),
         ("colour binding", ("count", "binding"), bound),
     ]
     prompts = []
@@ -205,7 +205,7 @@ def _videos(split: str) -> list[Prompt]:
     for i in range(24):
         rng = _rng("direction", split, i)
         scene = sample_one(rng, motion=(*STRAIGHT, *DIAGONAL)[i % 8], held_out=held)
-        add("direction", i, scene, _text(scene, rng, i), {"motion direction": ("motion", "direction")})
+        add("direction", i, scene, _text(scene, rng, i), {"motion direction": ("direction",)})
     for i in range(22):
         rng = _rng("kind", split, i)
         scene = sample_one(rng, motion=KINDS[i % 9], held_out=held)

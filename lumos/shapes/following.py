@@ -19,6 +19,7 @@ from lumos.shapes.thing import SHAPES, SIZES
 from lumos.shapes.tracks import find_tracks
 
 WHOLE = 0.06  # an outline that fits this well is seen whole
+PIECE = 0.25  # what is seen for a short while and never fits a shape this well is no object
 
 
 @dataclass
@@ -35,6 +36,9 @@ def watch(pixels_CFHW: Tensor, fps: float = 8.0) -> Watched:
     view = look(pixels_CFHW)
     tracks, specks = find_tracks(view.blobs)
     drafts = [_draft(view, track) for track in tracks]
+    pieces = [draft for draft in drafts if len(draft.track) < len(view.blobs) / 3 and draft.best > PIECE]
+    drafts = [draft for draft in drafts if draft not in pieces]
+    specks += sum(len(piece.track) for piece in pieces)
     _complete_never_clean(view, [draft for draft in drafts if not draft.clean_N.any()])
     for draft in drafts:
         if draft.clean_N.any():
@@ -42,7 +46,7 @@ def watch(pixels_CFHW: Tensor, fps: float = 8.0) -> Watched:
     return Watched([_describe(draft, len(view.blobs), fps) for draft in drafts], specks, view)
 
 
-@dataclass
+@dataclass(eq=False)
 class _Draft:
     """A track and its outlines; N counts its blobs. Where it is partly hidden the outline is completed later."""
 
@@ -174,6 +178,7 @@ def _describe(draft: _Draft, frames: int, fps: float) -> Followed:
         size=None,
         motion=None,
         speed=None,
+        path=None,
         x=by_frame(draft.x_N + bank.middle_P2[draft.choice_N, 0] * draft.disc_N),
         y=by_frame(draft.y_N + bank.middle_P2[draft.choice_N, 1] * draft.disc_N),
         radius=by_frame(draft.disc_N * bank.radius_P[draft.choice_N]),
@@ -189,7 +194,7 @@ def _describe(draft: _Draft, frames: int, fps: float) -> Followed:
     followed.size = _size(followed.radius[whole_F])
     if frames > 1:
         turns_FK = by_frame(draft.misfit_NP[:, _of_shape(draft.shape)])
-        followed.motion, followed.speed = name_motion(followed, whole_F, turns_FK, draft.shape, fps)
+        name_motion(followed, whole_F, turns_FK, draft.shape, fps)
     return followed
 
 

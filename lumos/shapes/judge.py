@@ -261,9 +261,8 @@ def _in_front(first: Followed | None, second: Followed | None, wanted: bool) -> 
 
 
 def _direction(thing: Thing, each: Followed | None) -> Mark:
-    if each is None or each.motion is None:
-        return None
-    return each.motion == thing.motion
+    """Of the way alone: a thing that also shrinks still goes where it goes."""
+    return None if each is None else _same(thing.motion, each.path)
 
 
 def _speed(thing: Thing, each: Followed | None) -> Mark:
@@ -332,8 +331,8 @@ def _shimmer(watched: Watched) -> float:
 def _note(name: str, scene: Scene, objects: Sequence[Followed]) -> str:
     """What was wanted and what was seen."""
     if name in ("colour", "shape", "size", "motion", "direction", "speed"):
-        field = "motion" if name == "direction" else name
-        wanted, seen = [getattr(thing, field) for thing in scene.things], [getattr(each, field) or "unclear" for each in objects]
+        wanted = [getattr(thing, "motion" if name == "direction" else name) for thing in scene.things]
+        seen = [getattr(each, "path" if name == "direction" else name) or "unclear" for each in objects]
         return f"wanted {', '.join(wanted)}; saw {', '.join(seen) or 'nothing'}"
     if name == "count":
         return f"wanted {len(scene.things)}; saw {len(objects)}"

@@ -27,6 +27,7 @@ class Followed:
     size: str | None
     motion: str | None
     speed: str | None
+    path: str | None  # what its middle does, whatever else changes: a direction, "circling", "bouncing", "still"
     x: Array
     y: Array
     radius: Array
@@ -53,8 +54,8 @@ def strongest(track: list[Blob]) -> Blob:
     return sorted(track, key=lambda blob: blob.strength)[-min(2, len(track))]
 
 
-def name_motion(thing: Followed, whole_F: Array, turns_FK: Array, shape: str, fps: float) -> Named:
-    """Name and speed of the one law of motion that explains what was followed; (None, None) for none or several."""
+def name_motion(thing: Followed, whole_F: Array, turns_FK: Array, shape: str, fps: float) -> None:
+    """Set motion and speed to the one law of motion that explains what was followed (None if none or several do), and path."""
     seconds = np.arange(len(thing.x)) / fps
     fading = _fading(thing, seconds)
     seen, solid = thing.opacity > 0.5, whole_F & (thing.opacity > 0.5)
@@ -65,9 +66,11 @@ def name_motion(thing: Followed, whole_F: Array, turns_FK: Array, shape: str, fp
     scaling = _scaling(seconds[solid], thing.radius[solid]) if not fading and solid.sum() >= 5 else None
     turning = _turning(seconds[solid], turns_FK[solid], shape) if not fading and solid.sum() >= 5 else None
     changes = [each for each in (fading, path, scaling, turning) if each is not None]
-    if not changes:
-        return ("still", "normally") if seen.sum() >= 3 else (None, None)
-    return changes[0] if len(changes) == 1 else (None, None)
+    if not changes and seen.sum() >= 3:
+        thing.motion, thing.speed = "still", "normally"
+    elif len(changes) == 1:
+        thing.motion, thing.speed = changes[0]
+    thing.path = path[0] if path else "still" if sure.sum() >= 3 else None
 
 
 def _fading(thing: Followed, seconds: Array) -> Named | None:
