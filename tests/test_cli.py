@@ -4,13 +4,17 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from lumos import cli, presets
-from lumos.cli import GenerateArgs, TrainArgs, main, parse, read_prompts, with_settings
+from lumos import cli, options, presets
+from lumos.cli import main
+from lumos.options import parse, with_settings
+from lumos.verbs.generate import GenerateArgs, read_prompts
+from lumos.verbs.train import TrainArgs
 
 ROOT = Path(__file__).parent.parent
 
@@ -131,8 +135,8 @@ def test_prompts_from_a_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("config", [*presets.MODELS.values(), *presets.TOKENIZERS.values()])
 def test_every_setting_of_every_preset_can_be_set(config: Any) -> None:
-    values = json.loads(json.dumps(cli.asdict(config)))
-    for name in cli._dotted(values):
+    values = json.loads(json.dumps(asdict(config)))
+    for name in options._dotted(values):
         value = values
         for part in name.split("."):
             value = value[part]
@@ -194,7 +198,7 @@ def test_interrupting_is_not_a_fault(capsys: pytest.CaptureFixture[str], monkeyp
 
 
 def test_the_last_line_of_stdout_is_the_document(capsys: pytest.CaptureFixture[str]) -> None:
-    cli.report({"files": ["a.mp4"], "seed": 3}, as_json=True)
+    options.report({"files": ["a.mp4"], "seed": 3}, as_json=True)
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == {"files": ["a.mp4"], "seed": 3}
-    cli.report({"files": ["a.mp4"]}, as_json=False)
+    options.report({"files": ["a.mp4"]}, as_json=False)
     assert "a.mp4" in capsys.readouterr().out
