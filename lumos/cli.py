@@ -14,15 +14,27 @@ from typing import Any
 
 from lumos import __version__
 from lumos.options import UsageError, choose, parse
+from lumos.verbs.bench import BenchArgs, run_bench
+from lumos.verbs.estimate import EstimateArgs, run_estimate
+from lumos.verbs.evaluate import EvaluateArgs, run_evaluate
 from lumos.verbs.generate import GenerateArgs, run_generate
 from lumos.verbs.imports import ImportTokensArgs, ImportWeightsArgs, run_import_tokens, run_import_weights
+from lumos.verbs.inspect import InspectArgs, run_inspect
+from lumos.verbs.prepare import PrepareArgs, run_prepare
+from lumos.verbs.serve import ServeArgs, run_serve
 from lumos.verbs.train import TrainArgs, TrainTokenizerArgs, run_train, run_train_tokenizer
 
 # verb -> what it does in a line, its options, its function
-VERBS: dict[str, tuple[str, type[Any], Callable[[Any], None]]] = {
+VERBS: dict[str, tuple[str, type[Any], Callable[[Any], int | None]]] = {
     "generate": ("a sentence (and an image, or the start of a video) -> a video or image file", GenerateArgs, run_generate),
+    "prepare": ("videos and captions -> shards to train on", PrepareArgs, run_prepare),
+    "inspect": ("shards -> counts, captions and a contact sheet", InspectArgs, run_inspect),
     "train-tokenizer": ("train a visual tokenizer: pixels <-> codes", TrainTokenizerArgs, run_train_tokenizer),
     "train": ("train a model: text and codes -> codes", TrainArgs, run_train),
+    "evaluate": ("a model -> scores, judged from pixels against exact truth", EvaluateArgs, run_evaluate),
+    "serve": ("a page and an HTTP API over one model", ServeArgs, run_serve),
+    "estimate": ("what training needs in memory and how fast it would be", EstimateArgs, run_estimate),
+    "bench": ("how fast a model generates on this machine", BenchArgs, run_bench),
     "import-weights": (
         "a released Lumos-1 checkpoint or Cosmos tokenizer -> a weights folder",
         ImportWeightsArgs,
@@ -33,7 +45,8 @@ VERBS: dict[str, tuple[str, type[Any], Callable[[Any], None]]] = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command line (without the program's name); returns the exit code: 0, 2 for a user's error, 130 for Ctrl-C."""
+    """Run one command line (without the program's name); returns the exit code: 0, 2 for a user's error, 3 for
+    work done but for inputs that were rejected, 130 for Ctrl-C."""
     try:
         return _run(list(sys.argv[1:] if argv is None else argv))
     except KeyboardInterrupt:
@@ -59,7 +72,7 @@ def _run(words: list[str]) -> int:
         _, kind, function = choose("verb", verb, VERBS)
         args = parse(verb, kind, rest)
         if args is not None:
-            function(args)
+            return function(args) or 0
     return 0
 
 

@@ -15,11 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lumos.data.shards import COSMOS, TOKENS, pack_codes, unpack_codes, write_parquet
 from lumos.sequence.layout import Grid, content_ids, pack, unpack
 from lumos.sequence.published import fill_numbers, said_frames
 from lumos.sequence.vocabulary import LUMOS, OPEN_FPS, OPEN_FRAMES
 
-FINGERPRINT = "cosmos-dv4x8x8"  # the tokenizer that made the codes
+FINGERPRINT = COSMOS  # the tokenizer that made the codes
 IGNORED_LABEL = -100
 GROUP = 64  # records written at once
 GROUPS = 64  # in a file
@@ -50,8 +51,6 @@ def import_tokens(files: Sequence[Path], out: Path, progress: Progress | None = 
     paths = _paths(files)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FileExistsError(f"{out} must be a new or empty folder, got one that holds something; choose another")
-    import pyarrow.parquet as parquet
-
     beside = next(folder for folder in out.absolute().parents if folder.is_dir())  # so that a failure leaves no new folder
     partial = beside / f".{out.name}.partial"
     shutil.rmtree(partial, ignore_errors=True)
@@ -71,9 +70,8 @@ def import_tokens(files: Sequence[Path], out: Path, progress: Progress | None = 
         stream, schema = records(), _schema()
         for number, first in enumerate(range(0, len(paths), GROUP * GROUPS)):
             last = min(first + GROUP * GROUPS, len(paths))
-            with parquet.ParquetWriter(partial / f"{number:06}.parquet", schema, compression="zstd") as writer:
-                for _ in range(first, last, GROUP):
-                    writer.write_table(_table(list(islice(stream, GROUP)), schema))
+            groups = ([_row(record) for record in islice(stream, GROUP)] for _ in range(first, last, GROUP))
+            write_parquet(partial / f"{number:06}.parquet", schema, groups)
         out.parent.mkdir(parents=True, exist_ok=True)
         partial.replace(out)
     finally:
@@ -99,9 +97,8 @@ def read_shard(path: Path) -> Iterator[Record]:
     with parquet.ParquetFile(path) as file:
         for group in range(file.num_row_groups):
             for row in file.read_row_group(group).to_pylist():
-                codes = torch.frombuffer(bytearray(row["codes"]), dtype=torch.uint16).to(torch.int64)
                 yield Record(
-                    codes.view(row["T"], row["H"], row["W"]),
+                    unpack_codes(row["codes"], row["T"], row["H"], row["W"]),
                     tuple(row["text"]),
                     tuple(row["text_open"]),
                     *(row[name] for name in ("seconds", "fps", "frames", "source", "tokenizer")),
@@ -263,18 +260,11 @@ def _schema() -> Any:
     columns = {"codes": pyarrow.binary(), "T": number, "H": number, "W": number, "text": ids, "text_open": ids}
     columns |= {"seconds": number, "fps": number, "frames": number, "source": pyarrow.string(), "tokenizer": pyarrow.string()}
     # codes: T * H * W numbers of two bytes, little end first
-    return pyarrow.schema(list(columns.items()), metadata={"format": "lumos-tokens-1", "codes": "uint16 little-endian, T H W"})
+    return pyarrow.schema(list(columns.items()), metadata={"format": TOKENS, "codes": "uint16 little-endian, T H W"})
 
 
-def _table(records: Sequence[Record], schema: Any) -> Any:
-    import pyarrow
-
-    rows = [
-        {
-            "codes": record.codes_THW.to(torch.uint16).numpy().astype("<u2").tobytes(),
-            **dict(zip("THW", record.codes_THW.shape, strict=True)),
-            **{name: getattr(record, name) for name in schema.names if name not in ("codes", "T", "H", "W")},
-        }
-        for record in records
-    ]
-    return pyarrow.Table.from_pylist(rows, schema=schema)
+def _row(record: Record) -> dict[str, Any]:
+    names = ("seconds", "fps", "frames", "source", "tokenizer")
+    row: dict[str, Any] = {"codes": pack_codes(record.codes_THW), **dict(zip("THW", record.codes_THW.shape, strict=True))}
+    row |= {"text": list(record.text), "text_open": list(record.text_open)}
+    return row | {name: getattr(record, name) for name in names}

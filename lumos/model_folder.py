@@ -17,7 +17,7 @@ from lumos.model.transformer import ModelConfig, Transformer
 from lumos.sequence.published import check_text
 from lumos.sequence.text import TextTokenizer
 from lumos.sequence.vocabulary import LUMOS, Vocabulary
-from lumos.tokenizer.cosmos import CosmosTokenizer, load_any_tokenizer
+from lumos.tokenizer.cosmos import CosmosTokenizer, load_any_tokenizer, save_cosmos
 from lumos.tokenizer.model import VideoTokenizer, save_tokenizer
 from lumos.weights import FORMAT, check_names, find_weights, load_folder, read_config, save_folder
 
@@ -54,19 +54,26 @@ class FolderConfig:
 
 
 def save_model(
-    folder: Path, config: FolderConfig, weights: Mapping[str, Tensor], text: TextTokenizer, tokenizer: VideoTokenizer
+    folder: Path,
+    config: FolderConfig,
+    weights: Mapping[str, Tensor],
+    text: TextTokenizer,
+    tokenizer: VideoTokenizer | CosmosTokenizer,
 ) -> None:
     """Write a whole model folder: decoder (bf16), text vocabulary and visual tokenizer. Replaces an existing one at once."""
     tensors = {name: tensor.detach().to("cpu", torch.bfloat16).contiguous() for name, tensor in weights.items()}
     files = {TEXT_FILE: text.tokenizer.to_str().encode()}
     with TemporaryDirectory() as place:
-        save_tokenizer(Path(place) / "tokenizer", tokenizer, dtype=torch.bfloat16)
+        if isinstance(tokenizer, CosmosTokenizer):
+            save_cosmos(Path(place) / "tokenizer", tokenizer, dtype=torch.bfloat16)
+        else:
+            save_tokenizer(Path(place) / "tokenizer", tokenizer, dtype=torch.bfloat16)
         files |= {f"tokenizer/{path.name}": path.read_bytes() for path in (Path(place) / "tokenizer").iterdir()}
     save_folder(folder, {"kind": "model", "format": FORMAT, "config": asdict(config)}, tensors, files)
 
 
 def load_model(name_or_folder: str | Path) -> tuple[FolderConfig, Transformer, TextTokenizer, VideoTokenizer | CosmosTokenizer]:
-    """Everything in a model folder (or weights that come with the package, by name), on the CPU in float32.
+    """Everything in a model folder (or weights that come with the package, by name), on the CPU, in the stored type.
 
     Raises FileNotFoundError or ValueError, in one line, for anything that is not a whole model folder.
     """
@@ -89,14 +96,14 @@ def load_model(name_or_folder: str | Path) -> tuple[FolderConfig, Transformer, T
 
 
 def load_decoder(name_or_folder: str | Path) -> tuple[FolderConfig, Transformer]:
-    """The decoder of a model folder alone, on the CPU in float32: enough to measure its speed, not to read prompts."""
+    """The decoder of a model folder alone, on the CPU, in the type it is stored in: enough to measure its speed, not to read
+    prompts."""
     folder = find_weights(name_or_folder, "model")
     document, tensors = load_folder(folder, "model")
     config = read_config(FolderConfig, document["config"], folder / "config.json")
     with torch.device("meta"):
         model = Transformer(config.model)
     check_names(tensors, model.state_dict(), folder)
-    model = model.to_empty(device="cpu")
     model.make_tables(torch.device("cpu"))
-    model.load_state_dict(tensors)
+    model.load_state_dict(tensors, assign=True)  # no second copy: a large model is moved to its device as it is
     return config, model

@@ -156,15 +156,15 @@ def _add(parser: _Parser, name: str, kind: Any, default: Any, metadata: Mapping[
         nargs = "*" if is_tuple else None
         parser.add_argument(name, metavar=name.upper(), type=convert, help=help, nargs=nargs, default=[] if is_tuple else None)
         return
-    flag = "--" + name.replace("_", "-")
+    flag = "--" + name.replace("__", ".").replace("_", "-")
     if kind is bool:
-        parser.add_argument(flag, action="store_true", help=help)
+        parser.add_argument(flag, dest=name, action="store_true", help=help)
     elif is_tuple:
-        parser.add_argument(flag, action="append", default=[], metavar="NAME=VALUE", type=convert, help=help)
+        parser.add_argument(flag, dest=name, action="append", default=[], metavar="NAME=VALUE", type=convert, help=help)
     else:
         missing = default is MISSING
         parser.add_argument(
-            flag, metavar=metavar, type=convert, required=missing, default=None if missing else default, help=help
+            flag, dest=name, metavar=metavar, type=convert, required=missing, default=None if missing else default, help=help
         )
 
 

@@ -2,15 +2,43 @@
 
 from lumos.data.shapes import ShapesConfig
 from lumos.diffusion.sampler import SamplerConfig
-from lumos.model.transformer import ModelConfig
+from lumos.model.transformer import LUMOS_1B, LUMOS_3B, ModelConfig
 from lumos.model_folder import VideoConfig
+from lumos.sequence.published import TEMPLATE
 from lumos.tokenizer.losses import LossConfig
 from lumos.tokenizer.model import TokenizerConfig
+from lumos.training.config import TrainModelConfig
 from lumos.training.optim import OptimConfig
-from lumos.training.train_model import TrainModelConfig
+from lumos.training.parallel import ParallelConfig
 from lumos.training.train_tokenizer import TrainTokenizerConfig
 
 TINY_SHAPE = ModelConfig(vocabulary=0, layers=8, width=384, heads=6, kv_heads=2, head_width=64, ffn=1024)
+
+
+def published(shape: ModelConfig, stage: str, lr: float) -> TrainModelConfig:
+    """A stage of the paper's training: images at 256p, then images and videos (2 s at 12 fps) in turn at 256p, then at 384p.
+
+    Learning rates, mask law, guidance dropout, decay, clipping and 384p's batch are the paper's; how many steps, and 256p's
+    batch (about as many ids), are ours. Each stage starts from the one before (--init) and needs shards (--data).
+    """
+    large = stage == "384p"
+    height, width = (384, 672) if large else (256, 448)
+    return TrainModelConfig(
+        model=shape,
+        video=VideoConfig(height, width, frames=25, fps=12, slots=512, window=7, latest=6, template=TEMPLATE),
+        shapes=None,
+        optim=OptimConfig(lr=lr, clip=4.0, warmup_steps=100, schedule="constant", ema=0.0),
+        parallel=ParallelConfig(shard=True, recompute="selective", compile="dynamic"),
+        sampler=SamplerConfig(steps=50, guidance=15.0),
+        videos=1 if large else 2,
+        images=6 if large else 14,
+        image_every=1 if stage == "256p-images" else 2,
+        late_windows=0.0,
+        max_steps=100_000,
+        log_every=10,
+        save_every=1000,
+    )
+
 
 MODELS: dict[str, TrainModelConfig] = {
     # The weights in the package: about 17 M parameters, shapes at 128x128, 17 frames at 8 fps. For one or more large GPUs.
@@ -18,9 +46,12 @@ MODELS: dict[str, TrainModelConfig] = {
         model=TINY_SHAPE,
         video=VideoConfig(height=128, width=128, frames=17, fps=8, slots=64, window=5, latest=8),
         shapes=ShapesConfig(),
-        optim=OptimConfig(lr=1.2e-3, warmup_steps=300, ema=0.9993, decay_share=0.7),
-        sampler=SamplerConfig(steps=16, guidance=3.0, temperature=0.6, noise=50.0, history=0.92),
-        max_seconds=450.0,
+        optim=OptimConfig(lr=1e-3, warmup_steps=150, ema=0.999, decay_share=0.5, muon=2.5),
+        sampler=SamplerConfig(steps=32, guidance=3.0, temperature=0.6, noise=2.0, history=0.7),
+        mask="nested",
+        least_ratio=0.2,
+        image_every=2,
+        max_seconds=900.0,
     ),
     # The same at a size that shows life on two CPU cores in a few minutes.
     "shapes-toy": TrainModelConfig(
@@ -36,6 +67,11 @@ MODELS: dict[str, TrainModelConfig] = {
         sample_every=100,
         save_every=100,
     ),
+    **{
+        f"{size}-{stage}": published(shape, stage, lr)
+        for size, shape, images_lr in (("1b", LUMOS_1B, 5e-5), ("3b", LUMOS_3B, 1e-4))
+        for stage, lr in (("256p-images", images_lr), ("256p", 2.5e-5), ("384p", 2.5e-5))
+    },
 }
 
 TOKENIZERS: dict[str, TrainTokenizerConfig] = {

@@ -58,7 +58,7 @@ def read_video(path: str | Path, fps: float, height: int, width: int, max_frames
     transparency goes over white. Reads to the end or up to `max_frames`. Raises FileNotFoundError, and ValueError for
     anything that is no video, is damaged in the part asked for, smaller than 16 pixels a side, or longer than fits.
     """
-    path = _readable_file(path)
+    path = readable_file(path)
     if not (math.isfinite(fps) and fps > 0):
         raise ValueError(f"fps must be above 0, got {fps}; use for example 8")
     if not (math.isfinite(start) and start >= 0):
@@ -70,15 +70,15 @@ def read_video(path: str | Path, fps: float, height: int, width: int, max_frames
     shown: VideoFrame | None = None
     try:
         with av.open(f"file:{path}", options={"format_whitelist": DEMUXERS}) as container:
-            stream = _video_stream(container, path)
+            stream = video_stream(container, path)
             source_fps, tick = float(stream.average_rate or fps), float(stream.time_base or 0)
-            for frame in pick(_timed_frames(container, stream, start, path), fps, start, max_frames):
+            for frame in pick(timed_frames(container, stream, start, path), fps, start, max_frames):
                 if frame is shown:
                     pixels.append(pixels[-1])
                     continue
                 shown = frame
-                rgb_HWC, upright = _upright(frame)
-                rgb_CHW, fitted = _fit(rgb_HWC, height, width, _pixel_aspect(stream, frame))
+                rgb_HWC, upright = turned_upright(frame)
+                rgb_CHW, fitted = fit(rgb_HWC, height, width, pixel_aspect_of(stream, frame))
                 pixels.append(rgb_CHW)
                 notes = notes or upright + fitted
                 if len(pixels) * rgb_CHW.numel() * 4 > MAX_BYTES:
@@ -100,7 +100,14 @@ def read_image(path: str | Path, height: int, width: int) -> Clip:
     Turned upright by its EXIF tag, transparency over white, 16 bits brought to 8, centre-cropped to the asked shape and
     resized. Raises FileNotFoundError, and ValueError for anything that is no image, damaged, too small or too large.
     """
-    path = _readable_file(path)
+    rgb_HWC, notes = upright_image(path)
+    rgb_CHW, fitted = fit(rgb_HWC, height, width, 1.0)
+    return Clip(_to_float(rgb_CHW[:, None]), ", ".join(notes + fitted))
+
+
+def upright_image(path: str | Path) -> tuple[np.ndarray[Any, Any], list[str]]:
+    """An image file as rgb_HWC in its own size, upright and over white, and what was done. Errors as in `read_image`."""
+    path = readable_file(path)
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
@@ -108,18 +115,16 @@ def read_image(path: str | Path, height: int, width: int) -> Clip:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own rule follows
             image = Image.open(path, formats=IMAGE_FORMATS)
         with image:
-            _check_size(path, *image.size)
+            check_size(path, *image.size)
             notes = ["first of several frames"] if getattr(image, "n_frames", 1) > 1 else []
             notes += ["turned upright"] if image.getexif().get(0x0112, 1) != 1 else []
-            rgb_HWC = _rgb(ImageOps.exif_transpose(image), path)
+            return image_rgb(ImageOps.exif_transpose(image), path), notes
     except Image.DecompressionBombError as error:
         raise ValueError(f"{path} must have at most {MAX_PIXELS // 10**6} million pixels; make it smaller first") from error
     except UnidentifiedImageError as error:
         raise ValueError(f"{path} is no readable image; give a {', '.join(IMAGE_FORMATS)} file") from error
     except (OSError, SyntaxError) as error:  # Pillow raises SyntaxError for a broken PNG
         raise ValueError(f"{path} is damaged ({error}); copy it again") from error
-    rgb_CHW, fitted = _fit(rgb_HWC, height, width, 1.0)
-    return Clip(_to_float(rgb_CHW[:, None]), ", ".join(notes + fitted))
 
 
 def write_video(path: str | Path, pixels_CFHW: Tensor, fps: float, overwrite: bool = False) -> Path:
@@ -221,9 +226,10 @@ def pick(timed: Iterable[tuple[float, float, T]], fps: float, start: float, limi
             count += 1
 
 
-def _timed_frames(
+def timed_frames(
     container: InputContainer, stream: VideoStream, start: float, path: Path
 ) -> Iterator[tuple[float, float, VideoFrame]]:
+    """(time since the video's first frame, duration, frame), from about `start` seconds on. ValueError where it is damaged."""
     import av
 
     assert stream.time_base is not None
@@ -250,7 +256,8 @@ def _timed_frames(
         raise ValueError(f"{path} is cut off: it holds {end:.2f} of its {promised:.2f} s; copy it again, or read fewer frames")
 
 
-def _video_stream(container: InputContainer, path: Path) -> VideoStream:
+def video_stream(container: InputContainer, path: Path) -> VideoStream:
+    """The pictures of an open file; ValueError when it holds none, or ones of an impossible size."""
     # Its decoder keeps PyAV's default threads, by slices: with threads by frames FFmpeg hides the errors of a damaged file.
     from av.stream import Disposition
 
@@ -258,11 +265,12 @@ def _video_stream(container: InputContainer, path: Path) -> VideoStream:
     if not streams:
         held = "only sound" if container.streams.audio else "no pictures"
         raise ValueError(f"{path} holds {held}; give a video file")
-    _check_size(path, streams[0].width, streams[0].height)
+    check_size(path, streams[0].width, streams[0].height)
     return streams[0]
 
 
-def _upright(frame: VideoFrame) -> tuple[np.ndarray[Any, Any], list[str]]:
+def turned_upright(frame: VideoFrame) -> tuple[np.ndarray[Any, Any], list[str]]:
+    """A decoded frame as rgb_HWC (transparency over white), turned as its file asks, and what was done."""
     format = frame.format
     if format.has_palette or any(component.is_alpha for component in format.components):
         rgb_HWC = _over_white(frame.to_ndarray(format="rgba", interpolation=ACCURATE))
@@ -272,12 +280,14 @@ def _upright(frame: VideoFrame) -> tuple[np.ndarray[Any, Any], list[str]]:
     return np.rot90(rgb_HWC, turns), ["turned upright"] if turns else []
 
 
-def _pixel_aspect(stream: VideoStream, frame: VideoFrame) -> float:
+def pixel_aspect_of(stream: VideoStream, frame: VideoFrame) -> float:
+    """Width over height of a pixel of the frame once it is upright."""
     aspect = float(stream.sample_aspect_ratio or 0) or 1.0
     return 1 / aspect if round(frame.rotation / 90) % 2 else aspect
 
 
-def _rgb(image: Image, path: Path) -> np.ndarray[Any, Any]:
+def image_rgb(image: Image, path: Path) -> np.ndarray[Any, Any]:
+    """An open image as rgb_HWC, 8 bits, transparency over white."""
     if image.mode.startswith("I"):  # 16 bits, which Pillow's own conversion would clip
         gray_HW = (np.asarray(image, dtype=np.float64) / 257).round().clip(0, 255).astype(np.uint8)
         return gray_HW[..., None].repeat(3, axis=-1)
@@ -293,7 +303,7 @@ def _over_white(rgba_HWC: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return (rgba_HWC[..., :3] * alpha_HW1 + 255 * (1 - alpha_HW1)).round().astype(np.uint8)
 
 
-def _fit(rgb_HWC: np.ndarray[Any, Any], height: int, width: int, pixel_aspect: float) -> tuple[Tensor, list[str]]:
+def fit(rgb_HWC: np.ndarray[Any, Any], height: int, width: int, pixel_aspect: float) -> tuple[Tensor, list[str]]:
     """Centre-crop to the shape height:width, then resize: uint8 [3, height, width] and what was done."""
     rows, columns = rgb_HWC.shape[:2]
     cut_columns = min(columns, max(1, round(rows * width / (height * pixel_aspect))))
@@ -414,7 +424,8 @@ def _partial(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}.partial")
 
 
-def _readable_file(path: str | Path) -> Path:
+def readable_file(path: str | Path) -> Path:
+    """The path of a file that exists, is not empty, and may be read; otherwise an error in words."""
     path = Path(path)
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder; name a file in it")
@@ -426,7 +437,8 @@ def _readable_file(path: str | Path) -> Path:
         return path
 
 
-def _check_size(path: Path, columns: int, rows: int) -> None:
+def check_size(path: Path, columns: int, rows: int) -> None:
+    """ValueError for a picture that is too small or too large to be meant."""
     if min(columns, rows) < MIN_SIDE:
         raise ValueError(f"{path} must be at least {MIN_SIDE}x{MIN_SIDE} pixels, got {columns}x{rows}; use a larger picture")
     if columns * rows > MAX_PIXELS:

@@ -169,20 +169,22 @@ def check_names(tensors: Mapping[str, Tensor], module_state: Mapping[str, Tensor
 def read_config(kind: type[T], values: Mapping[str, Any], where: str | Path) -> T:
     """Build the (nested) dataclass `kind` from plain JSON values, strictly.
 
-    Every field must be there, with a value of its type (bool, int, float, str, Literal, tuple, Optional, dataclass; an
-    int is taken for a float), and nothing else. Raises ValueError naming the field, its value and `where`.
+    Every field must be there (but those that later versions added, `metadata={"later": True}`), with a value of its type
+    (bool, int, float, str, Literal, tuple, Optional, dataclass; an int is taken for a float), and nothing else. Raises
+    ValueError naming the field, its value and `where`.
     """
     if not isinstance(values, Mapping):
         raise ValueError(f"{where} must hold an object with the fields of {kind.__name__}, got {values!r}; see the docs")
     hints = typing.get_type_hints(kind)
     names = [field.name for field in dataclasses.fields(kind) if field.init]  # type: ignore[arg-type]
+    later = [field.name for field in dataclasses.fields(kind) if field.metadata.get("later")]  # type: ignore[arg-type]
     for name in values:
         if name not in names:
             raise ValueError(f"{where} has an unknown field {name!r}; remove it, known fields: {', '.join(names)}")
     for name in names:
-        if name not in values:
+        if name not in values and name not in later:
             raise ValueError(f"{where} lacks the field {name!r} of {kind.__name__}; add it, or use the file it was saved with")
-    arguments = {name: _read_value(hints[name], values[name], f"{where}: {name}") for name in names}
+    arguments = {name: _read_value(hints[name], values[name], f"{where}: {name}") for name in names if name in values}
     try:
         return kind(**arguments)
     except ValueError as error:  # a rule of the dataclass itself, from its __post_init__

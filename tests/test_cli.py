@@ -63,7 +63,7 @@ def test_help_of_a_verb_explains_every_option(verb: str, capsys: pytest.CaptureF
     for name, field in kind.__dataclass_fields__.items():
         explained = f"{field.metadata['help']}"
         assert explained in out, name
-        shown = name.upper() if field.metadata.get("positional") else "--" + name.replace("_", "-")
+        shown = name.upper() if field.metadata.get("positional") else "--" + name.replace("__", ".").replace("_", "-")
         assert f" {shown} " in out, name
     assert f"examples: lumos {verb} " in out
 

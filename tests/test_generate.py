@@ -1,7 +1,7 @@
 """Generation: cached equals uncached, prompts do not disturb each other, frames come as they are done, any length works."""
 
-from collections.abc import Iterator
-from dataclasses import replace
+import weakref
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,16 +9,23 @@ import pytest
 import torch
 from torch import Tensor
 
-import lumos.generate as generate
-from lumos.diffusion.sampler import MASKED, SamplerConfig
-from lumos.generate import Generator, Job, Request, generate_to_files
+import lumos.diffusion.estimate as estimates
+import lumos.diffusion.job as jobs
+from lumos.diffusion.engine import Compute
+from lumos.diffusion.history import most_slots, shrink
+from lumos.diffusion.job import Job, Plan
+from lumos.diffusion.sampler import MASKED, SamplerConfig, Shortcuts, guide
+from lumos.generate import Generator
 from lumos.model.attention import dense
+from lumos.model.cache import Cache
 from lumos.model.transformer import ModelConfig, Transformer
 from lumos.model_folder import FolderConfig, VideoConfig, save_model
 from lumos.sequence.layout import HEADER, Grid, content_ids, content_of, pack, text_batch
 from lumos.sequence.text import train_text_tokenizer
+from lumos.sequence.tokens import Tokens
 from lumos.sequence.vocabulary import small_vocabulary
 from lumos.tokenizer.model import TokenizerConfig, VideoTokenizer
+from lumos.verbs.generate_files import Request, generate_to_files
 from lumos.video import read_video
 
 CPU = torch.device("cpu")
@@ -42,52 +49,106 @@ def toy() -> Generator:
     return Generator(config, model.requires_grad_(False), text, tokenizer, CPU, torch.float32)
 
 
-def test_every_pass_through_the_cache_equals_one_over_the_whole_sequence(toy: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
-    histories: list[Tensor] = []
-    passes: list[tuple[Tensor, Tensor]] = []
-    finished: list[Tensor] = []
+@dataclass
+class Watched:
+    """Every denoising pass (what was shown, where was looked, the guided logits found), and every frame's hidden history."""
 
-    def keep_history(*arguments: Any) -> Tensor:
-        histories.append(history_mask(*arguments))
-        return histories[-1]
+    shown: list[Tensor] = field(default_factory=list)
+    places: list[Tensor] = field(default_factory=list)
+    logits: list[Tensor] = field(default_factory=list)
+    histories: list[Tensor] = field(default_factory=list)
+    finished: list[Tensor] = field(default_factory=list)
 
-    def keep_passes(predict, shape, config, generator, frame):  # type: ignore[no-untyped-def]
-        def watched(codes: Tensor) -> Tensor:
-            passes.append((codes.clone(), predict(codes)))
-            return passes[-1][1]
 
-        finished.append(sample_frame(watched, shape, config, generator, frame))
-        return finished[-1]
+@pytest.fixture
+def watched(monkeypatch: pytest.MonkeyPatch) -> Watched:
+    watched, guess, sample_frame, hidden = Watched(), jobs.guess, jobs.sample_frame, Job._hidden
 
-    history_mask, sample_frame = generate.history_mask, generate.sample_frame
-    monkeypatch.setattr(generate, "history_mask", keep_history)
-    monkeypatch.setattr(generate, "sample_frame", keep_passes)
-    prompts = ["a red circle", "two blue stars moves"]
-    toy(prompts, frames=9, sampler=SAMPLER)
-    assert len(passes) == 9 and len(histories) == 2
+    def keep_logits(hidden_RMD: Tensor, head_VD: Tensor, strength: float, *rest: Any) -> Any:
+        logits = hidden_RMD @ head_VD.T
+        watched.logits.append(guide(*logits.chunk(2), strength) if strength != 1 else logits)
+        return guess(hidden_RMD, head_VD, strength, *rest)
 
+    def keep_passes(look: Any, *rest: Any) -> Tensor:
+        def seeing(codes_BN: Tensor, places_BM: Tensor, step: int) -> Any:
+            watched.shown.append(codes_BN.clone())
+            watched.places.append(places_BM)
+            return look(codes_BN, places_BM, step)
+
+        watched.finished.append(sample_frame(seeing, *rest))
+        return watched.finished[-1]
+
+    def keep_history(self: Job, *rest: Any) -> Tensor:
+        watched.histories.append(hidden(self, *rest))
+        return watched.histories[-1]
+
+    monkeypatch.setattr(jobs, "guess", keep_logits)
+    monkeypatch.setattr(jobs, "sample_frame", keep_passes)
+    monkeypatch.setattr(Job, "_hidden", keep_history)
+    return watched
+
+
+PROMPTS = ["a red circle", "two blue stars moves", "two"]  # of different lengths
+
+
+@pytest.mark.parametrize("guidance", [2.0, 1.0])
+def test_every_pass_through_the_engine_equals_one_over_the_whole_sequence(
+    toy: Generator, watched: Watched, guidance: float
+) -> None:
+    toy(PROMPTS, frames=9, sampler=replace(SAMPLER, guidance=guidance))
+    assert len(watched.shown) == 9 and len(watched.histories) == 2
     vocabulary, grid, model = toy.config.vocabulary, Grid(4, 4), toy.model
-    texts = [toy.text.encode(prompt) for prompt in prompts]
-    for number, (codes, guided) in enumerate(passes):
+    texts = sorted((toy.text.encode(prompt) for prompt in PROMPTS), key=len)  # the engine's order of rows
+    branches = 2 if guidance != 1 else 1
+    for number, codes in enumerate(watched.shown):
         frame = number // 3
-        frames = [torch.where(histories[t], vocabulary.mask, content_ids(vocabulary, finished[t])) for t in range(frame)]
-        now = content_ids(vocabulary, codes)
-        frames.append(now.masked_fill(now == vocabulary.first_code + MASKED, vocabulary.mask))
-        content = torch.stack(frames, dim=1).repeat(2, 1, 1, 1)
-        text, length = text_batch(vocabulary, [*texts, [], []], 12)
+        done = [content_ids(vocabulary, watched.finished[t].view(-1, 4, 4)) for t in range(frame)]
+        done = [torch.where(watched.histories[t], vocabulary.mask, content) for t, content in enumerate(done)]
+        now = content_ids(vocabulary, codes.view(-1, 4, 4))
+        done.append(now.masked_fill(now == vocabulary.first_code + MASKED, vocabulary.mask))
+        content = torch.stack(done, dim=1).repeat(branches, 1, 1, 1)
+        text, length = text_batch(vocabulary, [*texts, *[[]] * 3 * (branches - 1)], 12)
         batch = pack(vocabulary, grid, text, length, content, 1, 8)
         hidden = model(batch.ids_BL, batch.position_BL3, dense(batch.block_BL, batch.block_BL))
         logits = model.logits(content_of(grid, hidden, 12, frame + 1)[:, -1, :, :-1].flatten(1, 2), vocabulary.first_code, 64)
-        conditional, unconditional = logits.chunk(2)
-        torch.testing.assert_close(guided, unconditional + 2 * (conditional - unconditional), rtol=1e-3, atol=1e-3)
+        wanted = guide(*logits.chunk(2), guidance) if branches == 2 else logits
+        places = watched.places[number][..., None].expand(-1, -1, 64)
+        assert places.shape[1] == (codes == MASKED).sum(1).max()  # the head is asked for masked places only
+        torch.testing.assert_close(watched.logits[number], wanted.gather(1, places), rtol=1e-3, atol=1e-3)
 
 
-def test_a_prompt_gives_the_same_video_alone_and_in_a_batch(toy: Generator) -> None:
-    certain = SamplerConfig(steps=3, guidance=2.0, temperature=1e-4, noise=0.0, history=0.0)
-    prompts = ["a red circle moves", "two", "blue stars blue stars"]
-    together = toy(prompts, frames=9, sampler=certain)
-    for prompt, video in zip(prompts, together, strict=True):
-        torch.testing.assert_close(toy(prompt, frames=9, sampler=certain)[0], video, rtol=0, atol=1e-3)
+def test_a_prompt_and_its_seed_give_the_same_video_alone_and_in_a_batch(toy: Generator) -> None:
+    prompts, seeds = ["a red circle moves", "two", "blue stars blue stars"], [5, 5, -7]
+    together: list[Tensor] = []
+    toy(prompts, frames=9, seed=seeds, record=together)
+    for row, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True)):
+        alone: list[Tensor] = []
+        toy(prompt, frames=9, seed=seed, record=alone)
+        assert all(torch.equal(one[0], all_[row]) for one, all_ in zip(alone, together, strict=True))
+
+
+def test_seeds_are_one_for_all_or_one_each(toy: Generator) -> None:
+    same = toy(["two"] * 3, frames=1, seed=[4, 4, 5])
+    assert torch.equal(same[0], same[1]) and not torch.equal(same[0], same[2])
+    with pytest.raises(ValueError, match="one for each of the 3 prompts, got 2"):
+        toy(["two"] * 3, frames=1, seed=[4, 4])
+
+
+@pytest.mark.parametrize("sampler", ["random", "halton", "entropy", "remask"])
+@pytest.mark.parametrize(
+    "shortcuts",
+    [
+        Shortcuts(guidance_schedule="rising", guidance_until=0.7),
+        Shortcuts(only_visible=True),
+        Shortcuts(pack=True, keep_first=True),
+        Shortcuts(only_visible=True, pack=True, window=2),
+    ],
+)
+def test_every_sampler_and_shortcut_makes_videos(toy: Generator, sampler: Any, shortcuts: Shortcuts) -> None:
+    settings = replace(SAMPLER, sampler=sampler, steps=4, shortcuts=shortcuts)
+    video = toy(PROMPTS, frames=17, sampler=settings)
+    assert video.shape == (3, 3, 17, 32, 32) and video.isfinite().all()
+    assert torch.equal(video, toy(PROMPTS, frames=17, sampler=settings))
 
 
 def test_frames_come_one_then_four_at_a_time_and_make_up_the_call(toy: Generator) -> None:
@@ -111,24 +172,93 @@ def test_given_frames_are_the_start(toy: Generator, given: int) -> None:
     torch.testing.assert_close(video[:, :, :given], whole, rtol=0, atol=1e-5)
 
 
+def plan(toy: Generator, frames: int, given: int = 0) -> Plan:
+    video = toy.config.video
+    return Plan(Grid(4, 4), frames, video.fps, video.window, video.latest, video.frames, given, given)
+
+
+def job_of(toy: Generator, frames: int, settings: SamplerConfig, shortcuts: Shortcuts, given: int = 0) -> Job:
+    prompt = toy.text.encode("a red circle")
+    vocabulary = toy.config.vocabulary
+    return Job(toy.model, vocabulary, plan(toy, frames, given), [prompt], [0], replace(settings, shortcuts=shortcuts), Compute())
+
+
+SHORTCUTS = [
+    Shortcuts(),
+    Shortcuts(window=2),
+    Shortcuts(keep_first=True),
+    Shortcuts(only_visible=True),
+    Shortcuts(pack=True, window=4),
+    Shortcuts(only_visible=True, pack=True, keep_first=True, window=4),
+]
+
+
 @pytest.mark.parametrize("sampler", ["paper", "released"])
-def test_any_length_in_constant_memory_with_positions_in_trained_range(toy: Generator, sampler: str) -> None:
-    settings = replace(SAMPLER, sampler=sampler, history=0.5)  # type: ignore[arg-type]
-    job = Job(toy, ["a red circle"], Grid(4, 4), settings, 41, 0, torch.Generator().manual_seed(0))
-    frame_length, layer = job.grid.frame_length, toy.model.layers[0]
-    codes_of: list[Tensor] = []
-    for number in range(8):
-        codes_of.append(job.sample(number, 0, 1, None))
-        job.commit(codes_of[-1], number, is_given=False)
-        frames = min(number + 1, toy.config.video.window - 1)
-        assert job.cache.length == job.prefix + frames * frame_length <= job.cache.capacity
-        # The newest cached frame lies one latent frame before the next one, at most at the last trained position. The
-        # first layer's keys depend on ids and positions alone, and its frame-start id is never masked: compare that.
-        seen_from = min(number + 1, toy.config.video.latest)
-        start = HEADER + (seen_from - 1) * frame_length + job.length_B
-        cached = job.cache.keys[0, :, :, job.cache.length - frame_length]
-        fresh = first_key(toy, layer, toy.config.vocabulary.frame_start, start)
-        torch.testing.assert_close(cached, fresh, rtol=1e-3, atol=1e-3)
+@pytest.mark.parametrize("shortcuts", SHORTCUTS)
+def test_any_length_in_constant_memory_with_positions_in_trained_range(
+    toy: Generator, sampler: Any, shortcuts: Shortcuts
+) -> None:
+    settings = replace(SAMPLER, sampler=sampler, history=0.5)
+    job = job_of(toy, 41, settings, shortcuts)
+    layer, latest, frame_start = toy.model.layers[0], toy.config.video.latest, toy.config.vocabulary.frame_start
+    capacity = job_of(toy, 401, settings, shortcuts).cache.capacity  # ten times as long, and no larger
+    used = []
+    for number in range(10):
+        job.commit(job.sample())
+        assert job.cache.length == job.prefix + sum(job.frames) + len(job.frames) * 4 and job._start(0) == job.prefix
+        assert len(job.frames) <= job.window - 1
+        used.append(job.cache.length + job.grid.frame_length)
+        # The first layer's keys depend on ids and positions alone, and the frame-start id is never masked: compare that.
+        seen_from = min(number + 1, latest)
+        for age in range(1, len(job.frames) + 1):
+            frame = len(job.frames) - age
+            first = shortcuts.keep_first and frame == 0
+            shown = 0 if first else seen_from - age  # a frame for every one that was made since, the first where it began
+            position = HEADER + shown * job.grid.frame_length + job.length_B
+            cached = job.cache.keys[0, :, :, job._start(frame)]
+            torch.testing.assert_close(cached, first_key(toy, layer, frame_start, position), rtol=1e-3, atol=1e-3)
+    assert max(used) == capacity == job.cache.capacity
+
+
+def test_what_is_left_out_of_the_cache_is_what_is_masked(toy: Generator, watched: Watched) -> None:
+    """With nothing masked, leaving masked places out changes nothing; otherwise only the visible ones' keys are there."""
+    bare = replace(SAMPLER, history=0.0)
+    whole = toy("a red circle", frames=13, sampler=bare)
+    assert torch.equal(toy("a red circle", frames=13, sampler=replace(bare, shortcuts=Shortcuts(only_visible=True))), whole)
+
+    half = replace(SAMPLER, history=0.5)
+    full, sparse = job_of(toy, 9, half, Shortcuts()), job_of(toy, 9, half, Shortcuts(only_visible=True))
+    codes = torch.randint(0, 64, (1, 4, 4), generator=torch.Generator().manual_seed(3))
+    full.commit(codes)
+    sparse.commit(codes)
+    visible = (~watched.histories[-1].flatten()).nonzero()[:, 0]
+    slots = [0, 1, 2, *(3 + visible).tolist(), full.grid.frame_length - 1]
+    assert len(visible) == 10
+    there = full.cache.keys[:, :, :, full.prefix : full.cache.length][:, :, :, slots]
+    assert torch.equal(sparse.cache.keys[:, :, :, sparse.prefix : sparse.cache.length], there)
+
+
+def test_packing_halves_with_every_frame_of_distance() -> None:
+    frames: list[int] = []
+    for _ in range(6):
+        frames = [count for count in shrink([*frames, 20], 5, Shortcuts(pack=True)) if count is not None]
+    assert frames == [3, 5, 10, 20]
+    assert shrink([20, 10, 20], 9, Shortcuts(pack=True, keep_first=True)) == [20, 5, 20]
+    assert shrink([20, 20, 20], 3, Shortcuts(keep_first=True)) == [20, None, 20]
+    assert most_slots(1, 20, 20, 5, Shortcuts()) == 24 and most_slots(99, 20, 20, 5, Shortcuts()) == 5 * 24
+
+
+def test_a_pause_of_guidance_makes_no_unconditional_pass(toy: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows: list[int] = []
+    run = Transformer.run
+
+    def counted(self: Transformer, ids_BL: Tensor, *rest: Any) -> Tensor:
+        rows.append(len(ids_BL))
+        return run(self, ids_BL, *rest)
+
+    monkeypatch.setattr(Transformer, "run", counted)
+    toy(PROMPTS, frames=5, sampler=replace(SAMPLER, steps=4, shortcuts=Shortcuts(guidance_until=0.5)))
+    assert rows == [6, 6, 6, 3, 3, 6, 6, 6, 3, 3]  # text, the first frame, its history, the second frame
 
 
 def first_key(toy: Generator, layer: Any, id_: int, position_B: Tensor) -> Tensor:
@@ -166,11 +296,82 @@ def test_impossible_sizes_and_prompts(toy: Generator) -> None:
         toy("a red circle", frames=9, given=torch.zeros(3, 9, 32, 32))
 
 
-def test_an_interrupted_stream_can_be_started_again(toy: Generator) -> None:
-    stream: Iterator[Tensor] = toy.stream("a red circle", frames=9)
+def test_an_interrupted_stream_gives_its_memory_back_and_can_be_started_again(
+    toy: Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caches: list[weakref.ref[Cache]] = []
+
+    class Counted(Cache):
+        def __init__(self, *shape: Any) -> None:
+            super().__init__(*shape)
+            caches.append(weakref.ref(self))
+
+    monkeypatch.setattr(jobs, "Cache", Counted)
+    stream = toy.stream("a red circle", frames=9)
     first = next(stream)
-    del stream
+    assert caches[0]() is not None
+    stream.close()
+    assert caches[0]() is None
+
+    def stop(done: int, passes: int) -> None:
+        if done == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        toy("a red circle", frames=9, progress=stop)
+    assert caches[1]() is None
     assert torch.equal(next(iter(toy.stream("a red circle", frames=9))), first)
+
+
+def recorded(toy: Generator, prompts: list[str], seed: int = 1, given: Tensor | None = None) -> tuple[Tensor, Tokens]:
+    record: list[Tensor] = []
+    video = toy(prompts, frames=17, seed=seed, record=record, given=given)
+    return video, toy.tokens(record, prompts, seed, 0 if given is None else given.shape[1])
+
+
+@pytest.mark.parametrize("kept", [1, 5, 13])
+@pytest.mark.parametrize("given", [0, 5])
+def test_a_branch_with_nothing_changed_is_the_same_video(toy: Generator, kept: int, given: int) -> None:
+    pixels = torch.rand(3, given, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1 if given else None
+    video, tokens = recorded(toy, PROMPTS, given=pixels)
+    assert torch.equal(torch.cat(list(toy.decode(tokens)), dim=2), video)
+    if kept >= given:
+        assert torch.equal(torch.cat(list(toy.branch(tokens, kept, frames=17)), dim=2), video)
+
+
+def test_a_branch_keeps_the_start_and_tells_another_end(toy: Generator) -> None:
+    video, tokens = recorded(toy, ["a red circle"])
+    other = torch.cat(list(toy.branch(tokens, 9, seed=2, frames=17)), dim=2)
+    assert torch.equal(other[:, :, :9], video[:, :, :9]) and not torch.equal(other, video)
+    endings = torch.cat(list(toy.branch(tokens, 9, ["two blue stars", "two"], frames=13)), dim=2)
+    assert endings.shape[:3] == (2, 3, 13) and torch.equal(endings[0, :, :9], endings[1, :, :9])
+    assert not torch.equal(endings[0], endings[1])
+    for kept, frames, words in ((6, 17, "use 17"), (21, 25, "at most the 17"), (9, 9, "more than the 9")):
+        with pytest.raises(ValueError, match=words):
+            next(iter(toy.branch(tokens, kept, frames=frames)))
+    with pytest.raises(ValueError, match="as many as the 3 videos"):
+        next(iter(toy.branch(recorded(toy, PROMPTS)[1], 5, ["two", "two"])))
+
+
+def test_too_little_memory_is_told_before_the_work(toy: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    needed = toy.estimate(1, 9, 32, 32).bytes
+    assert toy.estimate(4, 9, 32, 32).bytes > 3 * needed < toy.estimate(1, 9, 256, 256).bytes
+    assert toy.estimate(1, 9, 32, 32, replace(SAMPLER, shortcuts=Shortcuts(window=1))).bytes < needed
+    monkeypatch.setattr(estimates, "free_memory", lambda device: needed)
+    toy("a red circle", frames=9)
+    with pytest.raises(ValueError, match=r"needs about .* GiB of memory .* use fewer prompts"):
+        toy(["a red circle"] * 4, frames=9)
+
+
+def test_operations_are_counted_as_the_model_computes_them(toy: Generator) -> None:
+    """By hand, one frame of an image without guidance: every matrix of a layer, attention, and the head where it is asked."""
+    config = toy.model.config
+    settings = SamplerConfig(steps=1, guidance=1.0)
+    ids, keys = 24, 12 + 3 + 24
+    matrices = sum(parameter.numel() for parameter in toy.model.layers[0].parameters() if parameter.shape[0] > 1 < parameter.ndim)
+    layer = 2 * ids * matrices + 4 * ids * keys * config.heads * config.head_width
+    one = config.layers * layer + 2 * 16 * config.width * 64
+    assert toy.estimate(1, 1, 32, 32, settings).operations == 2 * one  # the pass, and the one that makes it history
 
 
 def test_a_saved_model_generates_the_same_files(toy: Generator, tmp_path: Path) -> None:

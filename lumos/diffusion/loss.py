@@ -1,23 +1,26 @@
-"""Cross-entropy on masked codes over the visual ids only, never holding more than one chunk of logits (paper section 3.3).
+"""Cross-entropy at masked codes over the visual ids only, never holding more than one chunk of logits (paper section 3.3).
 
-In: hidden states and targets at places of the sequence, a weight for each. Out: the weighted sum, and every place's own loss
-(no gradient) for the per-frame report. The gradient is made in the forward pass, chunk by chunk.
+In: hidden states and targets at masked places, a weight for each. Out: the weighted sum, and every place's own loss (no
+gradient) for the per-frame report. Gradients are made in the forward pass, chunk by chunk, and added up in float32.
 """
+
+from functools import cache
 
 import torch
 from torch import Tensor
 
-CHUNK = 16_384
+LOGITS = 2**27  # in one chunk: 512 MiB of them as float32
 
 
 def weighted_code_loss(
-    hidden_MD: Tensor, head_VD: Tensor, target_M: Tensor, weight_M: Tensor, chunk: int = CHUNK
+    hidden_MD: Tensor, head_VD: Tensor, target_M: Tensor, weight_M: Tensor, chunk: int | None = None
 ) -> tuple[Tensor, Tensor]:
     """sum(weight * cross-entropy) and the cross-entropy of each place, loss_M (float32, detached).
 
-    head_VD: the head's rows of the visual ids; target_M: codes 0 ... V - 1. For a mean over masked codes give
-    weight = mask / number of masked codes over the *whole* batch.
+    head_VD: the head's rows of the visual ids; target_M: codes 0 ... V - 1; `chunk`: places at a time. For a mean over masked
+    codes give weight = 1 / their number in the *whole* batch (all parts, all ranks).
     """
+    chunk = chunk or max(1, LOGITS // head_VD.shape[0])
     total, loss_M = _ChunkedCrossEntropy.apply(hidden_MD, head_VD, target_M, weight_M, chunk)
     return total, loss_M
 
@@ -25,29 +28,19 @@ def weighted_code_loss(
 class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden_MD: Tensor, head_VD: Tensor, target_M: Tensor, weight_M: Tensor, chunk: int):  # type: ignore[no-untyped-def]
-        kind = (
-            torch.get_autocast_dtype(hidden_MD.device.type)
-            if torch.is_autocast_enabled(hidden_MD.device.type)
-            else hidden_MD.dtype
-        )
+        device = hidden_MD.device
+        kind = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else hidden_MD.dtype
         head = head_VD.to(kind)
-        wants_grad = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
-        hidden_grad = torch.empty_like(hidden_MD) if wants_grad else None
-        head_grad = torch.zeros(head_VD.shape, dtype=torch.float32, device=head_VD.device) if wants_grad else None
-        losses = []
+        loss_M = torch.empty(hidden_MD.shape[0], dtype=torch.float32, device=device)
+        hidden_grad = torch.empty_like(hidden_MD)
+        head_grad = torch.zeros(head_VD.shape, dtype=torch.float32, device=device)
+        losses_and_slope = _compiled() if device.type == "cuda" else _losses_and_slope
         for start in range(0, hidden_MD.shape[0], chunk):
             part = slice(start, start + chunk)
-            hidden, target, weight = hidden_MD[part].to(kind), target_M[part], weight_M[part].float()
-            logits = (hidden @ head.T).float()
-            log_probability = logits.log_softmax(dim=-1)
-            losses.append(-log_probability.gather(1, target[:, None])[:, 0])
-            if hidden_grad is not None and head_grad is not None:
-                slope = log_probability.exp_()  # d loss / d logits = (softmax - one hot) * weight
-                slope.scatter_add_(1, target[:, None], slope.new_full((1, 1), -1.0).expand(target.shape[0], 1))
-                slope = (slope * weight[:, None]).to(kind)
-                hidden_grad[part] = slope @ head
-                head_grad += slope.T @ hidden
-        loss_M = torch.cat(losses)
+            hidden = hidden_MD[part].to(kind)
+            loss_M[part], slope = losses_and_slope(hidden @ head.T, target_M[part], weight_M[part].float())
+            hidden_grad[part] = slope @ head
+            head_grad += slope.T @ hidden
         ctx.save_for_backward(hidden_grad, head_grad)
         ctx.head_dtype = head_VD.dtype
         ctx.mark_non_differentiable(loss_M)
@@ -56,4 +49,20 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx, total_grad: Tensor, _loss_grad: Tensor):  # type: ignore[no-untyped-def]
         hidden_grad, head_grad = ctx.saved_tensors
-        return hidden_grad * total_grad, (head_grad * total_grad).to(ctx.head_dtype), None, None, None
+        # in place: nothing else holds them, and the head's is the largest tensor of the step
+        return hidden_grad.mul_(total_grad), head_grad.mul_(total_grad).to(ctx.head_dtype), None, None, None
+
+
+def _losses_and_slope(logits_MV: Tensor, target_M: Tensor, weight_M: Tensor) -> tuple[Tensor, Tensor]:
+    """Cross-entropy of every row in float32, and its weighted slope (softmax - one hot) in the logits' type."""
+    log_probability = logits_MV.float().log_softmax(dim=-1)
+    loss_M = -log_probability.gather(1, target_M[:, None])[:, 0]
+    is_target = torch.arange(logits_MV.shape[1], device=logits_MV.device) == target_M[:, None]
+    slope_MV = (log_probability.exp() - is_target.float()) * weight_M[:, None]
+    return loss_M, slope_MV.to(logits_MV.dtype)
+
+
+@cache
+def _compiled():  # type: ignore[no-untyped-def]
+    # Fused, the float32 values exist in registers alone; the number of rows varies from batch to batch.
+    return torch.compile(_losses_and_slope)

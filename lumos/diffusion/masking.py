@@ -14,14 +14,21 @@ MaskKind = Literal["tube", "random", "diffusion-forcing", "nested"]
 LEAST_RATIO = 0.7
 
 
-def draw_ratio(shape: tuple[int, ...], generator: torch.Generator, device: torch.device) -> Tensor:
-    """r = max(cos(pi u / 2), 0.7) with u uniform: one ratio per entry of `shape`, float32."""
+def draw_ratio(shape: tuple[int, ...], generator: torch.Generator, device: torch.device, least: float = LEAST_RATIO) -> Tensor:
+    """r = max(cos(pi u / 2), least) with u uniform: one ratio per entry of `shape`, float32."""
     u = torch.rand(shape, generator=generator, device=device)
-    return torch.cos(math.pi / 2 * u).clamp(min=LEAST_RATIO)
+    return torch.cos(math.pi / 2 * u).clamp(min=least)
 
 
 def draw_mask(
-    kind: MaskKind, B: int, T: int, rows: int, columns: int, generator: torch.Generator, device: torch.device
+    kind: MaskKind,
+    B: int,
+    T: int,
+    rows: int,
+    columns: int,
+    generator: torch.Generator,
+    device: torch.device,
+    least: float = LEAST_RATIO,
 ) -> Tensor:
     """Mask over content, bool [B, T, rows, columns] (True = hidden; `columns` counts the newline), at least one place a frame.
 
@@ -29,7 +36,7 @@ def draw_mask(
     diffusion-forcing: ratio and places drawn anew in every frame. nested (ours): one order of places a sample, a ratio of
     its own for every frame, so a frame may be all hidden while its history shows a part: what sampling meets at its start.
     """
-    ratio_BT = draw_ratio((B, T if kind in ("diffusion-forcing", "nested") else 1), generator, device)
+    ratio_BT = draw_ratio((B, T if kind in ("diffusion-forcing", "nested") else 1), generator, device, least)
     places = rows * columns
     order_BTN = torch.rand(B, 1 if kind in ("tube", "nested") else T, places, generator=generator, device=device)
     rank_BTN = order_BTN.argsort(dim=-1).argsort(dim=-1)

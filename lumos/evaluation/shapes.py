@@ -9,33 +9,22 @@ import json
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from lumos.diffusion.sampler import SamplerConfig
+from lumos.evaluation.making import Batch, batches, make, usual_batch
 from lumos.evaluation.prompts import VERSION, Prompt, benchmark, fingerprint, one_object, read_prompts, smaller, to_lines
 from lumos.evaluation.report import write_report
 from lumos.evaluation.scores import Result, summary
+from lumos.evaluation.workers import Workers, usual_workers
 from lumos.generate import Generator
-from lumos.shapes.judge import judge
-from lumos.shapes.render import pack, render
-from lumos.shapes.scene import Scene
-from lumos.video import write_video
 
-SIZE, FRAMES, FPS = 128, 17, 8
+SIZE, FPS = 128, 8
 SETTINGS, RESULTS, PROMPTS, REPORT = "settings.json", "results.jsonl", "prompts.jsonl", "report.json"
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Prompts that are generated together: one task, and one image to start from."""
-
-    prompts: tuple[Prompt, ...]
-    seed: int
 
 
 def evaluate_shapes(
@@ -47,22 +36,23 @@ def evaluate_shapes(
     sampler: SamplerConfig | None = None,
     seed: int = 0,
     batch: int | None = None,
+    workers: int | None = None,
     quiet: bool = False,
 ) -> dict[str, Any]:
     """Score a model; returns what it writes to out/report.json.
 
     quick: about a sixth of the prompts. only: one class ("counting") or task ("text to image") of the benchmark, or
     "one-object". prompts: a file of own prompts in the form of the folder's prompts.jsonl. batch: videos at a time (default
-    48 on CUDA, 4 else; images four times as many); part of the settings, because it changes the random numbers.
+    104 on CUDA, 4 else; images four times as many); part of the settings, because it changes the random numbers.
+    workers: processes that judge and write files (default: 0 on the CPU, up to 14 with a GPU); changes no result.
     Raises ValueError for a model of another size, prompts that are none, and a folder of other settings.
     """
-    _check_model(generator)
-    if batch is not None and batch < 1:
-        raise ValueError(f"batch must be at least 1, got {batch}; leave it out for the default")
+    check_model(generator)
     chosen = choose(quick, only, prompts)
     for prompt in chosen:
         generator.prompt_ids(prompt.text, prompt.frames, SIZE, SIZE)  # too long a prompt shows before the work
-    batch = batch or (48 if generator.device.type == "cuda" else 4)
+    batch = usual_batch(generator.device) if batch is None else batch
+    parts = batches(chosen, batch, seed)
     settings = {
         "benchmark": VERSION,
         "prompts": fingerprint(chosen),
@@ -75,12 +65,15 @@ def evaluate_shapes(
     }
     done = _open_folder(out, settings, chosen)
     started = time.monotonic()
-    todo = [each for each in batches(chosen, batch, seed) if any(prompt.id not in done for prompt in each.prompts)]
-    for number, each in enumerate(todo):
-        for result in _run(generator, each, out, sampler):
-            done[result.id] = result
-        if not quiet:
-            _tell(todo, number + 1, len(chosen), time.monotonic() - started)
+    todo = [each for each in parts if any(prompt.id not in done for prompt in each.prompts)]
+    count = usual_workers(generator.device) if workers is None else workers
+    with Workers(count if todo else 0) as judges, open(out / RESULTS, "a", encoding="utf-8") as lines:
+        for number, made in enumerate(make(generator, todo, judges, sampler, out), 1):
+            lines.writelines(json.dumps(asdict(result)) + "\n" for result in made)
+            lines.flush()
+            done |= {result.id: result for result in made}
+            if not quiet:
+                _tell(todo, number, len(chosen), time.monotonic() - started)
     results = [done[prompt.id] for prompt in chosen]
     report = {"settings": settings, "seconds": round(time.monotonic() - started, 1), **summary(results)}
     report["prompts"] = [asdict(result) for result in results]
@@ -104,19 +97,6 @@ def choose(quick: bool, only: str | None, prompts: Path | None) -> list[Prompt]:
     return smaller(chosen) if quick else chosen
 
 
-def batches(prompts: Sequence[Prompt], size: int, seed: int) -> list[Batch]:
-    """Always the same ones: images four times as many at a time; those that start from an image with others of that image."""
-    groups: dict[tuple[int, Scene | None], list[Prompt]] = {}
-    for prompt in prompts:
-        groups.setdefault((prompt.frames, prompt.given), []).append(prompt)
-    found: list[Batch] = []
-    for (frames, _), group in groups.items():
-        step = 4 * size if frames == 1 else size
-        for start in range(0, len(group), step):
-            found.append(Batch(tuple(group[start : start + step]), seed * 10_000 + len(found)))
-    return found
-
-
 def weights_fingerprint(generator: Generator) -> str:
     """Changes when any weight of the model or its tokenizer does."""
     digest = hashlib.sha256()
@@ -127,7 +107,8 @@ def weights_fingerprint(generator: Generator) -> str:
     return digest.hexdigest()[:16]
 
 
-def _check_model(generator: Generator) -> None:
+def check_model(generator: Generator) -> None:
+    """ValueError for a model that cannot show the shapes world at 128x128 and 8 frames a second."""
     video = generator.config.video
     if (video.height, video.width, video.fps) != (SIZE, SIZE, FPS):
         raise ValueError(
@@ -182,28 +163,6 @@ def _read_results(path: Path) -> Iterator[Result]:
             raise ValueError(f"{path}, line {number} is no result ({error}); use another folder") from None
     if lines[-1]:
         _write(path, "\n".join([*lines[:-1], ""]))
-
-
-def _run(generator: Generator, batch: Batch, out: Path, sampler: SamplerConfig | None) -> list[Result]:
-    """Generate, judge and write one batch."""
-    first = batch.prompts[0]
-    given = render(pack([first.given]), 1)[0] if first.given else None
-    texts = [prompt.text for prompt in batch.prompts]
-    pixels_BCFHW = generator(texts, frames=first.frames, seed=batch.seed, given=given, sampler=sampler).cpu()
-    results = []
-    for prompt, pixels_CFHW in zip(batch.prompts, pixels_BCFHW, strict=True):
-        file = f"videos/{prompt.id}{'.png' if prompt.frames == 1 else '.webp'}"
-        write_video(out / file, pixels_CFHW, FPS, overwrite=True)
-        results.append(_judged(prompt, pixels_CFHW, file))
-    with open(out / RESULTS, "a", encoding="utf-8") as stream:
-        stream.writelines(json.dumps(asdict(result)) + "\n" for result in results)
-    return results
-
-
-def _judged(prompt: Prompt, pixels_CFHW: Tensor, file: str) -> Result:
-    verdict = judge(prompt.scene, pixels_CFHW, FPS)
-    classes = {name: verdict.all_of(attributes) for name, attributes in prompt.checks.items()}
-    return Result(prompt.id, prompt.task, prompt.split, prompt.text, classes, verdict.marks, verdict.notes, file)
 
 
 def _tell(todo: Sequence[Batch], ready: int, count: int, seconds: float) -> None:

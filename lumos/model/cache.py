@@ -1,7 +1,7 @@
 """Keys and values of everything a frame may see, preallocated (no concatenation, no cropping).
 
 A frame in the making is written into the slots after `length` and overwritten by its next denoising step; `commit` makes it
-history. `forget` drops the oldest frames and moves the rest up; `turn` shifts positions of what is cached.
+history. `keep` drops single slots of what is cached, `forget` whole frames; `turn` shifts the positions of what is cached.
 """
 
 import torch
@@ -11,7 +11,7 @@ from lumos.model.rope import Rotation, rotate
 
 
 class Cache:
-    """keys, values: [layers, B, kv heads, capacity, K]. `visible_BS` is False where a row's prompt padding lies."""
+    """keys, values: [layers, B, kv heads, capacity, K]; the first `length` slots hold history."""
 
     def __init__(
         self, layers: int, rows: int, kv_heads: int, capacity: int, head_width: int, device: torch.device, dtype: torch.dtype
@@ -19,35 +19,41 @@ class Cache:
         shape = (layers, rows, kv_heads, capacity, head_width)
         self.keys = torch.zeros(shape, device=device, dtype=dtype)
         self.values = torch.zeros(shape, device=device, dtype=dtype)
-        self.visible_BS = torch.ones(rows, capacity, device=device, dtype=torch.bool)
-        self.padded = False
         self.length = 0
 
     @property
     def capacity(self) -> int:
         return self.keys.shape[3]
 
-    def hide(self, padding_BS: Tensor) -> None:
-        """Mark prompt padding (True = never to be seen), starting at slot 0."""
-        self.visible_BS[:, : padding_BS.shape[1]] = ~padding_BS
-        self.padded = bool(padding_BS.any())
-
     def write(self, layer: int, key_BGLK: Tensor, value_BGLK: Tensor) -> tuple[Tensor, Tensor]:
-        """Put new keys and values after `length`; returns everything up to and including them (views)."""
-        stop = self.length + key_BGLK.shape[2]
+        """Put new keys and values after `length`; returns everything up to and including them (views).
+
+        With fewer rows than the cache has, its first rows are meant: guidance's unconditional rows, the last ones, can pause.
+        """
+        rows, stop = key_BGLK.shape[0], self.length + key_BGLK.shape[2]
         assert stop <= self.capacity, f"cache of {self.capacity} slots cannot hold {stop}"
-        self.keys[layer, :, :, self.length : stop] = key_BGLK
-        self.values[layer, :, :, self.length : stop] = value_BGLK
-        return self.keys[layer, :, :, :stop], self.values[layer, :, :, :stop]
+        self.keys[layer, :rows, :, self.length : stop] = key_BGLK
+        self.values[layer, :rows, :, self.length : stop] = value_BGLK
+        return self.keys[layer, :rows, :, :stop], self.values[layer, :rows, :, :stop]
 
     def commit(self, count: int) -> None:
         """The last `count` ids written become history."""
         self.length += count
 
+    def keep(self, start: int, count: int, index_BM: Tensor) -> None:
+        """Of the `count` slots from `start` on keep the M at index_BM (ascending, 0 = `start`); what lies behind moves up."""
+        kept, behind = index_BM.shape[1], slice(start + count, self.length)
+        moved = slice(start + kept, start + kept + behind.stop - behind.start)
+        for layer in [*self.keys, *self.values]:  # one layer at a time, so that the copies stay small
+            index = index_BM[:, None, :, None].expand(-1, layer.shape[1], -1, layer.shape[3])
+            layer[:, :, start : start + kept] = layer[:, :, start : start + count].gather(2, index)
+            layer[:, :, moved] = layer[:, :, behind].clone()
+        self.length -= count - kept
+
     def forget(self, start: int, count: int) -> None:
         """Drop `count` slots from `start` on; what lies behind moves up."""
-        for kept in (self.keys, self.values):
-            kept[:, :, :, start : self.length - count] = kept[:, :, :, start + count : self.length].clone()
+        for layer in [*self.keys, *self.values]:
+            layer[:, :, start : self.length - count] = layer[:, :, start + count : self.length].clone()
         self.length -= count
 
     def turn(self, start: int, by: Rotation) -> None:

@@ -1,7 +1,7 @@
 """MM-RoPE as one gather (paper section 3.2): angle = position[axis of channel] * inverse frequency of channel.
 
 In: position_BL3 (t, h, w; text has the same number on all three). Out: cos and sin per token and channel pair. The paper's
-other variants are other axis tables; whether positions are scaled to pixels is decided in `sequence/layout.py` (`Grid`).
+other variants are other axis tables here and other positions, written by `sequence/layout.py` (`PLACES` says which).
 """
 
 from collections.abc import Sequence
@@ -10,7 +10,14 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-RopeKind = Literal["mm-rope", "m-rope", "1d"]
+RopeKind = Literal["mm-rope", "m-rope-interleaved", "m-rope", "1d"]
+# What `Grid.places` must be for each kind: the positions that it turns by.
+PLACES: dict[RopeKind, Literal["pixel", "latent", "index"]] = {
+    "mm-rope": "pixel",
+    "m-rope-interleaved": "latent",
+    "m-rope": "latent",
+    "1d": "index",
+}
 TIME, HEIGHT, WIDTH = 0, 1, 2
 # Every 16 channels hold t:h:w = 4:6:6, so that each axis covers the whole frequency spectrum.
 INTERLEAVED: Sequence[int] = (TIME,) * 4 + (HEIGHT, HEIGHT, WIDTH, WIDTH) * 3
@@ -26,8 +33,8 @@ class Rotation(NamedTuple):
 def axis_of_channel(kind: RopeKind, pairs: int) -> list[int]:
     """Which coordinate turns each of `pairs` = K/2 channel pairs.
 
-    mm-rope: the interleaved groups. m-rope: one contiguous split 4:6:6, so time takes the high frequencies. 1d: needs no
-    table (all three coordinates are the sequence index, see `Grid`), any will do.
+    mm-rope and m-rope-interleaved: the interleaved groups. m-rope: one contiguous split 4:6:6, so time takes the high
+    frequencies. 1d: needs no table (all three coordinates are the sequence index), any will do.
     """
     if pairs % 16:
         raise ValueError(
@@ -40,7 +47,8 @@ def axis_of_channel(kind: RopeKind, pairs: int) -> list[int]:
 
 def inverse_frequency(pairs: int, theta: float) -> Tensor:
     """theta^(-i / pairs) for pair i, float32: Llama's table."""
-    return 1.0 / theta ** (torch.arange(pairs, dtype=torch.float32) / pairs)
+    # On the CPU, also where models are built without memory: arange on the meta device loads the compiler, a second of start-up.
+    return 1.0 / theta ** (torch.arange(pairs, dtype=torch.float32, device="cpu") / pairs)
 
 
 def rotation(position_BL3: Tensor, axis_K: Tensor, inverse_frequency_K: Tensor) -> Rotation:

@@ -4,7 +4,7 @@ RMSNorm, grouped-query attention with QK-norm, rotary positions, SwiGLU, no bias
 Published sizes are `LUMOS_1B` and `LUMOS_3B`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -12,12 +12,14 @@ from torch.nn.functional import embedding, layer_norm, linear, rms_norm, silu
 
 from lumos.model.attention import Attend
 from lumos.model.cache import Cache
+from lumos.model.quantise import multiply
 from lumos.model.rope import RopeKind, Rotation, axis_of_channel, inverse_frequency, rotate, rotation
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Shape of the decoder. `head_width` is K; `ffn` the inner width of SwiGLU; `rope_theta` the base of the frequencies."""
+    """Shape of the decoder. `head_width` is K; `ffn` the inner width of SwiGLU; `rope_theta` the base of the frequencies;
+    `causal`: no id sees a later one of its own frame (the paper's comparison)."""
 
     vocabulary: int
     layers: int
@@ -29,6 +31,7 @@ class ModelConfig:
     rope: RopeKind = "mm-rope"
     rope_theta: float = 10_000.0
     norm_eps: float = 1e-5
+    causal: bool = field(default=False, metadata={"later": True})
 
     def __post_init__(self) -> None:
         if self.heads % self.kv_heads:
@@ -64,16 +67,23 @@ class Transformer(nn.Module):
     def initialise(self, generator: torch.Generator) -> None:
         """Normal(0, 0.02) matrices, those that write into the residual stream scaled down by depth; norms to 1."""
         for name, parameter in self.named_parameters():
-            if parameter.ndim == 1 or "query_norm" in name or "key_norm" in name:
-                nn.init.constant_(parameter, 0.0 if name.endswith("bias") else 1.0)
-            else:
-                into_residual = name.endswith(("attention_out", "ffn_down"))
-                deviation = 0.02 / (2 * self.config.layers) ** 0.5 if into_residual else 0.02
-                nn.init.trunc_normal_(parameter, std=deviation, a=-3 * deviation, b=3 * deviation, generator=generator)
+            self.initialise_one(name, parameter, generator)
+
+    def initialise_one(self, name: str, parameter: Tensor, generator: torch.Generator) -> None:
+        """`initialise` for a single parameter, given by its name and a tensor of its shape."""
+        if parameter.ndim == 1 or "query_norm" in name or "key_norm" in name:
+            nn.init.constant_(parameter, 0.0 if name.endswith("bias") else 1.0)
+        else:
+            into_residual = name.endswith(("attention_out", "ffn_down"))
+            deviation = 0.02 / (2 * self.config.layers) ** 0.5 if into_residual else 0.02
+            nn.init.trunc_normal_(parameter, std=deviation, a=-3 * deviation, b=3 * deviation, generator=generator)
 
     def forward(self, ids_BL: Tensor, position_BL3: Tensor, attend: Attend, cache: Cache | None = None) -> Tensor:
         """Hidden states after the last norm, hidden_BLD. With a cache, the ids' keys and values go after its `length`."""
-        turn = rotation(position_BL3, self.axis_K, self.inverse_frequency_K)
+        return self.run(ids_BL, rotation(position_BL3, self.axis_K, self.inverse_frequency_K), attend, cache)
+
+    def run(self, ids_BL: Tensor, turn: Rotation, attend: Attend, cache: Cache | None = None) -> Tensor:
+        """`forward` with the positions' rotation made beforehand: the denoising steps of a frame share it."""
         x_BLD = embedding(ids_BL, self.embedding)
         for number, layer in enumerate(self.layers):
             x_BLD = layer(x_BLD, turn, attend, cache, number)
@@ -103,23 +113,24 @@ class Layer(nn.Module):
         self.ffn_down = nn.Parameter(torch.empty(D, config.ffn))
 
     def forward(self, x_BLD: Tensor, turn: Rotation, attend: Attend, cache: Cache | None, number: int) -> Tensor:
-        x_BLD = x_BLD + self.attention(
-            rms_norm(x_BLD, self.attention_norm.shape, self.attention_norm, self.config.norm_eps), turn, attend, cache, number
-        )
-        gate, up = linear(rms_norm(x_BLD, self.ffn_norm.shape, self.ffn_norm, self.config.norm_eps), self.ffn_gate_up).chunk(
-            2, dim=-1
-        )
-        return x_BLD + linear(silu(gate) * up, self.ffn_down)
+        query, key, value = self.before_attention(x_BLD, turn)
+        if cache is not None:
+            key, value = cache.write(number, key, value)
+        return self.after_attention(x_BLD, attend(query, key, value))
 
-    def attention(self, x_BLD: Tensor, turn: Rotation, attend: Attend, cache: Cache | None, number: int) -> Tensor:
-        config = self.config
-        heads, groups, K = config.heads, config.kv_heads, config.head_width
-        mixed_BNLK = linear(x_BLD, self.query_key_value).unflatten(-1, (heads + 2 * groups, K)).transpose(1, 2)
+    def before_attention(self, x_BLD: Tensor, turn: Rotation) -> tuple[Tensor, Tensor, Tensor]:
+        """query_BNLK, key_BGLK, value_BGLK. What lies before and after attention is compiled and recomputed apart from it."""
+        heads, groups, K = self.config.heads, self.config.kv_heads, self.config.head_width
+        normed_BLD = rms_norm(x_BLD, self.attention_norm.shape, self.attention_norm, self.config.norm_eps)
+        mixed_BNLK = multiply(normed_BLD, self.query_key_value).unflatten(-1, (heads + 2 * groups, K)).transpose(1, 2)
         query, key, value = mixed_BNLK.split([heads, groups, groups], dim=1)
         query = layer_norm(query, (K,), self.query_norm_scale[0], self.query_norm_bias[0], QK_NORM_EPS)
         key = layer_norm(key, (K,), self.key_norm_scale[0], self.key_norm_bias[0], QK_NORM_EPS)
         # QK-norm runs in float32 under autocast: bring both back to the value's type, which attention works in.
-        query, key = rotate(query, turn).to(value.dtype), rotate(key, turn).to(value.dtype)
-        if cache is not None:
-            key, value = cache.write(number, key, value)
-        return linear(attend(query, key, value).transpose(1, 2).flatten(2), self.attention_out)
+        return rotate(query, turn).to(value.dtype), rotate(key, turn).to(value.dtype), value
+
+    def after_attention(self, x_BLD: Tensor, out_BNLK: Tensor) -> Tensor:
+        x_BLD = x_BLD + multiply(out_BNLK.transpose(1, 2).flatten(2), self.attention_out)
+        normed_BLD = rms_norm(x_BLD, self.ffn_norm.shape, self.ffn_norm, self.config.norm_eps)
+        gate, up = multiply(normed_BLD, self.ffn_gate_up).chunk(2, dim=-1)
+        return x_BLD + multiply(silu(gate) * up, self.ffn_down)

@@ -8,7 +8,7 @@ paper differ in what this file writes and in one table of `model/rope.py`.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,14 +21,21 @@ SIZE_UNIT = 32  # pixels that one step of a grid-size id stands for
 PADDING_BLOCK = 2**30  # a block after every other: no query sees a padding key
 
 
+# Where a frame's content lies on the axes t, h, w: at its pixels, at its latent places, or at its index in the sequence.
+Places = Literal["pixel", "latent", "index"]
+
+
 @dataclass(frozen=True)
 class Grid:
-    """One frame's codes: rows x columns, and the pixels a code covers. `temporal` and `spatial` also scale the positions."""
+    """One frame's codes: rows x columns, and the pixels a code covers. `places` are the positions of its content (MM-RoPE:
+    pixel); `causal` makes every id a block of its own instead of a frame (the paper's comparison)."""
 
     rows: int
     columns: int
     temporal: int = 4
     spatial: int = 8
+    places: Places = "pixel"
+    causal: bool = False
 
     @property
     def content(self) -> int:
@@ -116,13 +123,14 @@ def pack(
     position_BP3 = (prefix - start_B[:, None]).clamp(min=0)[:, :, None].expand(B, S + HEADER, 3)
     block_BP = torch.where(prefix < start_B[:, None], PADDING_BLOCK, prefix)
     positions = [position_BP3, frame_positions(grid, length_B, first_latent, T)]
-    frame_block = (S + HEADER + torch.arange(T, device=device)).repeat_interleave(grid.frame_length)
+    ids = torch.arange(T * grid.frame_length, device=device)
+    frame_block = S + HEADER + (ids if grid.causal else ids // grid.frame_length)
     blocks = [block_BP, frame_block.expand(B, -1)]
     if tail:
         places = torch.arange(2, device=device)
         after = HEADER + (first_latent + T) * grid.frame_length
         positions.append((length_B[:, None] + after + places)[:, :, None].expand(B, 2, 3))
-        blocks.append((S + HEADER + T + places).expand(B, 2))
+        blocks.append((S + HEADER + T * grid.frame_length + places).expand(B, 2))
     return Batch(torch.cat(parts, dim=1), torch.cat(positions, dim=1), torch.cat(blocks, dim=1))
 
 
@@ -130,19 +138,23 @@ def frame_positions(grid: Grid, length_B: Tensor, first_latent: int, latent_fram
     """position_BL3 of `latent_frames` whole frames from number `first_latent` on, in rows whose prompt has length_B ids.
 
     Structure ids sit at their index in the sequence on all three axes; content at (4 t, 8 h, 8 w) plus the index of the
-    sample's first content id (positions scaled from latent back to pixel scale).
+    sample's first content id (positions scaled from latent back to pixel scale); at (t, h, w) plus that, or at its own index,
+    if `grid.places` says so.
     """
     device, N = length_B.device, grid.frame_length
     t = torch.arange(first_latent, first_latent + latent_frames, device=device)
     index_TN = HEADER + t[:, None] * N + torch.arange(N, device=device)
     position_TN3 = index_TN[:, :, None].repeat(1, 1, 3)
+    if grid.places == "index":
+        return position_TN3.flatten(0, 1) + length_B[:, None, None]
+    temporal, spatial = (grid.temporal, grid.spatial) if grid.places == "pixel" else (1, 1)
     shape = (latent_frames, grid.rows, grid.columns + 1)
     h, w = torch.arange(grid.rows, device=device), torch.arange(grid.columns + 1, device=device)
     content_THW3 = torch.stack(
         [
-            (grid.temporal * t)[:, None, None].expand(shape),
-            (grid.spatial * h)[None, :, None].expand(shape),
-            (grid.spatial * w)[None, None, :].expand(shape),
+            (temporal * t)[:, None, None].expand(shape),
+            (spatial * h)[None, :, None].expand(shape),
+            (spatial * w)[None, None, :].expand(shape),
         ],
         dim=-1,
     )

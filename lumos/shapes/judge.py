@@ -18,11 +18,11 @@ from lumos.shapes.blobs import Blob
 from lumos.shapes.colours import Array, lab, rgb_of
 from lumos.shapes.following import Watched, watch
 from lumos.shapes.motion import DIRECTIONS
-from lumos.shapes.moving import Followed, near_touching
+from lumos.shapes.moving import Followed, near_touching, strongest
 from lumos.shapes.overlap import covered
 from lumos.shapes.render import pack, render
 from lumos.shapes.scene import GRADIENTS, Background, Scene
-from lumos.shapes.seeing import look
+from lumos.shapes.seeing import View, look
 from lumos.shapes.thing import Thing
 
 Mark = bool | None
@@ -50,6 +50,7 @@ LEAST_TRAVEL = 0.07  # frame widths: less than this is no motion
 NEAR = 0.05  # frame widths that a place may be off
 LEAST_OVERLAP = 8  # pixels of the coarse grid, over all frames, that must tell who is in front
 GONE = 20  # pixels that a frame counts in which one of two is hidden altogether
+MIXED = 0.07  # where two things overlap, a mean colour this near the middle of both does not tell
 BACKGROUND_APART = 6.0  # Lab: mean distance to the background asked for
 DRIFT = 3.0  # Lab: how far the background of a frame may be from the clip's
 SHIMMER = 0.012  # mean change of the background from frame to frame, relative to its brightness
@@ -102,7 +103,7 @@ def compare(scene: Scene, watched: Watched, fps: float = 8.0) -> Verdict:
     if scene.relation in ("left of", "right of", "above", "below"):
         marks["position"] = _position(scene.relation, pairs[0][1], pairs[1][1])
     elif scene.relation != "none":
-        marks["occlusion"] = _in_front(pairs[0][1], pairs[1][1], scene.relation == "in front of")
+        marks["occlusion"] = _in_front(pairs[0][1], pairs[1][1], watched.view, scene.relation == "in front of")
     marks["background"] = _background(scene.background, watched) < BACKGROUND_APART
     if frames > 1:
         marks["motion"] = _every(_same(_kind(thing.motion), _kind(each.motion) if each else None) for thing, each in pairs)
@@ -241,7 +242,7 @@ def _position(relation: str, first: Followed | None, second: Followed | None) ->
     return across > 0.05 and across > abs(along)
 
 
-def _in_front(first: Followed | None, second: Followed | None, wanted: bool) -> Mark:
+def _in_front(first: Followed | None, second: Followed | None, view: View, wanted: bool) -> Mark:
     """Whether the first is in front: where both outlines lie its colour is seen, or the second is gone while they overlap."""
     if first is None or second is None:
         return False
@@ -255,9 +256,27 @@ def _in_front(first: Followed | None, second: Followed | None, wanted: bool) -> 
             votes[1] += int((both & other.region_HW).sum())
     for number, hidden in enumerate((second, first)):
         votes[number] += GONE * int((~hidden.seen & near_touching(hidden)).sum())
-    if max(votes) < LEAST_OVERLAP or max(votes) < 2 * min(votes):
-        return None
-    return (votes[0] > votes[1]) == wanted
+    if max(votes) >= LEAST_OVERLAP and max(votes) >= 2 * min(votes):
+        return (votes[0] > votes[1]) == wanted
+    share = _share_of_first(first, second, view)
+    return None if share is None or abs(share - 0.5) < MIXED else (share > 0.5) == wanted
+
+
+def _share_of_first(first: Followed, second: Followed, view: View) -> float | None:
+    """Where both outlines must lie, over all frames: how far the mean colour is from the second's to the first's, 0 to 1.
+
+    For what is too blurred to be cut into regions. None if they hardly overlap.
+    """
+    near, far = strongest(first.track).squared, strongest(second.track).squared
+    way = (near - far) / max(float((near - far) @ (near - far)), 1e-6)
+    side, shares = view.squared_FHWC.shape[1], [np.zeros(0)]
+    for frame, squared_HWC in enumerate(view.squared_FHWC):
+        one, other = first.outline_at(frame), second.outline_at(frame)
+        if one and other:
+            both = covered(side, *one) & covered(side, *other)
+            shares.append(np.clip((squared_HWC[both] - far) @ way, 0, 1))
+    seen = np.concatenate(shares)
+    return float(seen.mean()) if len(seen) >= LEAST_OVERLAP else None
 
 
 def _direction(thing: Thing, each: Followed | None) -> Mark:

@@ -44,6 +44,21 @@ class Followed:
         return self.opacity > 0
 
     @property
+    def track(self) -> list[Blob]:
+        """Its blobs in the frames that have one."""
+        return [blob for blob in self.blobs if blob is not None]
+
+    def outline_at(self, frame: int) -> tuple[int, float, float, float] | None:
+        """Its outline in any frame: where it is not seen whole, that of the nearest frame in which it is, on the way between."""
+        clean = np.flatnonzero(self.clean)
+        if self.clean[frame] or not len(clean):
+            return self.outlines[frame]
+        known = [outline for outline, is_clean in zip(self.outlines, self.clean, strict=True) if outline and is_clean]
+        nearest = known[int(np.abs(clean - frame).argmin())]
+        x, y = (float(np.interp(frame, clean, [outline[i] for outline in known])) for i in (2, 3))
+        return nearest[0], nearest[1], x, y
+
+    @property
     def place(self) -> tuple[float, float]:
         """Middle of the places it was seen at."""
         return float(np.nanmedian(self.x)), float(np.nanmedian(self.y))
@@ -196,7 +211,7 @@ def _ease(value: Array) -> Array:
 
 def _visible(thing: Followed) -> float:
     """The opacity from which it can be seen: gray that fades in on a bright background looks like a shadow at first."""
-    full = strongest([blob for blob in thing.blobs if blob])
+    full = strongest(thing.track)
     shares = np.linspace(0.02, 1, 50)[:, None]
     mixed = (1 - shares) * full.ground + shares * full.squared
     strength = np.linalg.norm(beyond_shade(mixed, full.ground), axis=1) / (np.linalg.norm(full.ground) + 0.1)

@@ -86,18 +86,18 @@ def is_held_out(scene: Scene) -> bool:
 
 
 def sample_scene(rng: random.Random, held_out: bool = False) -> Scene:
-    """A scene of the training mixture: 45 % one thing, 25 % two, 12 % counting, 10 % occlusion, 8 % three things.
+    """A scene of the training mixture: 30 % one thing, 30 % two, 18 % counting, 12 % occlusion, 10 % three things.
 
     held_out: False never draws a held-out (colour, shape) pair, True makes the first thing one.
     """
     draw = rng.random()
-    if draw < 0.45:
+    if draw < 0.30:
         return sample_one(rng, held_out=held_out)
-    if draw < 0.70:
+    if draw < 0.60:
         return sample_two(rng, held_out=held_out)
-    if draw < 0.82:
+    if draw < 0.78:
         return sample_count(rng, held_out=held_out)
-    if draw < 0.92:
+    if draw < 0.90:
         return sample_occlusion(rng, held_out=held_out)
     return sample_three(rng, held_out=held_out)
 

@@ -21,6 +21,7 @@ class View:
 
     grid_FPC: Array  # squared colours, on a grid of 32x32 places
     ground_FPC: Array  # those of the fitted background
+    squared_FHWC: Array  # squared colours, on the coarse grid
     strength_FHW: Array  # distance to the background, relative to its brightness
     residue_FP: Array  # how far each place of the grid is from the fit
     blobs: list[list[Blob]]  # by frame
@@ -43,7 +44,7 @@ def look(pixels_CFHW: Tensor) -> View:
     squared_FHWC = _pool(squared_FCHW, COARSE).transpose(0, 2, 3, 1)
     ground_FHWC = _ground(coefficients, height // COARSE).transpose(0, 2, 3, 1)
     blobs = find_blobs(_pool(strength_FHW, COARSE), squared_FHWC, ground_FHWC)
-    return View(grid_FPC, _basis(32) @ coefficients, strength_FHW, residue_FP, blobs)
+    return View(grid_FPC, _basis(32) @ coefficients, squared_FHWC, strength_FHW, residue_FP, blobs)
 
 
 def _fit_ground(grid_FPC: Array) -> tuple[Array, Array]:

@@ -1,5 +1,6 @@
 """Blobs of single frames -> the blobs of each object, in order of time."""
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -9,6 +10,8 @@ from lumos.shapes.colours import lab
 
 FAR = 0.45  # frame widths a thing may have moved between two frames, less what else changed
 PLAIN = 0.1  # least strength of what is not fading
+SURE = 20.0  # Lab: by so much two tracks must look more like themselves with their ends exchanged
+LIKE = 30.0  # Lab: parts of one track look no less alike
 BRIEF = 3  # an object is seen in at least this many frames (or in all of a shorter clip)
 
 
@@ -20,6 +23,9 @@ def find_tracks(blobs: Sequence[Sequence[Blob]]) -> tuple[list[list[Blob]], int]
     most = max((blob.strength for found in blobs for blob in found), default=0.0)
     plain = max(PLAIN, 0.05 * most)  # beside a bright thing in a dark frame there is a glow
     tracks = _link([[blob for blob in found if blob.strength >= plain] for found in blobs])
+    _untangle(tracks)
+    _fill_gaps(tracks)
+    _join_parts(tracks)
     least = min(BRIEF, len(blobs))
     objects = [track for track in tracks if len(track) >= least and not _is_fragment(track, len(blobs))]
     specks = sum(map(len, tracks)) - sum(map(len, objects))
@@ -30,9 +36,81 @@ def find_tracks(blobs: Sequence[Sequence[Blob]]) -> tuple[list[list[Blob]], int]
     return objects, specks
 
 
+def _untangle(tracks: list[list[Blob]]) -> None:
+    """Exchange the ends of two tracks where they touched, if then each looks afterwards more as it did before.
+
+    While things pass each other their colours are mixed, and the nearest blob may be the other one's.
+    """
+    for one, other in itertools.combinations([track for track in tracks if len(track) >= BRIEF], 2):
+        best, swap = SURE, 0
+        for frame in sorted({blob.frame for blob in (*one, *other) if blob.touches}):
+            (head, tail), (other_head, other_tail) = _cut(one, frame), _cut(other, frame)
+            kept = _unlike(head, tail) + _unlike(other_head, other_tail)
+            swapped = _unlike(head, other_tail) + _unlike(other_head, tail)
+            if kept - swapped > best:
+                best, swap = kept - swapped, frame
+        if swap:
+            (head, tail), (other_head, other_tail) = _cut(one, swap), _cut(other, swap)
+            one[:], other[:] = head + other_tail, other_head + tail
+
+
+def _cut(track: list[Blob], frame: int) -> tuple[list[Blob], list[Blob]]:
+    at = next((i for i, blob in enumerate(track) if blob.frame >= frame), len(track))
+    return track[:at], track[at:]
+
+
+def _unlike(head: list[Blob], tail: list[Blob]) -> float:
+    """Distance in Lab of what two parts of a track look like where they touch nothing; 0 if one of them always does."""
+    before, after = ([blob for blob in part if not blob.touches] for part in (head, tail))
+    if not before or not after:
+        return 0.0
+    one, other = (max(part, key=lambda blob: blob.strength) for part in (before, after))
+    return float(np.linalg.norm(lab(np.array(one.rgb)) - lab(np.array(other.rgb))))
+
+
+def _fill_gaps(tracks: list[list[Blob]]) -> None:
+    """Give what always touches something, and is only there while another is missing, to that other: it is seen blurred."""
+    long = [track for track in tracks if len(track) >= BRIEF]
+    for piece in [track for track in long if all(blob.touches for blob in track)]:
+        for track in long:
+            missing = set(range(track[0].frame, track[-1].frame)) - {blob.frame for blob in track}
+            inside = [blob for blob in piece if blob.frame in missing]
+            if track is not piece and 2 * len(inside) > len(piece):
+                track += inside
+                track.sort(key=lambda blob: blob.frame)
+                tracks.remove(piece)
+                long.remove(piece)
+                break
+
+
+def _join_parts(tracks: list[list[Blob]]) -> None:
+    """Make one of two tracks that look alike and are there at different times: a thing that was lost for a while."""
+    long = sorted((track for track in tracks if len(track) >= BRIEF), key=len, reverse=True)
+    for one, other in itertools.combinations(long, 2):
+        if not one or not other or not _alike(one, other):
+            continue
+        by_frame = {blob.frame: blob for blob in one}
+        ghosts = [(by_frame[blob.frame], blob) for blob in other if blob.frame in by_frame]
+        least = 0.5 * float(np.median([blob.area for blob in (*one, *other)]))
+        if all(min(first.area, second.area) < least for first, second in ghosts) and 3 * len(ghosts) <= len(other) + 1:
+            by_frame |= {blob.frame: blob for blob in other if blob.area > getattr(by_frame.get(blob.frame), "area", 0.0)}
+            one[:] = [by_frame[frame] for frame in sorted(by_frame)]
+            other.clear()
+    tracks[:] = [track for track in tracks if track]
+
+
+def _alike(one: list[Blob], other: list[Blob]) -> bool:
+    """Whether two tracks may be of one thing: colour, size, and no further apart than it may move in the time between."""
+    first, second = (max(track, key=lambda blob: (not blob.touches, blob.strength)) for track in (one, other))
+    colours = float(np.linalg.norm(lab(np.array(first.rgb)) - lab(np.array(second.rgb))))
+    sizes = abs(np.log(max(blob.area for blob in one) / max(blob.area for blob in other)))
+    gap = min((abs(a.frame - b.frame), _distance(a, b)) for a in one for b in other if a.frame != b.frame)
+    return colours < LIKE and sizes < 0.7 and gap[1] < 0.15 + 0.1 * gap[0]
+
+
 def _is_fragment(track: list[Blob], frames: int) -> bool:
     """A piece that for a short while shows at the edge of something."""
-    return len(track) < frames / 3 and all(blob.touches for blob in track)
+    return len(track) < 0.4 * frames and all(blob.touches for blob in track)
 
 
 def _attach(objects: list[list[Blob]], faint: Blob) -> None:
@@ -87,4 +165,5 @@ def _apart(track: list[Blob], blob: Blob) -> float:
     else:  # fading mixes the colour with the background's, but the difference keeps its direction
         colours = 0.05 if blob.tone @ alike.tone > 0.9 * np.linalg.norm(blob.tone) * np.linalg.norm(alike.tone) else 0.4
     sizes = (0.04 if blob.touches or last.touches else 0.1) * abs(np.log(blob.area / last.area))
-    return float(near + colours + sizes)
+    new = 0.1 if len(track) < BRIEF and blob.frame >= BRIEF else 0.0  # it may be a ghost of something else
+    return float(near + colours + sizes + new)

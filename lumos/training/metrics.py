@@ -15,6 +15,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from lumos.training import estimate
+from lumos.training.parallel import Ranks, average
+
 if TYPE_CHECKING:
     from PIL.Image import Image
 
@@ -103,6 +106,49 @@ class RunLog:
             self._bar.add_task("", total=1.0)
             self._bar.start()
         return self._bar
+
+
+class Meter:
+    """Sums on the device between two log lines; reading them is the only wait. `take` gives, over the ranks: the loss of videos,
+    of each latent frame and of images, the gradient's norm, samples and ids a second, the share of the time that was spent
+    waiting for data, and on a card its peak memory (GiB) and, for a known one, MFU."""
+
+    def __init__(self, ranks: Ranks, now: Callable[[], float] = time.monotonic) -> None:
+        self.ranks, self._now = ranks, now
+        on_card = ranks.device.type == "cuda"
+        self.card = estimate.card_named(torch.cuda.get_device_name(ranks.device)) if on_card else None
+        self.frames: dict[bool, list[Tensor]] = {False: [], True: []}
+        self.norms: list[Tensor] = []
+        self.since, self.samples, self.ids, self.flops, self.waited = now(), 0, 0, 0.0, 0.0
+
+    def add(self, image: bool, loss_T: Tensor, norm: Tensor, samples: int, ids: int, flops: float, waited: float) -> None:
+        """One step: its losses by latent frame and gradient norm; all ranks' samples, ids, operations; seconds without data."""
+        self.frames[image].append(loss_T)
+        self.norms.append(norm)
+        self.samples, self.ids, self.flops = self.samples + samples, self.ids + ids, self.flops + flops
+        self.waited += waited
+
+    def take(self) -> dict[str, float]:
+        """Means and rates since the last call. A step that was skipped as no number counts in none of the means."""
+        norms = torch.stack(self.norms)
+        values = {"gradient_norm": float(norms.nanmean())}
+        for image, name in ((False, "loss_video"), (True, "loss_image")):
+            if self.frames[image]:
+                frames = torch.nn.utils.rnn.pad_sequence(self.frames[image], batch_first=True, padding_value=float("nan"))
+                loss_T = average(frames.nanmean(dim=0), self.ranks).tolist()
+                values[name] = sum(loss_T) / len(loss_T)
+                if not image:
+                    values |= {f"loss_frame_{number}": value for number, value in enumerate(loss_T)}
+        seconds = self._now() - self.since
+        values |= {"samples_per_second": self.samples / seconds, "ids_per_second": self.ids / seconds}
+        values["data_wait"] = self.waited / seconds
+        if self.ranks.device.type == "cuda":
+            values["peak_memory_gib"] = torch.cuda.max_memory_allocated(self.ranks.device) / 2**30
+        if self.card is not None:
+            values["mfu"] = self.flops / seconds / self.ranks.world / (self.card.peak * 1e12)
+        self.frames, self.norms = {False: [], True: []}, []
+        self.since, self.samples, self.ids, self.flops, self.waited = self._now(), 0, 0, 0.0, 0.0
+        return values
 
 
 def sheet(rows: list[Tensor], gap: int = 2) -> "Image":

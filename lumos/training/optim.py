@@ -1,4 +1,4 @@
-"""How weights are updated: AdamW with decay on matrices only, a learning-rate schedule, a moving average of the weights.
+"""How weights are updated: AdamW (or Muon for the layers' matrices), a learning-rate schedule, a moving average of the weights.
 
 The schedule is a pure function of the step (warm-up) and of the share of the budget that is used (decay), so that a run
 limited by time decays as fully as one limited by steps (the paper: AdamW 0.9/0.95, weight decay 0.1, constant).
@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """`clip` bounds the gradient's norm; `ema` is the moving average's memory a step.
+    """`clip` bounds the gradient's norm; `ema` is the moving average's memory a step. `muon`: 0 = AdamW for everything, else
+    the matrices inside the layers are updated by Muon with `muon` times the learning rate.
 
     The learning rate rises over `warmup_steps`, stays, and over the last `decay_share` of the run falls to `final` times that.
     """
@@ -30,23 +31,81 @@ class OptimConfig:
     decay_share: float = 1.0
     final: float = 0.0
     ema: float = 0.999
+    muon: float = 0.0
 
     def __post_init__(self) -> None:
+        if not self.muon >= 0:
+            raise ValueError(f"muon must be 0 (AdamW alone) or the factor on lr for matrices, got {self.muon}; use 2.5")
         if not 0 < self.decay_share <= 1:
             raise ValueError(f"decay_share must lie in (0, 1], got {self.decay_share}; use schedule='constant' for no decay")
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema must lie in [0, 1), got {self.ema}; use 0.999, or 0 for no averaging")
 
 
-def build_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
-    """AdamW over the module's trained parameters: weight decay on matrices and kernels, none on norms and biases."""
-    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+def build_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
+    """AdamW over the module's trained parameters, or Muon for the matrices below `layers.`: weight decay on matrices and
+    kernels, none on norms and biases."""
+    named = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
+    kernels = [p for _, p in named if p.ndim > 1]
+    # Rows of one (a norm's scale that all heads share) are vectors to Muon.
+    matrices = [p for name, p in named if config.muon and name.startswith("layers.") and p.ndim == 2 and min(p.shape) > 1]
+    inside = {id(p) for p in matrices}
     groups = [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+        {"params": [p for p in kernels if id(p) not in inside], "weight_decay": config.weight_decay},
+        {"params": [p for _, p in named if p.ndim <= 1], "weight_decay": 0.0},
+        {"params": matrices, "weight_decay": config.weight_decay, "muon": True, "factor": config.muon},
     ]
-    fused = all(parameter.device.type == "cuda" for parameter in trained)
-    return torch.optim.AdamW([group for group in groups if group["params"]], lr=config.lr, betas=config.betas, fused=fused)
+    fused = all(parameter.device.type == "cuda" for _, parameter in named)
+    kind = Muon if matrices else torch.optim.AdamW
+    return kind([group for group in groups if group["params"]], lr=config.lr, betas=config.betas, fused=fused)
+
+
+class Muon(torch.optim.AdamW):
+    """Muon (Jordan et al. 2024) for the groups marked `muon`, AdamW for the rest: the step is the momentum's nearest orthogonal
+    matrix, scaled to the size of AdamW's steps (Liu et al. 2025), so that both take about the same learning rates."""
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        everything = self.param_groups
+        try:
+            self.param_groups = [group for group in everything if not group.get("muon")]
+            super().step()
+        finally:
+            self.param_groups = everything
+        for group in everything:
+            if group.get("muon"):
+                self._orthogonal_step(group)
+
+    def _orthogonal_step(self, group: dict[str, Any]) -> None:
+        parameters = [p for p in group["params"] if p.grad is not None]
+        for p in parameters:
+            self.state[p].setdefault("momentum", torch.zeros_like(p))
+        momenta = [self.state[p]["momentum"] for p in parameters]
+        gradients = [p.grad for p in parameters]
+        torch._foreach_lerp_(momenta, gradients, 1 - MOMENTUM)
+        steps = torch._foreach_lerp(gradients, momenta, MOMENTUM)  # Nesterov
+        # Matrices of one shape (one a layer) are made orthogonal in one batch: few and large kernels.
+        for shape in dict.fromkeys(p.shape for p in parameters):
+            which = [i for i, p in enumerate(parameters) if p.shape == shape]
+            chosen = [parameters[i] for i in which]
+            ways = orthogonal(torch.stack([steps[i] for i in which])) * (0.2 * max(shape) ** 0.5)
+            torch._foreach_mul_(chosen, 1 - group["lr"] * group["weight_decay"])
+            torch._foreach_add_(chosen, list(ways.to(chosen[0].dtype)), alpha=-group["lr"])
+
+
+MOMENTUM = 0.95
+
+
+def orthogonal(matrix_BRC: Tensor) -> Tensor:
+    """About the nearest matrices with all singular values 1 (they end within 0.7 to 1.2), by five Newton-Schulz steps."""
+    x = matrix_BRC.to(torch.bfloat16 if matrix_BRC.is_cuda else torch.float32)
+    tall = x.shape[-2] > x.shape[-1]
+    x = x.mT if tall else x
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    for _ in range(5):
+        square = x @ x.mT
+        x = 3.4445 * x + (-4.7750 * square + 2.0315 * square @ square) @ x
+    return x.mT if tall else x
 
 
 def learning_rate(step: int, progress: float, config: OptimConfig) -> float:
@@ -61,7 +120,7 @@ def learning_rate(step: int, progress: float, config: OptimConfig) -> float:
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group.get("factor", 1.0)
 
 
 class Ema:

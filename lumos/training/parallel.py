@@ -1,16 +1,60 @@
-"""Data parallelism: every process (rank) computes its share of a batch, and gradients are averaged before each update.
+"""How a model is spread over processes (ranks) and GPUs, and what of a step is compiled, kept or computed again.
 
-Started by torchrun there are as many ranks as it says, on CUDA through NCCL, otherwise through gloo; without torchrun there
-is one and nothing communicates. The average is one explicit all-reduce after backward, so torch.compile sees a plain module.
+Outside the model: `build` makes it on the meta device, sets recomputation, compilation and sharding (FSDP2), and fills it.
+Started by torchrun there are as many ranks as it says, on CUDA through NCCL, otherwise through gloo; without torchrun one.
 """
 
 import os
-from collections.abc import Iterable
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.utils.checkpoint import checkpoint
+
+from lumos.model.transformer import ModelConfig, Transformer
+
+Recompute = Literal["off", "selective", "full"]
+BACKENDS = "cpu:gloo,cuda:nccl"  # gloo carries what checkpoints say to each other
+
+
+@dataclass(frozen=True)
+class ParallelConfig:
+    """How the work is done, never what is learned. `shard`: parameters, gradients and optimiser state are spread over all
+    ranks (FSDP2, bf16 in use, float32 at rest), else every rank holds all and gradients are averaged. `replicas`: groups of
+    ranks that each hold everything, spread inside the group. `context`: ranks that share a sample. `recompute` in the backward
+    pass: nothing, all but attention, everything. `attention`: by mask (flex), by prefixes, or by which is faster here.
+    """
+
+    shard: bool = False
+    replicas: int = 1
+    context: int = 1
+    recompute: Recompute = "off"
+    attention: Literal["auto", "flex", "prefix", "dense"] = "auto"
+    compile: Literal["off", "static", "dynamic"] = "static"  # on CUDA; dynamic: for batches of many shapes
+    precision: Literal["bfloat16", "float32"] = "bfloat16"  # of what is computed on CUDA
+
+    def __post_init__(self) -> None:
+        for name, value in (("replicas", self.replicas), ("context", self.context)):
+            if value < 1:
+                raise ValueError(f"parallel.{name} must be at least 1, got {value}; use 1 for none")
+        if self.replicas > 1 and not self.shard:
+            raise ValueError(f"parallel.replicas must be 1 without parallel.shard, got {self.replicas}; set parallel.shard=true")
+
+    def check(self, world: int) -> None:
+        """ValueError when `world` ranks cannot be divided like this."""
+        for name, value in (("replicas", self.replicas), ("context", self.context)):
+            if world % value:
+                rule = f"the number of processes must be a multiple of parallel.{name} = {value}"
+                raise ValueError(f"{rule}, got {world}; change --nproc-per-node or --set parallel.{name}")
 
 
 @dataclass(frozen=True)
@@ -40,14 +84,142 @@ def start() -> Ranks:
     device = torch.device("cuda", local) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if cuda else "gloo", device_id=device if cuda else None)
+    dist.init_process_group(BACKENDS if cuda else "gloo", device_id=device if cuda else None)
     return Ranks(dist.get_rank(), dist.get_world_size(), device)
+
+
+def ensure_group(ranks: Ranks) -> None:
+    """Make one process without torchrun a group of its own, for what of torch.distributed works on groups alone."""
+    if not dist.is_initialized():
+        backend = BACKENDS if ranks.device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+
+
+@contextmanager
+def together(ranks: Ranks) -> Iterator[None]:
+    """What fails inside on one rank (ValueError, OSError) ends all: rank 0 tells it, the others leave without a word.
+
+    Nothing inside may wait for other ranks.
+    """
+    failure: ValueError | OSError | None = None
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        failure = error
+    if ranks.world > 1:
+        messages: list[str] = [""] * ranks.world
+        dist.all_gather_object(messages, "" if failure is None else str(failure) or type(failure).__name__)
+        failed = [rank for rank, message in enumerate(messages) if message]
+        if failed and not ranks.is_main:
+            raise SystemExit(2)
+        if failed and failure is None:
+            raise ValueError(f"process {failed[0]}: {messages[failed[0]]}")
+    if failure is not None:
+        raise failure
+
+
+@contextmanager
+def tell_of_lost_ranks(ranks: Ranks, remedy: str) -> Iterator[None]:
+    """A message of one line instead of the library's when another rank has died."""
+    try:
+        yield
+    except RuntimeError as error:
+        lost = isinstance(error, dist.DistError) or re.search(r"(?i)connection (closed|reset)|broken pipe|timed out", str(error))
+        if ranks.world == 1 or not lost:
+            raise
+        raise ValueError(f"all {ranks.world} processes of a run must go on together, but one has gone; {remedy}") from error
 
 
 def finish(ranks: Ranks) -> None:
     """Leave the group; the counterpart of `start`."""
-    if ranks.world > 1:
+    if dist.is_initialized():
+        if ranks.world > 1:
+            dist.barrier()  # a rank that left earlier would break the others' connections
         dist.destroy_process_group()
+
+
+def build(config: ModelConfig, plan: ParallelConfig, ranks: Ranks, seed: int) -> Transformer:
+    """A new model on this rank's device, spread as planned; the same weights for any number of ranks."""
+    plan.check(ranks.world)
+    with torch.device("meta"):
+        model = Transformer(config)
+    for layer in model.layers:
+        _compile_and_recompute(layer, plan, ranks.device)
+    if plan.shard:
+        _shard(model, plan, ranks)
+    model.to_empty(device=ranks.device)
+    model.make_tables(ranks.device)
+    generator = torch.Generator(ranks.device).manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            whole = torch.empty(parameter.shape, dtype=parameter.dtype, device=ranks.device)  # one at a time
+            model.initialise_one(name, whole, generator)
+            local(parameter).copy_(local(_spread_like(parameter, whole)))
+    return model
+
+
+@torch.no_grad()
+def fill(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Overwrite the parameters with whole ones of the same names and shapes, each rank its part."""
+    for name, parameter in model.named_parameters():
+        value = weights[name].to(parameter.device, parameter.dtype)
+        local(parameter).copy_(local(_spread_like(parameter, value)))
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This rank's part of a tensor that may be spread over ranks."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of a tensor that may be spread over ranks; every rank must ask."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def clip_gradients(parameters: Iterable[nn.Parameter], largest: float) -> Tensor:
+    """Scale the gradients down to a norm of at most `largest`; returns their norm before, over all ranks' parts."""
+    trained = [parameter for parameter in parameters if parameter.grad is not None]
+    norm = whole(torch.nn.utils.get_total_norm([parameter.grad for parameter in trained if parameter.grad is not None]))
+    torch.nn.utils.clip_grads_with_norm_(trained, largest, norm)
+    return norm
+
+
+def _compile_and_recompute(layer: nn.Module, plan: ParallelConfig, device: torch.device) -> None:
+    # Attention stays out of both: it is a kernel of its own, and `selective` keeps its output.
+    sides = ("before_attention", "after_attention")
+    if plan.compile != "off" and device.type == "cuda":
+        dynamic = False if plan.compile == "static" else None  # None: from the second shape on
+        for side in sides:
+            setattr(layer, side, torch.compile(getattr(layer, side), dynamic=dynamic))
+    if plan.recompute == "selective":
+        for side in sides:
+            setattr(layer, side, _computed_again(getattr(layer, side)))
+    if plan.recompute == "full":
+        layer.forward = _computed_again(layer.forward)
+
+
+def _computed_again(function: Callable[..., Any]) -> Callable[..., Any]:
+    # nothing in a layer is random
+    return partial(checkpoint, function, use_reentrant=False, preserve_rng_state=False)
+
+
+def _shard(model: Transformer, plan: ParallelConfig, ranks: Ranks) -> None:
+    ensure_group(ranks)
+    groups: Sequence[int] = (plan.replicas, ranks.world // plan.replicas) if plan.replicas > 1 else (ranks.world,)
+    mesh = init_device_mesh(ranks.device.type, tuple(groups), mesh_dim_names=("replicas", "shard")[-len(groups) :])
+    kind = torch.bfloat16 if plan.precision == "bfloat16" and ranks.device.type == "cuda" else torch.float32
+    # The rotation's cosines go through the layers as arguments and stay float32.
+    policy = MixedPrecisionPolicy(param_dtype=kind, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    for layer in model.layers:
+        fully_shard(layer, mesh=mesh, mp_policy=policy)
+    # embedding, last norm and head: the loss uses the head after the forward pass, so they stay until the backward pass ends
+    fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
+
+
+def _spread_like(parameter: Tensor, value: Tensor) -> Tensor:
+    if not isinstance(parameter, DTensor):
+        return value
+    return distribute_tensor(value, parameter.device_mesh, parameter.placements, src_data_rank=None)
 
 
 def average_gradients(parameters: Iterable[nn.Parameter], ranks: Ranks) -> None:

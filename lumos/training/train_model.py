@@ -1,85 +1,55 @@
 """Train the decoder by AR-DF (paper section 3.3): one visible loop from a batch of codes to a weights folder.
 
-In: a configuration, a tokenizer folder, and a stream of (prompt ids, codes). Out: RUN/model (averaged weights, ready for
-`lumos generate`), RUN/checkpoints, RUN/metrics.jsonl, RUN/samples. Images are videos of one frame; image steps and video
-steps take turns. The same command with `resume` goes on where the last checkpoint was.
+In: a configuration, a tokenizer folder, and a stream of (prompt ids, codes). Out: RUN/model (ready for `lumos generate`),
+RUN/checkpoints, RUN/metrics.jsonl, RUN/samples. Images are videos of one frame; image steps and video steps take turns. The
+same command with `resume` goes on where the last checkpoint was, on any number of GPUs.
 """
 
-import hashlib
-import json
-import math
-import random
 import time
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
-from lumos.data.shapes import Batch, Chunks, ShapesConfig, ShapesStream, sample_captions
-from lumos.diffusion.loss import weighted_code_loss
-from lumos.diffusion.masking import MaskKind, draw_mask
-from lumos.diffusion.sampler import SamplerConfig
+from lumos.data.loader import Deal, MixedStream, ShardStream, Stream, caption_report, captions_of, fits
+from lumos.data.shapes import Chunks, ShapesStream, sample_captions
+from lumos.data.shards import TOKENS, ShardIndex, check_tokenizer, open_shards
 from lumos.generate import Generator
-from lumos.model.attention import attend_by_block
-from lumos.model.transformer import ModelConfig, Transformer
-from lumos.model_folder import FolderConfig, VideoConfig, save_model
-from lumos.sequence.layout import Grid, clock, content_ids, content_of, pack
+from lumos.model.transformer import Transformer
+from lumos.model_folder import FolderConfig, load_model, save_model
+from lumos.sequence.published import check_text
 from lumos.sequence.text import TextTokenizer, train_text_tokenizer
-from lumos.sequence.vocabulary import Vocabulary, small_vocabulary
-from lumos.tokenizer.model import VideoTokenizer, load_tokenizer
-from lumos.training import checkpoint
+from lumos.sequence.vocabulary import LUMOS, Vocabulary, small_vocabulary
+from lumos.tokenizer.cosmos import CosmosTokenizer, load_any_tokenizer
+from lumos.tokenizer.model import VideoTokenizer
+from lumos.training import estimate, shared_checkpoint
 from lumos.training.clock import Budget, Clock
-from lumos.training.metrics import RunLog, sheet
-from lumos.training.optim import Ema, OptimConfig, build_optimizer, learning_rate, set_learning_rate
-from lumos.training.parallel import Ranks, average, average_gradients, finish, start
+from lumos.training.config import TrainModelConfig, check_same, recorded
+from lumos.training.context import Context, make_context
+from lumos.training.estimate import Spread
+from lumos.training.guard import Guard, step_unless
+from lumos.training.lora import add_adapter, plan_for, save_adapter, split
+from lumos.training.metrics import Meter, RunLog, sheet
+from lumos.training.objective import backward, generator_of, hide, work_of
+from lumos.training.optim import Ema, build_optimizer, learning_rate, set_learning_rate
+from lumos.training.parallel import (
+    Ranks,
+    average_gradients,
+    build,
+    clip_gradients,
+    fill,
+    finish,
+    start,
+    tell_of_lost_ranks,
+    together,
+    whole,
+)
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-
-@dataclass(frozen=True)
-class TrainModelConfig:
-    """`model.vocabulary` 0 = as many ids as text, structure and codes need. `videos`, `images`: the batch of a step on one GPU,
-    split into `accumulate` parts; every `image_every`-th step is an image step (0 = none). `drop_text`: share of samples that
-    lose their prompt (for guidance). `late_windows`: share of video steps whose window starts later than the first frame.
-    """
-
-    model: ModelConfig
-    video: VideoConfig
-    shapes: ShapesConfig
-    optim: OptimConfig
-    sampler: SamplerConfig = field(default_factory=SamplerConfig)
-    text_vocabulary: int = 768
-    mask: MaskKind = "tube"
-    videos: int = 64
-    images: int = 256
-    accumulate: int = 1
-    image_every: int = 4
-    drop_text: float = 0.1
-    late_windows: float = 0.3
-    max_steps: int | None = None
-    max_seconds: float | None = None
-    log_every: int = 50
-    sample_every: int = 2000
-    save_every: int = 2000
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name, size in (("videos", self.videos), ("images", self.images)):
-            if self.accumulate < 1 or size < 1 or size % self.accumulate:
-                raise ValueError(f"{name} must be a multiple of accumulate = {self.accumulate}, got {size}; change one")
-        for name, value in (("height", self.shapes.size), ("width", self.shapes.size), ("fps", self.shapes.fps)):
-            if getattr(self.video, name) != value:
-                raise ValueError(f"video.{name} must be {value}, as in shapes, got {getattr(self.video, name)}; change one")
-        if self.video.latest > (self.shapes.frames - 1) // 4:
-            raise ValueError(
-                f"video.latest must be a latent frame of the clips, at most {(self.shapes.frames - 1) // 4}, "
-                f"got {self.video.latest}; make shapes.frames longer"
-            )
-
 
 SAMPLE_PROMPTS = (
     "a red circle moves to the right",
@@ -91,232 +61,256 @@ SAMPLE_PROMPTS = (
 )
 
 
-def train_model(config: TrainModelConfig, out: Path, tokenizer_folder: Path, resume: bool = False) -> Path:
-    """Train until the budget is used or Ctrl-C; returns the weights folder. ValueError for a run that cannot start."""
+def train_model(
+    config: TrainModelConfig,
+    out: Path,
+    tokenizer_folder: Path,
+    resume: bool = False,
+    init: Path | None = None,
+    data: str | None = None,
+    text_file: Path | None = None,
+) -> Path:
+    """Train until the budget is used or Ctrl-C; returns the weights folder. ValueError for a run that cannot start.
+
+    init: a weights folder to start from instead of random weights; its text vocabulary is kept. data: shards to train on, a
+    folder or URL. With config.lora only adapters are trained, and RUN/lora holds them beside RUN/model, where they are merged.
+    """
     ranks = start()
     device = ranks.device
-    found = checkpoint.find(out, resume)
-    tokenizer = load_tokenizer(tokenizer_folder)
-    text = train_text_tokenizer(sample_captions(20_000, config.seed), config.text_vocabulary)  # every rank makes the same one
-    vocabulary = small_vocabulary(text.size, tokenizer.codebook_size)
-    config = replace(config, model=replace(config.model, vocabulary=vocabulary.size))
-    grid = Grid(config.video.height // tokenizer.spatial, config.video.width // tokenizer.spatial)
+    with together(ranks):
+        found = shared_checkpoint.find(out, resume)
+        parts = gather(config, tokenizer_folder, init, data, text_file)
+        config, text, vocabulary, tokenizer = parts.config, parts.text, parts.vocabulary, parts.tokenizer
+        config.parallel.check(ranks.world)
+        state = {} if found is None else shared_checkpoint.read_state(found)
+        if found is not None:
+            check_same(state["config"], record(parts), found)
+        check_memory(config, vocabulary, ranks)
 
-    model = Transformer(config.model)
-    model.initialise(torch.Generator().manual_seed(config.seed))
-    model.to(device)
+    context = make_context(ranks, config.parallel.context)
+    model = build(config.model, config.parallel, ranks, config.seed)
+    if parts.initial is not None:
+        fill(model, parts.initial)
+    if config.lora.rank:
+        add_adapter(model, config.lora, config.seed)
     optimizer = build_optimizer(model, config.optim)
-    ema = Ema(model, config.optim.ema)
-    step, seconds = 0, 0.0
-    if found:
-        tensors, state = checkpoint.load(found)
-        _check_same(state["config"], _recorded(config, tokenizer), found)
-        checkpoint.restore(tensors, state, model, optimizer, ema, found)
-        step, seconds = state["step"], state["seconds"]
+    ema = Ema(model, config.optim.ema) if config.optim.ema else None
+    with together(ranks):
+        stream = open_stream(config, parts, ranks, context, state.get("step", 0))
+    if found is not None:
+        shared_checkpoint.load(found, model, optimizer, ema, ranks)
+    step, seconds = state.get("step", 0), state.get("seconds", 0.0)
     if device.type == "cuda":
-        torch.set_float32_matmul_precision("high")
-        for layer in model.layers:
-            layer.compile(dynamic=False)
-
-    chunks = Chunks(config.shapes, text, vocabulary, config.video.slots, config.seed, ranks.rank)
-    stream = ShapesStream(config.shapes, chunks, tokenizer, device, config.videos, step)
+        torch.set_float32_matmul_precision("highest" if config.parallel.precision == "float32" else "high")
     folder = FolderConfig(config.model, vocabulary, config.video, config.sampler)
+    saver = shared_checkpoint.Saver(out, ranks, config.keep, state.get("step"))
+    place = ranks.rank // context.size  # ranks that share a sample draw the same
 
     def save() -> None:
+        said = {"seconds": clock.seconds, "config": record(parts)}
+        saver.save(step, shared_checkpoint.tensors_of(model, optimizer, ema), said)
+        weights = best_weights(model, ema)
+        if config.lora.rank:
+            weights, adapter = split(weights, config.lora)
+            if ranks.is_main:
+                save_adapter(out / "lora", config.lora, adapter, str(init))
         if ranks.is_main:
-            kept, state = checkpoint.collect(model, optimizer, ema)
-            checkpoint.save(out, step, kept, {**state, "seconds": clock_.seconds, "config": _recorded(config, tokenizer)})
-            save_model(out / "model", folder, ema.average, text, tokenizer)
+            save_model(out / "model", folder, weights, text, tokenizer)
 
     def samples() -> None:
+        weights = best_weights(model, ema)
+        if config.lora.rank:
+            weights, _ = split(weights, config.lora)
         if ranks.is_main:
-            log.picture(step, "prompts", _sample_sheet(folder, ema.average, text, tokenizer, device))
+            log.picture(step, "prompts", _sample_sheet(folder, weights, text, tokenizer, device, prompts))
 
-    budget = Budget(config.max_steps, config.max_seconds)
-    with RunLog(out, step, ranks.is_main) as log, Clock(budget, ranks, seconds) as clock_:
-        meter = Meter()
-        while (progress := clock_.progress(step)) < 1 and not clock_.interrupted:
+    prompts = sample_prompts(parts)
+    budget, remedy = Budget(config.max_steps, config.max_seconds), f"the same command with --resume goes on from {out}"
+    with RunLog(out, step, ranks.is_main) as log, Clock(budget, ranks, seconds) as clock, tell_of_lost_ranks(ranks, remedy):
+        if about := about_captions(parts):
+            log.say(about)
+        meter, guard = Meter(ranks), Guard(config.spike, device)
+        while (progress := clock.progress(step)) < 1 and not clock.interrupted:
             rate = learning_rate(step, progress, config.optim)
             set_learning_rate(optimizer, rate)
             image = config.image_every > 0 and step % config.image_every == config.image_every - 1
             size = config.images if image else config.videos
-            draw = generator_of(config.seed, ranks.rank, step)
-            batch = hide(stream.batch(step, size, image, draw), image, config, grid, draw)
-            loss_T = backward(model, vocabulary, grid, batch, image, config, ranks)
-            average_gradients(model.parameters(), ranks)
-            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.optim.clip)
-            optimizer.step()
+            draw, asked = generator_of(config.seed, place, step), time.monotonic()
+            batch = hide(stream.batch(step, size, image, draw), image, config, draw)
+            waited = time.monotonic() - asked
+            loss_T = backward(model, vocabulary, batch, image, config, ranks, context)
+            if not config.parallel.shard:  # sharded gradients are averaged as they are made
+                average_gradients(model.parameters(), ranks)
+            norm = clip_gradients(model.parameters(), config.optim.clip)
+            step_unless(guard.check(norm), optimizer)
             optimizer.zero_grad(set_to_none=True)
-            ema.update(model, step)
+            if ema is not None:
+                ema.update(model, step)
             step += 1
-            meter.add(image, loss_T, norm, size * ranks.world)
+            work, groups = work_of(batch, config, vocabulary), ranks.world // context.size
+            count, ids = size * groups, work.ids * size * groups
+            meter.add(image, loss_T, norm, count, ids, estimate.flops(config.model, work).total * groups, waited)
             if step % config.log_every == 0:
-                values = meter.take(ranks)
-                _check_finite(values, step)
-                log.scalars(step, {**values, "learning_rate": rate, "seconds": clock_.seconds})
+                values = meter.take() | {"skipped": guard.report(config.patience, step)}
+                log.scalars(step, {**values, "learning_rate": rate, "seconds": clock.seconds})
                 shown = values.get("loss_video", values.get("loss_image", 0.0))
-                log.progress(step, clock_.progress(step), f"loss {shown:.3f}  {values['samples_per_second']:.0f} samples/s")
+                log.progress(step, clock.progress(step), f"loss {shown:.3f}  {values['ids_per_second']:,.0f} ids/s")
             if step % config.save_every == 0:
                 save()
-            if step % config.sample_every == 0:
+            if config.shapes is not None and step % config.sample_every == 0:
                 samples()
         save()
-        if step % config.sample_every and not clock_.interrupted:
+        if config.shapes is not None and step % config.sample_every and not clock.interrupted:
             samples()
-        if clock_.interrupted:
+        saver.wait()
+        if clock.interrupted:
             log.say(f"stopped at step {step}; the same command with --resume goes on from there")
     finish(ranks)
     return out / "model"
 
 
-def generator_of(seed: int, rank: int, step: int) -> torch.Generator:
-    """What one rank draws in one step, from these three alone: so a resumed run draws the same."""
-    # A CPU generator keeps only 32 bits of its seed: numbers put side by side would lose the rank and the seed.
-    return torch.Generator().manual_seed(random.Random(f"{seed}/{rank}/{step}").getrandbits(32))
+class Parts(NamedTuple):
+    """What a run is put together from: its config with the vocabulary's size in it, and perhaps weights to start from."""
+
+    config: TrainModelConfig
+    text: TextTokenizer
+    vocabulary: Vocabulary
+    tokenizer: VideoTokenizer | CosmosTokenizer
+    initial: dict[str, Tensor] | None
+    shards: ShardIndex | None
 
 
-class Hidden(NamedTuple):
-    """A batch with everything drawn: prompts (length 0 = dropped), a window of codes_BTHW that starts at latent frame `first`,
-    and which of its content is masked, mask [B, T, H, W + 1]."""
-
-    text_BS: Tensor
-    length_B: Tensor
-    codes_BTHW: Tensor
-    mask: Tensor
-    first: int
-
-    def part(self, rows: slice) -> "Hidden":
-        return Hidden(self.text_BS[rows], self.length_B[rows], self.codes_BTHW[rows], self.mask[rows], self.first)
-
-
-def hide(batch: Batch, image: bool, config: TrainModelConfig, grid: Grid, draw: torch.Generator) -> Hidden:
-    """Draw the window in time, the prompts to drop, and the mask. `draw` lives on the CPU."""
-    device = batch.codes_BTHW.device
-    window = 1 if image else config.video.window
-    latest_start = batch.codes_BTHW.shape[1] - window
-    late = latest_start > 0 and float(torch.rand((), generator=draw)) < config.late_windows
-    first = int(torch.randint(1, latest_start + 1, (), generator=draw)) if late else 0
-    codes_BTHW = batch.codes_BTHW[:, first : first + window]
-    B, T = codes_BTHW.shape[:2]
-    dropped = (torch.rand(B, generator=draw) < config.drop_text).to(device, non_blocking=True)
-    on_device = torch.Generator(device).manual_seed(int(torch.randint(2**62, (), generator=draw)))
-    mask = draw_mask(config.mask, B, T, grid.rows, grid.columns + 1, on_device, device)
-    return Hidden(batch.text_BS, torch.where(dropped, 0, batch.length_B), codes_BTHW, mask, first)
-
-
-def backward(
-    model: Transformer, vocabulary: Vocabulary, grid: Grid, batch: Hidden, image: bool, config: TrainModelConfig, ranks: Ranks
-) -> Tensor:
-    """Gradients of the mean cross-entropy over the masked codes of all ranks and parts; returns this rank's, by latent frame.
-
-    The loss counts `world` times, because gradients are averaged over the ranks.
-    """
-    B, T = batch.codes_BTHW.shape[:2]
-    count_T = batch.mask[..., :-1].sum(dim=(0, 2, 3))
-    count = count_T.sum().float()
-    if ranks.world > 1:
-        dist.all_reduce(count)
-    loss_T = torch.zeros(T, device=count.device)
-    size = B // config.accumulate
-    for row in range(0, B, size):
-        part = batch.part(slice(row, row + size))
-        loss, part_T = batch_loss(model, vocabulary, grid, part, image, config, ranks.world / count)
-        loss.backward()
-        loss_T += part_T
-    return loss_T / count_T.clamp(min=1)
+def gather(
+    config: TrainModelConfig, tokenizer_folder: Path, init: Path | None, data: str | None, text_file: Path | None
+) -> Parts:
+    """Tokenizers and vocabulary, the same on every rank. ValueError for weights of another shape or foreign shards."""
+    if config.shapes is None and data is None:
+        raise ValueError("this preset trains on shards, got none; give --data FOLDER (lumos prepare makes one)")
+    tokenizer = load_any_tokenizer(tokenizer_folder)
+    shards = None if data is None else open_shards(data)
+    if shards is not None:
+        check_tokenizer(shards, tokenizer)
+        if shards.form != TOKENS and shards.fps != config.video.fps:
+            raise ValueError(
+                f"video.fps must be {shards.fps:g}, as in {data}, got {config.video.fps}; change it, or prepare again"
+            )
+    if init is None and config.model.vocabulary == LUMOS.size:
+        text, vocabulary, initial = published_text(text_file, tokenizer.codebook_size), LUMOS, None
+    elif init is None:
+        captions = [] if config.shapes is None else [sample_captions(20_000, config.seed)]
+        captions += [] if shards is None or shards.form == TOKENS else [captions_of(shards)]
+        text = train_text_tokenizer(chain(*captions), config.text_vocabulary)
+        vocabulary, initial = small_vocabulary(text.size, tokenizer.codebook_size), None
+    else:
+        started, first, text, _ = load_model(init)
+        vocabulary, initial = started.vocabulary, first.state_dict()
+    config = replace(config, model=replace(config.model, vocabulary=vocabulary.size))
+    if init is not None and started.model != config.model:
+        raise ValueError(f"{init} must hold a model of shape {config.model}, got {started.model}; use its own preset")
+    if config.lora.rank:
+        if init is None:
+            raise ValueError("lora.rank must be 0 without weights to start from, got none; give --init NAME or FOLDER")
+        config = replace(config, parallel=plan_for(config.parallel))
+    return Parts(config, text, vocabulary, tokenizer, initial, shards)
 
 
-def batch_loss(
-    model: Transformer,
-    vocabulary: Vocabulary,
-    grid: Grid,
-    batch: Hidden,
-    image: bool,
-    config: TrainModelConfig,
-    weight: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """Sum of the masked codes' cross-entropy times `weight`, and without weight (no gradient) by latent frame."""
-    text_BS, length_B, codes_BTHW, mask, first = batch
-    T = codes_BTHW.shape[1]
-    content = torch.where(mask, vocabulary.mask, content_ids(vocabulary, codes_BTHW))
-    seconds, fps = clock(1 if image else config.video.frames, config.video.fps)
-    ids_BL, position_BL3, block_BL = pack(vocabulary, grid, text_BS, length_B, content, seconds, fps, first)
-    with torch.autocast(codes_BTHW.device.type, torch.bfloat16, enabled=codes_BTHW.is_cuda):
-        hidden_BLD = model(ids_BL, position_BL3, attend_by_block(block_BL))
-        hidden = content_of(grid, hidden_BLD, config.video.slots, T)[:, :, :, :-1]
-        is_target = mask[..., :-1]
-        head = model.head[vocabulary.first_code : vocabulary.first_code + vocabulary.codes]
-        loss, loss_M = weighted_code_loss(hidden.flatten(0, 3), head, codes_BTHW.flatten(), (is_target * weight).flatten())
-    return loss, (loss_M.view(codes_BTHW.shape) * is_target).sum(dim=(0, 2, 3)).detach()
+def published_text(file: Path | None, codes: int) -> TextTokenizer:
+    """The text tokenizer of the published vocabulary, checked."""
+    if file is None:
+        raise ValueError(
+            "the published vocabulary needs its text tokenizer, got none; give --text text_tokenizer.json, or --init"
+        )
+    if codes != LUMOS.codes:
+        raise ValueError(
+            f"the published vocabulary has {LUMOS.codes} codes, got a tokenizer of {codes}; give the Cosmos tokenizer "
+            "(--tokenizer FOLDER), or make a vocabulary of its own (--set model.vocabulary=0)"
+        )
+    text = TextTokenizer.from_file(file)
+    check_text(text)
+    return text
 
 
-class Meter:
-    """Sums on the device between two log lines; reading them is the only wait."""
+def record(parts: Parts) -> dict[str, Any]:
+    """What a checkpoint says of its run, the shards included."""
+    return recorded(parts.config, parts.tokenizer) | ({} if parts.shards is None else {"data": parts.shards.digest})
 
-    def __init__(self) -> None:
-        self.since = time.monotonic()
-        self.frames: dict[bool, list[Tensor]] = {False: [], True: []}
-        self.norms: list[Tensor] = []
-        self.samples = 0
 
-    def add(self, image: bool, loss_T: Tensor, norm: Tensor, samples: int) -> None:
-        self.frames[image].append(loss_T)
-        self.norms.append(norm)
-        self.samples += samples
+def sample_prompts(parts: Parts) -> tuple[str, ...]:
+    """What the sample sheets show: shapes, and captions of the shards."""
+    if parts.shards is None or parts.shards.form == TOKENS:
+        return SAMPLE_PROMPTS
+    found = dict.fromkeys(captions_of(parts.shards, 6))
+    whole_ones = [caption for caption in found if fits(parts.text, caption, parts.config.video.slots)]
+    own = SAMPLE_PROMPTS[:3] if parts.config.shapes is not None and parts.config.data_share < 1 else ()
+    return (*own, *whole_ones[:6]) or SAMPLE_PROMPTS
 
-    def take(self, ranks: Ranks) -> dict[str, float]:
-        """Means since the last call, over the ranks: loss of images, of videos, of each latent frame; gradient norm; rate."""
-        values = {"gradient_norm": float(torch.stack(self.norms).mean())}
-        for image, name in ((False, "loss_video"), (True, "loss_image")):
-            if self.frames[image]:
-                loss_T = average(torch.stack(self.frames[image]).mean(dim=0), ranks).tolist()
-                values[name] = sum(loss_T) / len(loss_T)
-                if not image:
-                    values |= {f"loss_frame_{number}": value for number, value in enumerate(loss_T)}
-        now = time.monotonic()
-        values["samples_per_second"] = self.samples / (now - self.since)
-        self.__init__()  # type: ignore[misc]
-        return values
+
+def about_captions(parts: Parts) -> str:
+    """What will happen to captions that the model cannot take as they are; empty when there are none."""
+    if parts.shards is None:
+        return ""
+    shares = caption_report(parts.shards, parts.text, parts.config.video.slots)
+    said = [f"{shares[key]:.0%} of the captions are {words}" for key, words in CAPTION_FATES.items() if shares[key] >= 0.005]
+    return "; ".join(said)
+
+
+CAPTION_FATES = {
+    "cut": "cut at their end to fit the prompt's slots",
+    "with_unknown": "shown without characters that are not known",
+}
+
+
+def open_stream(config: TrainModelConfig, parts: Parts, ranks: Ranks, context: Context, step: int) -> Stream:
+    """Where batches come from: shapes, shards or both; ranks that share a sample get the same ones."""
+    place, slots = ranks.rank // context.size, config.video.slots
+    shapes: ShapesStream | None = None
+    if config.shapes is not None and (parts.shards is None or config.data_share < 1):
+        if isinstance(parts.tokenizer, CosmosTokenizer):
+            raise ValueError("the built-in world needs a tokenizer trained on it, got a Cosmos one; give --tokenizer")
+        chunks = Chunks(config.shapes, parts.text, parts.vocabulary, slots, config.seed, place)
+        shapes = ShapesStream(config.shapes, chunks, parts.tokenizer, ranks.device, config.videos, step)
+    if parts.shards is None:
+        assert shapes is not None
+        return shapes
+    deal = Deal(config.videos, config.images, config.image_every, config.seed, place, ranks.world // context.size)
+    shards = ShardStream(parts.shards, parts.text, parts.vocabulary, slots, deal, config.loader, ranks.device)
+    return shards if shapes is None else MixedStream(shards, shapes, config.data_share)
+
+
+def check_memory(config: TrainModelConfig, vocabulary: Vocabulary, ranks: Ranks) -> None:
+    """ValueError, with what would fit, for a run that this card has no room for."""
+    if ranks.device.type != "cuda":
+        return
+    plan = config.parallel
+    spread = Spread(ranks.world, plan.shard, plan.replicas, plan.context, bool(config.optim.ema))
+    gibibytes = torch.cuda.get_device_properties(ranks.device).total_memory / 2**30
+    for frames, size in ((config.video.window, config.videos), (1, config.images if config.image_every else 0)):
+        work = estimate.work(config.video, frames, size // config.accumulate, vocabulary.codes)
+        need = estimate.memory(config.model, work, plan.recompute, spread).total / 2**30
+        if need > estimate.RESERVE * gibibytes:
+            raise ValueError(
+                f"a step must fit into the {gibibytes:.0f} GiB of this GPU, got about {need:.0f} GiB by estimate; "
+                f"{estimate.advice(config.model, work, plan.recompute, spread, gibibytes)}"
+            )
+
+
+def best_weights(model: Transformer, ema: Ema | None) -> dict[str, Tensor]:
+    """The averaged weights where there are any, whole and on the CPU; every rank must ask."""
+    tensors = dict(model.named_parameters()) | ({} if ema is None else ema.average)
+    return {name: whole(tensor.detach()).to("cpu", torch.bfloat16) for name, tensor in tensors.items()}
 
 
 def _sample_sheet(
-    folder: FolderConfig, weights: dict[str, Tensor], text: TextTokenizer, tokenizer: VideoTokenizer, device: torch.device
+    folder: FolderConfig,
+    weights: dict[str, Tensor],
+    text: TextTokenizer,
+    tokenizer: VideoTokenizer | CosmosTokenizer,
+    device: torch.device,
+    prompts: tuple[str, ...],
 ) -> "Image":
     """Every fourth frame of a few prompts, a row each."""
     model = Transformer(folder.model)
     model.load_state_dict(weights)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    pixels_BCFHW = Generator(folder, model, text, tokenizer, device, dtype)(SAMPLE_PROMPTS, seed=1)
+    pixels_BCFHW = Generator(folder, model, text, tokenizer, device, dtype)(prompts, seed=1)
     return sheet([video.transpose(0, 1)[::4] for video in pixels_BCFHW])
-
-
-def _check_finite(values: dict[str, float], step: int) -> None:
-    for name, value in values.items():
-        if not math.isfinite(value):
-            raise ValueError(f"{name} must stay finite, got {value} at step {step}; resume with a lower learning rate or clip")
-
-
-def _recorded(config: TrainModelConfig, tokenizer: VideoTokenizer) -> dict[str, Any]:
-    """What a checkpoint says of its run: every setting, and which tokenizer made the codes."""
-    weights = b"".join(tensor.numpy(force=True).tobytes() for tensor in tokenizer.state_dict().values())
-    return {**asdict(config), "tokenizer": hashlib.sha256(weights).hexdigest()[:16]}
-
-
-def _check_same(saved: dict[str, Any], now: dict[str, Any], where: Path) -> None:
-    """Resuming must not change what is trained; budget, logging and how the work is split up may differ."""
-    free = ("max_steps", "max_seconds", "log_every", "sample_every", "save_every", "sampler", "accumulate", "shapes.workers")
-    then = _flat(saved)
-    for name, value in _flat(json.loads(json.dumps(now))).items():
-        if then.get(name, value) != value and not name.startswith(free):
-            raise ValueError(
-                f"a resumed run must keep its config, got {name} = {value} where {where} has {then[name]}; "
-                "use that, or a new folder"
-            )
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings by their dotted names, as --set calls them."""
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-    return flat

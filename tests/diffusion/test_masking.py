@@ -23,6 +23,11 @@ def test_the_ratio_is_the_clamped_cosine_of_a_uniform_number() -> None:
     assert float((ratio > 0.9).float().mean()) == pytest.approx(2 * math.acos(0.9) / math.pi, abs=0.01)
 
 
+def test_the_least_ratio_can_be_chosen() -> None:
+    mask = draw_mask("nested", 500, 4, 5, 6, generator(), CPU, 0.2).flatten(2).float().mean(-1)
+    assert float(mask.min()) == pytest.approx(0.2) and 0.1 < float((mask < 0.5).float().mean()) < 0.6
+
+
 def test_a_tube_hides_the_same_places_in_every_frame() -> None:
     mask = draw_mask("tube", 8, 4, 5, 6, generator(), CPU)
     assert mask.shape == (8, 4, 5, 6)

@@ -1,5 +1,5 @@
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,46 +9,19 @@ import torch
 from torch import Tensor
 
 from lumos.diffusion.sampler import SamplerConfig
+from lumos.evaluation.making import batches
 from lumos.evaluation.one_object import measure_one_object
 from lumos.evaluation.prompts import Prompt, benchmark, one_object, to_lines
-from lumos.evaluation.shapes import batches, choose, evaluate_shapes
+from lumos.evaluation.shapes import choose, evaluate_shapes
 from lumos.generate import Generator
-from lumos.model.transformer import ModelConfig, Transformer
-from lumos.model_folder import FolderConfig, VideoConfig
-from lumos.sequence.text import train_text_tokenizer
-from lumos.sequence.vocabulary import small_vocabulary
+from lumos.model.transformer import Transformer
 from lumos.shapes.render import pack, render
 from lumos.shapes.scene import Scene
-from lumos.tokenizer.model import TokenizerConfig, VideoTokenizer
 
 EVERY = [*benchmark(), *one_object(8)]
 FEW = [
     next(prompt for prompt in EVERY if name in prompt.checks) for name in ("counting", "speed", "occlusion", "keeps the image")
 ]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Small tensors: threads that wait for each other would take most of the time."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def random_model() -> Generator:
-    """A model of 128x128 videos that knows nothing, as small as can be."""
-    tokenizer = VideoTokenizer(TokenizerConfig((4, 4, 4), (8, 8), (1, 1), (8, 8), (1, 1)))
-    tokenizer.initialise(torch.Generator().manual_seed(0))
-    text = train_text_tokenizer([prompt.text for prompt in EVERY], 200)
-    vocabulary = small_vocabulary(text.size, tokenizer.codebook_size)
-    shape = ModelConfig(vocabulary.size, layers=1, width=32, heads=1, kv_heads=1, head_width=32, ffn=32)
-    model = Transformer(shape)
-    model.initialise(torch.Generator().manual_seed(1))
-    video = VideoConfig(height=128, width=128, frames=17, fps=8, slots=64, window=5, latest=8)
-    config = FolderConfig(shape, vocabulary, video, SamplerConfig(steps=1, guidance=1.0))
-    return Generator(config, model.requires_grad_(False), text, tokenizer, torch.device("cpu"), torch.float32)
 
 
 class Oracle(Generator):
@@ -59,7 +32,9 @@ class Oracle(Generator):
         self.scenes = {(prompt.text, prompt.frames): prompt.scene for prompt in prompts}
         self.fails, self.calls, self.wrong = fails, 0, wrong
 
-    def __call__(self, prompts: str | Sequence[str], frames: int | None = None, seed: int = 0, **settings: Any) -> Tensor:
+    def __call__(
+        self, prompts: str | Sequence[str], frames: int | None = None, seed: int | Sequence[int] = 0, **settings: Any
+    ) -> Tensor:
         self.calls += 1
         if self.calls == self.fails:
             raise KeyboardInterrupt
@@ -201,7 +176,7 @@ def test_batches_are_of_one_length_and_one_image_and_hold_everything() -> None:
     prompts = benchmark()
     found = batches(prompts, 8, seed=3)
     assert sorted(prompt.id for each in found for prompt in each.prompts) == sorted(prompt.id for prompt in prompts)
-    assert len({each.seed for each in found}) == len(found)
+    assert len({seed for each in found for seed in each.seeds}) == len(prompts)
     for each in found:
         assert len({(prompt.frames, prompt.given) for prompt in each.prompts}) == 1
         assert len(each.prompts) <= (32 if each.prompts[0].frames == 1 else 8)

@@ -1,11 +1,13 @@
-"""On the card: FlexAttention and its dense twin agree, forward and backward, as closely as the twin agrees with float32."""
+"""On the card: FlexAttention and attention by prefixes agree with their dense twin, forward and backward, as closely as the
+twin agrees with float32."""
 
 import pytest
 import torch
 from torch import Tensor
 
 from lumos.model.attention import dense, flex
-from lumos.sequence.layout import Grid, content_ids, pack, text_batch
+from lumos.model.prefix import prefix
+from lumos.sequence.layout import HEADER, Grid, content_ids, pack, text_batch
 from lumos.sequence.vocabulary import small_vocabulary
 
 pytestmark = pytest.mark.gpu
@@ -18,8 +20,9 @@ def gradients(attend, query: Tensor, key: Tensor, value: Tensor, seen: Tensor) -
     return [out.detach() * seen[:, None, :, None], *(leaf.grad for leaf in leaves)]
 
 
+@pytest.mark.parametrize("kind", ["flex", "prefix"])
 @pytest.mark.parametrize(("heads", "kv_heads", "width"), [(6, 2, 64), (4, 4, 128)])
-def test_flex_is_at_most_twice_as_far_from_float32_as_the_dense_twin(heads: int, kv_heads: int, width: int) -> None:
+def test_it_is_at_most_twice_as_far_from_float32_as_the_dense_twin(kind: str, heads: int, kv_heads: int, width: int) -> None:
     device = torch.device("cuda")
     vocabulary = small_vocabulary(100, 50)
     codes = torch.zeros(2, 3, 16, 16, dtype=torch.int64)
@@ -34,7 +37,8 @@ def test_flex_is_at_most_twice_as_far_from_float32_as_the_dense_twin(heads: int,
     exact = gradients(dense(block, block), query, key, value, seen)
     low = [x.bfloat16() for x in (query, key, value)]
     plain = gradients(dense(block, block), *low, seen.bfloat16())
-    fast = gradients(flex(block), *low, seen.bfloat16())
+    quickly = flex(block) if kind == "flex" else prefix((40 - text[1]).tolist(), 40 + HEADER, Grid(16, 16).frame_length, 3)
+    fast = gradients(quickly, *low, seen.bfloat16())
     for truth, slow, quick in zip(exact, plain, fast, strict=True):
         allowed = 2 * float((slow.float() - truth).norm() / truth.norm()) + 1e-4
         assert float((quick.float() - truth).norm() / truth.norm()) <= allowed

@@ -5,7 +5,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lumos.sequence.layout import HEADER, PADDING_BLOCK, Grid, clock, content_ids, content_of, pack, text_batch, unpack
+from lumos.sequence.layout import (
+    HEADER,
+    PADDING_BLOCK,
+    Grid,
+    Places,
+    clock,
+    content_ids,
+    content_of,
+    frame_positions,
+    pack,
+    text_batch,
+    unpack,
+)
 from lumos.sequence.vocabulary import LUMOS, small_vocabulary
 
 SMALL = small_vocabulary(text_size=100, codes=50)
@@ -100,3 +112,32 @@ def test_damaged_samples_are_refused() -> None:
 
 def test_clock() -> None:
     assert clock(1, 8) == (1, 1) and clock(17, 8) == (2, 8) and clock(25, 12) == (2, 12) and clock(5, 24) == (1, 24)
+
+
+@pytest.mark.parametrize(("places", "step"), [("pixel", (4, 8, 8)), ("latent", (1, 1, 1))])
+def test_content_lies_at_its_pixels_or_latent_places(places: Places, step: tuple[int, int, int]) -> None:
+    grid = Grid(4, 4, places=places)
+    position_THW3 = content_of(
+        grid, torch.nn.functional.pad(frame_positions(grid, torch.tensor([5]), 0, 3), (0, 0, 3 + HEADER, 0)), 3, 3
+    )[0]
+    origin = position_THW3[0, 0, 0]
+    assert origin.tolist() == [11, 11, 11]
+    assert (position_THW3[2, 3, 1] - origin).tolist() == [2 * step[0], 3 * step[1], step[2]]
+
+
+def test_places_by_index_count_the_sequence() -> None:
+    grid = Grid(4, 4, places="index")
+    position_L3 = frame_positions(grid, torch.tensor([5]), 1, 2)[0]
+    first = 5 + HEADER + grid.frame_length
+    assert position_L3.tolist() == [[first + i] * 3 for i in range(2 * grid.frame_length)]
+
+
+def test_causal_ids_are_blocks_of_their_own() -> None:
+    codes = torch.zeros(1, 2, 4, 4, dtype=torch.int64)
+    grids = Grid(4, 4), Grid(4, 4, causal=True)
+    frame, causal = (
+        pack(SMALL, grid, *text_batch(SMALL, [[5]], 3), content_ids(SMALL, codes), 1, 1, tail=True) for grid in grids
+    )
+    assert causal.block_BL[0].diff().tolist() == [1] * (causal.block_BL.shape[1] - 1)
+    assert torch.equal(frame.ids_BL, causal.ids_BL) and torch.equal(frame.position_BL3, causal.position_BL3)
+    assert (frame.block_BL[0].diff() >= 0).all() and len(frame.block_BL.unique()) == 3 + HEADER + 2 + 2

@@ -7,7 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from lumos.training.metrics import RunLog, sheet
+from lumos.training.metrics import Meter, RunLog, sheet
+from lumos.training.parallel import Ranks
 
 
 def lines(run: Path) -> list[dict[str, float]]:
@@ -68,3 +69,26 @@ def test_pictures_are_saved(tmp_path: Path) -> None:
         log.picture(7, "clip", picture)
     with Image.open(tmp_path / "samples" / "clip_00000007.png") as saved:
         assert saved.size == picture.size
+
+
+def test_the_meter_gives_means_by_frame_and_rates() -> None:
+    now = [0.0]
+    meter = Meter(Ranks(0, 1, torch.device("cpu")), now=lambda: now[0])
+    meter.add(False, torch.tensor([1.0, 3.0]), torch.tensor(2.0), samples=4, ids=100, flops=1e12, waited=0.5)
+    meter.add(False, torch.tensor([2.0, 4.0]), torch.tensor(float("nan")), samples=4, ids=100, flops=1e12, waited=0.0)
+    meter.add(True, torch.tensor([7.0]), torch.tensor(4.0), samples=8, ids=50, flops=1e12, waited=0.5)
+    meter.add(False, torch.full((2,), float("nan")), torch.tensor(3.0), samples=0, ids=0, flops=0.0, waited=0.0)
+    now[0] = 10.0
+    assert meter.take() == {
+        "gradient_norm": 3.0,
+        "loss_video": 2.5,
+        "loss_frame_0": 1.5,
+        "loss_frame_1": 3.5,
+        "loss_image": 7.0,
+        "samples_per_second": 1.6,
+        "ids_per_second": 25.0,
+        "data_wait": 0.1,
+    }
+    meter.add(True, torch.tensor([1.0]), torch.tensor(1.0), samples=1, ids=10, flops=0.0, waited=0.0)
+    now[0] = 11.0
+    assert meter.take()["ids_per_second"] == 10.0

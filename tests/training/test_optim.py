@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from lumos.training.optim import Ema, OptimConfig, build_optimizer, learning_rate, set_learning_rate
+from lumos.training import checkpoint
+from lumos.training.optim import Ema, OptimConfig, build_optimizer, learning_rate, orthogonal, set_learning_rate
 
 
 def test_warm_up_rises_to_the_peak() -> None:
@@ -71,3 +72,72 @@ def test_applied_ema_gives_the_weights_back_bit_for_bit() -> None:
     with ema.applied(module):
         assert torch.equal(module.weight, ema.average["weight"].to(torch.bfloat16))
     assert all(torch.equal(own[name], parameter) for name, parameter in module.named_parameters())
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 5), (2, 5, 8), (1, 6, 6)])
+def test_orthogonal_evens_out_the_singular_values(shape: tuple[int, ...]) -> None:
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    found = orthogonal(matrix)
+    values = torch.linalg.svdvals(found)
+    assert found.shape == matrix.shape
+    assert values.min() > 0.4 and values.max() < 1.3  # those of the matrix itself differ by more than 10 times
+    left, _, right = torch.linalg.svd(matrix, full_matrices=False)
+    assert torch.cosine_similarity(found.flatten(1), (left @ right).flatten(1)).min() > 0.97
+
+
+class Stack(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Parameter(torch.ones(4, 6))
+        self.layers = nn.ModuleList([nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 3)])
+        self.layers[0].shared = nn.Parameter(torch.ones(1, 6))
+
+
+def test_muon_takes_the_layers_matrices_and_adamw_the_rest() -> None:
+    module = Stack()
+    optimizer = build_optimizer(module, OptimConfig(muon=2.0))
+    for parameter in module.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    set_learning_rate(optimizer, 0.5)
+    assert {group["lr"] for group in optimizer.param_groups} == {0.5, 1.0}
+    optimizer.step()
+    names = {parameter: name for name, parameter in module.named_parameters()}
+    kinds = {names[parameter]: "momentum" in state for parameter, state in optimizer.state.items()}
+    assert kinds == {name: name.startswith("layers.") and name.endswith("weight") for name in names.values()}
+
+
+def test_muon_steps_do_not_depend_on_the_gradients_size() -> None:
+    moved = []
+    for size in (1e-3, 1e3):
+        torch.manual_seed(0)
+        module = Stack()
+        before = module.layers[0].weight.detach().clone()
+        optimizer = build_optimizer(module, OptimConfig(muon=1.0, weight_decay=0.0))
+        for parameter in module.parameters():
+            parameter.grad = size * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
+        set_learning_rate(optimizer, 0.1)
+        optimizer.step()
+        moved.append(module.layers[0].weight.detach() - before)
+    assert torch.allclose(moved[0], moved[1], atol=1e-4)
+    assert 0.5 < float(moved[0].square().mean().sqrt()) / (0.1 * 0.2) < 1.3  # root mean square 0.2 times the rate
+
+
+def test_muon_survives_a_checkpoint() -> None:
+    def train(module: nn.Module, optimizer: torch.optim.Optimizer, steps: range) -> None:
+        for step in steps:
+            for parameter in module.parameters():
+                parameter.grad = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(step))
+            optimizer.step()
+
+    torch.manual_seed(0)
+    module = Stack()
+    optimizer = build_optimizer(module, OptimConfig(muon=1.0))
+    train(module, optimizer, range(2))
+    kept = checkpoint.collect(module, optimizer)
+    kept = ({name: tensor.clone() for name, tensor in kept[0].items()}, kept[1])
+    train(module, optimizer, range(2, 4))
+    again = Stack()
+    resumed = build_optimizer(again, OptimConfig(muon=1.0))
+    checkpoint.restore(*kept, again, resumed)
+    train(again, resumed, range(2, 4))
+    assert all(torch.equal(a, b) for a, b in zip(module.parameters(), again.parameters(), strict=True))

@@ -122,3 +122,26 @@ def test_the_loss_falls(tmp_path: Path) -> None:
     after = evaluate_tokenizer(train_tokenizer(config, tmp_path), 8, 4, 16, 5, 8.0)
     assert after["psnr"] > before["psnr"] + 2
     assert after["psnr_lowest"] <= after["psnr"]
+
+
+def test_real_clips_beside_shapes(tmp_path: Path) -> None:
+    """Picture shards take their share of a batch; a run on them resumes exactly, and only on them."""
+    from lumos.data.clips import Cut
+    from lumos.data.prepare import PrepareConfig, Share, prepare
+
+    (tmp_path / "in").mkdir()
+    for number in range(24):
+        frames = [Image.new("RGB", (16, 16), (10 * number, 5 * time, 99)) for time in range(9)]
+        frames[0].save(tmp_path / "in" / f"{number}.webp", save_all=True, append_images=frames[1:], duration=125)
+    prepare(tmp_path / "in", tmp_path / "pictures", PrepareConfig(Cut(9, 8.0, ((16, 16),), step=1)), None, Share())
+    data = str(tmp_path / "pictures")
+    config = replace(TOY, batch=2, data_share=0.5, max_steps=4, optim=replace(TOY.optim, schedule="constant"))
+    one = train_tokenizer(config, tmp_path / "one", data=data)
+    assert "data_psnr" in (tmp_path / "one" / "metrics.jsonl").read_text()
+    train_tokenizer(replace(config, max_steps=2), tmp_path / "two", data=data)
+    two = train_tokenizer(config, tmp_path / "two", resume=True, data=data)
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
+    with pytest.raises(ValueError, match="keep its config"):
+        train_tokenizer(config, tmp_path / "two", resume=True)
+    only = train_tokenizer(replace(config, data_share=1.0), tmp_path / "only", data=data, init=tmp_path / "one" / "tokenizer")
+    assert not torch.equal(next(only.parameters()), next(one.parameters()))

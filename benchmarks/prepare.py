@@ -1,0 +1,97 @@
+"""How fast `lumos prepare` reads videos, beside PyAV's own decode-and-resize loop on the same threads; and with the tokenizer.
+
+python benchmarks/prepare.py VIDEO... [--threads 2] [--size 128x128] [--fps 8] [--tokenizer tiny] [--repeat 3]
+
+PyAV's loop decodes every frame and resizes each with swscale's bicubic. `prepare` is measured at every frame too (the same work),
+and at the asked rate, where it resizes only the frames that it keeps.
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import av
+
+from lumos.data.clips import Cut, read_clips
+from lumos.data.manifest import Entry
+from lumos.data.prepare import PrepareConfig, Share, prepare
+from lumos.tokenizer.cosmos import load_any_tokenizer
+from lumos.weights import find_weights
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("videos", nargs="+", type=Path)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--size", default="128x128")
+    parser.add_argument("--fps", type=float, default=8)
+    parser.add_argument("--frames", type=int, default=17)
+    parser.add_argument("--tokenizer", default="tiny")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--repeat", type=int, default=3, help="the fastest of so many rounds counts")
+    args = parser.parse_args()
+    width, height = (int(side) for side in args.size.split("x"))
+    count = sum(frames_in(path) for path in args.videos)
+    print(f"{len(args.videos)} videos, {count} frames, {args.threads} threads, {args.size}")
+
+    def every_frame(path: Path) -> None:
+        with av.open(str(path)) as container:
+            fps = float(container.streams.video[0].average_rate or 30)
+        drain(path, Cut(args.frames, fps, ((height, width),), least=5))
+
+    loop = best(lambda path: pyav_loop(path, width, height), args.videos, args.threads, args.repeat)
+    same = best(every_frame, args.videos, args.threads, args.repeat)
+    cut = Cut(args.frames, args.fps, ((height, width),), least=5)
+    kept = best(lambda path: drain(path, cut), args.videos, args.threads, args.repeat)
+    print(f"PyAV's loop:           {count / loop:8.0f} source frames/s")
+    print(f"prepare, every frame:  {count / same:8.0f} source frames/s, {loop / same:.2f} of PyAV's loop")
+    print(f"prepare, {args.fps:g} fps:       {count / kept:8.0f} source frames/s, {loop / kept:.2f} of PyAV's loop")
+
+    with TemporaryDirectory() as folder:
+        manifest = Path(folder) / "clips.csv"
+        manifest.write_text("path,caption\n" + "".join(f"{path.absolute()},x\n" for path in args.videos))
+        tokenizer = load_any_tokenizer(find_weights(args.tokenizer, "tokenizer"))
+        share = Share(device=args.device, workers=args.threads)
+        document = prepare(manifest, Path(folder) / "shards", PrepareConfig(cut), tokenizer, share)
+    seconds = document["seconds"]
+    print(
+        f"whole prepare on {args.device}: {document['clips_made'] / seconds:.1f} clips/s, "
+        f"{document['frames_made'] / seconds:.0f} kept frames/s, {count / seconds:.0f} source frames/s"
+    )
+
+
+def pyav_loop(path: Path, width: int, height: int) -> None:
+    """What a user would write."""
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        stream.codec_context.thread_count = 1
+        for frame in container.decode(stream):
+            frame.reformat(width, height, format="rgb24", interpolation="BICUBIC").to_ndarray()
+
+
+def drain(path: Path, cut: Cut) -> None:
+    for _ in read_clips(Entry(1, str(path)), cut):
+        pass
+
+
+def best(read: Callable[[Path], None], videos: list[Path], threads: int, repeat: int) -> float:
+    """Seconds of the fastest round."""
+    found = []
+    for _ in range(repeat):
+        begin = time.perf_counter()
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(read, videos))
+        found.append(time.perf_counter() - begin)
+    return min(found)
+
+
+def frames_in(path: Path) -> int:
+    with av.open(str(path)) as container:
+        return sum(1 for _ in container.demux(video=0)) - 1
+
+
+if __name__ == "__main__":
+    main()

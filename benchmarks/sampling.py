@@ -1,0 +1,418 @@
+"""How fast sampling is at the published sizes, beside the released code: one table, and where the time goes.
+
+    python benchmarks/sampling.py --max-seconds 300 --out sampling.jsonl     (one CUDA card; without one, toy sizes on the CPU)
+
+Weights are random, made on the device: speed does not depend on them. 24 frames are 7 latent frames; guidance is on; a run that
+warms up comes first and is reported as the cold start; decoding is timed apart. Every measurement is a line of --out at once.
+The engine is that of `lumos generate` (diffusion/job.py); the matrix-product peak is measured in the same process.
+"""
+
+import argparse
+import gc
+import json
+import sys
+import time
+import typing
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lumos.diffusion.engine import Compute, prepare
+from lumos.diffusion.estimate import estimate, matrix_rate
+from lumos.diffusion.job import Job, Plan
+from lumos.diffusion.sampler import SamplerConfig, Shortcuts
+from lumos.generate import Generator
+from lumos.model.quantise import Precision, multiply, quantise, to_fp8
+from lumos.model.transformer import LUMOS_1B, LUMOS_3B, ModelConfig, Transformer
+from lumos.sequence.layout import Grid
+from lumos.sequence.vocabulary import LUMOS, Vocabulary, small_vocabulary
+from lumos.tokenizer.cosmos import CosmosConfig, CosmosTokenizer
+
+GIB = 2**30
+PROMPT = 60  # text ids
+SEVEN = 25  # frames that 7 latent frames decode to
+PROMPTS = ("a red circle moves to the right", "a blue star spins", "two green squares stay still", "a yellow ring falls")
+ACCELERATED = 12  # steps: what `SamplerConfig` has
+PARTS = {  # which kernels do what, by their names
+    "attention": ("sdpa", "flash", "fmha", "attention"),
+    "matrix products": ("gemm", "nvjet", "cutlass", "xmma", "_mm", "cublas", "matmul", "::mm"),
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One row of the table. `released`: seconds and GiB of the released code, measured on an H200 (bf16, 50 steps)."""
+
+    name: str
+    model: ModelConfig
+    width: int
+    height: int
+    released: tuple[float, float] | None
+    goals: tuple[float, float, float]  # seconds: exact in bf16, best exact, accelerated
+
+
+CELLS = {
+    "1b-256p": Cell("1B 448x256", LUMOS_1B, 448, 256, (29.1, 11.7), (9.5, 7.0, 2.9)),
+    "1b-384p": Cell("1B 672x384", LUMOS_1B, 672, 384, (73.9, 29.3), (28.0, 24.0, 7.4)),
+    "3b-384p": Cell("3B 672x384", LUMOS_3B, 672, 384, (170.0, 38.8), (57.0, 47.0, 17.0)),  # 0.579 s a step, times 50
+}
+TOY_MODEL = ModelConfig(vocabulary=0, layers=2, width=64, heads=4, kv_heads=2, head_width=32, ffn=96)
+TOY_VOCABULARY = small_vocabulary(text_size=100, codes=512)
+TOYS = {"toy": Cell("toy 64x32", replace(TOY_MODEL, vocabulary=TOY_VOCABULARY.size), 64, 32, None, (9.5, 7.0, 2.9))}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to sample, in `steps` steps a latent frame; `every_cell`, or the first one alone."""
+
+    name: str
+    steps: int
+    compute: Compute
+    eager: bool = False
+    shortcuts: Shortcuts = field(default_factory=Shortcuts)
+    every_cell: bool = True
+
+
+def variants(steps: int) -> list[Variant]:
+    """In the order of running: quantised ones last, as the weights are changed in place."""
+    plain = Compute(compile=True)
+    return [
+        Variant("exact bf16", steps, plain),
+        Variant("accelerated bf16", ACCELERATED, plain),
+        Variant("accelerated bf16, visible history", ACCELERATED, plain, shortcuts=Shortcuts(only_visible=True)),
+        Variant("not compiled", 4, plain, eager=True, every_cell=False),
+        Variant("flash kernel", 4, replace(plain, attention="flash"), every_cell=False),
+        Variant("CUDA graphs", 4, replace(plain, graphs=True), every_cell=False),
+        Variant("exact fp8", steps, replace(plain, precision="fp8")),
+        Variant("accelerated fp8", ACCELERATED, replace(plain, precision="fp8")),
+        Variant("int8 weights", 4, replace(plain, precision="int8"), every_cell=False),
+    ]
+
+
+class Bench:
+    """The device, the budget and the file of results."""
+
+    def __init__(self, device: torch.device, max_seconds: float, out: Path | None, measured: int) -> None:
+        self.device, self.out, self.measured = device, out, measured
+        self.begin, self.max_seconds = time.perf_counter(), max_seconds
+        self.lines: list[dict[str, Any]] = []
+        self.cuda = device.type == "cuda"
+
+    def left(self) -> float:
+        return self.max_seconds - (time.perf_counter() - self.begin)
+
+    def keep(self, **line: Any) -> dict[str, Any]:
+        self.lines.append(line)
+        print(json.dumps(line), file=sys.stderr, flush=True)
+        if self.out:
+            with open(self.out, "a", encoding="utf-8") as stream:
+                stream.write(json.dumps(line) + "\n")
+        return line
+
+    def wait(self) -> None:
+        if self.cuda:
+            torch.cuda.synchronize(self.device)
+
+    def seconds(self, work: Callable[[], Any]) -> float:
+        self.wait()
+        begin = time.perf_counter()
+        work()
+        self.wait()
+        return time.perf_counter() - begin
+
+    def repeat(self, work: Callable[[], Any], times: int) -> float:
+        """Seconds of one call, after one that warms up."""
+        work()
+        return self.seconds(lambda: [work() for _ in range(times)]) / times
+
+    @contextmanager
+    def peak(self) -> Iterator[dict[str, float]]:
+        """Most memory allocated meanwhile, weights included, GiB; 0 where nobody counts."""
+        found = {"gib": 0.0}
+        if self.cuda:
+            torch.cuda.reset_peak_memory_stats(self.device)
+        yield found
+        if self.cuda:
+            found["gib"] = round(torch.cuda.max_memory_allocated(self.device) / GIB, 2)
+
+    def free(self) -> None:
+        gc.collect()
+        if self.cuda:
+            torch.cuda.empty_cache()
+
+
+def make_model(config: ModelConfig, device: torch.device, dtype: torch.dtype) -> Transformer:
+    """Random weights, made on the device."""
+    with torch.device("meta"):
+        model = Transformer(config).to(dtype)
+    model = model.to_empty(device=device).eval().requires_grad_(False)
+    model.make_tables(device)
+    model.initialise(torch.Generator(device).manual_seed(0))
+    return model
+
+
+def plan_of(cell: Cell) -> Plan:
+    return Plan(Grid(cell.height // 8, cell.width // 8), SEVEN, fps=12, window=22, latest=21, trained=SEVEN)
+
+
+def job_of(model: Transformer, cell: Cell, vocabulary: Vocabulary, settings: SamplerConfig, variant: Variant) -> Job:
+    prompt = [number % 90 for number in range(PROMPT)]
+    compiled = variant.compute.compile is True and not variant.eager and model.head.is_cuda
+    return Job(model, vocabulary, plan_of(cell), [prompt], [0], settings, variant.compute, compiled)
+
+
+def make_video(model: Transformer, cell: Cell, vocabulary: Vocabulary, settings: SamplerConfig, variant: Variant) -> Tensor:
+    """All codes of one video, codes_BTHW: prompt, frames and history, as `lumos generate` makes them, but for decoding."""
+    job = job_of(model, cell, vocabulary, settings, variant)
+    frames = []
+    for number in range(job.plan.latent_frames):
+        frames.append(job.sample())
+        if number + 1 < job.plan.latent_frames:
+            job.commit(frames[-1])
+    return torch.stack(frames, dim=1)
+
+
+def measure(bench: Bench, cell: Cell, vocabulary: Vocabulary, model: Transformer, variant: Variant, rate: float) -> None:
+    """One variant: cold start, then a video. With fewer measured steps than the video's, the difference is multiplied."""
+    settings = SamplerConfig(steps=variant.steps, guidance=15.0, shortcuts=variant.shortcuts)
+
+    def run(steps: int) -> Tensor:
+        with torch.compiler.set_stance("force_eager" if variant.eager else "default"):
+            return make_video(model, cell, vocabulary, replace(settings, steps=steps), variant)
+
+    cold = bench.seconds(lambda: run(2))
+    warm = bench.seconds(lambda: run(2))
+    measured = min(variant.steps, bench.measured)
+    with bench.peak() as peak:
+        seconds = bench.seconds(lambda: run(measured))
+    whole = seconds if measured == variant.steps else warm + (seconds - warm) * (variant.steps - 2) / max(1, measured - 2)
+    counted = estimate(model.config, plan_of(cell), PROMPT + 2, vocabulary.codes, 1, model.head.dtype.itemsize, settings)
+    bench.keep(
+        what="video",
+        cell=cell.name,
+        variant=variant.name,
+        steps=variant.steps,
+        steps_measured=measured,
+        seconds=round(whole, 3),
+        seconds_a_latent_frame=round(whole / 7, 3),
+        peak_gib=peak["gib"],
+        cold_seconds=round(cold, 2),
+        pflop=round(counted.operations / 1e15, 3),
+        tflops=round(counted.operations / whole / 1e12, 1),
+        share_of_bf16_peak=round(counted.operations / whole / rate, 3),
+        estimated_gib=round(counted.bytes / GIB, 2),
+    )
+
+
+def profile_steps(bench: Bench, cell: Cell, vocabulary: Vocabulary, model: Transformer, variant: Variant) -> None:
+    """Where the device's time goes in the middle frame: shares by kernel, and the share in which no kernel ran."""
+    from torch.profiler import ProfilerActivity, profile
+
+    steps = 4
+    job = job_of(model, cell, vocabulary, SamplerConfig(steps=steps, guidance=15.0, shortcuts=variant.shortcuts), variant)
+    for _ in range(3):
+        job.commit(job.sample())
+    job.sample()
+    bench.wait()
+    activity = ProfilerActivity.CUDA if bench.cuda else ProfilerActivity.CPU
+    with profile(activities=[activity]) as found:
+        seconds = bench.seconds(job.sample)
+    times: dict[str, float] = {}
+    for event in found.key_averages():
+        times[event.key] = (event.self_device_time_total if bench.cuda else event.self_cpu_time_total) / 1e6
+    parts = dict.fromkeys([*PARTS, "rest"], 0.0)
+    for name, value in times.items():
+        part = next((part for part, words in PARTS.items() if any(word in name.lower() for word in words)), "rest")
+        parts[part] += value
+    top = sorted(times, key=lambda name: -times[name])[:8]
+    bench.keep(
+        what="profile",
+        cell=cell.name,
+        variant=variant.name,
+        ms_a_step=round(seconds / steps * 1e3, 2),
+        share={part: round(value / seconds, 3) for part, value in parts.items()}
+        | {"idle": round(1 - sum(times.values()) / seconds, 3)},
+        kernels=[[name[:70], round(times[name] / steps * 1e3, 3)] for name in top],
+    )
+
+
+def card(bench: Bench, dtype: torch.dtype) -> float:
+    """What the device can do: the bf16 matrix-product peak, returned; FP8; attention of one frame over four."""
+    side = 8192 if bench.cuda else 512
+    rate = matrix_rate(bench.device, dtype, side)
+    line = {"bf16_tflops": round(rate / 1e12, 1)}
+    x, weight = torch.randn(2, side, side, device=bench.device).to(dtype)
+    eight = to_fp8(weight)
+    line["fp8_with_quantising_tflops"] = round(2 * side**3 / bench.repeat(lambda: multiply(x, eight), 5) / 1e12, 1)
+    name = torch.cuda.get_device_name(bench.device) if bench.cuda else "cpu"
+    bench.keep(what="card", name=name, torch=torch.__version__, **line)
+    return rate
+
+
+def precision_error(bench: Bench, cell: Cell, vocabulary: Vocabulary, dtype: torch.dtype) -> None:
+    """How far a pass over an all-masked frame is from bf16: relative error of the logits, agreement of the best code."""
+    logits: dict[str, Tensor] = {}
+    for precision in typing.get_args(Precision):
+        model = make_model(cell.model, bench.device, dtype)
+        quantise(model, precision)
+        job = job_of(model, cell, vocabulary, SamplerConfig(steps=2), Variant("", 2, Compute(compile=False)))
+        hidden = job._run(job.template_BN, job._turn(0), len(job.starts))[:, job.slot_N[:256]]
+        logits[precision] = (hidden @ job.head_VD.T).float()
+        del model, job
+        bench.free()
+    for precision in ("fp8", "int8"):
+        error = (logits[precision] - logits["plain"]).norm() / logits["plain"].norm()
+        agree = (logits[precision].argmax(-1) == logits["plain"].argmax(-1)).float().mean()
+        bench.keep(
+            what="error",
+            cell=cell.name,
+            precision=precision,
+            relative=round(float(error), 5),
+            best_code_agrees=round(float(agree), 4),
+        )
+
+
+def decoding(bench: Bench, sizes: list[tuple[int, int]], toy: bool) -> None:
+    """The Cosmos tokenizer's streaming decode of 7 latent frames, float32 as it is loaded, and under bf16 autocast."""
+    tokenizer = CosmosTokenizer(CosmosConfig(channels=8, blocks=1) if toy else CosmosConfig()).to(bench.device).eval()
+    tokenizer.initialise(torch.Generator(bench.device).manual_seed(0))
+    for width, height in sizes:
+        codes_BTHW = torch.randint(0, 64_000, (1, 7, height // 8, width // 8), device=bench.device)
+
+        def stream(codes_BTHW: Tensor = codes_BTHW) -> None:
+            state = tokenizer.start_stream()
+            for codes_BHW in codes_BTHW.unbind(1):
+                tokenizer.decode_next(codes_BHW, state)
+
+        for name, low in (("float32", False), ("bf16 autocast", True)):
+            with bench.peak() as peak, torch.autocast(bench.device.type, torch.bfloat16, enabled=low):
+                seconds = bench.repeat(stream, 2)
+            bench.keep(what="decode", size=f"{width}x{height}", precision=name, seconds=round(seconds, 3), peak_gib=peak["gib"])
+
+
+def tiny(bench: Bench, batches: list[int]) -> None:
+    """The model in the package: first frame of one video, and decoded frames a second in a batch, everything included."""
+    steps = 2 if not bench.cuda else None
+    for graphs in (True, False) if bench.cuda else (False,):
+        generator = Generator.from_folder("tiny", str(bench.device), Compute(compile=False, graphs=graphs))
+        sampler = replace(generator.config.sampler, steps=steps or generator.config.sampler.steps)
+
+        def first(generator: Generator = generator, sampler: SamplerConfig = sampler) -> None:
+            next(generator.stream(PROMPTS[0], sampler=sampler))
+
+        bench.keep(
+            what="first frame",
+            model="tiny",
+            graphs=graphs,
+            steps=sampler.steps,
+            milliseconds=round(bench.repeat(first, 3) * 1e3, 1),
+        )
+        for batch in batches:
+            texts = [PROMPTS[row % len(PROMPTS)] for row in range(batch)]
+
+            def many(generator: Generator = generator, texts: list[str] = texts, sampler: SamplerConfig = sampler) -> None:
+                generator(texts, seed=list(range(len(texts))), sampler=sampler)
+
+            with bench.peak() as peak:
+                seconds = bench.repeat(many, 1)
+            frames = batch * generator.config.video.frames
+            bench.keep(
+                what="batch",
+                model="tiny",
+                graphs=graphs,
+                videos=batch,
+                seconds=round(seconds, 2),
+                frames_a_second=round(frames / seconds, 1),
+                peak_gib=peak["gib"],
+            )
+
+
+def run_cell(
+    bench: Bench, cell: Cell, vocabulary: Vocabulary, rate: float, chosen: list[Variant], first: bool, dtype: torch.dtype
+) -> None:
+    torch.compiler.reset()  # a size compiles anew, and there is a limit to how often
+    model, precision = make_model(cell.model, bench.device, dtype), "plain"
+    for variant in chosen:
+        if not (first or variant.every_cell):
+            continue
+        if bench.left() < 10:
+            bench.keep(what="skipped", cell=cell.name, variant=variant.name, why="the budget is spent")
+            continue
+        try:
+            if variant.compute.precision != precision:
+                if precision != "plain":  # already quantised in another way
+                    del model
+                    bench.free()
+                    model = make_model(cell.model, bench.device, dtype)
+                precision = variant.compute.precision
+                prepare(model, replace(variant.compute, compile=not variant.eager), bench.device)
+            elif variant is chosen[0]:
+                prepare(model, variant.compute, bench.device)
+            measure(bench, cell, vocabulary, model, variant, rate)
+            if variant.name.startswith("exact"):
+                profile_steps(bench, cell, vocabulary, model, variant)
+        except (RuntimeError, NotImplementedError) as error:  # one variant's failure costs no other's number
+            bench.keep(what="failed", cell=cell.name, variant=variant.name, error=f"{type(error).__name__}: {error}"[:400])
+        bench.free()
+    del model
+    bench.free()
+
+
+def table(bench: Bench, cells: list[Cell]) -> str:
+    """The goals beside what was measured; `~` where steps were multiplied."""
+    found = {(line["cell"], line["variant"]): line for line in bench.lines if line["what"] == "video"}
+    names = ("exact bf16", "exact fp8", "accelerated bf16", "accelerated bf16, visible history", "accelerated fp8")
+    rows = ["| | released (measured before) | " + " | ".join(names) + " |", "| --- " * (2 + len(names)) + "|"]
+    for cell in cells:
+        released = f"{cell.released[0]} s, {cell.released[1]} GiB" if cell.released else "-"
+        texts = []
+        for name in names:
+            line = found.get((cell.name, name))
+            mark = "~" if line and line["steps_measured"] < line["steps"] else ""
+            texts.append(
+                f"{mark}{line['seconds']:.2f} s, {line['peak_gib']} GiB, {100 * line['share_of_bf16_peak']:.0f} %"
+                if line
+                else "-"
+            )
+        rows.append(
+            f"| {cell.name} (goals {cell.goals[0]}, {cell.goals[1]}, {cell.goals[2]} s) | {released} | {' | '.join(texts)} |"
+        )
+    return "\n".join([*rows, "", "seconds a video, peak memory with weights, share of the bf16 matrix-product peak of this run"])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Sampling speed at the published sizes.")
+    parser.add_argument("--toy", action="store_true", help="toy sizes, to rehearse (the default without a CUDA card)")
+    parser.add_argument("--cells", default=",".join(CELLS), help=f"which rows, of {', '.join(CELLS)} (default: all)")
+    parser.add_argument("--max-seconds", type=float, default=300.0, help="start nothing after so many seconds (default: 300)")
+    parser.add_argument("--steps", type=int, default=50, help="denoising steps a latent frame of the exact runs (default: 50)")
+    parser.add_argument("--measured-steps", type=int, default=50, help="run so many of them and multiply (default: 50, all)")
+    parser.add_argument("--only", default="", help="variants whose name contains this")
+    parser.add_argument("--skip-parts", action="store_true", help="leave out tiny, decoding and the error of fp8 and int8")
+    parser.add_argument("--out", type=Path, default=None, help="file that gets every measurement as a JSON line")
+    args = parser.parse_args()
+    toy = args.toy or not torch.cuda.is_available()
+    device, dtype = torch.device("cpu" if toy else "cuda"), torch.bfloat16
+    bench = Bench(device, args.max_seconds, args.out, 4 if toy else args.measured_steps)
+    cells = list(TOYS.values()) if toy else [CELLS[name] for name in args.cells.split(",")]
+    vocabulary = TOY_VOCABULARY if toy else LUMOS
+    chosen = [variant for variant in variants(6 if toy else args.steps) if args.only in variant.name]
+    bench.keep(what="run", steps=args.steps, measured=bench.measured, variants=[asdict(variant)["name"] for variant in chosen])
+    with torch.inference_mode():
+        rate = card(bench, dtype)
+        if not args.skip_parts:
+            tiny(bench, [1] if toy else [64, 256])
+            precision_error(bench, cells[0], vocabulary, dtype)
+            decoding(bench, [(cell.width, cell.height) for cell in cells if cell is cells[0] or not toy][:2], toy)
+        for number, cell in enumerate(cells):
+            run_cell(bench, cell, vocabulary, rate, chosen, number == 0, dtype)
+    print(table(bench, cells))
+
+
+if __name__ == "__main__":
+    main()

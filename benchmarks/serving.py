@@ -1,0 +1,286 @@
+"""A server under load, with clients that cancel, send nonsense and hang up; then killed in the middle and started again.
+
+python benchmarks/serving.py [--weights tiny] [--clients 20] [--requests 200] [--json]
+
+Prints: seconds until ready, seconds to a first frame (and on the page, with Playwright and a Chromium), what every request ended
+in, the slowest /health, memory before and after, what is left after SIGKILL and a restart. Exit code 1 if a promise is broken.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import collections
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+
+PROMPTS = ("a red circle moves to the right", "two green triangles bounce", "a large blue star spins", "a yellow heart")
+BAD: tuple[dict[str, Any], ...] = (
+    {},
+    {"prompt": ""},
+    {"prompt": "a", "frames": 6},
+    {"prompt": "a", "frames": 10**40},
+    {"prompt": "a", "steps": -1},
+    {"prompt": "a", "size": "9x9"},
+    {"prompt": "a", "input_reference": {"file_id": "../../etc/passwd"}},
+)
+
+
+class Server:
+    """`lumos serve` as a process of its own."""
+
+    def __init__(self, weights: str, data: Path, queue: int = 32) -> None:
+        begin = time.monotonic()
+        words = [sys.executable, "-m", "lumos", "serve", "--port", "0", "--weights", weights, "--data", str(data)]
+        self.process = subprocess.Popen(
+            [*words, "--queue", str(queue)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True
+        )
+        assert self.process.stdout
+        line = self.process.stdout.readline()
+        found = re.search(r"http://localhost:(\d+)/", line)
+        assert found, f"the server did not start: {line!r}"
+        self.port, self.seconds = int(found[1]), time.monotonic() - begin
+        self.url = f"http://127.0.0.1:{self.port}"
+
+    def memory(self) -> int:
+        """Bytes of the server and everything that it started; shared pages are counted once (proportional set size)."""
+        tree = [psutil.Process(self.process.pid), *psutil.Process(self.process.pid).children(recursive=True)]
+        return sum(process.memory_full_info().pss for process in tree)
+
+    def stop(self) -> int:
+        self.process.send_signal(signal.SIGINT)
+        return self.process.wait(30)
+
+
+async def client(server: Server, number: int, requests: int, ends: collections.Counter[str]) -> None:
+    chance = random.Random(number)
+    headers = {"X-Client-Id": f"client {number}"}
+    async with httpx.AsyncClient(base_url=server.url, headers=headers, timeout=300) as http:
+        for _ in range(requests):
+            kind = chance.choices(("plain", "cancel", "bad", "hang up", "bad upload"), (55, 15, 15, 10, 5))[0]
+            if kind == "bad":
+                end = status_of(await http.post("/v1/videos", json=chance.choice(BAD)), allowed=(400,))
+            elif kind == "bad upload":
+                upload = {"file": chance.choice((b"", b"nonsense", b"\x89PNG\r\n\x1a\n" + bytes(99)))}
+                end = status_of(await http.post("/v1/uploads", files=upload), allowed=(400, 503))
+            else:
+                end = await one(http, server, chance, kind)
+            ends[f"{kind}: {end}"] += 1
+
+
+async def one(http: httpx.AsyncClient, server: Server, chance: random.Random, kind: str) -> str:
+    """A good request, which may be cancelled, or whose client may hang up in the middle of the body or of the events."""
+    asked = {"prompt": chance.choice(PROMPTS), "frames": chance.choice((1, 1, 5)), "steps": chance.choice((1, 2, 4))}
+    if kind == "hang up" and chance.random() < 0.5:
+        _, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        writer.write(
+            b"POST /v1/videos HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n{"
+        )
+        await writer.drain()
+        writer.transport.abort()
+        return "left in the body"
+    while True:
+        answer = await http.post("/v1/videos", json=asked)
+        if answer.status_code not in (429, 503):
+            break
+        assert answer.headers["retry-after"].isdigit()
+        await asyncio.sleep(min(float(answer.headers["retry-after"]), 1 + chance.random()))  # more eager than it was told
+    if answer.status_code != 200:
+        return status_of(answer, allowed=())
+    id = answer.json()["id"]
+    if kind == "cancel":
+        await asyncio.sleep(chance.random() * 2)
+        status_of(await http.post(f"/v1/videos/{id}/cancel"), allowed=(200,))
+    async with http.stream("GET", f"/v1/videos/{id}/events") as events:
+        async for line in events.aiter_lines():
+            if kind == "hang up":
+                return "left in the events"
+            if line.startswith("data: ") and '"object": "video"' in line:
+                last = json.loads(line[6:])
+    if last["status"] == "completed":
+        content = await http.get(f"/v1/videos/{id}/content")
+        assert content.status_code == 200 and len(content.content) > 100
+    return str(last["status"] if last["status"] == "completed" else last["error"]["code"])
+
+
+def status_of(answer: httpx.Response, allowed: tuple[int, ...]) -> str:
+    assert answer.status_code in allowed, f"{answer.status_code}: {answer.text[:300]}"
+    return str(answer.status_code)
+
+
+async def watch_health(server: Server, slowest: list[float]) -> None:
+    async with httpx.AsyncClient(base_url=server.url, timeout=30) as http:
+        while True:
+            begin = time.perf_counter()
+            assert (await http.get("/health")).status_code == 200
+            slowest.append(time.perf_counter() - begin)
+            await asyncio.sleep(0.1)
+
+
+async def load(server: Server, clients: int, requests: int) -> tuple[collections.Counter[str], list[float]]:
+    ends: collections.Counter[str] = collections.Counter()
+    health: list[float] = []
+    watching = asyncio.create_task(watch_health(server, health))
+    await asyncio.gather(*(client(server, number, requests // clients, ends) for number in range(clients)))
+    async with httpx.AsyncClient(base_url=server.url) as http:  # those whose clients hung up are made all the same
+        while (state := (await http.get("/health")).json())["waiting"] or state["running"]:
+            await asyncio.sleep(0.2)
+    watching.cancel()
+    return ends, health
+
+
+def first_frame(server: Server) -> float:
+    begin = time.monotonic()
+    id = httpx.post(f"{server.url}/v1/videos", json={"prompt": PROMPTS[0]}).json()["id"]
+    with httpx.stream("GET", f"{server.url}/v1/videos/{id}/events", timeout=300) as events:
+        next(line for line in events.iter_lines() if line == "event: frames")
+    seconds = time.monotonic() - begin
+    httpx.delete(f"{server.url}/v1/videos/{id}")
+    return seconds
+
+
+def first_frame_on_the_page(server: Server) -> float | None:
+    chromium = shutil.which("chromium")
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        return None
+    if not chromium:
+        return None
+    with sync_playwright() as engine:
+        browser = engine.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        page = browser.new_page()
+        page.goto(server.url)
+        page.wait_for_selector("#lumos-stage")
+        page.fill("#lumos-prompt textarea", PROMPTS[0])
+        begin = time.monotonic()
+        page.click("#lumos-create")
+        page.wait_for_selector("#lumos-stage[data-frames]", timeout=120_000)
+        seconds = time.monotonic() - begin
+        page.click("[data-do=cancel]")
+        page.wait_for_selector("#lumos-stage[data-state=failed]")
+        browser.close()
+    return seconds
+
+
+def killed(weights: str, data: Path) -> dict[str, Any]:
+    """SIGKILL with some videos finished and others waiting, and what the next server says of them."""
+    server = Server(weights, data)
+    asked = {"prompt": PROMPTS[0], "frames": 5, "steps": 2}
+    headers = {"X-Client-Id": "me"}
+    ids = [httpx.post(f"{server.url}/v1/videos", json=asked, headers=headers).json()["id"] for _ in range(8)]
+    done: dict[str, bytes] = {}
+    while len(done) < 3:
+        for id in ids:
+            content = httpx.get(f"{server.url}/v1/videos/{id}/content")
+            if content.status_code == 200:
+                done[id] = content.content
+        time.sleep(0.1)
+    children = psutil.Process(server.process.pid).children(recursive=True)
+    server.process.kill()
+    server.process.wait()
+    _, alive = psutil.wait_procs(children, timeout=20)
+    again = Server(weights, data)
+    listed = httpx.get(f"{again.url}/v1/videos", headers=headers, params={"limit": 100}).json()["data"]
+    states = {video["id"]: video["status"] for video in listed}
+    codes = {video["error"]["code"] for video in listed if video["error"]}
+    same = all(httpx.get(f"{again.url}/v1/videos/{id}/content").content == content for id, content in done.items())
+    video = httpx.post(f"{again.url}/v1/videos", json={"prompt": "a", "frames": 1, "steps": 1}).json()["id"]
+    while httpx.get(f"{again.url}/v1/videos/{video}").json()["status"] in ("queued", "in_progress"):
+        time.sleep(0.1)
+    works = httpx.get(f"{again.url}/v1/videos/{video}/content").status_code == 200
+    code = again.stop()
+    return {
+        "finished before": len(done),
+        "all known again": set(states) == set(ids),
+        "finished ones the same": same and all(states[id] == "completed" for id in done),
+        "others": sorted({states[id] for id in ids if id not in done}),
+        "why": sorted(codes),
+        "processes left by the killed one": len(alive),
+        "works again": works,
+        "exit code of the second": code,
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--weights", default="tiny")
+    parser.add_argument("--clients", type=int, default=20)
+    parser.add_argument("--requests", type=int, default=200)
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as place:
+        server = Server(args.weights, Path(place) / "load")
+        try:
+            asyncio.run(load(server, 4, 12))  # everything that happens once has happened
+            frame, on_page = first_frame(server), first_frame_on_the_page(server)
+            time.sleep(1)
+            before = server.memory()
+            begin = time.monotonic()
+            ends, health = asyncio.run(load(server, args.clients, args.requests))
+            seconds = time.monotonic() - begin
+            time.sleep(1)
+            after = server.memory()
+            scratch = list((Path(place) / "load" / "scratch").iterdir())
+            left = sorted(
+                {json.loads(path.read_text())["status"] for path in (Path(place) / "load" / "videos").glob("*/record.json")}
+            )
+        finally:
+            code = server.stop()
+        kill = killed(args.weights, Path(place) / "kill")
+    figures: dict[str, Any] = {
+        "seconds until ready": round(server.seconds, 1),
+        "seconds to a first frame, over HTTP": round(frame, 2),
+        "seconds to a first frame, on the page": on_page and round(on_page, 2),
+        "seconds of load": round(seconds, 1),
+        "requests ended in": dict(sorted(ends.items())),
+        "slowest /health in ms": round(max(health) * 1000, 1),
+        "/health in ms, half and 99 of 100 within": [round(sorted(health)[len(health) * p // 100] * 1000, 1) for p in (50, 99)],
+        "asked /health": len(health),
+        "memory before in MiB": round(before / 2**20, 1),
+        "memory after in MiB": round(after / 2**20, 1),
+        "states on disk": left,
+        "files left in scratch": len(scratch),
+        "exit code": code,
+        "killed": kill,
+        "cores": os.cpu_count(),
+        "load average": [round(average, 1) for average in os.getloadavg()],
+    }
+    promises = {
+        "ready within 15 s": server.seconds <= 15,
+        "first frame within 3 s": max(frame, on_page or 0) <= 3,
+        "every request ended": sum(ends.values()) == args.requests // args.clients * args.clients,
+        "/health within 200 ms": max(health) <= 0.2,
+        "memory within 10 %": after <= 1.1 * before,
+        "nothing left over": not scratch and set(left) <= {"completed", "failed"},
+        "a kill loses nothing finished": bool(
+            kill["finished ones the same"]
+            and kill["all known again"]
+            and kill["works again"]
+            and kill["why"] == ["server_stopped"]
+            and not kill["processes left by the killed one"]
+        ),
+    }
+    if args.json:
+        print(json.dumps({**figures, "promises": promises}))
+    else:
+        for name, value in {**figures, **{f"promise: {name}": kept for name, kept in promises.items()}}.items():
+            print(f"{name}: {value}")
+    return 0 if all(promises.values()) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

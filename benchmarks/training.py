@@ -1,0 +1,360 @@
+"""How fast and in how much memory models of the published sizes train: forward, backward and AdamW on random codes.
+
+One JSON line a case and a table at the end, the most important cases first, as many as fit into --max-seconds. Beside every
+peak stands what `lumos estimate` predicts.
+
+    python benchmarks/training.py --max-seconds 240 --out training.jsonl
+    torchrun --nproc-per-node 2 benchmarks/training.py --cases scaling --out training_x2.jsonl
+    python benchmarks/training.py --toy
+"""
+
+import argparse
+import gc
+import json
+import os
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend
+
+from lumos.data.shapes import Batch
+from lumos.model.attention import Attend, dense, flex
+from lumos.model.prefix import prefix
+from lumos.model.transformer import LUMOS_1B, LUMOS_3B, ModelConfig
+from lumos.model_folder import VideoConfig
+from lumos.sequence.layout import HEADER, Grid
+from lumos.sequence.vocabulary import LUMOS, Vocabulary, small_vocabulary
+from lumos.training import estimate
+from lumos.training.config import TrainModelConfig
+from lumos.training.context import make_context
+from lumos.training.estimate import Spread, Work
+from lumos.training.guard import Guard, step_unless
+from lumos.training.objective import backward, generator_of, hide
+from lumos.training.optim import OptimConfig, build_optimizer
+from lumos.training.parallel import ParallelConfig, Ranks, build, clip_gradients, finish, start
+
+RELEASED = 6975  # ids/s of the released code: 1B, one 384p sample, forward and backward with checkpointing, one H200
+SMALL = small_vocabulary(text_size=635, codes=4096)
+TINY = ModelConfig(vocabulary=SMALL.size, layers=8, width=384, heads=6, kv_heads=2, head_width=64, ffn=1024)
+TOY = ModelConfig(vocabulary=SMALL.size, layers=2, width=64, heads=2, kv_heads=1, head_width=32, ffn=96)
+MODELS = {"tiny": TINY, "1b": LUMOS_1B, "3b": LUMOS_3B, "toy": TOY}
+# pixels, latent frames and prompt places: 384p with 268 places is the 28,859-id sample of the released code's figure
+VIDEOS = {
+    "128p": VideoConfig(128, 128, 17, 8, 64, 5, 4),
+    "256p": VideoConfig(256, 448, 25, 12, 268, 7, 6),
+    "384p": VideoConfig(384, 672, 25, 12, 268, 7, 6),
+    "384p-49": VideoConfig(384, 672, 49, 12, 268, 13, 12),
+    "toy": VideoConfig(32, 64, 9, 8, 20, 3, 2),
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model on `samples` videos a GPU (or group of `context` GPUs)."""
+
+    model: str
+    video: str
+    samples: int
+    plan: ParallelConfig
+    expected: float = 20.0  # seconds on one H200, compilation included
+
+    @property
+    def name(self) -> str:
+        plan = self.plan
+        parts = [self.model, self.video, f"x{self.samples}", plan.recompute, plan.attention]
+        parts += [] if plan.compile == "static" else [f"compile={plan.compile}"]
+        parts += [] if plan.shard else ["replicated"]
+        parts += [f"context{plan.context}"] if plan.context > 1 else []
+        return " ".join(parts)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cases", choices=("main", "scaling", "attention", "profile", "all"), default="main")
+    parser.add_argument("--max-seconds", type=float, default=240.0, help="start no case that would end later")
+    parser.add_argument("--steps", type=int, default=4, help="measured steps a case, after two to warm up")
+    parser.add_argument("--only", default="", help="only cases whose name contains this")
+    parser.add_argument("--out", type=Path, help="write the JSON lines here too")
+    parser.add_argument("--toy", action="store_true", help="tiny sizes, to try the script on the CPU")
+    args = parser.parse_args()
+    began = time.monotonic()
+    ranks = start()
+    torch.set_float32_matmul_precision("high")
+    rows: list[dict[str, Any]] = []
+
+    def run(name: str, expected: float, work: Callable[[], dict[str, Any]]) -> None:
+        if args.only not in name:
+            return
+        if time.monotonic() - began + expected > args.max_seconds:
+            row: dict[str, Any] = {"case": name, "left_out": f"would end after {args.max_seconds:.0f} s"}
+        else:
+            since = time.monotonic()
+            try:
+                row = {"case": name, **work()}
+            except Exception as error:  # out of memory too: the other cases still run
+                traceback.print_exc()
+                row = {"case": name, "error": f"{type(error).__name__}: {str(error).splitlines()[0][:300]}"}
+            row["case_seconds"] = round(time.monotonic() - since, 1)
+        clean_up(ranks.device)
+        if ranks.is_main:
+            rows.append({**row, **about(ranks)})
+            print(json.dumps(rows[-1]), flush=True)
+            if args.out:
+                with args.out.open("a") as file:
+                    file.write(json.dumps(rows[-1]) + "\n")
+
+    wanted = ("main", "attention", "profile") if args.cases == "all" else (args.cases,)
+    if "attention" in wanted:
+        for model in ("toy",) if args.toy else ("1b", "3b"):
+            run(f"attention {model}", 15, lambda model=model: measure_attention(model, ranks.device, args.toy))  # type: ignore[misc]
+    for case in cases(wanted, ranks.world, args.toy):
+        run(case.name, case.expected, lambda case=case: measure(case, ranks, args.steps, profile=False))  # type: ignore[misc]
+    if "profile" in wanted:
+        case = cases(("main",), 1, args.toy)[1]
+        run(f"profile of {case.name}", 20, lambda: measure(case, ranks, 1, profile=True))
+    if ranks.is_main:
+        print("\n" + table(rows))
+    finish(ranks)
+
+
+def cases(wanted: tuple[str, ...], world: int, toy: bool) -> list[Case]:
+    """The most important first."""
+    full = ParallelConfig(shard=True, recompute="full", attention="prefix")
+    off, some = replace(full, recompute="off"), replace(full, recompute="selective")
+    if toy:
+        slow = ParallelConfig(attention="dense")
+        several = [Case("toy", "toy", 1, replace(full, context=world), 1)] if world > 1 else []
+        return [Case("toy", "toy", 1, plan, 1) for plan in (full, off, some, replace(full, attention="dense"), slow)] + several
+    found: list[Case] = []
+    if "main" in wanted:
+        found += [
+            Case("1b", "384p", 1, full, 60),
+            Case("1b", "384p", 1, off, 25),
+            Case("1b", "384p", 1, replace(full, attention="flex"), 40),
+            Case("1b", "384p", 1, some),
+            Case("3b", "384p", 1, full, 35),
+            Case("1b", "256p", 2, full, 30),
+            Case("1b", "256p", 2, off),
+            Case("3b", "384p", 1, some),
+            Case("1b", "384p", 1, replace(off, attention="flex")),
+            Case("3b", "384p", 1, off),
+            Case("tiny", "128p", 64, ParallelConfig(attention="flex"), 40),
+            Case("tiny", "128p", 64, ParallelConfig(shard=True, attention="flex"), 30),
+            Case("1b", "384p", 1, replace(full, compile="off")),
+            Case("3b", "256p", 2, full),
+            Case("1b", "384p", 1, replace(off, shard=False), 30),
+        ]
+    if "scaling" in wanted:
+        found += [Case("1b", "384p", 1, full, 60), Case("1b", "384p", 1, off, 25), Case("3b", "384p", 1, full, 35)]
+        if world > 1:
+            found.append(Case("1b", "384p-49", 1, replace(full, context=world), 40))
+            found.append(Case("1b", "384p", 1, replace(full, replicas=world), 25))
+    return found
+
+
+def measure(case: Case, ranks: Ranks, steps: int, profile: bool) -> dict[str, Any]:
+    """Whole steps of one case: time, ids a second over all GPUs, MFU, peak memory, and what was predicted."""
+    model_config, video, plan = MODELS[case.model], VIDEOS[case.video], case.plan
+    vocabulary = LUMOS if model_config.vocabulary == LUMOS.size else SMALL
+    optim = OptimConfig(lr=1e-5, ema=0.0)
+    before = torch.cuda.memory_allocated() if ranks.device.type == "cuda" else 0  # 0, unless a case before left something
+    config = TrainModelConfig(model_config, video, None, optim, plan, videos=case.samples, images=1)
+    model, context = build(model_config, plan, ranks, seed=0), make_context(ranks, plan.context)
+    optimizer, guard = build_optimizer(model, optim), Guard(config.spike, ranks.device)
+    draw = generator_of(0, ranks.rank // plan.context, 0)
+    batch = random_batch(vocabulary, video, case.samples, draw, ranks.device)
+    losses: list[Tensor] = []
+
+    def step() -> None:
+        loss_T = backward(model, vocabulary, hide(batch, False, config, draw), False, config, ranks, context)
+        norm = clip_gradients(model.parameters(), optim.clip)
+        step_unless(guard.check(norm), optimizer)
+        optimizer.zero_grad(set_to_none=True)
+        losses.append(loss_T.mean())
+
+    for _ in range(2):
+        step()
+    wait(ranks.device)
+    if ranks.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    if profile:
+        return profiled(step, ranks.device)
+    began = time.perf_counter()
+    for _ in range(steps):
+        step()
+    wait(ranks.device)
+    seconds = (time.perf_counter() - began) / steps
+
+    work = estimate.work(video, video.window, case.samples, vocabulary.codes, masked=0.8)
+    spread = Spread(ranks.world, plan.shard, plan.replicas, plan.context)
+    card = estimate.CARDS["H200"]
+    groups = ranks.world // plan.context
+    ids = work.ids * work.samples * groups
+    achieved = estimate.flops(model_config, work).total * groups / seconds / ranks.world / 1e12
+    peak = torch.cuda.max_memory_allocated() if ranks.device.type == "cuda" else 0
+    reserved = torch.cuda.max_memory_reserved() if ranks.device.type == "cuda" else 0
+    predicted = estimate.memory(model_config, work, plan.recompute, spread)
+    moments = predicted.optimiser
+    return {
+        "gpus": ranks.world,
+        "ids": ids,
+        "seconds_a_step": round(seconds, 4),
+        "ids_per_second": round(ids / seconds),
+        "tflops_a_gpu": round(achieved, 1),
+        "mfu": round(achieved / card.peak, 3),
+        "peak_gib": round(peak / 2**30, 2),
+        "before_gib": round(before / 2**30, 2),
+        "reserved_gib": round(reserved / 2**30, 2),
+        "beyond_moments_gib": round((peak - moments) / 2**30, 2),
+        "beyond_moments_and_float32_weights_gib": round((peak - moments - predicted.parameters) / 2**30, 2),
+        "predicted_gib": round(predicted.total / 2**30, 2),
+        "predicted_parts_gib": {name: round(value / 2**30, 2) for name, value in predicted._asdict().items()},
+        "predicted_ids_per_second": round(ids / estimate.seconds(model_config, work, plan.recompute, card, spread)),
+        "losses": [round(value, 4) for value in torch.stack(losses).tolist()],
+        **asdict(plan),
+    }
+
+
+def random_batch(vocabulary: Vocabulary, video: VideoConfig, samples: int, draw: torch.Generator, device: torch.device) -> Batch:
+    """Prompts that fill all their places, and random codes."""
+    text_BS = torch.randint(vocabulary.text_size, (samples, video.slots), generator=draw)
+    shape = (samples, video.window, video.height // 8, video.width // 8)
+    codes_BTHW = torch.randint(vocabulary.codes, shape, generator=draw)
+    return Batch(text_BS.to(device), torch.full((samples,), video.slots, device=device), codes_BTHW.to(device))
+
+
+def measure_attention(model: str, device: torch.device, toy: bool) -> dict[str, Any]:
+    """One layer's attention over a 384p sample, by mask and by prefixes on every kernel: TFLOP/s of what is visible."""
+    config, video = MODELS[model], VIDEOS["toy" if toy else "384p"]
+    grid, text = Grid(video.height // 8, video.width // 8), video.slots + HEADER
+    L = text + video.window * grid.frame_length
+    kind = torch.float32 if toy else torch.bfloat16
+    query = torch.randn(1, L, config.heads, config.head_width, device=device, dtype=kind).transpose(1, 2).requires_grad_()
+    key, value = (
+        torch.randn(1, L, config.kv_heads, config.head_width, device=device, dtype=kind).transpose(1, 2).requires_grad_()
+        for _ in range(2)
+    )
+    frame = (torch.arange(L, device=device) - text).div(grid.frame_length, rounding_mode="floor")
+    block_BL = torch.where(frame < 0, torch.arange(L, device=device), text + frame)[None]
+    work = Work(1, text, grid.frame_length, video.window, 0, 0)
+    forward = 4.0 * work.visible * config.heads * config.head_width / 1e12
+
+    def rates(attend: Attend) -> dict[str, float]:
+        def whole() -> None:
+            query.grad = key.grad = value.grad = None
+            attend(query, key, value).sum().backward()
+
+        with torch.no_grad():
+            one = timed(lambda: attend(query, key, value), device)
+        return {"forward": round(forward / one, 1), "forward_backward": round(3.5 * forward / timed(whole, device), 1)}
+
+    found: dict[str, Any] = {}
+    if toy:
+        found["dense"] = rates(dense(block_BL, block_BL))
+    else:
+        found["flex"] = rates(flex(block_BL))
+    by_prefix = prefix([0], text, grid.frame_length, video.window)
+    found["prefix"] = rates(by_prefix)
+    if not toy:
+        import lumos.model.prefix as module
+
+        usual = module.fastest
+        module.fastest = lambda device: usual(device, SDPBackend.FLASH_ATTENTION)  # type: ignore[assignment]
+        found["prefix_flash"] = rates(by_prefix)
+        module.fastest = usual
+        began = time.perf_counter()  # a prompt of another length: kernels may have to be planned anew
+        for padding in range(1, 6):
+            prefix([padding], text, grid.frame_length, video.window)(query, key, value).sum().backward()
+        wait(device)
+        found["new_prompt_length_seconds"] = round((time.perf_counter() - began) / 5, 4)
+    return found
+
+
+def profiled(step: Callable[[], None], device: torch.device) -> dict[str, Any]:
+    """Milliseconds of device time by part in one step, and the longest kernels."""
+    from torch.profiler import ProfilerActivity, profile
+
+    on_card = device.type == "cuda"
+    with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_card else [])]) as seen:
+        step()
+        wait(device)
+    parts = dict.fromkeys(("attention", "matrices", "communication", "rest"), 0.0)
+    longest = []
+    for event in seen.key_averages():
+        time_ms = (event.self_device_time_total if on_card else event.self_cpu_time_total) / 1000
+        if on_card and event.device_type.name != "CUDA":
+            continue
+        name = event.key.lower()
+        if any(word in name for word in ("fmha", "flash", "sdpa", "flex", "attention")):
+            part = "attention"
+        elif any(word in name for word in ("gemm", "nvjet", "cutlass", "xmma", "mm")) and "memcpy" not in name:
+            part = "matrices"
+        else:
+            part = "communication" if "nccl" in name else "rest"
+        parts[part] += time_ms
+        longest.append((round(time_ms, 1), event.count, event.key[:90]))
+    return {
+        "milliseconds": {name: round(value, 1) for name, value in parts.items()},
+        "longest": sorted(longest, reverse=True)[:14],
+    }
+
+
+def timed(function: Callable[[], Any], device: torch.device, times: int = 5) -> float:
+    """Seconds a call, after two to warm up."""
+    for _ in range(2):
+        function()
+    wait(device)
+    began = time.perf_counter()
+    for _ in range(times):
+        function()
+    wait(device)
+    return (time.perf_counter() - began) / times
+
+
+def wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def clean_up(device: torch.device) -> None:
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def about(ranks: Ranks) -> dict[str, str]:
+    """When, on what, with what: so that a number can be made again."""
+    card = torch.cuda.get_device_name() if ranks.device.type == "cuda" else "CPU"
+    commit = os.environ.get("COMMIT", "")
+    if not commit:
+        found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+        commit = found.stdout.strip()
+    return {"date": time.strftime("%Y-%m-%d"), "card": card, "torch": torch.__version__, "commit": commit}
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Markdown."""
+    head = ("case", "GPUs", "ids/s", "x released", "MFU", "s a step", "peak GiB", "predicted GiB", "off by")
+    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
+    for row in rows:
+        if "ids_per_second" not in row:
+            note = row.get("error") or row.get("left_out") or json.dumps({k: row[k] for k in row if k not in ("date", "commit")})
+            lines.append(f"| {row['case']} | {note[:600]} |" + " |" * (len(head) - 2))
+            continue
+        off = f"{row['predicted_gib'] / row['peak_gib'] - 1:+.0%}" if row["peak_gib"] else ""
+        speedup = f"{row['ids_per_second'] / RELEASED:.2f}" if row["case"].startswith("1b 384p") else ""
+        cells = (row["case"], row["gpus"], row["ids_per_second"], speedup, row["mfu"], row["seconds_a_step"], row["peak_gib"])
+        lines.append("| " + " | ".join(map(str, (*cells, row["predicted_gib"], off))) + " |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

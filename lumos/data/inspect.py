@@ -1,0 +1,83 @@
+"""What is in a folder of shards: counts, sizes and captions, and clips decoded from their codes for the eye."""
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from lumos.data.clips import unpack_picture
+from lumos.data.shards import PIXELS, TOKENS, ShardIndex, ShardReader, check_tokenizer, read_settings, unpack_codes
+from lumos.tokenizer.cosmos import load_any_tokenizer
+from lumos.weights import find_weights
+
+SAMPLE = 2000  # captions looked at
+
+
+def describe(index: ShardIndex) -> dict[str, Any]:
+    """Counts and sizes of all clips; captions of up to SAMPLE of them, spread over all."""
+    reader = ShardReader(index, [_words(index)])
+    sampled = [reader.row(row)[_words(index)] for row in _spread(len(index), SAMPLE)]
+    words = Counter(word for captions in sampled for word in captions)
+    sizes = Counter(map(tuple, index.sizes_N3.tolist()))
+    frames = index.sizes_N3[:, 0] if index.form == PIXELS else 1 + 4 * (index.sizes_N3[:, 0] - 1)
+    images = int((index.sizes_N3[:, 0] == 1).sum())
+    document: dict[str, Any] = {"clips": len(index), "videos": len(index) - images, "images": images, "shards": len(index.files)}
+    document["holds"] = "pictures" if index.form == PIXELS else "codes"
+    document["fps"] = index.fps
+    if index.fps:
+        document["hours"] = round(float(frames[frames > 1].sum()) / index.fps / 3600, 4)
+    document["sizes"] = {f"{t}x{h}x{w}": count for (t, h, w), count in sizes.most_common(20)}
+    document["tokenizer"] = index.tokenizer or "none"
+    document["captions_a_clip"] = round(float(np.mean([len(captions) for captions in sampled])), 2)
+    if index.form != TOKENS:
+        document["captions"] = [caption for caption, _ in words.most_common()[:: max(1, len(words) // 8)]][:8]
+    return document
+
+
+def draw_clips(index: ShardIndex, count: int, tokenizer: str | None) -> tuple[Tensor, list[str]]:
+    """(pixels_BCFHW, captions) of `count` clips spread over all, of the commonest size. Errors where the tokenizer is another."""
+    sizes, counts = np.unique(index.sizes_N3, axis=0, return_counts=True)
+    same = np.flatnonzero((index.sizes_N3 == sizes[counts.argmax()]).all(1))
+    rows = [int(same[place]) for place in _spread(len(same), count)]
+    contents = ["picture", "F", "height", "width"] if index.form == PIXELS else ["codes", "T", "H", "W"]
+    reader = ShardReader(index, [*contents, _words(index), "source"])
+    found = [reader.row(row) for row in rows]
+    if index.form == TOKENS:
+        captions = [row["source"] for row in found]
+    else:
+        captions = [" / ".join(row["captions"])[:120] for row in found]
+    if index.form == PIXELS:
+        clips = [unpack_picture(*(row[name] for name in contents)) for row in found]
+        pixels_BCFHW = torch.from_numpy(np.stack(clips)).permute(0, 4, 1, 2, 3).float() / 127.5 - 1
+    else:
+        made_by = tokenizer or read_settings(index.folder).get("name") or "tiny"
+        model = load_any_tokenizer(find_weights(made_by, "tokenizer"))
+        check_tokenizer(index, model)
+        pixels_BCFHW = torch.cat([model.decode(unpack_codes(*(row[name] for name in contents))[None]) for row in found])
+    side = max(pixels_BCFHW.shape[3:])
+    if side > LARGEST:
+        B, C, F, H, W = pixels_BCFHW.shape
+        small = interpolate(
+            pixels_BCFHW.transpose(1, 2).flatten(0, 1),
+            (H * LARGEST // side, W * LARGEST // side),
+            mode="bilinear",
+            antialias=True,
+        )
+        pixels_BCFHW = small.view(B, F, C, *small.shape[2:]).transpose(1, 2)
+    return pixels_BCFHW, captions
+
+
+LARGEST = 192  # pixels a side in the sheet
+
+
+def _words(index: ShardIndex) -> str:
+    return "text" if index.form == TOKENS else "captions"
+
+
+def _spread(total: int, count: int) -> list[int]:
+    """At most `count` of `total` numbers, evenly."""
+    count = min(count, total)
+    return [round(i * (total - 1) / max(count - 1, 1)) for i in range(count)]

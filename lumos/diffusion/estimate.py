@@ -1,0 +1,105 @@
+"""Memory and operations of a generation before it starts, so that what cannot work is refused with advice (paper section 3.3).
+
+Counts follow from shapes; what is measured is the device: its free memory, and how fast it multiplies matrices.
+"""
+
+import os
+import time
+from dataclasses import dataclass
+
+import torch
+
+from lumos.diffusion.engine import LOGITS
+from lumos.diffusion.history import STRUCTURE, most_slots, shrink, visible_content
+from lumos.diffusion.job import Plan, pass_operations
+from lumos.diffusion.sampler import SamplerConfig, codes_left, strengths
+from lumos.model.transformer import ModelConfig
+from lumos.sequence.layout import HEADER
+
+GIB = 2**30
+EFFICIENCY = 0.5  # of the matrix products' rate that a whole generation reaches; only for telling minutes from hours
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """bytes: of cache, activations, logits and decoding, beside the weights. operations: multiplications and additions."""
+
+    bytes: float
+    operations: float
+
+
+def estimate(
+    config: ModelConfig,
+    plan: Plan,
+    slots: int,
+    codes: int,
+    prompts: int,
+    item: int,
+    settings: SamplerConfig,
+) -> Estimate:
+    """Of generating `prompts` videos with prompts of `slots` ids, `codes` visual codes, and `item` bytes a number."""
+    grid, shortcuts = plan.grid, settings.shortcuts
+    content, places, prefix = grid.content, grid.rows * grid.columns, slots + HEADER
+    per_frame = [settings.for_frame(number, places) for number in range(plan.latent_frames)]
+    guided = any(value != 1 for each in per_frame for value in strengths(each))
+    rows = prompts * (2 if guided else 1)
+    visible, window = visible_content(content, settings.history, shortcuts), shortcuts.window or plan.window
+
+    capacity = prefix + most_slots(plan.latent_frames, content, visible, window, shortcuts)
+    cache = 2 * config.layers * rows * config.kv_heads * capacity * config.head_width * item
+    activations = rows * grid.frame_length * (3 * config.ffn + 6 * config.width) * item
+    logits = min(LOGITS, rows * places * codes) * (item + 16)
+    decoding = prompts * places * 64 * 400
+
+    operations, seen = 0.0, list[int]()
+    for each in per_frame[plan.at_hand :]:
+        looked = sum([places, *codes_left(places, each.steps)[:-1]]) / each.steps  # places a step computes logits of, on average
+        keys = prefix + sum(count + STRUCTURE for count in seen) + grid.frame_length
+        for value in [*strengths(each), 0.0]:  # the last one is the pass that makes it history
+            running = prompts if value == 1 else rows
+            operations += pass_operations(config, running * grid.frame_length, keys)
+            operations += 2.0 * running * looked * config.width * codes
+        seen = [count for count in shrink([*seen, visible], window, shortcuts) if count is not None]
+    return Estimate(cache + activations + logits + decoding, operations)
+
+
+def check_memory(needed: float, device: torch.device) -> None:
+    """ValueError with advice if `needed` bytes are more than the device has free."""
+    free = free_memory(device)
+    if free is not None and needed > free:
+        raise ValueError(
+            f"this needs about {needed / GIB:.1f} GiB of memory beside the weights, {free / GIB:.1f} GiB are free; "
+            "use fewer prompts at once, fewer frames, a smaller size, a smaller --window or --history visible"
+        )
+
+
+def free_memory(device: torch.device) -> float | None:
+    """Bytes that can still be used on the device; None where the system does not say."""
+    if device.type == "cuda":
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return float(torch.cuda.mem_get_info(device)[0] + cached)
+    try:
+        with open("/proc/meminfo", encoding="ascii") as lines:
+            return 1024.0 * int(next(line for line in lines if line.startswith("MemAvailable")).split()[1])
+    except (OSError, StopIteration):
+        names = os.sysconf_names
+        return float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")) if "SC_PHYS_PAGES" in names else None
+
+
+def matrix_rate(device: torch.device, dtype: torch.dtype, side: int | None = None) -> float:
+    """Operations a second of square matrix products, measured in a moment (about 0.1 s)."""
+    side = side or (8192 if device.type == "cuda" else 1024)
+    one, other = torch.randn(2, side, side, device=device).to(dtype)
+    repeats = 10 if device.type == "cuda" else 4
+    one @ other
+    _wait(device)
+    begin = time.perf_counter()
+    for _ in range(repeats):
+        one @ other
+    _wait(device)
+    return repeats * 2.0 * side**3 / (time.perf_counter() - begin)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,313 @@
+"""Results of `lumos.evaluation.claims` -> docs/paper_claims.md and its plots: every number from the lines of the files.
+
+`python -m lumos.evaluation.claims_report --results FOLDER --out docs/paper_claims.md`. Scores are pooled over the seeds, with
+Wilson's 95 % interval; a difference counts from two standard errors on.
+"""
+
+import argparse
+import json
+import math
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lumos.evaluation.claims import CLAIMS, LATENCY, RUNS, SCORES, Claim, Setting, read_lines
+from lumos.evaluation.scores import wilson
+from lumos.evaluation.small_runs import Variant
+
+SHOWN = ("all", "count", "colour", "shape", "motion", "direction", "wholeness")
+COMPARED = ("rope", "masks", "attention")  # claims in which the first variant is said to be the best
+Lines = list[dict[str, Any]]
+
+
+def write_claims(results: Path, out: Path) -> None:
+    """Write the page, and its plots into `img` beside it. ValueError for a folder without results."""
+    runs, scores, latency = (read_lines(results / name) for name in (RUNS, SCORES, LATENCY))
+    if not (runs or scores or latency):
+        raise ValueError(f"{results} must hold results of lumos.evaluation.claims, found none; run a claim first")
+    pictures = out.parent / "img"
+    pictures.mkdir(parents=True, exist_ok=True)
+    parts = [_head(results, runs)]
+    for name, claim in CLAIMS.items():
+        of_claim = _of(claim, scores)
+        if _is_measured(claim, of_claim):
+            parts.append(_section(name, claim, runs, of_claim, pictures))
+    if latency:
+        parts.append(_latency(latency[-1]))
+    missing = [name for name, claim in CLAIMS.items() if not _is_measured(claim, _of(claim, scores))] + (
+        [] if latency else ["latency"]
+    )
+    if missing:
+        parts.append("## Not measured yet\n\n" + ", ".join(missing) + ".")
+    out.write_text("\n\n".join(parts) + "\n", "utf-8")
+
+
+def verdict(better: Sequence[int], worse: Sequence[int]) -> str:
+    """Of two [right, unclear, of]: "confirmed" if the first is higher by two standard errors, "opposite", or "not confirmed"."""
+    (right, _, of), (other, _, other_of) = better, worse
+    pooled = (right + other) / (of + other_of)
+    error = math.sqrt(max(pooled * (1 - pooled), 1e-9) * (1 / of + 1 / other_of))
+    distance = (right / of - other / other_of) / error
+    return "confirmed" if distance > 2 else "opposite" if distance < -2 else "not confirmed"
+
+
+def pooled(scores: Lines, variant: Variant, setting: Setting) -> dict[str, list[int]] | None:
+    """Marks of all seeds together."""
+    lines = [line for line in scores if (line["variant"], line["label"]) == (variant.name, setting.label)]
+    if not lines:
+        return None
+    names = [name for name in lines[0]["marks"] if all(name in line["marks"] for line in lines)]
+    return {name: [sum(line["marks"][name][i] for line in lines) for i in range(3)] for name in names}
+
+
+def _of(claim: Claim, scores: Lines) -> Lines:
+    wanted = {(variant.name, setting.label) for variant in claim.variants for setting in claim.settings}
+    return [line for line in scores if (line["variant"], line["label"]) in wanted]
+
+
+def _is_measured(claim: Claim, scores: Lines) -> bool:
+    """Whether there is something to compare: every variant once, and several settings if there is one variant alone."""
+    variants, labels = {line["variant"] for line in scores}, {line["label"] for line in scores}
+    return len(variants) == len(claim.variants) and len(labels) >= min(len(claim.settings), 2)
+
+
+def _head(results: Path, runs: Lines) -> str:
+    scale = json.loads((results / "scale.json").read_text("utf-8")) if (results / "scale.json").exists() else {}
+    model = scale.get("model", {})
+    toy = " **These are toy sizes, which only show that everything runs.**" if scale.get("clips", 99) < 99 else ""
+    return f"""# The paper's claims, tested
+
+Made by `python -m lumos.evaluation.claims_report`; every number comes from the results of the commands shown.{toy}
+
+The work is the same for all: one plain object of the shapes world, {scale.get("frames")} frames, plainest captions; a model of
+{model.get("layers")} layers and width {model.get("width")}, {scale.get("seconds")} seconds of training each (compilation and
+validation left out) on {scale.get("clips")} clips, batch {scale.get("batch")}; {scale.get("prompts")} prompts, half of them with
+colour and shape never shown together. {len(runs)} models were trained. "all" is the share of videos in which number, colour,
+shape, motion and direction are all as told. Intervals are Wilson's 95 % over all seeds' videos; "confirmed" and "opposite" mean
+a difference of more than two standard errors in the share "all", "not confirmed" a smaller one."""
+
+
+def _section(name: str, claim: Claim, runs: Lines, scores: Lines, pictures: Path) -> str:
+    seeds = sorted({line["seed"] for line in scores})
+    parts = [
+        f"## {name}\n\nThe paper: {claim.says}.",
+        f"    python -m lumos.evaluation.claims {name} --out runs/claims --seeds {len(seeds)}",
+    ]
+    if name in COMPARED:
+        parts.append(_compared(claim, runs, scores))
+    if name == "history":
+        parts.append(_collapse(claim, scores))
+    parts.append(_table(claim, scores))
+    picture = _plot(name, claim, runs, scores, pictures)
+    if picture:
+        parts.append(f"![{name}](img/{picture})")
+    return "\n\n".join(parts)
+
+
+def _compared(claim: Claim, runs: Lines, scores: Lines) -> str:
+    """A line for each comparison with the first variant."""
+    lines = ["| against | validation loss | frame by frame, own mask | verdict |", "| --- | --- | --- | --- |"]
+    base = claim.variants[0]
+    base_losses = [final["loss"] for final in _finals(runs, base)]
+    for variant in claim.variants:
+        finals = _finals(runs, variant)
+        if not finals:
+            continue
+        losses = [final["loss"] for final in finals]
+        frames = [sum(values) / len(values) for values in zip(*(final["own_frames"] for final in finals), strict=True)]
+        said = [f"loss: {_loss_verdict(losses, base_losses)}"] if variant != base else []
+        for setting in claim.settings if variant != base else ():
+            ours, theirs = pooled(scores, base, setting), pooled(scores, variant, setting)
+            if ours and theirs:
+                said.append(f"{setting.label}: {verdict(ours['all'], theirs['all'])}")
+        shown = ", ".join(f"{frame:.2f}" for frame in frames)
+        lines.append(f"| {variant.name} | {_mean(losses)} | {shown} | {'; '.join(said) or 'said to be best'} |")
+    return "\n".join(lines)
+
+
+def _finals(runs: Lines, variant: Variant) -> Lines:
+    """The last points of the curves of a variant's models."""
+    return [line["curve"][-1] for line in runs if line["variant"] == variant.name and line["curve"]]
+
+
+def _loss_verdict(losses: Sequence[float], base: Sequence[float]) -> str:
+    """Whether the base's loss is lower by two standard errors of the difference between seeds."""
+    if min(len(losses), len(base)) < 2:
+        return "one seed tells nothing"
+    means, errors = [], []
+    for values in (losses, base):
+        mean = sum(values) / len(values)
+        means.append(mean)
+        errors.append(sum((value - mean) ** 2 for value in values) / (len(values) - 1) / len(values))
+    distance = (means[0] - means[1]) / math.sqrt(max(sum(errors), 1e-12))
+    return "confirmed" if distance > 2 else "opposite" if distance < -2 else "not confirmed"
+
+
+def _collapse(claim: Claim, scores: Lines) -> str:
+    """Does hiding part of the history help, for each model?"""
+    lines = ["| model | history mask 0.7 better than 0 | 0.9 better than 0.7 |", "| --- | --- | --- |"]
+    for variant in claim.variants:
+        none, some, most = (pooled(scores, variant, Setting(f"random {ratio}")) for ratio in (0.0, 0.7, 0.9))
+        if none and some and most:
+            lines.append(f"| {variant.name} | {verdict(some['all'], none['all'])} | {verdict(most['all'], some['all'])} |")
+    return "\n".join(lines)
+
+
+def _table(claim: Claim, scores: Lines) -> str:
+    lines = ["| model | sampled with | videos | " + " | ".join(SHOWN) + " |", "| --- " * (3 + len(SHOWN)) + "|"]
+    for variant in claim.variants:
+        for setting in claim.settings:
+            marks = pooled(scores, variant, setting)
+            if marks:
+                cells = [_share(marks[name], name == "all") if name in marks else "" for name in SHOWN]
+                lines.append(f"| {variant.name} | {setting.label} | {marks['all'][2]} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _latency(line: dict[str, Any]) -> str:
+    parts = [
+        "## latency\n\nThe paper: 960 s by next-token prediction, 383 s by mask prediction without a cache, 77.8 s with one.",
+        "    python -m lumos.evaluation.claims latency --out runs/claims",
+        f"Measured on {line['device']}:",
+    ]
+    for model, ways in line.items():
+        if isinstance(ways, dict):
+            rows = [
+                f"| {way} | {found['seconds']:.3g} | {found['passes']} | {found['measured']} |" for way, found in ways.items()
+            ]
+            head = f"| {model} | seconds a video | passes | of them measured |\n| --- | --- | --- | --- |\n"
+            parts.append(head + "\n".join(rows))
+    return "\n\n".join(parts)
+
+
+def _share(mark: Sequence[int], interval: bool) -> str:
+    right, _, of = mark
+    text = f"{100 * right / of:.1f}"
+    if interval:
+        low, high = wilson(right, of)
+        text += f" ({100 * low:.0f} to {100 * high:.0f})"
+    return text
+
+
+def _mean(values: Sequence[float]) -> str:
+    mean = sum(values) / len(values)
+    if len(values) == 1:
+        return f"{mean:.3f} (one seed)"
+    spread = math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1))
+    return f"{mean:.3f} +- {spread:.3f} ({len(values)} seeds)"
+
+
+def _plot(name: str, claim: Claim, runs: Lines, scores: Lines, pictures: Path) -> str | None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    drawing = {"rope": _plot_losses, "masks": _plot_frames, "attention": _plot_losses, "history": _plot_history}.get(
+        name, _plot_bars
+    )
+    if name == "sampling":
+        drawing = _plot_grid
+    figure, axes = pyplot.subplots(figsize=(7.2, 4.2), layout="constrained")
+    drawing(axes, claim, runs, scores)
+    file = f"claim_{name}.png"
+    figure.savefig(pictures / file, dpi=110)
+    pyplot.close(figure)
+    return file
+
+
+def _plot_losses(axes: Any, claim: Claim, runs: Lines, _: Lines) -> None:
+    for number, variant in enumerate(claim.variants):
+        for line in (line for line in runs if line["variant"] == variant.name and line["curve"]):
+            points = [(point["seconds"], point["loss"]) for point in line["curve"]]
+            label = variant.name if line["seed"] == 0 else None
+            axes.plot(*zip(*points, strict=True), color=f"C{number}", label=label, alpha=0.8)
+    axes.set(xlabel="seconds of training", ylabel="validation loss, nats a masked code (tube mask)")
+    axes.legend()
+
+
+def _plot_frames(axes: Any, claim: Claim, runs: Lines, _: Lines) -> None:
+    for number, variant in enumerate(claim.variants):
+        finals = [line["curve"][-1]["own_frames"] for line in runs if line["variant"] == variant.name and line["curve"]]
+        if finals:
+            frames = [sum(values) / len(values) for values in zip(*finals, strict=True)]
+            axes.plot(range(1, len(frames) + 1), frames, "o-", color=f"C{number}", label=variant.name)
+    axes.set(xlabel="latent frame", ylabel="loss under the training mask, nats", title="the imbalance, and its cure")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.legend()
+
+
+def _plot_history(axes: Any, claim: Claim, _: Lines, scores: Lines) -> None:
+    for number, variant in enumerate(claim.variants):
+        _line_of(axes, claim, scores, variant, re.compile(r"random (\S+)$"), f"C{number}", "o-", variant.name)
+        for kind, style in (("random", "x--"), ("periodic", "s:")):
+            name = f"{variant.name}, {kind}, no noise"
+            _line_of(axes, claim, scores, variant, re.compile(rf"{kind} (\S+), no noise$"), f"C{number}", style, name)
+    axes.set(xlabel="history mask ratio", ylabel="all right, %", ylim=(0, None))
+    axes.legend(fontsize=8)
+
+
+def _line_of(
+    axes: Any, claim: Claim, scores: Lines, variant: Variant, label: "re.Pattern[str]", colour: str, style: str, name: str
+) -> None:
+    points = []
+    for setting in claim.settings:
+        found, marks = label.match(setting.label), pooled(scores, variant, setting)
+        if found and marks:
+            right, _, of = marks["all"]
+            low, high = wilson(right, of)
+            share = right / of
+            points.append((float(found[1]), 100 * share, 100 * max(share - low, 0), 100 * max(high - share, 0)))
+    if points:
+        x, y, below, above = zip(*points, strict=True)
+        axes.errorbar(x, y, (below, above), fmt=style, color=colour, label=name, capsize=2, alpha=0.8)
+
+
+def _plot_grid(axes: Any, claim: Claim, _: Lines, scores: Lines) -> None:
+    steps = list(dict.fromkeys(setting.changes["steps"] for setting in claim.settings))
+    guidances = list(dict.fromkeys(setting.changes["guidance"] for setting in claim.settings))
+    table = [[math.nan] * len(guidances) for _ in steps]
+    for setting in claim.settings:
+        marks = pooled(scores, claim.variants[0], setting)
+        if marks:
+            row, column = steps.index(setting.changes["steps"]), guidances.index(setting.changes["guidance"])
+            table[row][column] = 100 * marks["all"][0] / marks["all"][2]
+            axes.text(column, row, f"{table[row][column]:.0f}", ha="center", va="center", color="white")
+    axes.imshow(table, vmin=0, vmax=100, cmap="viridis")
+    axes.set(xlabel="guidance", ylabel="steps a frame", title="all right, %")
+    axes.set_xticks(range(len(guidances)), guidances)
+    axes.set_yticks(range(len(steps)), steps)
+
+
+def _plot_bars(axes: Any, claim: Claim, _: Lines, scores: Lines) -> None:
+    bars = [(setting.label, pooled(scores, variant, setting)) for variant in claim.variants for setting in claim.settings]
+    for number, (_label, marks) in enumerate(bars):
+        if marks:
+            right, _unclear, of = marks["all"]
+            low, high = wilson(right, of)
+            error = [[100 * max(right / of - low, 0)], [100 * max(high - right / of, 0)]]
+            axes.bar(number, 100 * right / of, yerr=error, color="C0", capsize=3)
+    axes.set_xticks(range(len(bars)), [label for label, _ in bars], rotation=20, ha="right")
+    axes.set(ylabel="all right, %")
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, required=True, help="the --out folder of lumos.evaluation.claims")
+    parser.add_argument(
+        "--out", type=Path, default=Path("docs/paper_claims.md"), help="page to write (default: docs/paper_claims.md)"
+    )
+    args = parser.parse_args(words)
+    try:
+        write_claims(args.results, args.out)
+    except ModuleNotFoundError as error:
+        sys.exit(f"claims_report: this needs the package {error.name}, which is missing; run pip install 'lumos[evaluate]'")
+    except (ValueError, OSError) as error:
+        sys.exit(f"claims_report: {error}")
+    print(args.out)
+
+
+if __name__ == "__main__":
+    main()

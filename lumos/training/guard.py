@@ -1,0 +1,55 @@
+"""A gradient that is no number, or far larger than usual, changes nothing: the step is skipped and counted.
+
+All of it happens on the device, so that nothing waits for it; the log reads the counts, and ends a run that only skips.
+"""
+
+import torch
+from torch import Tensor
+
+USUAL = 20  # steps before "usual" means anything
+MEMORY = 0.95  # of the usual norm, a step
+
+
+class Guard:
+    """Which gradient norms are out of the usual: not finite, or more than `spike` times the recent ones."""
+
+    def __init__(self, spike: float, device: torch.device) -> None:
+        self.spike = spike
+        self.usual = torch.zeros((), device=device)
+        self.steps = torch.zeros((), device=device)
+        self.skipped = torch.zeros((), device=device)  # in all
+        self.in_a_row = torch.zeros((), device=device)
+
+    def check(self, norm: Tensor) -> Tensor:
+        """Whether to skip the step with this norm: bool, on the device."""
+        bad = ~norm.isfinite() | ((norm > self.spike * self.usual) & (self.steps >= USUAL))
+        average = torch.lerp(norm, self.usual, torch.clamp(self.steps / (self.steps + 1), max=MEMORY))
+        self.usual = torch.where(bad, self.usual, average)
+        self.steps = self.steps + (~bad).float()
+        self.skipped = self.skipped + bad.float()
+        self.in_a_row = torch.where(bad, self.in_a_row + 1, 0.0)
+        return bad
+
+    def report(self, patience: int, step: int) -> float:
+        """Steps skipped so far (waits for the device). ValueError when the last `patience` or more all were."""
+        skipped, in_a_row = torch.stack((self.skipped, self.in_a_row)).tolist()
+        if in_a_row >= patience:
+            raise ValueError(
+                f"gradients must be numbers of a usual size, got {in_a_row:.0f} steps in a row that were not, up to step {step}; "
+                "resume from the last checkpoint with a lower learning rate (optim.lr) or a longer warm-up"
+            )
+        return float(skipped)
+
+
+def step_unless(bad: Tensor, optimizer: torch.optim.Optimizer) -> None:
+    """`optimizer.step()` where `bad` is False; otherwise weights stay as they are (Muon's go on with their momentum)."""
+    if all(group.get("fused") for group in optimizer.param_groups):
+        optimizer.found_inf = bad.float()  # type: ignore[attr-defined] # fused AdamW then does nothing, without a wait
+        for group in optimizer.param_groups:
+            if group.get("muon"):
+                for parameter in group["params"]:
+                    if parameter.grad is not None:
+                        parameter.grad.masked_fill_(bad, 0.0)
+        optimizer.step()
+    elif not bool(bad):
+        optimizer.step()

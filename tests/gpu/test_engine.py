@@ -1,0 +1,102 @@
+"""On the card: compiled layers, CUDA graphs and mask-free kernels sample as the plain engine does, without waits."""
+
+import pytest
+import torch
+from torch import Tensor
+
+import lumos.diffusion.job as jobs
+from lumos.diffusion.engine import Compute, prepare
+from lumos.diffusion.job import Job, Plan
+from lumos.diffusion.sampler import SamplerConfig
+from lumos.model.attention import attend_to_all, fastest
+from lumos.model.quantise import multiply, to_fp8, to_int8
+from lumos.model.transformer import ModelConfig, Transformer
+from lumos.sequence.layout import Grid
+from lumos.sequence.vocabulary import small_vocabulary
+
+pytestmark = pytest.mark.gpu
+VOCABULARY = small_vocabulary(100, 512)
+SHAPE = ModelConfig(VOCABULARY.size, layers=3, width=256, heads=4, kv_heads=2, head_width=64, ffn=512)
+PLAN = Plan(Grid(8, 12), 9, fps=8, window=3, latest=3, trained=9)
+PROMPTS = [[1, 2, 3], [4, 5, 6, 7, 8], [9]]
+
+
+def model_of(dtype: torch.dtype) -> Transformer:
+    with torch.device("cuda"):
+        model = Transformer(SHAPE)
+    model.initialise(torch.Generator("cuda").manual_seed(0))
+    model = model.to(dtype).eval().requires_grad_(False)
+    model.make_tables(torch.device("cuda"))
+    return model
+
+
+def hidden_states(compute: Compute, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
+    """What every pass of two frames finds, the codes being forced to be the same in every run."""
+    model, found, guess = model_of(dtype), [], jobs.guess
+
+    def forced(hidden_RMD: Tensor, head_VD: Tensor, *rest: object) -> object:
+        found.append(hidden_RMD.float().clone())
+        places = torch.arange(hidden_RMD.shape[1], device="cuda")
+        drawn = guess(hidden_RMD, head_VD, *rest)  # type: ignore[arg-type]
+        return drawn._replace(
+            code_BM=places.expand_as(drawn.code_BM) % 512, log_probability_BM=places.float().expand(drawn.code_BM.shape)
+        )
+
+    monkeypatch.setattr(jobs, "guess", forced)
+    with torch.inference_mode():
+        compiled = prepare(model, compute, torch.device("cuda"))
+        job = Job(model, VOCABULARY, PLAN, PROMPTS, [0, 1, 2], SamplerConfig(steps=5), compute, compiled)
+        job.commit(job.sample())
+        job.sample()
+    monkeypatch.undo()
+    return found
+
+
+@pytest.mark.parametrize(
+    "compute",
+    [
+        Compute(compile=False, graphs=True),
+        Compute(compile=True, graphs=False),
+        Compute(compile=True, graphs=True),
+        Compute(compile=False, graphs=False, attention="flash"),
+    ],
+)
+def test_a_fast_engine_is_at_most_twice_as_far_from_float32(compute: Compute, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = Compute(compile=False, graphs=False)
+    exact = hidden_states(plain, torch.float32, monkeypatch)
+    slow = hidden_states(plain, torch.bfloat16, monkeypatch)
+    fast = hidden_states(compute, torch.bfloat16, monkeypatch)
+    assert len(exact) == len(slow) == len(fast) == 10
+    for truth, one, other in zip(exact, slow, fast, strict=True):
+        allowed = 2 * float((one - truth).norm() / truth.norm()) + 1e-4
+        assert float((other - truth).norm() / truth.norm()) <= allowed
+
+
+@pytest.mark.parametrize("graphs", [False, True])
+def test_sampling_a_frame_never_waits_for_the_card(graphs: bool) -> None:
+    compute = Compute(compile=False, graphs=graphs)
+    with torch.inference_mode():
+        job = Job(model_of(torch.bfloat16), VOCABULARY, PLAN, PROMPTS, [0, 1, 2], SamplerConfig(steps=5), compute)
+        job.commit(job.sample())
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            job.commit(job.sample())
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize(("make", "most"), [(to_fp8, 0.06), (to_int8, 0.015)])
+def test_products_in_8_bits_are_close(make, most: float) -> None:  # type: ignore[no-untyped-def]
+    x, weight = torch.randn(2, 37, 256, device="cuda").bfloat16(), torch.randn(512, 256, device="cuda").bfloat16()
+    exact, found = multiply(x.float(), weight.float()), multiply(x, make(weight))
+    assert found.dtype == x.dtype and 0 < float((found.float() - exact).norm() / exact.norm()) < most
+
+
+@pytest.mark.parametrize(("heads", "groups", "width"), [(32, 8, 64), (24, 8, 128)])
+def test_the_kernel_tried_first_does_grouped_queries_over_part_of_a_cache(heads: int, groups: int, width: int) -> None:
+    query = torch.randn(2, heads, 300, width, device="cuda").bfloat16()
+    cache = torch.randn(2, groups, 1000, width, device="cuda").bfloat16()
+    with fastest(torch.device("cuda")):
+        found = attend_to_all([0, 62])(query, cache[:, :, :900], cache[:, :, :900])
+    exact = attend_to_all([0, 62])(query.float(), cache[:, :, :900].float(), cache[:, :, :900].float())
+    assert float((found.float() - exact).norm() / exact.norm()) < 0.01

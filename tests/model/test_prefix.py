@@ -1,0 +1,66 @@
+"""Attention without a mask equals the dense mask of the block rule, forward and backward, whole and shared by several ranks."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from lumos.model.attention import Attend, dense
+from lumos.model.prefix import prefix
+from lumos.sequence.layout import HEADER, PADDING_BLOCK, Grid, content_ids, pack, text_batch
+from lumos.sequence.vocabulary import small_vocabulary
+
+SLOTS, FRAMES, GRID = 9, 3, Grid(4, 4)
+VOCABULARY = small_vocabulary(30, 20)
+LENGTHS = [0, 4, 9]
+
+
+def block_of_rows() -> Tensor:
+    """Three rows: no prompt, a short one, and one that fills all places."""
+    text = text_batch(VOCABULARY, [list(range(max(0, length - 2))) for length in LENGTHS], SLOTS)
+    codes = torch.zeros(3, FRAMES, 4, 4, dtype=torch.int64)
+    return pack(VOCABULARY, GRID, *text, content_ids(VOCABULARY, codes), 1, 8).block_BL
+
+
+def tensors(length: int) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((3, 4, length, 8), (3, 2, length, 8), (3, 2, length, 8))
+    return [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
+
+
+def results(attend: Attend, inputs: list[Tensor], seen_BL: Tensor) -> list[Tensor]:
+    leaves = [x.clone().requires_grad_() for x in inputs]
+    out = attend(*leaves) * seen_BL[:, None, :, None]
+    (out * torch.cos(torch.arange(out.shape[-1]))).square().sum().backward()
+    return [out.detach(), *(leaf.grad for leaf in leaves if leaf.grad is not None)]
+
+
+def fast(rank: int = 0, ranks: int = 1) -> Attend:
+    return prefix([SLOTS - length for length in LENGTHS], SLOTS + HEADER, GRID.frame_length, FRAMES, rank, ranks)
+
+
+def test_equals_the_dense_mask() -> None:
+    block_BL = block_of_rows()
+    inputs, seen_BL = tensors(block_BL.shape[1]), block_BL < PADDING_BLOCK
+    expected = results(dense(block_BL, block_BL), inputs, seen_BL)
+    found = results(fast(), inputs, seen_BL)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)  # key gradients are added up in float32
+
+
+def test_unused_places_give_zeros_not_nan() -> None:
+    block_BL = block_of_rows()
+    out = fast()(*tensors(block_BL.shape[1]))
+    assert (out.transpose(1, 2)[block_BL == PADDING_BLOCK] == 0).all() and out.isfinite().all()
+
+
+@pytest.mark.parametrize("ranks", [2, 5, 16])
+def test_the_queries_of_several_ranks_are_those_of_one(ranks: int) -> None:
+    block_BL = block_of_rows()
+    short = -block_BL.shape[1] % ranks
+    block_BL = torch.cat([block_BL, block_BL.new_full((3, short), PADDING_BLOCK)], dim=1)
+    query, key, value = tensors(block_BL.shape[1])
+    whole = dense(block_BL, block_BL)(query, key, value).transpose(1, 2)
+    for rank in range(ranks):
+        part = fast(rank, ranks)(query[:, :, rank::ranks], key, value).transpose(1, 2)
+        seen_BL = block_BL[:, rank::ranks] < PADDING_BLOCK
+        torch.testing.assert_close(part[seen_BL], whole[:, rank::ranks][seen_BL])

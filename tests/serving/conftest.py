@@ -1,0 +1,121 @@
+"""A real server over a tiny random model: one for the whole session, in a thread, and others on demand."""
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("fastapi", reason="the server needs the extra: pip install 'lumos[serve]'")
+pytest.importorskip("gradio", reason="the server needs the extra: pip install 'lumos[serve]'")
+
+import httpx
+import torch
+
+from lumos.diffusion.sampler import SamplerConfig
+from lumos.model.transformer import ModelConfig, Transformer
+from lumos.model_folder import FolderConfig, VideoConfig, save_model
+from lumos.sequence.text import train_text_tokenizer
+from lumos.sequence.vocabulary import small_vocabulary
+from lumos.serving.config import ServeConfig
+from lumos.serving.server import serve
+from lumos.tokenizer.model import TokenizerConfig, VideoTokenizer
+
+
+@dataclass
+class Running:
+    """A server that answers at `url`; `http` is a client of it with a name of its own."""
+
+    url: str
+    http: httpx.Client
+
+    def make(self, prompt: str = "a red circle", **asked: Any) -> dict[str, Any]:
+        answer = self.http.post("/v1/videos", json={"prompt": prompt, **asked})
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+    def events(self, id: str) -> Iterator[tuple[str, dict[str, Any]]]:
+        """(event, data) until the server ends the stream."""
+        import json
+
+        with self.http.stream("GET", f"/v1/videos/{id}/events", timeout=60) as lines:
+            assert lines.status_code == 200
+            word = ""
+            for line in lines.iter_lines():
+                if line.startswith("event: "):
+                    word = line.removeprefix("event: ")
+                elif line.startswith("data: "):
+                    yield word, json.loads(line.removeprefix("data: "))
+
+    def finish(self, id: str) -> dict[str, Any]:
+        """Wait for the end of a video; its last document."""
+        return [data for word, data in self.events(id) if word == "status"][-1]
+
+
+@pytest.fixture(scope="session")
+def toy_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random model of 32x32 videos, 9 frames."""
+    tokenizer = VideoTokenizer(TokenizerConfig((4, 4, 4), (8, 8), (1, 1), (8, 8), (1, 1)))
+    tokenizer.initialise(torch.Generator().manual_seed(0))
+    text = train_text_tokenizer(["a red circle moves", "two blue stars"], 80)
+    vocabulary = small_vocabulary(text.size, tokenizer.codebook_size)
+    shape = ModelConfig(vocabulary.size, layers=2, width=32, heads=2, kv_heads=1, head_width=32, ffn=48)
+    model = Transformer(shape)
+    model.initialise(torch.Generator().manual_seed(1))
+    video = VideoConfig(height=32, width=32, frames=9, fps=8, slots=40, window=3, latest=3)
+    config = FolderConfig(shape, vocabulary, video, SamplerConfig(steps=3, guidance=2.0))
+    folder = tmp_path_factory.mktemp("weights") / "toy"
+    save_model(folder, config, model.state_dict(), text, tokenizer)
+    return folder
+
+
+@contextmanager
+def running(config: ServeConfig) -> Iterator[Running]:
+    started, answer, ends = threading.Event(), [], []
+
+    def ready(address: str) -> None:
+        answer.append(address)
+        started.set()
+
+    async def run() -> None:
+        stop, loop = asyncio.Event(), asyncio.get_running_loop()
+        ends.append(lambda: loop.call_soon_threadsafe(stop.set))
+        try:
+            await serve(config, ready, stop)
+        finally:
+            started.set()
+
+    thread = threading.Thread(target=lambda: asyncio.run(run()))
+    thread.start()
+    started.wait()
+    try:
+        assert answer, "the server did not start"
+        with httpx.Client(base_url=answer[0].replace("localhost", "127.0.0.1"), timeout=30) as http:
+            yield Running(answer[0].replace("localhost", "127.0.0.1"), http)
+    finally:
+        ends[0]()
+        thread.join()
+
+
+@pytest.fixture(scope="session")
+def toy_config(toy_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> ServeConfig:
+    return ServeConfig(data=tmp_path_factory.mktemp("data"), port=0, weights=str(toy_folder), device="cpu", upload_bytes=2**20)
+
+
+@pytest.fixture(scope="session")
+def server(toy_config: ServeConfig) -> Iterator[Running]:
+    with running(toy_config) as started:
+        yield started
+
+
+@pytest.fixture
+def other_server(toy_config: ServeConfig, tmp_path: Path) -> Iterator[Callable[..., Running]]:
+    """A server with other settings, of this test alone."""
+    from contextlib import ExitStack
+
+    with ExitStack() as stack:
+        yield lambda **settings: stack.enter_context(running(replace(toy_config, data=tmp_path / "data", **settings)))

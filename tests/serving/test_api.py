@@ -1,0 +1,302 @@
+"""The HTTP API over a real worker: what is asked comes out, whole or with words, whatever is sent."""
+
+import io
+import os
+import struct
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("fastapi", reason="the server needs the extra: pip install 'lumos[serve]'")
+pytest.importorskip("gradio", reason="the server needs the extra: pip install 'lumos[serve]'")
+
+import av
+import torch
+from PIL import Image
+
+from lumos.video import write_video
+
+LONG = {"frames": 129, "steps": 16}
+
+
+def picture(width: int = 48, height: int = 48, kind: str = "PNG") -> bytes:
+    file = io.BytesIO()
+    Image.linear_gradient("L").resize((width, height)).convert("RGB").save(file, kind)
+    return file.getvalue()
+
+
+def frames_of(content: bytes) -> int:
+    with av.open(io.BytesIO(content)) as container:
+        return sum(1 for _ in container.decode(video=0))
+
+
+def error_of(answer: Any) -> dict[str, Any]:
+    """The error of an answer, checked to be in words, in one line, and to tell nothing about the server's disk."""
+    error = answer.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert error["message"] and "\n" not in error["message"]
+    assert "/tmp" not in answer.text and os.getcwd() not in answer.text and "Traceback" not in answer.text
+    return error
+
+
+def test_a_sentence_becomes_a_video_with_frames_on_the_way(server: Any) -> None:
+    asked = server.make("a red circle moves", frames=9, seed=7, steps=2)
+    assert (asked["object"], asked["size"], asked["seconds"], asked["seed"]) == ("video", "32x32", "1.125", 7)
+    news = list(server.events(asked["id"]))
+    shown = [data for word, data in news if word == "frames"]
+    assert [(data["index"], data["first_frame"], len(data["frames"])) for data in shown] == [(0, 0, 1), (1, 1, 4), (2, 5, 4)]
+    assert all(data["frames"][0].startswith("data:image/webp;base64,") for data in shown)
+    steps = [data["progress"] for word, data in news if word == "status"]
+    assert steps == sorted(steps) and steps[-1] == 100
+    last = news[-1][1]
+    assert last["status"] == "completed" and last["error"] is None and last["expires_at"] > last["completed_at"]
+    assert server.http.get(f"/v1/videos/{asked['id']}").json() == last
+
+    content = f"/v1/videos/{asked['id']}/content"
+    mp4 = server.http.get(content)
+    assert mp4.headers["content-type"] == "video/mp4" and frames_of(mp4.content) == 9
+    gif = server.http.get(content, params={"format": "gif", "download": "true"})
+    assert gif.content[:3] == b"GIF" and "attachment" in gif.headers["content-disposition"]
+    assert Image.open(io.BytesIO(server.http.get(content, params={"variant": "thumbnail"}).content)).size == (32, 32)
+    sheet = server.http.get(content, params={"variant": "spritesheet"})
+    assert sheet.headers["content-type"] == "image/png" and Image.open(io.BytesIO(sheet.content)).width > 64
+
+    part = server.http.get(content, headers={"Range": "bytes=4-7"})
+    assert (part.status_code, part.content) == (206, b"ftyp")
+    assert server.http.get(content, headers={"Range": f"bytes={len(mp4.content)}-"}).status_code == 416
+    assert server.http.get(content, headers={"Range": "bytes=banana"}).status_code < 500
+
+
+def test_an_image(server: Any) -> None:
+    asked = server.make("two blue stars", frames=1)
+    assert server.finish(asked["id"])["status"] == "completed"
+    answer = server.http.get(f"/v1/videos/{asked['id']}/content")
+    assert answer.headers["content-type"] == "image/png" and Image.open(io.BytesIO(answer.content)).size == (32, 32)
+
+
+def test_the_same_seed_gives_the_same_file_and_no_seed_gives_others(server: Any) -> None:
+    videos = [server.make(frames=5, **seed) for seed in ({"seed": 3}, {"seed": 3}, {}, {})]
+    files = []
+    for video in videos:
+        server.finish(video["id"])
+        files.append(server.http.get(f"/v1/videos/{video['id']}/content").content)
+    assert files[0] == files[1] and len(set(files)) == 3
+    assert videos[2]["seed"] != videos[3]["seed"]
+
+
+def test_a_picture_comes_to_life_sent_with_the_request_or_before(server: Any) -> None:
+    form = {"prompt": "a red circle", "frames": "5", "steps": "1", "guidance": "1.5"}
+    answer = server.http.post("/v1/videos", data=form, files={"input_reference": ("../../x.png", picture())})
+    video = answer.json()
+    assert (video["given_frames"], video["steps"], video["guidance"]) == (1, 1, 1.5)
+    assert "resized to 32x32" in video["note"] and "x.png" not in answer.text
+    assert server.finish(video["id"])["status"] == "completed"
+
+    upload = server.http.post("/v1/uploads", files={"file": picture(100, 50, "JPEG")}).json()
+    assert upload["kind"] == "image" and upload["preview"].startswith("data:image/webp") and "cropped" in upload["note"]
+    video = server.make(frames=5, input_reference={"file_id": upload["id"]}, size="64x32")
+    assert server.finish(video["id"])["status"] == "completed" and video["size"] == "64x32"
+
+
+def test_a_video_is_continued_from_a_file_or_from_a_result(server: Any, tmp_path: Path) -> None:
+    file = write_video(tmp_path / "start.mp4", torch.zeros(3, 7, 40, 40), 8)
+    answer = server.http.post("/v1/videos", data={"prompt": "a"}, files={"input_reference": file.read_bytes()})
+    video = answer.json()
+    assert (video["given_frames"], video["frames"]) == (5, 21) and "last 2 frames left out" in video["note"]
+    assert server.finish(video["id"])["status"] == "completed"
+    more = server.make("a", input_reference={"file_id": video["id"]}, frames=25)
+    assert (more["given_frames"], more["remixed_from_video_id"]) == (21, video["id"])
+    assert server.finish(more["id"])["status"] == "completed"
+    assert frames_of(server.http.get(f"/v1/videos/{more['id']}/content").content) == 25
+
+
+def test_lists_are_of_one_client(server: Any) -> None:
+    mine, other = {"X-Client-Id": "list one"}, {"X-Client-Id": "list two"}
+    ids = [server.http.post("/v1/videos", json={"prompt": "a", "frames": 1}, headers=mine).json()["id"] for _ in range(3)]
+    for id in ids:
+        server.finish(id)
+    listed = server.http.get("/v1/videos", headers=mine, params={"order": "asc", "limit": 2}).json()
+    assert [video["id"] for video in listed["data"]] == ids[:2] and listed["has_more"]
+    after = server.http.get("/v1/videos", headers=mine, params={"order": "asc", "after": ids[1]}).json()
+    assert [video["id"] for video in after["data"]] == ids[2:] and not after["has_more"]
+    assert server.http.get("/v1/videos", headers=other).json()["data"] == []
+
+
+def test_cancel_and_delete_at_any_time(server: Any) -> None:
+    first, second, third = (server.make("a", **LONG) for _ in range(3))
+    assert server.http.get(f"/v1/videos/{third['id']}").json()["queue_position"] == 2
+    assert server.http.get(f"/v1/videos/{third['id']}/content").status_code == 409
+    assert server.http.post(f"/v1/videos/{second['id']}/cancel").json()["error"]["code"] == "cancelled"
+    assert server.http.delete(f"/v1/videos/{first['id']}").json()["deleted"] is True
+    assert server.http.get(f"/v1/videos/{first['id']}").status_code == 404
+    assert next(data for word, data in server.events(third["id"]) if word == "frames")["index"] == 0  # it is its turn
+    server.http.post(f"/v1/videos/{third['id']}/cancel")
+    assert server.finish(third["id"])["status"] == "failed"
+    quick = server.make("a", frames=1)
+    assert server.finish(quick["id"])["status"] == "completed"
+
+
+WRONG: list[tuple[dict[str, Any], str]] = [
+    ({}, "prompt"),
+    ({"prompt": ""}, "prompt"),
+    ({"prompt": " \n"}, "words"),
+    ({"prompt": 5}, "prompt"),
+    ({"prompt": ["a"]}, "prompt"),
+    ({"prompt": "a" * 3000}, "2000"),
+    ({"prompt": "a\x00b"}, "control"),
+    ({"prompt": "\ud800"}, "prompt"),
+    ({"prompt": "a " * 100}, "text ids"),
+    ({"prompt": "a", "frames": 6}, "1 + 4k, got 6; use 5"),
+    ({"prompt": "a", "frames": 0}, "use 1"),
+    ({"prompt": "a", "frames": -(10**30)}, "1 + 4k"),
+    ({"prompt": "a", "frames": 10**300 + 1}, "at most"),
+    ({"prompt": "a", "frames": 5.5}, "frames"),
+    ({"prompt": "a", "frames": "5"}, "frames"),
+    ({"prompt": "a", "frames": True}, "frames"),
+    ({"prompt": "a", "frames": 5, "seconds": "4"}, "both"),
+    ({"prompt": "a", "seconds": "nan"}, "seconds"),
+    ({"prompt": "a", "seconds": 1e300}, "seconds"),
+    ({"prompt": "a", "seconds": "60"}, "at most 129 frames"),
+    ({"prompt": "a", "size": "banana"}, "WIDTHxHEIGHT"),
+    ({"prompt": "a", "size": "33x32"}, "multiples of 32"),
+    ({"prompt": "a", "size": "1024x1024"}, "pixels"),
+    ({"prompt": "a", "seed": -1}, "seed"),
+    ({"prompt": "a", "seed": 2**70}, "seed"),
+    ({"prompt": "a", "steps": 17}, "at most 16"),
+    ({"prompt": "a", "steps": 0}, "steps"),
+    ({"prompt": "a", "guidance": -1}, "guidance"),
+    ({"prompt": "a", "guidance": "much"}, "guidance"),
+    ({"prompt": "a", "temperature": 0}, "temperature"),
+    ({"prompt": "a", "model": "sora-2"}, "model"),
+    ({"prompt": "a", "framse": 5}, "unknown field 'framse'"),
+    ({"prompt": "a", "input_reference": {"file_id": "upload_0"}}, "no such upload"),
+    ({"prompt": "a", "input_reference": {"file_id": "../../etc/passwd"}}, "no such upload"),
+    ({"prompt": "a", "input_reference": {"image_url": "http://localhost/"}}, "input_reference"),
+]
+
+
+@pytest.mark.parametrize(("body", "says"), WRONG, ids=range(len(WRONG)))
+def test_what_is_wrong_is_said(server: Any, body: dict[str, Any], says: str) -> None:
+    import json
+
+    answer = server.http.post("/v1/videos", content=json.dumps(body), headers={"Content-Type": "application/json"})
+    assert answer.status_code == 400, answer.text
+    assert says in error_of(answer)["message"]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"{", b"[]", b"null", b"\xff\xfe", b'{"prompt": NaN}', b'{"prompt": "a", "guidance": Infinity}', b"[" * 20000,
+     b'{"prompt": "a", "seed": ' + b"9" * 10000 + b"}", b'{"prompt": "a", "guidance": 1e999}'],
+    ids=range(10),
+)  # fmt: skip
+def test_broken_bodies(server: Any, body: bytes) -> None:
+    answer = server.http.post("/v1/videos", content=body, headers={"Content-Type": "application/json"})
+    assert answer.status_code == 400
+    error_of(answer)
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    ["\U0001f600 dances", "\u05d3\u05d2 \u05e9\u05d5\u05d7\u05d4", "a'; DROP TABLE videos; --", "<img src=x onerror=alert(1)>"],
+)
+def test_any_script_is_made_or_refused_in_words(server: Any, prompt: str) -> None:
+    answer = server.http.post("/v1/videos", json={"prompt": prompt, "frames": 1})
+    if answer.status_code == 200:
+        assert answer.json()["prompt"] == prompt and answer.headers["content-type"] == "application/json"
+        server.finish(answer.json()["id"])
+    else:
+        assert answer.status_code == 400
+        error_of(answer)
+
+
+def huge_png() -> bytes:
+    """A few hundred kilobytes that say they are 20,000 x 20,000 pixels, and are."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    pack = zlib.compressobj(9)
+    rows = b"".join(pack.compress(bytes(20_001)) for _ in range(20_000)) + pack.flush()
+    header = struct.pack(">IIBBBBB", 20_000, 20_000, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: b"just text", "no picture"),
+        (lambda: b"", "empty"),
+        (lambda: picture()[:90], "damaged"),
+        (lambda: picture(8, 8), "at least 16x16"),
+        (huge_png, "million pixels"),
+        (lambda: b"\x00\x00\x00\x18ftypmp42" + bytes(500), "no picture"),
+        (lambda: b"#EXTM3U\n#EXTINF:1,\nfile:///etc/passwd\n", "no picture"),
+        (lambda: b"PK\x03\x04" + bytes(2000), "no picture"),
+        (lambda: b"<svg xmlns='http://www.w3.org/2000/svg'><image href='file:///etc/passwd'/></svg>", "no picture"),
+    ],
+    ids=["text", "empty", "cut", "small", "huge", "hollow mp4", "playlist", "zip", "svg"],
+)
+def test_bad_uploads_are_refused_in_words(server: Any, make: Callable[[], bytes], says: str) -> None:
+    content = make()
+    assert len(content) < 2**20
+    answer = server.http.post("/v1/uploads", files={"file": ("f.png", content)})
+    assert answer.status_code == 400, answer.text
+    assert says in error_of(answer)["message"]
+
+
+def test_too_many_bytes_announced_or_not(server: Any) -> None:
+    answer = server.http.post("/v1/uploads", files={"file": bytes(3 * 2**20)})
+    assert answer.status_code == 413 and "1 MiB" in error_of(answer)["message"]
+
+    def drip() -> Any:
+        yield b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
+        for _ in range(40):
+            yield bytes(2**16)
+
+    answer = server.http.post("/v1/uploads", content=drip(), headers={"Content-Type": "multipart/form-data; boundary=x"})
+    assert answer.status_code == 413
+    assert (
+        server.http.post("/v1/videos", content=b"{" + b" " * 2**21, headers={"Content-Type": "application/json"}).status_code
+        == 413
+    )
+
+
+def test_a_slow_body_is_given_up(other_server: Any) -> None:
+    import socket
+
+    server = other_server(upload_seconds=0.3)
+    host, port = server.url.removeprefix("http://").strip("/").split(":")
+    with socket.create_connection((host, int(port))) as line:
+        line.sendall(f"POST /v1/videos HTTP/1.1\r\nHost: {host}:{port}\r\nContent-Type: application/json\r\n".encode())
+        line.sendall(b"Content-Length: 50\r\n\r\n{")
+        answer = line.recv(4096)  # waits for the server, which waits no longer than it said
+    assert b" 408 " in answer.partition(b"\r\n")[0]
+
+
+def test_unknown_names_and_paths(server: Any) -> None:
+    for id in ("video_0", "..%2f..%2fetc%2fpasswd", "%00", "a" * 64):
+        for path in ("", "/content", "/events"):
+            assert server.http.get(f"/v1/videos/{id}{path}").status_code == 404
+        assert server.http.delete(f"/v1/videos/{id}").status_code == 404
+    wrong = server.http.put("/v1/videos")
+    assert wrong.status_code == 405 and wrong.headers["allow"] == "GET, POST"
+    assert server.http.get("/v1/nothing").status_code == 404
+    assert server.http.get("/v1/videos", params={"limit": "many"}).status_code == 400
+
+
+def test_a_full_queue_says_when_to_come_back(other_server: Any) -> None:
+    server = other_server(queue=3, queue_per_client=2)
+
+    def ask(name: str) -> Any:
+        return server.http.post("/v1/videos", json={"prompt": "a", **LONG}, headers={"X-Client-Id": name})
+
+    answers = [ask("one") for _ in range(4)]  # one is being made, two wait
+    assert [answer.status_code for answer in answers] == [200, 200, 200, 429]
+    assert ask("two").status_code == 200
+    full = ask("three")
+    assert full.status_code == 503 and int(full.headers["retry-after"]) >= 1 and "full" in error_of(full)["message"]
+    assert server.http.get("/health").json() == {"status": "ok", "waiting": 3, "running": True}

@@ -1,0 +1,207 @@
+"""The page in a real Chromium, against a real server: what people do with it, and that it asks no other machine.
+
+Skipped without Playwright (pip install playwright) or a Chromium (apt-get install chromium). Screenshots are kept in the folder
+named by LUMOS_SCREENSHOTS, or else in pytest's temporary one.
+"""
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from lumos.video import write_video
+
+pytest.importorskip("gradio", reason="the server needs the extra: pip install 'lumos[serve]'")
+playwright = pytest.importorskip("playwright.sync_api", reason="needs Playwright: pip install playwright")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs a Chromium: apt-get install chromium")
+
+PHONE = {"viewport": {"width": 390, "height": 844}, "is_mobile": True, "has_touch": True}
+STAGE = "#lumos-stage[data-state={}]"
+WAIT = 30_000
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with playwright.sync_playwright() as engine:
+        chromium = engine.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def shoot(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[Any, str], None]:
+    folder = Path(os.environ.get("LUMOS_SCREENSHOTS") or tmp_path)
+    folder.mkdir(parents=True, exist_ok=True)
+    return lambda page, name: page.screenshot(path=folder / f"{name}.png", full_page=True)
+
+
+@pytest.fixture
+def page(browser: Any, server: Any) -> Iterator[Any]:
+    yield from opened(browser, server)
+
+
+def opened(browser: Any, server: Any, **settings: Any) -> Iterator[Any]:
+    """A page that fails the test if it asks another machine or logs an error."""
+    context = browser.new_context(**settings)
+    page = context.new_page()
+    strangers: list[str] = []
+    faults: list[str] = []
+    page.on(
+        "request", lambda asked: strangers.append(asked.url) if not asked.url.startswith((server.url, "data:", "blob:")) else None
+    )
+    page.on("pageerror", lambda error: faults.append(str(error)))
+    page.goto(server.url)
+    page.wait_for_selector(STAGE.format("empty"))
+    yield page
+    context.close()
+    assert not strangers and not faults
+
+
+def say(page: Any, prompt: str) -> None:
+    page.fill("#lumos-prompt textarea", prompt)
+
+
+def make(page: Any, prompt: str) -> None:
+    say(page, prompt)
+    page.click("#lumos-create")
+
+
+def done(page: Any) -> None:
+    page.wait_for_selector(STAGE.format("done"), timeout=WAIT)
+    page.wait_for_function(
+        "document.querySelector('#lumos-stage video').videoWidth || document.querySelector('#lumos-stage img').naturalWidth"
+    )
+
+
+def test_text_to_video_and_what_can_be_done_with_it(page: Any, shoot: Any) -> None:
+    shoot(page, "empty")
+    make(page, "a red circle moves")
+    done(page)
+    assert page.locator("#lumos-stage .strip li").count() == 3
+    assert page.locator("#lumos-stage .strip li > *").count() == 3
+    assert page.evaluate("document.querySelector('#lumos-stage video').loop") is True
+    page.click("[data-do=loop]")
+    assert page.evaluate("document.querySelector('#lumos-stage video').loop") is False
+    with page.expect_download() as saved:
+        page.click("[data-do=gif]")
+    assert saved.value.suggested_filename.endswith(".gif")
+    assert page.locator(".lumos-gallery li").count() == 1
+    shoot(page, "done")
+    page.click("[data-do=again]")
+    page.wait_for_function("document.querySelector('#lumos-more input[type=checkbox]')?.checked === false")
+    seed = page.inner_text(".lumos-stage .words").rpartition("seed ")[2]
+    assert page.input_value("#lumos-more input[type=number] >> nth=0") == seed
+    first = page.evaluate("document.querySelector('#lumos-stage video').src")
+    page.click("#lumos-create")
+    page.wait_for_function(
+        f"document.querySelector('#lumos-stage video').src && document.querySelector('#lumos-stage video').src !== {first!r}"
+    )
+    assert page.inner_text(".lumos-stage .words").rpartition("seed ")[2] == seed
+    page.click("[data-do=delete]")
+    page.wait_for_function("document.querySelectorAll('.lumos-gallery li').length === 1")
+
+
+def test_image_to_video(page: Any, shoot: Any, tmp_path: Path) -> None:
+    Image.linear_gradient("L").resize((64, 40)).save(tmp_path / "photo.png")
+    page.click("[role=tab]:has-text('Picture')")
+    page.set_input_files("#lumos-file-image", tmp_path / "photo.png")
+    page.wait_for_selector(".lumos-drop.full[data-kind=image]")
+    assert "center-cropped" in page.inner_text(".lumos-drop[data-kind=image] b")
+    shoot(page, "picture")
+    make(page, "a red circle")
+    done(page)
+    assert "resized to 32x32" in page.inner_text(".lumos-stage .words")
+
+
+def test_a_result_and_a_file_are_continued(page: Any, tmp_path: Path) -> None:
+    make(page, "a red circle")
+    done(page)
+    page.click("[data-do=continue]")
+    page.wait_for_selector(".lumos-drop.full[data-kind=video]")
+    page.click("#lumos-create")
+    page.wait_for_function("document.querySelectorAll('#lumos-stage .strip li').length === 5")  # 17 frames: 9 and 8 new ones
+    done(page)
+    file = write_video(tmp_path / "clip.mp4", torch.zeros(3, 5, 32, 32), 8)
+    page.set_input_files("#lumos-file-video", file)
+    page.wait_for_function("document.querySelector('.lumos-drop[data-kind=video] b').textContent.startsWith('5 frames ready')")
+
+
+def test_frames_appear_while_they_are_made_and_cancel(page: Any, shoot: Any) -> None:
+    def longer(route: Any) -> None:
+        route.continue_(post_data={**route.request.post_data_json, "frames": 129, "steps": 16})
+
+    page.route("**/v1/videos", lambda route: longer(route) if route.request.method == "POST" else route.continue_())
+    make(page, "a red circle")
+    page.wait_for_selector(STAGE.format("making") + "[data-frames]", timeout=WAIT)
+    page.click("[data-do=cancel]")
+    page.wait_for_selector(STAGE.format("failed"))
+    assert page.inner_text(".lumos-stage .problem") == "Cancelled."
+
+
+def test_reload_while_running(page: Any, server: Any) -> None:
+    before = [server.make("a", frames=129, steps=16)["id"] for _ in range(6)]  # so that the page's video has to wait
+    make(page, "two blue stars")
+    waits = "document.querySelector('.lumos-stage .status')?.textContent.startsWith('Waiting: ')"
+    page.wait_for_function(waits)
+    page.reload()
+    page.wait_for_function(waits)
+    for id in before:
+        server.http.post(f"/v1/videos/{id}/cancel")
+    done(page)
+    assert page.inner_text(".lumos-stage .words").startswith("two blue stars")
+
+
+def test_a_bad_upload_and_a_bad_prompt_are_explained(page: Any, shoot: Any, tmp_path: Path) -> None:
+    (tmp_path / "photo.png").write_text("not a picture")
+    page.click("#lumos-create")
+    assert page.inner_text(".lumos-stage .problem") == "Say what should be seen first."
+    make(page, "a " * 100)
+    page.wait_for_function("document.querySelector('.lumos-stage .problem').textContent.includes('text ids')")
+    page.click("[role=tab]:has-text('Picture')")
+    make(page, "a")
+    assert page.inner_text(".lumos-stage .problem") == "Choose a picture first."
+    page.set_input_files("#lumos-file-image", tmp_path / "photo.png")
+    page.wait_for_function("document.querySelector('.lumos-drop[data-kind=image] .problem').textContent.includes('no picture')")
+    shoot(page, "bad_upload")
+
+
+def test_prompts_are_text_whatever_they_look_like(page: Any) -> None:
+    make(page, "<img src=x onerror=alert(1)> a <b>red</b> circle")
+    page.wait_for_function(
+        "document.querySelector('.lumos-stage[data-state=done]') || document.querySelector('.lumos-stage .problem').textContent",
+        timeout=WAIT,
+    )
+    assert page.locator(".lumos-stage .words b, .lumos-gallery b").count() == 0
+
+
+def test_a_phone_in_the_dark_and_the_keyboard(browser: Any, server: Any, shoot: Any) -> None:
+    for page in opened(browser, server, color_scheme="dark", **PHONE):
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        page.focus("#lumos-prompt textarea")
+        page.keyboard.type("a red circle")
+        page.keyboard.press("Enter")
+        done(page)
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        small = page.evaluate(
+            "[...document.querySelectorAll('.lumos-stage .actions > :not([hidden])')].filter(e => e.offsetHeight < 40).length"
+        )
+        assert small == 0
+        shoot(page, "phone_dark")
+
+
+def test_everything_has_a_name_for_a_screen_reader(page: Any) -> None:
+    make(page, "a red circle")
+    done(page)
+    nameless = page.evaluate(
+        """[...document.querySelectorAll('button, a, input, textarea, video, [role=progressbar]')].filter(e => e.offsetParent &&
+        !(e.innerText || e.ariaLabel || e.title || (e.labels && e.labels.length) || e.closest('label'))).map(e => e.outerHTML)"""
+    )
+    assert nameless == []
+    assert page.get_attribute("html", "lang") == "en"
+    assert page.get_attribute(".lumos-stage .status", "aria-live") == "polite"

@@ -1,0 +1,90 @@
+"""What docs/serving.md shows is run, and `lumos serve` as a process: ready, killed, ready again, stopped."""
+
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("fastapi", reason="the server needs the extra: pip install 'lumos[serve]'")
+pytest.importorskip("gradio", reason="the server needs the extra: pip install 'lumos[serve]'")
+
+import httpx
+
+from lumos.cli import main
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def shown(language: str) -> str:
+    [example] = re.findall(rf"```{language}\n(.*?)```", (ROOT / "docs" / "serving.md").read_text("utf-8"), re.DOTALL)
+    return str(example)
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
+def test_the_curl_examples(server: Any, tmp_path: Path) -> None:
+    script = f"set -eu\nLUMOS={server.url.rstrip('/')}\n{shown('sh')}"
+    subprocess.run(["bash", "-c", script], cwd=tmp_path, check=True, timeout=120)
+    assert (tmp_path / "red.mp4").read_bytes()[4:8] == b"ftyp" and (tmp_path / "red.gif").read_bytes()[:3] == b"GIF"
+    assert "event: frames" in (tmp_path / "events.txt").read_text()
+    starts = {name: json.loads((tmp_path / f"{name}.json").read_text()) for name in ("from_picture", "from_video", "continued")}
+    assert [video["given_frames"] for video in starts.values()] == [1, 9, 9]
+    assert json.loads((tmp_path / "deleted.json").read_text())["deleted"] is True
+
+
+def test_the_python_example(server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    code = compile(shown("python"), "docs/serving.md", "exec")
+    exec(code, {"LUMOS": server.url})  # noqa: S102 - our own documentation
+    assert (tmp_path / "stars.mp4").stat().st_size > 500
+
+
+def test_wrong_options_are_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    for words, says in (
+        (["--host", "0.0.0.0"], "--api-key"),
+        (["--keep-hours", "-1"], "--keep-hours"),
+        (["--host", "300.1.1.1", "--no-auth"], "host must be an address"),
+    ):
+        assert main(["serve", "--data", str(tmp_path), *words]) == 2
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert error.startswith("lumos: ") and says in error
+
+
+@pytest.mark.slow
+def test_the_command_is_killed_and_started_again(toy_folder: Path, tmp_path: Path) -> None:
+    def start() -> tuple["subprocess.Popen[str]", str]:
+        words = ["serve", "--port", "0", "--weights", str(toy_folder), "--data", str(tmp_path / "data"), "--device", "cpu"]
+        process = subprocess.Popen(
+            [sys.executable, "-m", "lumos", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
+        )
+        assert process.stdout
+        line = process.stdout.readline()
+        found = re.search(r"http://localhost:(\d+)/", line)
+        assert found, line
+        return process, f"http://127.0.0.1:{found[1]}"
+
+    def post(url: str, **asked: Any) -> str:
+        return str(httpx.post(f"{url}/v1/videos", json={"prompt": "a", **asked}).json()["id"])
+
+    first, url = start()
+    done = post(url, frames=5)
+    with httpx.stream("GET", f"{url}/v1/videos/{done}/events", timeout=60) as events:
+        assert "completed" in list(events.iter_lines())[-2]
+    content = httpx.get(f"{url}/v1/videos/{done}/content").content
+    others = [post(url, frames=129, steps=16) for _ in range(3)]
+    first.kill()
+    first.communicate()
+
+    second, url = start()
+    assert httpx.get(f"{url}/v1/videos/{done}/content").content == content
+    for id in others:
+        assert httpx.get(f"{url}/v1/videos/{id}").json()["error"]["code"] == "server_stopped"
+    second.send_signal(signal.SIGINT)
+    _, log = second.communicate(timeout=30)
+    assert second.returncode == 0 and log.rstrip().endswith("lumos: stopped; finished videos are kept")
+    assert "Traceback" not in log

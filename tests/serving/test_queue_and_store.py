@@ -1,0 +1,161 @@
+"""Fairness, room, and what is on disk after a kill at any moment: no worker and no HTTP here."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lumos.serving.config import ServeConfig
+from lumos.serving.fair import Client, FairQueue, Full, Waiting
+from lumos.serving.record import Asked, Record, from_json, new_id
+from lumos.serving.store import RECORD, Store
+
+ASKED = Asked("a red circle", 5, 32, 32, 8.0, 1, False, 2, 2.0, 1.0)
+
+
+def waiting(number: int, client: Client, asked: Asked = ASKED) -> Waiting:
+    return Waiting(str(number), client, asked)
+
+
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=30))
+def test_nobody_waits_for_more_than_one_of_every_other_client(order: list[int]) -> None:
+    queue = FairQueue(100, 100)
+    for number, client in enumerate(order):
+        queue.add(waiting(number, Client("here", str(client))))
+    foreseen = queue.order()
+    served = [queue.next_batch(1)[0] for _ in order]
+    assert [item.id for item in served] == foreseen and len(set(foreseen)) == len(order)
+    for client in set(order):
+        mine = [at for at, item in enumerate(served) if item.client.name == str(client)]
+        numbers = [int(served[at].id) for at in mine]
+        assert numbers == sorted(numbers)
+        assert all(after - before <= len(set(order)) for before, after in zip([-1, *mine], mine, strict=False))
+
+
+def test_a_crowd_of_names_at_one_address_does_not_push_others_back() -> None:
+    queue = FairQueue(100, 100)
+    for number in range(20):
+        queue.add(waiting(number, Client("hog", str(number))))
+    queue.add(waiting(20, Client("other")))
+    assert "20" in [queue.next_batch(1)[0].id for _ in range(2)]
+
+
+def test_room() -> None:
+    queue = FairQueue(3, 2)
+    one, two = Client("one"), Client("two")
+    queue.add(waiting(0, one))
+    queue.add(waiting(1, one))
+    with pytest.raises(Full) as full:
+        queue.add(waiting(2, one))
+    assert full.value.mine
+    queue.add(waiting(3, two))
+    with pytest.raises(Full) as full:
+        queue.add(waiting(4, two))
+    assert not full.value.mine
+    assert queue.remove("0") and not queue.remove("0")
+    queue.add(waiting(4, two))
+
+
+@pytest.mark.parametrize(
+    "change", [{"frames": 9}, {"width": 64}, {"steps": 3}, {"guidance": 1.0}, {"given": 1}, {"seed_given": True}]
+)
+def test_only_what_agrees_shares_a_batch(change: dict[str, int]) -> None:
+    queue = FairQueue(10, 10)
+    for number, asked in enumerate([ASKED, replace(ASKED, **change), replace(ASKED, prompt="b", seed=9)]):  # type: ignore[arg-type]
+        queue.add(waiting(number, Client(str(number)), asked))
+    assert [item.id for item in queue.next_batch(5)] == ["0", "2"]
+    assert [item.id for item in queue.next_batch(5)] == ["1"]
+
+
+def record(status: str = "completed", completed_at: int = 100) -> Record:
+    made = Record(new_id("video"), "digest", "toy", ASKED, 50)
+    made.status, made.completed_at, made.files = status, completed_at, ["video.mp4"]  # type: ignore[assignment]
+    return made
+
+
+def keep(store: Store, made: Record, size: int = 1000) -> Record:
+    (store.add(replace(made, status="queued")) / "video.mp4").write_bytes(bytes(size))
+    store.records[made.id] = made
+    store.save(made)
+    return made
+
+
+def test_a_record_comes_back_as_it_was(tmp_path: Path) -> None:
+    store = Store(tmp_path, 60, 10**6)
+    made = keep(store, record())
+    assert from_json(json.loads((store.folder(made.id) / RECORD).read_text())) == made
+    store.close()
+    again = Store(tmp_path, 60, 10**6)
+    assert again.records == {made.id: made}
+    again.close()
+
+
+def test_after_a_kill_everything_is_whole_or_a_failure(tmp_path: Path) -> None:
+    store = Store(tmp_path, 60, 10**6)
+    done, half, lost = keep(store, record()), keep(store, record("queued")), keep(store, record())
+    (store.folder(half.id) / ".video.gif.partial").write_bytes(b"half")
+    (store.folder(lost.id) / "video.mp4").unlink()
+    torn, strange = store.videos / new_id("video"), store.videos / "strange"
+    torn.mkdir()
+    (torn / RECORD).write_text('{"id": "vid')
+    strange.write_text("not a folder")
+    (store.scratch / "upload").write_text("half an upload")
+    store.close()
+
+    again = Store(tmp_path, 60, 10**6)
+    states = {id: (found.status, (found.error or {}).get("code")) for id, found in again.records.items()}
+    assert states == {
+        done.id: ("completed", None),
+        half.id: ("failed", "server_stopped"),
+        lost.id: ("failed", "files_missing"),
+    }
+    assert [path.name for path in again.folder(half.id).iterdir()] == [RECORD]
+    assert not torn.exists() and not strange.exists() and not list(again.scratch.iterdir())
+    again.close()
+
+
+def test_the_old_and_then_the_oldest_go(tmp_path: Path) -> None:
+    store = Store(tmp_path, 60, 3500)
+    old, first, second, third = (keep(store, record(completed_at=at)) for at in (10, 100, 110, 120))
+    running = keep(store, record("in_progress"), 10**4)
+    assert store.expire(now=130) == [old.id, first.id]
+    assert set(store.records) == {second.id, third.id, running.id}
+    assert not (store.videos / first.id).exists()
+    with pytest.raises(KeyError):
+        store.folder("../../etc")
+    store.close()
+
+
+def test_two_servers_do_not_share_a_folder(tmp_path: Path) -> None:
+    store = Store(tmp_path, 60, 10**6)
+    with pytest.raises(ValueError, match="used by another server"):
+        Store(tmp_path, 60, 10**6)
+    store.close()
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"host": "0.0.0.0"}, "--api-key"),
+        ({"host": "192.168.0.5"}, "--no-auth"),
+        ({"host": "example.org"}, "--api-key"),
+        ({"api_key": "short"}, "at least 12"),
+        ({"api_key": "long enough, surely", "no_auth": True}, "both"),
+        ({"port": 70000}, "port"),
+        ({"queue": 0}, "queue"),
+        ({"time_limit": float("nan")}, "time_limit"),
+        ({"max_frames": 16}, "use 17"),
+    ],
+)
+def test_settings_that_are_wrong_or_unsafe(tmp_path: Path, settings: dict[str, object], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        ServeConfig(data=tmp_path, **settings)  # type: ignore[arg-type]
+
+
+def test_settings_that_are_fine(tmp_path: Path) -> None:
+    assert ServeConfig(data=tmp_path, host="::1").is_local and ServeConfig(data=tmp_path, host="localhost").is_local
+    assert not ServeConfig(data=tmp_path, host="0.0.0.0", api_key="long enough, surely").is_local
+    assert not ServeConfig(data=tmp_path, host="0.0.0.0", no_auth=True).is_local

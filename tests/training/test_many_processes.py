@@ -1,0 +1,130 @@
+"""Whole runs of several processes: ended in words when one is killed, and gone on with by another number."""
+
+import json
+import os
+import socket
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import multiprocessing
+
+from lumos.data.shapes import ShapesConfig, sample_captions
+from lumos.diffusion.sampler import SamplerConfig
+from lumos.model.transformer import LUMOS_1B, ModelConfig
+from lumos.model_folder import VideoConfig
+from lumos.tokenizer.model import TokenizerConfig, VideoTokenizer, save_tokenizer
+from lumos.training import train_model as module
+from lumos.training.config import TrainModelConfig
+from lumos.training.optim import OptimConfig
+from lumos.training.parallel import ParallelConfig, Ranks
+from lumos.training.shared_checkpoint import latest, read_state
+from lumos.training.train_model import check_memory, train_model
+
+TOY = TrainModelConfig(
+    model=ModelConfig(vocabulary=0, layers=1, width=32, heads=1, kv_heads=1, head_width=32, ffn=32),
+    video=VideoConfig(height=32, width=32, frames=5, fps=8, slots=64, window=2, latest=2),
+    shapes=ShapesConfig(size=32, frames=9, chunk=4, pool=2, reuse=1, workers=0),
+    optim=OptimConfig(lr=1e-2, warmup_steps=2, ema=0.0, schedule="constant"),
+    parallel=ParallelConfig(shard=True, recompute="full", attention="prefix"),
+    sampler=SamplerConfig(steps=2),
+    videos=2,
+    images=4,
+    image_every=2,
+    max_steps=4,
+    log_every=1,
+    sample_every=4,
+    save_every=1,
+)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    small = VideoTokenizer(TokenizerConfig((5, 5), (8, 8), (1, 1), (8, 8), (1, 1)))
+    small.initialise(torch.Generator().manual_seed(0))
+    folder = tmp_path_factory.mktemp("tokenizer") / "small"
+    save_tokenizer(folder, small)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def few_captions() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "sample_captions", lambda count, seed: sample_captions(300, seed))
+        yield
+
+
+def joined(rank: int, port: int, work: Callable[..., None], *arguments: Any) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_PORT": port}.items():
+            patch.setenv(name, str(value))
+        patch.setenv("MASTER_ADDR", "localhost")
+        patch.setattr(module, "sample_captions", lambda count, seed: sample_captions(300, seed))
+        torch.set_num_threads(1)
+        work(rank, *arguments)
+
+
+def two(work: Callable[..., None], *arguments: Any) -> list[int | None]:
+    """Run it as two processes; their exit codes. One that hangs is killed, and has none of its own."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    context = multiprocessing.spawn(joined, (port, work, *arguments), nprocs=2, join=False)
+    for process in context.processes:
+        process.join(timeout=90)
+        process.kill()
+        process.join()
+    return [process.exitcode for process in context.processes]
+
+
+class Killed(module.Clock):
+    def progress(self, step: int) -> float:
+        if step == 2 and self.ranks.rank == 1:
+            os._exit(9)
+        return super().progress(step)
+
+
+def train_until_one_dies(rank: int, out: Path, tokenizer: Path) -> None:
+    module.Clock = Killed  # type: ignore[misc]
+    try:
+        train_model(TOY, out / "run", tokenizer)
+    except ValueError as error:
+        (out / "said").write_text(str(error))
+        os._exit(2)
+
+
+@pytest.mark.slow
+def test_two_train_sharded_until_one_is_killed_and_one_alone_goes_on(tmp_path: Path, tokenizer: Path) -> None:
+    assert two(train_until_one_dies, tmp_path, tokenizer) == [2, 9]
+    said = (tmp_path / "said").read_text()
+    assert "all 2 processes of a run must go on together, but one has gone; the same command with --resume goes on" in said
+    newest = latest(tmp_path / "run")
+    assert newest is not None and 1 <= (step := read_state(newest)["step"]) <= 2
+    before = [json.loads(line)["step"] for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    folder = train_model(replace(TOY, parallel=ParallelConfig()), tmp_path / "run", tokenizer, resume=True)
+    assert (folder / "model.safetensors").exists()
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [*range(1, step + 1), *range(step + 1, 5)] and before[0] == 1
+    # the process alone has half the samples a step of the two
+    assert [line["ids_per_second"] / line["samples_per_second"] for line in lines] == pytest.approx([115, 91, 115, 91])
+
+
+def test_a_run_that_will_not_fit_is_refused_with_advice(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Card:
+        total_memory = 24 * 2**30
+
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: Card)
+    large = replace(TOY, model=LUMOS_1B, shapes=None)
+    ranks = Ranks(0, 1, torch.device("cuda"))
+    vocabulary = module.small_vocabulary(100, 64_000)
+    with pytest.raises(ValueError, match=r"fit into the 24 GiB of this GPU, got about \d+ GiB .*; use at least 2 GPUs"):
+        check_memory(large, vocabulary, ranks)
+    check_memory(replace(TOY, model=replace(TOY.model, vocabulary=64_100)), vocabulary, ranks)
+
+
+def test_shards_are_asked_for_where_there_is_no_built_in_world(tmp_path: Path, tokenizer: Path) -> None:
+    with pytest.raises(ValueError, match="trains on shards, got none; give --data FOLDER"):
+        train_model(replace(TOY, shapes=None), tmp_path, tokenizer)

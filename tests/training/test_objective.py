@@ -1,0 +1,215 @@
+"""What a step computes: the same gradients for any split over parts, processes, shards and shared samples."""
+
+import socket
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, multiprocessing
+from torch.nn.functional import cross_entropy
+
+from lumos.data.shapes import Batch
+from lumos.model.attention import attend_by_block
+from lumos.model.transformer import ModelConfig, Transformer
+from lumos.model_folder import VideoConfig
+from lumos.sequence.layout import Grid, content_ids, pack
+from lumos.sequence.vocabulary import small_vocabulary
+from lumos.training import parallel
+from lumos.training.config import TrainModelConfig
+from lumos.training.context import Context, make_context
+from lumos.training.objective import Hidden, attention, backward, generator_of, hide, masked_places, work_of
+from lumos.training.optim import OptimConfig
+from lumos.training.parallel import ParallelConfig, Ranks, whole
+
+VOCABULARY = small_vocabulary(text_size=20, codes=25)
+CONFIG = TrainModelConfig(
+    model=ModelConfig(vocabulary=VOCABULARY.size, layers=2, width=32, heads=2, kv_heads=1, head_width=32, ffn=32),
+    video=VideoConfig(height=32, width=32, frames=5, fps=8, slots=64, window=2, latest=2),
+    shapes=None,
+    optim=OptimConfig(),
+    videos=2,
+    images=4,
+)
+GRID = Grid(4, 4)
+ALONE = Ranks(0, 1, torch.device("cpu"))
+
+
+def test_every_rank_step_and_seed_draws_its_own() -> None:
+    drawn = [torch.rand(1, generator=generator_of(*of)).item() for of in ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1))]
+    assert len(set(drawn)) == 4
+    assert drawn[1] == torch.rand(1, generator=generator_of(1, 0, 0)).item()
+
+
+def test_windows_and_dropped_prompts_come_as_often_as_asked() -> None:
+    codes_BTHW = torch.arange(3)[None, :, None, None].expand(50, 3, 4, 4)  # every code says its latent frame
+    batch = Batch(torch.zeros(50, 64, dtype=torch.int64), torch.full((50,), 9), codes_BTHW)
+    draws = [hide(batch, False, CONFIG, generator_of(0, 0, step)) for step in range(200)]
+    for each in draws:
+        assert each.codes_BTHW[0, :, 0, 0].tolist() == [each.first, each.first + 1]
+    assert {each.first for each in draws} == {0, 1}
+    assert sum(each.first > 0 for each in draws) / 200 == pytest.approx(CONFIG.late_windows, abs=0.1)
+    dropped = torch.cat([each.length_B for each in draws]) == 0
+    assert dropped.float().mean().item() == pytest.approx(CONFIG.drop_text, abs=0.02)
+    image = hide(batch._replace(codes_BTHW=codes_BTHW[:, :1]), True, CONFIG, generator_of(0, 0, 0))
+    assert image.codes_BTHW.shape[1] == image.mask.shape[1] == 1 and image.first == 0
+
+
+def masked_batch() -> Hidden:
+    """Four samples whose mask ratios differ, so that halves of them have different numbers of masked codes."""
+    draw = torch.Generator().manual_seed(1)
+    text_BS = torch.randint(20, (4, 64), generator=draw)
+    codes_BTHW = torch.randint(25, (4, 3, 4, 4), generator=draw)
+    batch = hide(Batch(text_BS, torch.tensor([7, 0, 9, 12]), codes_BTHW), False, CONFIG, draw)
+    assert batch.mask[:2].sum() != batch.mask[2:].sum()
+    return batch
+
+
+def new_model(config: TrainModelConfig, ranks: Ranks = ALONE) -> Transformer:
+    return parallel.build(config.model, config.parallel, ranks, seed=3)
+
+
+def gradients(config: TrainModelConfig, ranks: Ranks = ALONE, context: Context | None = None) -> dict[str, Tensor]:
+    """Of the four samples, shared out among the ranks."""
+    context = context or Context()
+    share = 4 * context.size // ranks.world
+    first = ranks.rank // context.size * share
+    model = new_model(config, ranks)
+    backward(model, VOCABULARY, masked_batch().part(slice(first, first + share)), False, config, ranks, context)
+    if not config.parallel.shard:
+        parallel.average_gradients(model.parameters(), ranks)
+    return {name: whole(parameter.grad) for name, parameter in model.named_parameters() if parameter.grad is not None}
+
+
+def test_gradients_are_those_of_the_mean_over_all_masked_codes() -> None:
+    batch, model = masked_batch(), new_model(CONFIG)
+    loss_T = backward(model, VOCABULARY, batch, False, CONFIG, ALONE)
+    found = {name: parameter.grad for name, parameter in model.named_parameters()}
+
+    plain = new_model(CONFIG)
+    content = torch.where(batch.mask, VOCABULARY.mask, content_ids(VOCABULARY, batch.codes_BTHW))
+    packed = pack(VOCABULARY, GRID, batch.text_BS, batch.length_B, content, 1, 8, batch.first)
+    hidden_BLD = plain(packed.ids_BL, packed.position_BL3, attend_by_block(packed.block_BL))
+    target_BTHW = batch.mask[..., :-1]
+    is_masked = (packed.ids_BL == VOCABULARY.mask).view(4, -1)
+    is_newline = torch.zeros_like(content, dtype=torch.bool)
+    is_newline[..., -1] = True
+    logits = plain.logits(hidden_BLD[is_masked][~is_newline[batch.mask]], VOCABULARY.first_code, VOCABULARY.codes)
+    loss_M = cross_entropy(logits, batch.codes_BTHW[target_BTHW], reduction="none")
+    loss_M.mean().backward()
+    for name, parameter in plain.named_parameters():
+        torch.testing.assert_close(found[name], parameter.grad)
+    frame_M = target_BTHW.nonzero()[:, 1]
+    torch.testing.assert_close(loss_T, torch.stack([loss_M[frame_M == t].mean() for t in range(2)]).detach())
+
+
+def test_a_batch_in_parts_equals_the_whole() -> None:
+    whole, parts = (gradients(replace(CONFIG, videos=4, accumulate=parts)) for parts in (1, 4))
+    for name, gradient in whole.items():
+        torch.testing.assert_close(parts[name], gradient)
+
+
+def check_equal(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert found.keys() == expected.keys() and len(found) > 20
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.mark.parametrize("recompute", ["selective", "full"])
+def test_what_is_computed_again_changes_nothing(recompute: parallel.Recompute) -> None:
+    plan = ParallelConfig(recompute=recompute, attention="prefix")
+    check_equal(gradients(replace(CONFIG, parallel=plan)), gradients(CONFIG))
+
+
+def test_recomputation_keeps_less() -> None:
+    """Bytes that the forward pass leaves for the backward pass: layers' inner values go, first all but attention's."""
+    kept = []
+    for recompute in parallel.Recompute.__args__:
+        stored: dict[int, int] = {}
+
+        def note(tensor: Tensor, stored: dict[int, int] = stored) -> Tensor:
+            stored[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        config = replace(CONFIG, parallel=ParallelConfig(recompute=recompute))
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            gradients(config)
+        kept.append(sum(stored.values()))
+    assert kept[0] > 1.3 * kept[1] > 1.3 * kept[2]
+
+
+def test_causal_frames_are_no_prefixes() -> None:
+    block_BL = torch.zeros(1, 64 + 3 + 2 * GRID.frame_length, dtype=torch.int64)
+    with pytest.raises(ValueError, match="use flex"):
+        attention(block_BL, torch.tensor([5]), 64, replace(GRID, causal=True), 2, ParallelConfig(attention="prefix"))
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_every_masked_code_is_one_rank_s_and_found_at_its_place(size: int) -> None:
+    batch = masked_batch()
+    content = torch.where(batch.mask, VOCABULARY.mask, content_ids(VOCABULARY, batch.codes_BTHW))
+    ids_BL, _, _ = pack(VOCABULARY, GRID, batch.text_BS, batch.length_B, content, 1, 8)
+    found = []
+    for rank in range(size):
+        context = Context(rank, size)
+        index_M, code_M, frame_M = masked_places(batch.mask, 64, GRID, context)
+        assert (context.share(ids_BL, 0).flatten()[index_M] == VOCABULARY.mask).all()
+        assert torch.equal(frame_M, code_M // 16 % 2)
+        found.append(code_M)
+    assert torch.equal(torch.cat(found).sort().values, batch.mask[..., :-1].flatten().nonzero()[:, 0])
+    assert work_of(batch, CONFIG, VOCABULARY).targets == round(len(torch.cat(found)) / 4)
+
+
+PLANS = {
+    "averaged": ParallelConfig(),
+    "sharded": ParallelConfig(shard=True, recompute="full", attention="prefix"),
+    "replicas": ParallelConfig(shard=True, replicas=2),
+    "context prefix": ParallelConfig(shard=True, context=2, attention="prefix", recompute="selective"),
+    "context dense": ParallelConfig(context=2, attention="dense"),
+}
+
+
+def worker(rank: int, world: int, port: int, out: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_PORT": port}.items():
+            patch.setenv(name, str(value))
+        patch.setenv("MASTER_ADDR", "localhost")
+        torch.set_num_threads(1)
+        ranks = parallel.start()
+        for name, plan in PLANS.items():
+            context = make_context(ranks, plan.context)
+            save_file(gradients(replace(CONFIG, parallel=plan), ranks, context), out / f"{name} {rank}.safetensors")
+        # what fails on one rank ends all, and rank 0 tells
+        try:
+            with parallel.together(ranks):
+                if rank == 1:
+                    raise ValueError("shards are missing")
+        except (ValueError, SystemExit) as error:
+            (out / f"failure {rank}").write_text(f"{type(error).__name__} {error}")
+        parallel.finish(ranks)
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one_however_the_work_is_spread(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    multiprocessing.spawn(worker, (2, port, tmp_path), nprocs=2)
+    alone = gradients(CONFIG)
+    for name in PLANS:
+        for rank in (0, 1):
+            check_equal(load_file(tmp_path / f"{name} {rank}.safetensors"), alone)
+    failures = [(tmp_path / f"failure {rank}").read_text() for rank in (0, 1)]
+    assert failures == ["ValueError process 1: shards are missing", "SystemExit 2"]
+
+
+def test_processes_that_cannot_be_divided_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"must be a multiple of parallel\.context = 4, got 6; change --nproc-per-node"):
+        ParallelConfig(context=4).check(6)
+    with pytest.raises(ValueError, match=r"multiple of parallel\.replicas = 2, got 3"):
+        ParallelConfig(shard=True, replicas=2).check(3)
+    with pytest.raises(ValueError, match=r"set parallel\.shard=true"):
+        ParallelConfig(replicas=2)
+    with pytest.raises(ValueError, match=r"parallel\.context must be at least 1, got 0"):
+        ParallelConfig(context=0)

@@ -1,0 +1,162 @@
+"""Training on shards, on a mix with shapes, and of adapters: exact resumes, words from the captions, foreign shards refused."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from lumos.cli import main
+from lumos.data.loader import LoaderConfig, MixedStream
+from lumos.data.shapes import ShapesConfig, sample_captions
+from lumos.data.shards import CODES, fingerprint, pack_codes, write_shard
+from lumos.diffusion.sampler import SamplerConfig
+from lumos.model.transformer import ModelConfig
+from lumos.model_folder import VideoConfig, load_model
+from lumos.tokenizer.model import TokenizerConfig, VideoTokenizer, load_tokenizer, save_tokenizer
+from lumos.training import train_model as module
+from lumos.training.config import TrainModelConfig
+from lumos.training.lora import LoraSettings
+from lumos.training.optim import OptimConfig
+from lumos.training.train_model import train_model
+
+TOY = TrainModelConfig(
+    model=ModelConfig(vocabulary=0, layers=1, width=32, heads=1, kv_heads=1, head_width=32, ffn=32),
+    video=VideoConfig(height=32, width=32, frames=5, fps=8, slots=64, window=2, latest=2),
+    shapes=ShapesConfig(size=32, frames=9, chunk=4, pool=2, reuse=1, workers=0),
+    optim=OptimConfig(lr=1e-2, warmup_steps=2, ema=0.9, schedule="constant"),
+    sampler=SamplerConfig(steps=2),
+    videos=2,
+    images=4,
+    image_every=2,
+    max_steps=4,
+    log_every=2,
+    sample_every=100,
+    save_every=2,
+)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tokenizer") / "small"
+    made = VideoTokenizer(TokenizerConfig((5, 5), (8, 8), (1, 1), (8, 8), (1, 1)))
+    made.initialise(torch.Generator().manual_seed(0))
+    save_tokenizer(folder, made)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def shards(tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("shards")
+    mark, generator = fingerprint(load_tokenizer(tokenizer)), torch.Generator().manual_seed(0)
+    rows: list[dict[str, Any]] = []
+    for number in range(12):
+        T, H, W = (3, 4, 4) if number % 2 else (2, 4, 8)  # longer than the window, and of another shape
+        codes_THW = torch.randint(25, (T, H, W), generator=generator)
+        row = {"codes": pack_codes(codes_THW), "T": T, "H": H, "W": W, "captions": ["zebras quiz", "\u732b"], "fps": 8.0}
+        rows.append({**row, "frames": 4 * T - 3, "source": "x", "start": 0.0, "mirrored": False, "tokenizer": mark})
+    write_shard(folder / "000000.parquet", CODES, mark, rows, [])
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_sample_sheet", lambda *args: None)
+    monkeypatch.setattr("lumos.training.metrics.RunLog.picture", lambda *args: None)
+    monkeypatch.setattr(module, "sample_captions", lambda count, seed: sample_captions(500, seed))
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / "model" / "model.safetensors")
+
+
+def same(one: Path, other: Path) -> bool:
+    a, b = weights(one), weights(other)
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize("share", [1.0, 0.5])
+def test_two_halves_equal_one_run(share: float, tokenizer: Path, shards: Path, tmp_path: Path) -> None:
+    config = replace(TOY, data_share=share)
+    train_model(config, tmp_path / "one", tokenizer, data=str(shards))
+    train_model(replace(config, max_steps=2), tmp_path / "two", tokenizer, data=str(shards))
+    other_threads = replace(config, loader=LoaderConfig(workers=1, ahead=1))
+    train_model(other_threads, tmp_path / "two", tokenizer, resume=True, data=str(shards))
+    assert same(tmp_path / "one", tmp_path / "two")
+    train_model(TOY, tmp_path / "shapes", tokenizer)
+    assert not same(tmp_path / "one", tmp_path / "shapes")
+
+
+def test_a_model_without_shapes_knows_the_captions_words(tokenizer: Path, shards: Path, tmp_path: Path) -> None:
+    train_model(replace(TOY, shapes=None), tmp_path / "run", tokenizer, data=str(shards))
+    _, _, text, _ = load_model(tmp_path / "run" / "model")
+    assert len(text.encode("zebras quiz")) == 2  # a word an id: they were in the captions that the vocabulary was made from
+
+
+def test_a_mix_takes_from_both(tokenizer: Path, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen: list[tuple[int, ...]] = []
+    real = MixedStream.batch
+
+    def noted(self: MixedStream, step: int, size: int, image: bool, generator: torch.Generator) -> Any:
+        batch = real(self, step, size, image, generator)
+        chosen.append(tuple(batch.codes_BTHW.shape))
+        return batch
+
+    monkeypatch.setattr(MixedStream, "batch", noted)
+    train_model(replace(TOY, data_share=0.5, max_steps=8), tmp_path / "run", tokenizer, data=str(shards))
+    videos, images = [shape for shape in chosen if shape[1] > 1], [shape for shape in chosen if shape[1] == 1]
+    assert len(videos) == len(images) == 4
+    assert {shape[1:] for shape in videos} <= {(3, 4, 4), (2, 4, 8)} and (2, 3, 4, 4) in videos
+
+
+def test_adapters_leave_the_weights_alone_and_resume(tokenizer: Path, shards: Path, tmp_path: Path) -> None:
+    train_model(TOY, tmp_path / "base", tokenizer)
+    base = tmp_path / "base" / "model"
+    tuned = replace(TOY, lora=LoraSettings(rank=2), seed=5)
+    train_model(tuned, tmp_path / "one", tokenizer, init=base, data=str(shards))
+    train_model(replace(tuned, max_steps=2), tmp_path / "two", tokenizer, init=base, data=str(shards))
+    train_model(tuned, tmp_path / "two", tokenizer, resume=True, init=base, data=str(shards))
+    assert same(tmp_path / "one", tmp_path / "two")
+    before, after = weights(tmp_path / "base"), weights(tmp_path / "one")
+    changed = {name.rpartition(".")[2] for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"query_key_value", "attention_out", "ffn_gate_up", "ffn_down"}
+
+    from lumos.generate import Generator
+
+    merged = Generator.from_folder(tmp_path / "one" / "model", "cpu")("a red circle", seed=1)
+    beside = Generator.from_folder(base, "cpu", lora=tmp_path / "one" / "lora")("a red circle", seed=1)
+    assert torch.equal(merged, beside)
+
+
+def test_runs_that_cannot_start(tokenizer: Path, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = VideoTokenizer(TokenizerConfig((5, 5), (8, 8), (1, 1), (8, 8), (1, 1)))
+    other.initialise(torch.Generator().manual_seed(1))
+    save_tokenizer(tmp_path / "other", other)
+    with pytest.raises(ValueError, match="must be made with this tokenizer"):
+        train_model(TOY, tmp_path / "run", tmp_path / "other", data=str(shards))
+    with pytest.raises(ValueError, match="video.fps must be 8, as in"):
+        video = replace(TOY.video, fps=12)
+        train_model(replace(TOY, shapes=None, video=video), tmp_path / "run", tokenizer, data=str(shards))
+    with pytest.raises(ValueError, match="give --init NAME or FOLDER"):
+        train_model(replace(TOY, lora=LoraSettings(rank=2)), tmp_path / "run", tokenizer, data=str(shards))
+    with pytest.raises(FileNotFoundError, match="there is no folder nowhere"):
+        train_model(TOY, tmp_path / "run", tokenizer, data="nowhere")
+    with pytest.raises(ValueError, match="data_share must be above 0"):
+        replace(TOY, data_share=0.0)
+    assert main(["train", "shapes-toy", "--lora.rank", "-1", "--out", str(tmp_path / "run")]) == 2
+    assert "lora.rank and lora.alpha must be 0 or more" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_resumed_run_keeps_its_shards(tokenizer: Path, shards: Path, tmp_path: Path) -> None:
+    train_model(replace(TOY, max_steps=2), tmp_path / "run", tokenizer, data=str(shards))
+    with pytest.raises(ValueError, match="data = .* where"):
+        more = tmp_path / "more"
+        more.mkdir()
+        import pyarrow.parquet as parquet
+
+        rows = parquet.read_table(shards / "000000.parquet").to_pylist()
+        write_shard(more / "000000.parquet", CODES, rows[0]["tokenizer"], rows[:-1], [])
+        train_model(TOY, tmp_path / "run", tokenizer, resume=True, data=str(more))
