@@ -21,7 +21,7 @@ from lumos.model.transformer import Layer, Transformer
 
 LARGE = 2**28  # parameters from which on compiling layers saves more than it costs
 SMALL_PASS = 2e12  # operations of a pass below which launching its kernels takes longer than computing them
-LOGITS = 2**27  # at once; the more, the more memory
+LOGITS = 2**26  # at once; the more, the more memory
 WORTH_COMPILING = 64  # places; a single one would even be compiled anew
 
 

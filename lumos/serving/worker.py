@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
     from lumos.generate import Generator
 
-NICER = 3  # so that answering comes before making
 FILES = ("video.mp4", "video.gif", "video.png", "thumbnail.png")
 
 
@@ -62,8 +61,6 @@ def work(connection: Connection, weights: str, device: str | None) -> None:
     finished n [error or None, of each row] seconds | failed n code message | checked n error or None
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the server decides
-    with suppress(OSError):
-        os.nice(NICER)
     lock = threading.Lock()
 
     def say(*words: Any) -> None:

@@ -66,6 +66,8 @@ class TrainModelConfig:
                 raise ValueError(f"{name} must be more than {least}, got {given}; leave it at its default")
         if not 0 < self.data_share <= 1:
             raise ValueError(f"data_share must be above 0 and up to 1, got {self.data_share}; use 0.5")
+        if self.optim.muon and self.parallel.shard:
+            raise ValueError("optim.muon needs whole matrices, got parallel.shard=true; set one of them to 0 or false")
         if self.shapes is None:
             return
         for name, value in (("height", self.shapes.size), ("width", self.shapes.size), ("fps", self.shapes.fps)):

@@ -54,6 +54,8 @@ def test_more_steps_than_codes_are_refused(steps: int) -> None:
         {"history": 1.0},
         {"history": -0.1},
         {"noise": math.inf},
+        {"first": 0.0},
+        {"first": math.nan},
     ],
 )
 def test_bad_settings(wrong: dict[str, float]) -> None:

@@ -78,8 +78,8 @@ def test_sampling_a_frame_never_waits_for_the_card(graphs: bool) -> None:
     with torch.inference_mode():
         job = Job(model_of(torch.bfloat16), VOCABULARY, PLAN, PROMPTS, [0, 1, 2], SamplerConfig(steps=5), compute)
         job.commit(job.sample())
-        torch.cuda.set_sync_debug_mode("error")
         try:
+            torch.cuda.set_sync_debug_mode("error")
             job.commit(job.sample())
         finally:
             torch.cuda.set_sync_debug_mode("default")

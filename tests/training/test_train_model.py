@@ -23,7 +23,7 @@ from lumos.training import shared_checkpoint
 from lumos.training import train_model as module
 from lumos.training.config import TrainModelConfig
 from lumos.training.optim import OptimConfig
-from lumos.training.parallel import Ranks
+from lumos.training.parallel import ParallelConfig, Ranks
 from lumos.training.train_model import train_model
 
 VOCABULARY = small_vocabulary(text_size=20, codes=25)
@@ -162,6 +162,8 @@ def test_a_run_is_neither_overwritten_nor_resumed_as_another(tmp_path: Path, tok
 def test_settings_that_do_not_fit_together_are_refused() -> None:
     with pytest.raises(ValueError, match="videos must be a multiple of accumulate = 4, got 2"):
         replace(TOY, accumulate=4)
+    with pytest.raises(ValueError, match=r"optim\.muon needs whole matrices"):
+        replace(TOY, optim=replace(TOY.optim, muon=1.0), parallel=ParallelConfig(shard=True))
     with pytest.raises(ValueError, match=r"video\.height must be 64, as in shapes, got 32"):
         replace(TOY, shapes=replace(TOY.shapes, size=64))
     with pytest.raises(ValueError, match=r"video\.latest must be a latent frame of the clips, at most 1"):
