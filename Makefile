@@ -18,7 +18,7 @@ $(READY): pyproject.toml constraints.txt
 		{ echo "lumos needs Python 3.11 to 3.13, got $$($(PYTHON) -V 2>&1); name one with make PYTHON=..."; exit 2; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt setuptools
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-build-isolation -e '.[dev,train]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-build-isolation -e '.[dev,train,serve,evaluate]'
 	@touch $@
 
 demo: setup  ## turn a sentence into a video on the CPU: PROMPT="..." OUT=demo.mp4
@@ -34,8 +34,8 @@ check: setup  ## lint, formatting, types, layers
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
-bench: setup  ## run every benchmark and print its numbers
-	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+bench: setup  ## seconds and memory of the weights in the package on this machine (benchmarks/ holds the others)
+	$(BIN)/lumos bench
 
 gpu: setup  ## run the tests that need a GPU
 	$(BIN)/python -m pytest -m gpu

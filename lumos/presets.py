@@ -47,7 +47,7 @@ MODELS: dict[str, TrainModelConfig] = {
         video=VideoConfig(height=128, width=128, frames=17, fps=8, slots=64, window=5, latest=8),
         shapes=ShapesConfig(),
         optim=OptimConfig(lr=1e-3, warmup_steps=150, ema=0.999, decay_share=0.5, muon=2.5),
-        sampler=SamplerConfig(steps=32, guidance=3.0, temperature=0.6, noise=2.0, history=0.7),
+        sampler=SamplerConfig(steps=8, guidance=3.0, temperature=0.6, noise=2.0, history=0.7, first=4.0),
         mask="nested",
         least_ratio=0.2,
         image_every=2,

@@ -15,7 +15,8 @@ MARKS = ("right", "wrong", "unclear")
 
 @dataclass(frozen=True)
 class EvaluateArgs:
-    """Score a model, or make the files that public benchmarks score; Ctrl-C loses nothing, and the same command goes on.
+    """Score a model, or make the files that public benchmarks score. After Ctrl-C the same command goes on
+    (distances and tokenizer start anew).
 
     lumos evaluate shapes --weights tiny --out runs/scores
     lumos evaluate shapes --weights runs/a/model --out runs/quick --quick --set steps=8 --set guidance=2
