@@ -94,7 +94,8 @@ def _overview() -> str:
 def _explained(error: Exception) -> str | None:
     """What to tell the user in one line, or None for a fault of our own."""
     if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("lumos"):
-        return f"this needs the package {error.name.split('.')[0]!r}, which is missing; run pip install 'lumos[train,serve,evaluate]'"
+        name = error.name.split(".")[0]
+        return f"this needs the package {name!r}, which is missing; run pip install 'lumos[train,serve,evaluate]'"
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's; torch may not be imported
         return "out of memory; use fewer prompts at once, fewer frames or a smaller size, or close other programs"
     if isinstance(error, OSError) and error.strerror:

@@ -1,7 +1,7 @@
 """Every named configuration, as Python: what `lumos train NAME` and `lumos train-tokenizer NAME` run."""
 
 from lumos.data.shapes import ShapesConfig
-from lumos.diffusion.sampler import SamplerConfig
+from lumos.diffusion.sampler import SamplerConfig, Shortcuts
 from lumos.model.transformer import LUMOS_1B, LUMOS_3B, ModelConfig
 from lumos.model_folder import VideoConfig
 from lumos.sequence.published import TEMPLATE
@@ -47,7 +47,15 @@ MODELS: dict[str, TrainModelConfig] = {
         video=VideoConfig(height=128, width=128, frames=17, fps=8, slots=64, window=5, latest=8),
         shapes=ShapesConfig(),
         optim=OptimConfig(lr=1e-3, warmup_steps=150, ema=0.999, decay_share=0.5, muon=2.5),
-        sampler=SamplerConfig(steps=8, guidance=3.0, temperature=0.6, noise=2.0, history=0.7, first=4.0),
+        sampler=SamplerConfig(
+            steps=8,
+            guidance=3.0,
+            temperature=0.6,
+            noise=2.0,
+            history=0.7,
+            shortcuts=Shortcuts(guidance_until=0.5),
+            first=4.0,
+        ),
         mask="nested",
         least_ratio=0.2,
         image_every=2,
