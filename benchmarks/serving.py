@@ -169,7 +169,8 @@ def first_frame_on_the_page(server: Server) -> float | None:
         page.wait_for_timeout(2000)  # a person takes longer to type it; the page has built itself up by then
         begin = time.monotonic()
         page.click("#lumos-create")
-        page.wait_for_selector("#lumos-stage[data-frames]", timeout=120_000)
+        # asked ten times a second: asking on every repaint would take a core from the model
+        page.wait_for_function("document.querySelector('#lumos-stage[data-frames]')", polling=100, timeout=120_000)
         seconds = time.monotonic() - begin
         page.click("[data-do=cancel]")
         page.wait_for_selector("#lumos-stage[data-state=failed]")

@@ -99,6 +99,9 @@ def work(connection: Connection, weights: str, device: str | None) -> None:
         cancelled.discard(batch.number)
 
 
+SECONDS_BETWEEN_NEWS = 0.4  # of progress; frames are told at once
+
+
 def _listen(
     connection: Connection,
     generator: Generator,
@@ -129,10 +132,16 @@ def _make(generator: Generator, batch: Batch, cancelled: set[int], say: Callable
 
     first = batch.asked[0]
 
+    said = time.monotonic()
+
     def progress(done: int, passes: int) -> None:
+        nonlocal said
         if batch.number in cancelled:
             raise Cancelled
-        say("progress", batch.number, done, passes)
+        # Whoever hears of it takes a core from the threads that compute, which all wait for the last of them.
+        if time.monotonic() - said > SECONDS_BETWEEN_NEWS:
+            said = time.monotonic()
+            say("progress", batch.number, done, passes)
 
     sampler = replace(generator.config.sampler, steps=first.steps, guidance=first.guidance, temperature=first.temperature)
     given = _start(batch.folders[0] / START) if first.given else None
