@@ -65,7 +65,7 @@ class Generator:
 
         lora: folder of an adapter, merged into the weights.
         """
-        where = _device(device)
+        where = pick_device(device)
         config, model, text, tokenizer = load_model(name_or_folder)
         if lora is not None:
             merge_adapter(model, lora)
@@ -260,16 +260,8 @@ def seeds_of(seed: int | Sequence[int], prompts: int) -> list[int]:
     return seeds
 
 
-def fingerprint(tokenizer: torch.nn.Module) -> str:
-    """Changes when any weight of the tokenizer does: codes mean nothing to another one."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(tokenizer.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().to("cpu", torch.float32).contiguous().view(-1).numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
-def _device(name: str | None) -> torch.device:
+def pick_device(name: str | None) -> torch.device:
+    """The device of a name, or the usual one for None. ValueError for one that is not there."""
     try:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
     except RuntimeError:
@@ -277,3 +269,12 @@ def _device(name: str | None) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ValueError(f"device {name} needs a CUDA GPU, {torch.cuda.device_count()} found; use cpu")
     return device
+
+
+def fingerprint(tokenizer: torch.nn.Module) -> str:
+    """Changes when any weight of the tokenizer does: codes mean nothing to another one."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tokenizer.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().to("cpu", torch.float32).contiguous().view(-1).numpy().tobytes())
+    return digest.hexdigest()[:16]

@@ -114,7 +114,7 @@ def save_folder(
                 path.write_bytes(content)
         for inner in kept:
             shutil.copytree(inner, partial / inner.name)
-        _flush(partial)
+        _flush_all(partial)
         _put_in_place(partial, folder)
     finally:
         _remove(partial)
@@ -343,17 +343,18 @@ def _put_in_place(partial: Path, folder: Path) -> None:
     except OSError:
         recover(folder)
         raise
-    _flush_one(folder.parent)
+    flush(folder.parent)
     _remove(previous)
 
 
-def _flush(folder: Path) -> None:
+def _flush_all(folder: Path) -> None:
     for path in folder.rglob("*"):
-        _flush_one(path)
-    _flush_one(folder)
+        flush(path)
+    flush(folder)
 
 
-def _flush_one(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Wait until a file, or the list of what a folder holds, is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

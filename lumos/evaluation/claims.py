@@ -18,11 +18,12 @@ import numpy as np
 
 from lumos.diffusion.sampler import SamplerConfig
 from lumos.evaluation.latency import measure_latency
+from lumos.evaluation.lines import add_line, read_lines
 from lumos.evaluation.making import to_bytes, to_pixels, usual_batch
 from lumos.evaluation.prompts import Prompt
 from lumos.evaluation.small_runs import FPS, FULL, TOY, Scale, Size, Variant, World, claim_prompts, generator_from, train
-from lumos.evaluation.workers import Workers, pick_device, usual_workers
-from lumos.generate import Generator
+from lumos.evaluation.workers import Workers, usual_workers
+from lumos.generate import Generator, pick_device
 from lumos.shapes.judge import judge
 from lumos.tokenizer.model import load_tokenizer
 from lumos.weights import find_weights
@@ -205,25 +206,6 @@ def judged(prompt: Prompt, rgb_CFHW: np.ndarray) -> dict[str, bool | None]:
     square = np.pad(rgb_CFHW, ((0, 0), (0, 0), (above, side - height - above), (left, side - width - left)), mode="edge")
     verdict = judge(prompt.scene, to_pixels(square), FPS)
     return {"all": verdict.all_of(ALL_RIGHT), **{name: verdict.marks[name] for name in SEEN if name in verdict.marks}}
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of a results file; a last one that was cut off is dropped. ValueError for another file."""
-    if not path.exists():
-        return []
-    try:
-        return [dict(json.loads(line)) for line in path.read_text("utf-8").split("\n")[:-1]]
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{path} must have a JSON object a line, got something else ({error}); use another folder") from None
-
-
-def add_line(path: Path, line: dict[str, Any]) -> None:
-    """Add a line; what an interruption has left of an earlier one goes first."""
-    text = path.read_text("utf-8") if path.exists() else ""
-    if text and not text.endswith("\n"):
-        path.write_text(text[: text.rfind("\n") + 1], "utf-8")
-    with open(path, "a", encoding="utf-8") as stream:
-        stream.write(json.dumps(line) + "\n")
 
 
 def _models(claim: Claim, seeds: int) -> Iterator[tuple[Variant, int]]:

@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lumos.evaluation.claims import CLAIMS, LATENCY, RUNS, SCORES, Claim, Setting, read_lines
+from lumos.evaluation.claims import CLAIMS, LATENCY, RUNS, SCORES, Claim, Setting
+from lumos.evaluation.lines import read_lines
 from lumos.evaluation.scores import wilson
 from lumos.evaluation.small_runs import Variant
 

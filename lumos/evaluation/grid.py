@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from lumos.diffusion.sampler import SamplerConfig
+from lumos.evaluation.lines import add_line, read_lines
 from lumos.evaluation.making import measure
 from lumos.evaluation.one_object import measure_one_object
 from lumos.evaluation.prompts import Prompt, benchmark, smaller
@@ -74,7 +75,7 @@ def run_grid(
     check_model(generator)
     out.mkdir(parents=True, exist_ok=True)
     task = {"weights": weights_fingerprint(generator), "seed": seed, "one_objects": one_objects, "prompts": len(prompts)}
-    lines = _read(out / "grid.jsonl")
+    lines = read_lines(out / "grid.jsonl")
     done = [line for line in lines if all(line.get(name) == value for name, value in task.items())]
     todo = [sampler for sampler in settings if not any(line["sampler"] == asdict(sampler) for line in done)]
     began = time.monotonic()
@@ -92,8 +93,7 @@ def run_grid(
                 scores = measure(generator, prompts, judges, sampler, seed, batch)
                 point |= {name: scores[name] for name in ("overall", "splits", "tasks", "classes", "attributes")}
             point["seconds"] = round(time.monotonic() - began - spent, 2)
-            with open(out / "grid.jsonl", "a", encoding="utf-8") as stream:
-                stream.write(json.dumps(point) + "\n")
+            add_line(out / "grid.jsonl", point)
             done.append(point)
             print(f"{number + 1} of {len(todo)}: {_line(point, _differing(settings))}", file=sys.stderr, flush=True)
     return done
@@ -144,18 +144,6 @@ def _value(text: str) -> Any:
         return json.loads(text)
     except ValueError:
         return text
-
-
-def _read(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of an earlier run; one that was cut off is dropped."""
-    if not path.exists():
-        return []
-    whole = path.read_text("utf-8").split("\n")[:-1]
-    path.write_text("".join(line + "\n" for line in whole), "utf-8")
-    try:
-        return [dict(json.loads(line)) for line in whole]
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{path} must have a JSON object a line, got something else ({error}); use another folder") from None
 
 
 def main(words: Sequence[str] | None = None) -> None:

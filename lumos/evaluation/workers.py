@@ -18,17 +18,6 @@ T = TypeVar("T")
 MOST = 14  # more do not help: one H200 makes about as many clips as these judge
 
 
-def pick_device(name: str | None) -> torch.device:
-    """The device of a name, or the usual one for None. ValueError for one that is not there."""
-    try:
-        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-    except RuntimeError:
-        raise ValueError(f"device must be cpu, cuda or cuda:N, got {name!r}; leave it out to use what there is") from None
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"device {name} needs a CUDA GPU, {torch.cuda.device_count()} found; use cpu")
-    return device
-
-
 def usual_workers(device: torch.device) -> int:
     """None on the CPU; with a GPU all cores but two, at most 14."""
     return 0 if device.type == "cpu" else max(0, min(MOST, len(os.sched_getaffinity(0)) - 2))

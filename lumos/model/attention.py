@@ -18,13 +18,6 @@ from torch.nn.functional import scaled_dot_product_attention
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
-def attend_by_block(block_BL: Tensor, key_block_BS: Tensor | None = None) -> Attend:
-    """Attention by the block rule over whole sequences: FlexAttention on CUDA, a dense mask elsewhere."""
-    if block_BL.is_cuda:
-        return flex(block_BL, key_block_BS)
-    return dense(block_BL, block_BL if key_block_BS is None else key_block_BS)
-
-
 def dense(block_BL: Tensor, key_block_BS: Tensor) -> Attend:
     """scaled_dot_product_attention with the L x S mask written out."""
     mask_B1LS = (key_block_BS[:, None, :] <= block_BL[:, :, None])[:, None]

@@ -18,7 +18,7 @@ from torch.nn.functional import silu
 from lumos.tokenizer.archive import read_archive
 from lumos.tokenizer.cosmos_layers import Conv, Downsample, FrameNorm, Memory, Middle, ResidualBlock, Upsample
 from lumos.tokenizer.fsq import FSQ
-from lumos.tokenizer.layers import StreamState, haar
+from lumos.tokenizer.layers import StreamState, haar, initialise
 from lumos.tokenizer.model import PATCH, PATCH_CHANNELS, VideoTokenizer, load_tokenizer, unpatch
 from lumos.weights import FORMAT, check_names, load_folder, read_config, save_folder
 
@@ -93,14 +93,8 @@ class CosmosTokenizer(nn.Module):
         return self.config.spatial
 
     def initialise(self, generator: torch.Generator) -> None:
-        """Fresh weights: matrices and kernels uniform with variance 1 / (3 * fan-in), biases 0, norms 1."""
-        for name, parameter in self.named_parameters():
-            with torch.no_grad():
-                if parameter.ndim > 1:
-                    bound = parameter[0].numel() ** -0.5
-                    parameter.uniform_(-bound, bound, generator=generator)
-                else:
-                    parameter.fill_(1.0 if name.endswith("weight") else 0.0)
+        """Fresh weights, see `layers.initialise`."""
+        initialise(self, generator)
 
     @torch.no_grad()
     def encode(self, pixels_BCFHW: Tensor, at_once: int = AT_ONCE) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from lumos.tokenizer.fsq import FSQ
-from lumos.tokenizer.layers import Down, Norm, ResidualBlock, SpaceConv, StreamState, Up, haar, inverse_haar
+from lumos.tokenizer.layers import Down, Norm, ResidualBlock, SpaceConv, StreamState, Up, haar, initialise, inverse_haar
 from lumos.weights import FORMAT, check_names, load_folder, read_config, save_folder
 
 PATCH = 4  # two Haar levels: 4x4x4 pixels of 3 channels become one place of 192
@@ -57,14 +57,8 @@ class VideoTokenizer(nn.Module):
         return 2 * PATCH
 
     def initialise(self, generator: torch.Generator) -> None:
-        """Fresh weights: matrices and kernels uniform with variance 1 / (3 * fan-in), biases 0, norms 1."""
-        for name, parameter in self.named_parameters():
-            with torch.no_grad():
-                if parameter.ndim > 1:
-                    bound = parameter[0].numel() ** -0.5
-                    parameter.uniform_(-bound, bound, generator=generator)
-                else:
-                    parameter.fill_(1.0 if name.endswith("weight") else 0.0)
+        """Fresh weights, see `layers.initialise`."""
+        initialise(self, generator)
 
     def forward(self, pixels_BCFHW: Tensor) -> tuple[Tensor, Tensor]:
         """Encode and decode, for training: (reconstruction_BCFHW float32, not clamped; codes_BTHW)."""

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lumos.training.optim import Ema
-from lumos.weights import check_names
+from lumos.weights import check_names, flush
 
 FORMAT = "lumos checkpoint 1"
 NAME = re.compile(r"step_(\d+)\.safetensors")
@@ -37,9 +37,9 @@ def save(run: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[str
     except SafetensorError as error:  # it wraps the OSError of a full disk in text
         partial.unlink(missing_ok=True)
         raise OSError(f"could not write {path}: {error}") from error
-    _flush(partial)
+    flush(partial)
     os.replace(partial, path)
-    _flush(folder)
+    flush(folder)
     for old in _all(run)[:-keep]:
         old.unlink()
     for leftover in folder.glob("*.partial"):
@@ -151,11 +151,3 @@ def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _all(run: Path) -> list[Path]:
     found = [(int(match[1]), path) for path in (run / "checkpoints").glob("*") if (match := NAME.fullmatch(path.name))]
     return [path for _, path in sorted(found)]
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from lumos.training import checkpoint
 from lumos.training.optim import Ema
 from lumos.training.parallel import Ranks, agree, ensure_group, local
-from lumos.weights import some_of
+from lumos.weights import flush, some_of
 
 NAME = re.compile(r"step_(\d+)")
 STATE = "state.json"
@@ -156,9 +156,9 @@ class Saver:
             future.result()
             if self.ranks.is_main:
                 for file in (*partial.iterdir(), partial):
-                    _flush(file)
+                    flush(file)
                 os.replace(partial, path)
-                _flush(path.parent)
+                flush(path.parent)
                 for old in _all(self.run)[: -self.keep]:
                     shutil.rmtree(old)
                 for leftover in path.parent.glob("*.partial"):
@@ -186,14 +186,6 @@ def _check(wanted: Mapping[str, Tensor], saved: Mapping[str, Any], where: Path) 
 def _all(run: Path) -> list[Path]:
     found = [(int(match[1]), path) for path in (run / "checkpoints").glob("*") if (match := NAME.fullmatch(path.name))]
     return [path for _, path in sorted(found) if path.is_dir()]
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _first_line(error: BaseException) -> str:

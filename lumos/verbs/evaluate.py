@@ -130,7 +130,7 @@ def run_distances(args: EvaluateArgs) -> None:
 
 def run_tokenizer(args: EvaluateArgs) -> None:
     from lumos.evaluation.fidelity import measure_tokenizer
-    from lumos.evaluation.workers import pick_device
+    from lumos.generate import pick_device
     from lumos.tokenizer.cosmos import load_any_tokenizer
     from lumos.weights import find_weights
 

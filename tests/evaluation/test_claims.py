@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from lumos.evaluation import claims
-from lumos.evaluation.claims import CLAIMS, Claim, Setting, add_line, judged, read_lines, run_claim
+from lumos.evaluation.claims import CLAIMS, Claim, Setting, judged, run_claim
 from lumos.evaluation.claims_report import verdict, write_claims
 from lumos.evaluation.latency import measure_latency
+from lumos.evaluation.lines import add_line, read_lines
 from lumos.evaluation.small_runs import MOTIONS, TOY, Variant, World, claim_prompts
 from lumos.generate import Generator
 from lumos.shapes.render import pack, render

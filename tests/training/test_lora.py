@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lumos.model.adapter import TARGETS, merge_adapter, merged
-from lumos.model.attention import attend_by_block
+from lumos.model.attention import dense
 from lumos.model.transformer import ModelConfig, Transformer
 from lumos.training.lora import LoraSettings, add_adapter, plan_for, save_adapter, split
 from lumos.training.parallel import ParallelConfig
@@ -26,7 +26,8 @@ def small_model() -> Transformer:
 def run(model: torch.nn.Module) -> Tensor:
     ids_BL = torch.arange(12)[None] * 3 % 50
     position_BL3 = torch.arange(12)[None, :, None].expand(1, 12, 3).contiguous()
-    hidden: Tensor = model(ids_BL, position_BL3, attend_by_block(torch.arange(12)[None]))
+    block_BL = torch.arange(12)[None]
+    hidden: Tensor = model(ids_BL, position_BL3, dense(block_BL, block_BL))
     return hidden
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, multiprocessing
 from torch.nn.functional import cross_entropy
 
 from lumos.data.shapes import Batch
-from lumos.model.attention import attend_by_block
+from lumos.model.attention import dense
 from lumos.model.transformer import ModelConfig, Transformer
 from lumos.model_folder import VideoConfig
 from lumos.sequence.layout import Grid, content_ids, pack
@@ -90,7 +90,7 @@ def test_gradients_are_those_of_the_mean_over_all_masked_codes() -> None:
     plain = new_model(CONFIG)
     content = torch.where(batch.mask, VOCABULARY.mask, content_ids(VOCABULARY, batch.codes_BTHW))
     packed = pack(VOCABULARY, GRID, batch.text_BS, batch.length_B, content, 1, 8, batch.first)
-    hidden_BLD = plain(packed.ids_BL, packed.position_BL3, attend_by_block(packed.block_BL))
+    hidden_BLD = plain(packed.ids_BL, packed.position_BL3, dense(packed.block_BL, packed.block_BL))
     target_BTHW = batch.mask[..., :-1]
     is_masked = (packed.ids_BL == VOCABULARY.mask).view(4, -1)
     is_newline = torch.zeros_like(content, dtype=torch.bool)
