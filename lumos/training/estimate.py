@@ -20,20 +20,23 @@ MODES: Sequence[Recompute] = get_args(Recompute)
 
 @dataclass(frozen=True)
 class Card:
-    """Peak of large dense bf16 products, and what training reaches in matrices and in attention (TFLOP/s); memory in GiB."""
+    """Peak of large dense bf16 products; what training reaches in matrices, with everything around them, and in attention with
+    heads of width 64 and of 128 (TFLOP/s); memory in GiB."""
 
     peak: float
     matrices: float
     attention: float
+    wide_attention: float
     memory: float
 
 
-# Published dense bf16 peaks. What is reached was measured on the H200 (docs/performance.md) and scaled by peak for the others.
+# Published dense bf16 peaks. What is reached was measured on the H200 (docs/performance.md: three rates fit nine cases within 3 %)
+# and is scaled by peak for the others.
 CARDS = {
-    "H200": Card(989, 600, 330, 139.8),
-    "H100": Card(989, 600, 330, 79.1),
-    "A100": Card(312, 190, 105, 79.1),
-    "H20": Card(148, 110, 75, 95.0),
+    "H200": Card(989, 470, 440, 630, 139.8),
+    "H100": Card(989, 470, 440, 630, 79.1),
+    "A100": Card(312, 148, 139, 199, 79.1),
+    "H20": Card(148, 70, 66, 94, 95.0),
 }
 
 
@@ -124,6 +127,34 @@ class Spread:
     replicas: int = 1
     context: int = 1
     average: bool = False
+    compiled: bool = True
+
+
+class Kept(NamedTuple):
+    """Numbers of two bytes an id: what a layer keeps for its backward pass, and what that pass adds when it needs most."""
+
+    kept: float
+    added: float
+
+
+def kept(model: ModelConfig, recompute: Recompute, spread: Spread) -> Kept:
+    """What one layer holds of an id on the GPU that has it, by what its compiled (or plain) operators save."""
+    D, N, G, K, F = model.width, model.heads, model.kv_heads, model.head_width, model.ffn
+    layer_input = D if spread.shard else 2 * D  # the residual stream: float32 under autocast
+    before = (N + 2 * G) * K + 4 * (N + G) + 2  # query, key, value before their norms; the norms' means and deviations
+    # queries, keys (and values: of the whole sample where it is shared), outputs by frame and put together, log-sums
+    attended = N * K + (2 * G * K * spread.context if spread.context > 1 else G * K) + 2 * N * K + 2 * N
+    after = D + 2 * F + 2  # the sum after attention; gate and up
+    if not spread.compiled:  # inputs of the matrices behind both norms, silu(gate), its product with up
+        before, after = before + D, after + D + 2 * F
+    # At its widest, in SwiGLU: the output's gradient, the product's, and gate's and up's.
+    backward = D + 3 * F
+    if recompute == "off":
+        return Kept(layer_input + before + attended + after, backward)
+    if recompute == "selective":
+        own_value = G * K if spread.context == 1 else 0
+        return Kept(layer_input + attended + own_value, after + backward)
+    return Kept(layer_input, before + attended + after + backward)
 
 
 def memory(model: ModelConfig, work: Work, recompute: Recompute, spread: Spread) -> Memory:
@@ -133,29 +164,26 @@ def memory(model: ModelConfig, work: Work, recompute: Recompute, spread: Spread)
     everything = layer * model.layers + outside
     share = everything / (spread.gpus // spread.replicas if spread.shard else 1)
     moments = (12 if spread.average else 8) * share
-    D, N, G, K = model.width, model.heads, model.kv_heads, model.head_width
+    D = model.width
     ids = work.samples * work.ids / spread.context
     targets = work.samples * work.targets / spread.context
-    # Numbers an id, in bf16, that compiled code keeps: a layer's input and q, k, v before their norms; attention's inputs and
-    # its output, by frame and whole; the sum after it, gate and up. While a layer goes backward, gradients of the widest part.
-    before, attended, after = D + (N + 2 * G) * K, (N + 2 * G) * K + 2 * N * K, D + 2 * model.ffn
-    kept = {"off": before + attended + after, "selective": D + attended, "full": D}[recompute] * model.layers
-    again = {"off": 0, "selective": after, "full": before + attended + after}[recompute] + 3 * model.ffn + 2 * D
-
+    one = kept(model, recompute, spread)
     chunk = min(targets, max(1, LOGITS // work.codes))
     logits = 4 * chunk * work.codes + 6 * work.codes * D + 4 * targets * D
     if spread.shard:
         # two layers gathered in bf16, one's gradients, their float32 buffer and the one before; at last what lies outside
         layers_at_work, weights = (2 * 2 + 2 + 4 + 4) * layer, 2 * outside
         last = (6 if spread.gpus > 1 else 4) * outside + 4 * layer
-    else:  # autocast keeps a bf16 copy of every weight for the backward pass
-        layers_at_work, weights, last = 0, 2 * everything, 2 * everything
+    else:  # autocast makes bf16 copies of matrices, which compiled layers make again when they go backward
+        layers_at_work, weights = 2 * layer, 0 if spread.compiled else 2 * layer * model.layers
+        last = 4 * everything if spread.gpus > 1 else 0  # all gradients in one piece, to be averaged
     inside = layer * model.layers / everything
     head_gradient = (2 if spread.shard else 4) * outside / 2
+    first, all_layers = 2 * ids * (one.kept + one.added), 2 * ids * (one.kept * model.layers + one.added)
     moments_of_a_step = (
-        Memory(4 * share, 0, moments, 2 * ids * (kept + 3 * D), logits, weights),
-        Memory(4 * share, 0, moments, 2 * ids * (kept + again), 0, weights + head_gradient + layers_at_work),
-        Memory(4 * share, 4 * share * inside, moments, 2 * ids * again, 0, weights + head_gradient + layers_at_work),
+        Memory(4 * share, 0, moments, 2 * ids * (one.kept * model.layers + 3 * D), logits, weights),
+        Memory(4 * share, 0, moments, all_layers, 0, weights + head_gradient + layers_at_work),
+        Memory(4 * share, 4 * share * inside, moments, first, 0, weights + head_gradient + layers_at_work),
         Memory(4 * share, 4 * share, moments, 0, 0, last),
     )
     return max(moments_of_a_step, key=lambda moment: moment.total)
@@ -167,7 +195,8 @@ def seconds(model: ModelConfig, work: Work, recompute: Recompute, card: Card, sp
     again = {"off": 0.0, "selective": 1 / 3, "full": 1 / 3}[recompute]
     attention_again = 1 / 3 if recompute == "full" else 0.0
     matrices = (count.matrices * (1 + again) + count.head) / card.matrices
-    attention = count.attention * (1 + attention_again) * 3.5 / 3 / card.attention  # its backward computes scores again
+    rate = card.wide_attention if model.head_width >= 128 else card.attention
+    attention = count.attention * (1 + attention_again) * 3.5 / 3 / rate  # its backward computes scores again
     layer, outside = parameters(model)
     update = 32 * (layer * model.layers + outside) / (spread.gpus if spread.shard else 1) / 4e12
     return (matrices + attention) / 1e12 / spread.context + update

@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
+import torch._functorch.config as functorch_config
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
@@ -188,12 +189,15 @@ def _compile_and_recompute(layer: nn.Module, plan: ParallelConfig, device: torch
     # Attention stays out of both: it is a kernel of its own, and `selective` keeps its output.
     sides = ("before_attention", "after_attention")
     if plan.compile != "off" and device.type == "cuda":
+        # Inputs of matrices that follow from what is kept anyway (behind norms, silu(gate) * up) are made again in the backward
+        # pass: three tenths less is kept, for under a hundredth of the time by count of the bytes moved.
+        functorch_config.ban_recompute_materialized_backward = False
         dynamic = False if plan.compile == "static" else None  # None: from the second shape on
         for side in sides:
             setattr(layer, side, torch.compile(getattr(layer, side), dynamic=dynamic))
     if plan.recompute == "selective":
-        for side in sides:
-            setattr(layer, side, _computed_again(getattr(layer, side)))
+        setattr(layer, sides[0], _computed_again(_value_alone(getattr(layer, sides[0]))))
+        setattr(layer, sides[1], _computed_again(getattr(layer, sides[1])))
     if plan.recompute == "full":
         layer.forward = _computed_again(layer.forward)
 
@@ -201,6 +205,16 @@ def _compile_and_recompute(layer: nn.Module, plan: ParallelConfig, device: torch
 def _computed_again(function: Callable[..., Any]) -> Callable[..., Any]:
     # nothing in a layer is random
     return partial(checkpoint, function, use_reentrant=False, preserve_rng_state=False)
+
+
+def _value_alone(before: Callable[..., Any]) -> Callable[..., Any]:
+    """`before_attention` whose value is no view: it would keep queries and keys from before their norms alive."""
+
+    def run(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+        query, key, value = before(*inputs)
+        return query, key, value.contiguous()
+
+    return run
 
 
 def _shard(model: Transformer, plan: ParallelConfig, ranks: Ranks) -> None:

@@ -146,10 +146,13 @@ class Saver:
         total = mine * (1 if all(local(t) is t for t in tensors.values()) else self.ranks.world)
         self.run.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(self.run).free
-        # also: no rank goes on before the first one has made the folder
-        if agree((float(total > free),), self.ranks)[0]:
-            size = f"{total / 2**30:.2f} GiB"
-            raise OSError(f"{self.run} must have room for a checkpoint of {size}, got {free / 2**30:.2f} GiB; free some space")
+        # of the process with the least; also: no rank goes on before the first one has made the folder
+        lacks, free_less = agree((float(total > free), -float(free)), self.ranks)
+        if lacks:
+            if not self.ranks.is_main:
+                raise SystemExit(2)
+            size, room = f"{total / 2**30:.2f} GiB", f"{-free_less / 2**30:.2f} GiB"
+            raise OSError(f"{self.run} must have room for a checkpoint of {size}, got {room}; free some space")
 
     def _finish(self, future: "Future[Any]", partial: Path, path: Path) -> None:
         try:

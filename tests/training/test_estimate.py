@@ -1,19 +1,27 @@
 """The estimate's counts against counts made another way, and what follows from them."""
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
+from typing import get_args
 
 import pytest
 import torch
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from lumos.model.attention import dense
-from lumos.model.transformer import LUMOS_1B, LUMOS_3B, ModelConfig, Transformer
+from lumos.model.prefix import prefix
+from lumos.model.rope import Rotation
+from lumos.model.transformer import LUMOS_1B, LUMOS_3B, Layer, ModelConfig, Transformer
 from lumos.model_folder import VideoConfig
 from lumos.presets import MODELS
 from lumos.sequence.layout import HEADER, PADDING_BLOCK, Grid, content_ids, pack, text_batch
 from lumos.sequence.vocabulary import small_vocabulary
 from lumos.training import estimate
 from lumos.training.estimate import CARDS, GIB, Spread, Work
+from lumos.training.parallel import ParallelConfig, Recompute, _compile_and_recompute
 
 TOY = ModelConfig(vocabulary=100, layers=3, width=64, heads=4, kv_heads=2, head_width=32, ffn=96)
 AT_384P = estimate.work(VideoConfig(384, 672, 25, 12, 268, 7, 6), 7, 1, 64_000)
@@ -54,6 +62,47 @@ def test_operations_are_those_that_torch_counts() -> None:
     assert matrices in (count.matrices, count.matrices + attention)
 
 
+def bytes_left_by(forward: Callable[[], Tensor]) -> int:
+    """What the allocator gave and did not get back, while the result is alive."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        out = forward()
+    assert out.requires_grad
+    assert seen.profiler is not None and seen.profiler.kineto_results is not None
+    return sum(event.nbytes() for event in seen.profiler.kineto_results.events() if event.name() == "[memory]")
+
+
+@pytest.mark.parametrize("recompute", get_args(Recompute))
+@pytest.mark.parametrize("shard", [True, False])
+def test_what_a_layer_keeps_is_what_the_allocator_counts(
+    recompute: Recompute, shard: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Layers cut for the compiler and for recomputation as on a card, with the compiler's choice of what is saved, in bf16."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager_decomp_partition"))
+    shape = ModelConfig(vocabulary=1, layers=2, width=256, heads=4, kv_heads=1, head_width=64, ffn=640)
+    text, frame, frames = 20, 150, 3
+    L = text + frame * frames
+    layers = [Layer(shape) for _ in range(shape.layers)]
+    for layer in layers:
+        for parameter in layer.parameters():
+            torch.nn.init.constant_(parameter, 0.01)
+        layer.to(torch.bfloat16 if shard else torch.float32)
+        _compile_and_recompute(layer, ParallelConfig(recompute=recompute), torch.device("cuda"))
+    x_BLD = torch.ones(1, L, shape.width, dtype=torch.bfloat16 if shard else torch.float32, requires_grad=True)
+    turn, attend = Rotation(*torch.ones(2, 1, L, 32)), prefix([4], text, frame, frames)
+
+    def forward() -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=not shard):
+            out_BLD = x_BLD
+            for layer in layers:
+                out_BLD = layer(out_BLD, turn, attend, None, 0)
+        return out_BLD
+
+    forward()  # compiles
+    left = bytes_left_by(forward)
+    kept = estimate.kept(shape, recompute, Spread(shard=shard)).kept
+    assert left == pytest.approx(2 * L * kept * shape.layers, rel=0.03)
+
+
 def test_what_is_computed_again_is_not_kept() -> None:
     for spread in (Spread(), Spread(8), Spread(shard=False)):
         needs = [estimate.memory(LUMOS_1B, AT_384P, mode, spread).activations for mode in estimate.MODES]
@@ -67,8 +116,9 @@ def test_sharding_and_sharing_spread_what_they_should() -> None:
     assert eight.parameters == one.parameters / 8 and eight.optimiser == one.optimiser / 8
     assert estimate.memory(LUMOS_3B, AT_384P, "full", Spread(8, replicas=8)).parameters == one.parameters
     assert estimate.memory(LUMOS_3B, AT_384P, "full", Spread(8, shard=False)).parameters == one.parameters
-    shared = estimate.memory(LUMOS_3B, AT_384P, "off", Spread(8, context=4))
-    assert shared.activations == estimate.memory(LUMOS_3B, AT_384P, "off", Spread(8)).activations / 4
+    shared, own = (estimate.kept(LUMOS_3B, "off", Spread(8, context=size)).kept for size in (4, 1))
+    # of an id a rank keeps all of what it has, but keys and values are the whole sample's
+    assert shared == own + 2 * 4 * 8 * 128 - 8 * 128
     averaged = estimate.memory(LUMOS_3B, AT_384P, "full", Spread(average=True))
     assert averaged.optimiser == one.optimiser * 12 / 8
 

@@ -2,7 +2,10 @@
 
 import json
 import os
+import re
+import shutil
 import socket
+from collections import namedtuple
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +23,7 @@ from lumos.tokenizer.model import TokenizerConfig, VideoTokenizer, save_tokenize
 from lumos.training import train_model as module
 from lumos.training.config import TrainModelConfig
 from lumos.training.optim import OptimConfig
-from lumos.training.parallel import ParallelConfig, Ranks
+from lumos.training.parallel import ParallelConfig, Ranks, finish
 from lumos.training.shared_checkpoint import latest, read_state
 from lumos.training.train_model import check_memory, train_model
 
@@ -110,6 +113,52 @@ def test_two_train_sharded_until_one_is_killed_and_one_alone_goes_on(tmp_path: P
     assert [line["step"] for line in lines] == [*range(1, step + 1), *range(step + 1, 5)] and before[0] == 1
     # the process alone has half the samples a step of the two
     assert [line["ids_per_second"] / line["samples_per_second"] for line in lines] == pytest.approx([115, 91, 115, 91])
+
+
+def train_as_none_can(rank: int, out: Path, tokenizer: Path) -> None:
+    """One process group for all attempts; what each of them says to this rank."""
+    ranks = module.start()
+    module.start, module.finish = lambda: ranks, lambda ranks: None
+    usage = namedtuple("usage", "total used free")
+    full = pytest.MonkeyPatch()
+    short = replace(TOY, max_steps=1)
+    said = {}
+
+    def attempt(name: str, config: TrainModelConfig, run: str = "run", resume: bool = False) -> None:
+        try:
+            train_model(config, out / run, tokenizer, resume=resume)
+            said[name] = ""
+        except (ValueError, OSError, SystemExit) as error:
+            said[name] = f"{type(error).__name__} {error}"
+
+    attempt("world", replace(TOY, parallel=replace(TOY.parallel, context=3)))
+    if rank == 1:
+        full.setattr(shutil, "disk_usage", lambda path: usage(10, 9, 1))
+    attempt("space", short, run="small")
+    full.undo()
+    attempt("good", short)
+    attempt("again", short)
+    attempt("config", replace(short, videos=4, optim=replace(TOY.optim, lr=0.5)), resume=True)
+    attempt("model", replace(short, model=replace(TOY.model, layers=2)), resume=True)
+    (out / f"said {rank}").write_text(json.dumps(said))
+    finish(ranks)
+
+
+@pytest.mark.slow
+def test_what_cannot_be_done_is_said_by_the_first_and_ends_all(tmp_path: Path, tokenizer: Path) -> None:
+    assert two(train_as_none_can, tmp_path, tokenizer) == [0, 0]
+    first, second = (json.loads((tmp_path / f"said {rank}").read_text()) for rank in (0, 1))
+    expected = {
+        "world": r"ValueError the number of processes must be a multiple of parallel\.context = 3, got 2; change --nproc",
+        "space": r"OSError .*small must have room for a checkpoint of 0\.00 GiB, got 0\.00 GiB; free some space",
+        "again": r"ValueError .*run already holds a run up to step_00000001; resume it",
+        "config": r"ValueError .* got optim\.lr = 0\.5 where .* has 0\.01, videos = 4 where .* has 2; use that, or a new folder",
+        "model": r"ValueError .* got model\.layers = 2 where .* has 1; use that",
+    }
+    assert {name: bool(re.match(words, first[name])) for name, words in expected.items()} == dict.fromkeys(expected, True), first
+    assert first["good"] == second["good"] == ""
+    assert {second[name] for name in expected} == {"SystemExit 2"}
+    assert not (tmp_path / "small/checkpoints/step_00000001").exists()
 
 
 def test_a_run_that_will_not_fit_is_refused_with_advice(monkeypatch: pytest.MonkeyPatch) -> None:
