@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import chain
 from typing import Protocol
 
 import numpy as np
@@ -214,10 +215,15 @@ class Plan:
 
 def captions_of(index: ShardIndex, limit: int = SAMPLED) -> Iterator[str]:
     """Captions of up to `limit` clips, spread over all: what a text vocabulary is made from."""
+    return chain.from_iterable(captions_by_clip(index, limit))
+
+
+def captions_by_clip(index: ShardIndex, limit: int) -> Iterator[list[str]]:
+    """The captions of each of up to `limit` clips, spread over all."""
     reader = ShardReader(index, ["captions"])
     count = min(limit, len(index))
     for i in range(count):
-        yield from reader.row(i * len(index) // count)["captions"]
+        yield reader.row(i * len(index) // count)["captions"]
 
 
 def known_ids(text: TextTokenizer, caption: str) -> list[int]:

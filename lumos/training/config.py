@@ -25,7 +25,8 @@ class TrainModelConfig:
     shards. `videos`, `images`: the batch of a step on one GPU, split into `accumulate` parts; every `image_every`-th step is an
     image step (0 = none). `drop_text`: share of samples that lose their prompt (for guidance). `late_windows`: share of video
     steps whose window starts later than the first frame. `data_share`: share of steps that train on shards, if there are any;
-    the rest are shapes. `lora`: train adapters only. A step whose gradient is no number, or `spike` times its usual size, is
+    the rest are shapes. `text_vocabulary`: most text ids of a new model; `new_words`: make them anew for a model that is trained
+    on. `lora`: train adapters only. A step whose gradient is no number, or `spike` times its usual size, is
     skipped; `patience` of them in a row end the run.
     """
 
@@ -39,6 +40,7 @@ class TrainModelConfig:
     lora: LoraSettings = field(default_factory=LoraSettings)
     data_share: float = 1.0
     text_vocabulary: int = 768
+    new_words: bool = False
     mask: MaskKind = "tube"
     least_ratio: float = LEAST_RATIO
     videos: int = 64
@@ -66,6 +68,8 @@ class TrainModelConfig:
                 raise ValueError(f"{name} must be more than {least}, got {given}; leave it at its default")
         if not 0 < self.data_share <= 1:
             raise ValueError(f"data_share must be above 0 and up to 1, got {self.data_share}; use 0.5")
+        if self.new_words and self.lora.rank:
+            raise ValueError("adapters leave the words as they are, got new_words=true; set it to false, or lora.rank to 0")
         if self.optim.muon and self.parallel.shard:
             raise ValueError("optim.muon needs whole matrices, got parallel.shard=true; set one of them to 0 or false")
         if self.shapes is None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lumos.data.loader import Deal, MixedStream, ShardStream, Stream, caption_report, captions_of, fits
+from lumos.data.loader import Deal, MixedStream, ShardStream, Stream, caption_report, captions_by_clip, captions_of, fits
 from lumos.data.shapes import Chunks, ShapesStream, sample_captions
 from lumos.data.shards import TOKENS, ShardIndex, check_tokenizer, open_shards
 from lumos.generate import Generator
@@ -47,6 +47,7 @@ from lumos.training.parallel import (
     together,
     whole,
 )
+from lumos.training.words import carried_over
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -72,8 +73,9 @@ def train_model(
 ) -> Path:
     """Train until the budget is used or Ctrl-C; returns the weights folder. ValueError for a run that cannot start.
 
-    init: a weights folder to start from instead of random weights; its text vocabulary is kept. data: shards to train on, a
-    folder or URL. With config.lora only adapters are trained, and RUN/lora holds them beside RUN/model, where they are merged.
+    init: a weights folder to start from instead of random weights; its text vocabulary is kept, or carried over to
+    config.new_words. data: shards to train on, a folder or URL. With config.lora only adapters are trained, and RUN/lora holds
+    them beside RUN/model, where they are merged.
     """
     ranks = start()
     device = ranks.device
@@ -136,8 +138,9 @@ def train_model(
             image = config.image_every > 0 and step % config.image_every == config.image_every - 1
             size = config.images if image else config.videos
             draw, asked = generator_of(config.seed, place, step), time.monotonic()
-            batch = hide(stream.batch(step, size, image, draw), image, config, draw)
+            shown = stream.batch(step, size, image, draw)
             waited = time.monotonic() - asked
+            batch = hide(shown, image, config, draw)
             loss_T = backward(model, vocabulary, batch, image, config, ranks, context)
             if not config.parallel.shard:  # sharded gradients are averaged as they are made
                 average_gradients(model.parameters(), ranks)
@@ -153,8 +156,8 @@ def train_model(
             if step % config.log_every == 0:
                 values = meter.take() | {"skipped": guard.report(config.patience, step)}
                 log.scalars(step, {**values, "learning_rate": rate, "seconds": clock.seconds})
-                shown = values.get("loss_video", values.get("loss_image", 0.0))
-                log.progress(step, clock.progress(step), f"loss {shown:.3f}  {values['ids_per_second']:,.0f} ids/s")
+                loss = values.get("loss_video", values.get("loss_image", 0.0))
+                log.progress(step, clock.progress(step), f"loss {loss:.3f}  {values['ids_per_second']:,.0f} ids/s")
             if step % config.save_every == 0:
                 save()
             if config.shapes is not None and step % config.sample_every == 0:
@@ -197,21 +200,33 @@ def gather(
     if init is None and config.model.vocabulary == LUMOS.size:
         text, vocabulary, initial = published_text(text_file, tokenizer.codebook_size), LUMOS, None
     elif init is None:
-        captions = [] if config.shapes is None else [sample_captions(20_000, config.seed)]
-        captions += [] if shards is None or shards.form == TOKENS else [captions_of(shards)]
-        text = train_text_tokenizer(chain(*captions), config.text_vocabulary)
+        text = new_text(config, shards)
         vocabulary, initial = small_vocabulary(text.size, tokenizer.codebook_size), None
     else:
         started, first, text, _ = load_model(init)
         vocabulary, initial = started.vocabulary, first.state_dict()
+        expected = replace(config.model, vocabulary=vocabulary.size)
+        if started.model != expected:
+            raise ValueError(f"{init} must hold a model of shape {expected}, got {started.model}; use its own preset")
+        if config.new_words:
+            if vocabulary == LUMOS:
+                raise ValueError("new_words must be false for the published vocabulary, got true; its words are fixed")
+            before, text = text, new_text(config, shards)
+            vocabulary = small_vocabulary(text.size, tokenizer.codebook_size)
+            initial = carried_over(initial, before, started.vocabulary, text, vocabulary)
     config = replace(config, model=replace(config.model, vocabulary=vocabulary.size))
-    if init is not None and started.model != config.model:
-        raise ValueError(f"{init} must hold a model of shape {config.model}, got {started.model}; use its own preset")
     if config.lora.rank:
         if init is None:
             raise ValueError("lora.rank must be 0 without weights to start from, got none; give --init NAME or FOLDER")
         config = replace(config, parallel=plan_for(config.parallel))
     return Parts(config, text, vocabulary, tokenizer, initial, shards)
+
+
+def new_text(config: TrainModelConfig, shards: ShardIndex | None) -> TextTokenizer:
+    """A text vocabulary of the words in the captions that the run will see."""
+    captions = [] if config.shapes is None else [sample_captions(20_000, config.seed)]
+    captions += [] if shards is None or shards.form == TOKENS else [captions_of(shards)]
+    return train_text_tokenizer(chain(*captions), config.text_vocabulary)
 
 
 def published_text(file: Path | None, codes: int) -> TextTokenizer:
@@ -239,10 +254,10 @@ def sample_prompts(parts: Parts) -> tuple[str, ...]:
     """What the sample sheets show: shapes, and captions of the shards."""
     if parts.shards is None or parts.shards.form == TOKENS:
         return SAMPLE_PROMPTS
-    found = dict.fromkeys(captions_of(parts.shards, 6))
-    whole_ones = [caption for caption in found if fits(parts.text, caption, parts.config.video.slots)]
+    slots = parts.config.video.slots
+    fitting = ([caption for caption in clip if fits(parts.text, caption, slots)] for clip in captions_by_clip(parts.shards, 6))
     own = SAMPLE_PROMPTS[:3] if parts.config.shapes is not None and parts.config.data_share < 1 else ()
-    return (*own, *whole_ones[:6]) or SAMPLE_PROMPTS
+    return (*own, *(captions[0] for captions in fitting if captions)) or SAMPLE_PROMPTS
 
 
 def about_captions(parts: Parts) -> str:
@@ -274,7 +289,23 @@ def open_stream(config: TrainModelConfig, parts: Parts, ranks: Ranks, context: C
         return shapes
     deal = Deal(config.videos, config.images, config.image_every, config.seed, place, ranks.world // context.size)
     shards = ShardStream(parts.shards, parts.text, parts.vocabulary, slots, deal, config.loader, ranks.device)
+    check_enough(parts.shards, deal)
     return shards if shapes is None else MixedStream(shards, shapes, config.data_share)
+
+
+def check_enough(shards: ShardIndex, deal: Deal) -> None:
+    """ValueError when a step over all groups of GPUs would have to show a clip twice."""
+    frames = shards.sizes_N3[:, 0]
+    videos, images = int((frames > 1).sum()), int((frames == 1).sum()) or len(frames)  # else first frames of videos
+    used = {"videos": (deal.videos, videos, deal.image_every != 1), "images": (deal.images, images, deal.image_every > 0)}
+    few = {name: have for name, (size, have, is_used) in used.items() if is_used and have < size * deal.world}
+    if few:
+        asked = " and ".join(f"{used[name][0] * deal.world} {name}" for name in few)
+        held = " and ".join(f"{have} {name}" for name, have in few.items())
+        least = min(few.values())
+        smaller = " ".join(f"--set {name}={have // deal.world}" for name, have in few.items())
+        remedy = smaller if least >= deal.world else f"at most {least} GPUs"
+        raise ValueError(f"{shards.folder} must hold the {asked} of a step on all GPUs, got {held}; use {remedy}, or more clips")
 
 
 def check_memory(config: TrainModelConfig, vocabulary: Vocabulary, ranks: Ranks) -> None:
@@ -282,7 +313,7 @@ def check_memory(config: TrainModelConfig, vocabulary: Vocabulary, ranks: Ranks)
     if ranks.device.type != "cuda":
         return
     plan = config.parallel
-    spread = Spread(ranks.world, plan.shard, plan.replicas, plan.context, bool(config.optim.ema))
+    spread = Spread(ranks.world, plan.shard, plan.replicas, plan.context, bool(config.optim.ema), plan.compile != "off")
     gibibytes = torch.cuda.get_device_properties(ranks.device).total_memory / 2**30
     for frames, size in ((config.video.window, config.videos), (1, config.images if config.image_every else 0)):
         work = estimate.work(config.video, frames, size // config.accumulate, vocabulary.codes)

@@ -15,13 +15,14 @@ from torch import Tensor
 from lumos.data.shapes import ShapesConfig, sample_captions
 from lumos.diffusion.sampler import SamplerConfig
 from lumos.model.transformer import ModelConfig
-from lumos.model_folder import VideoConfig
+from lumos.model_folder import VideoConfig, load_model
 from lumos.sequence.layout import Grid
 from lumos.sequence.vocabulary import small_vocabulary
 from lumos.tokenizer.model import TokenizerConfig, VideoTokenizer, save_tokenizer
 from lumos.training import shared_checkpoint
 from lumos.training import train_model as module
 from lumos.training.config import TrainModelConfig
+from lumos.training.lora import LoraSettings
 from lumos.training.optim import OptimConfig
 from lumos.training.parallel import ParallelConfig, Ranks
 from lumos.training.train_model import train_model
@@ -157,6 +158,18 @@ def test_a_run_is_neither_overwritten_nor_resumed_as_another(tmp_path: Path, tok
     longer = replace(config, max_steps=2, save_every=7, accumulate=2, shapes=replace(TOY.shapes, reuse=1, workers=0))
     train_model(longer, tmp_path / "run", tokenizer, resume=True)  # a longer budget is fine
     assert shared_checkpoint.latest(tmp_path / "run") == tmp_path / "run/checkpoints/step_00000002"
+
+
+def test_a_trained_model_goes_on_with_new_words(tmp_path: Path, tokenizer: Path) -> None:
+    config = replace(TOY, max_steps=1, sample_every=9)
+    first = train_model(config, tmp_path / "first", tokenizer)
+    again = replace(config, new_words=True, text_vocabulary=150, optim=replace(TOY.optim, lr=0.0))
+    second = train_model(again, tmp_path / "second", tokenizer, init=first)
+    (old, before, *_), (new, after, text, _) = load_model(first), load_model(second)
+    assert new.vocabulary.text_size == text.size <= 150 < old.vocabulary.text_size
+    assert torch.equal(after.embedding[new.vocabulary.first_code :], before.embedding[old.vocabulary.first_code :])
+    with pytest.raises(ValueError, match="adapters leave the words as they are"):
+        replace(again, lora=LoraSettings(rank=4))
 
 
 def test_settings_that_do_not_fit_together_are_refused() -> None:
