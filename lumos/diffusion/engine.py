@@ -20,7 +20,6 @@ from lumos.model.quantise import Precision, quantise
 from lumos.model.transformer import Layer, Transformer
 
 LARGE = 2**28  # parameters from which on compiling layers saves more than it costs
-SMALL_PASS = 2e12  # operations of a pass below which launching its kernels takes longer than computing them
 LOGITS = 2**26  # at once; the more, the more memory
 WORTH_COMPILING = 64  # places; a single one would even be compiled anew
 
@@ -28,7 +27,7 @@ WORTH_COMPILING = 64  # places; a single one would even be compiled anew
 @dataclass(frozen=True)
 class Compute:
     """precision: `plain` is bf16 or float32, `fp8` needs a Hopper card or newer, `int8` halves the memory of the weights.
-    compile, graphs: None = where it pays, on CUDA only. attention: the kernel that is tried first on CUDA."""
+    compile: None = for large models. graphs: None = yes; both on CUDA only. attention: the kernel that is tried first on CUDA."""
 
     precision: Precision = "plain"
     compile: bool | None = None
@@ -102,9 +101,9 @@ class Replay:
             with _aside(given.device):
                 return self.function(given)
         if self.graph is None:
-            self.given, self.graph = given.clone(), torch.cuda.CUDAGraph()
+            self.given, self.graph, pool = given.clone(), torch.cuda.CUDAGraph(), _keeper(given.device).pool()
             with _aside(given.device):  # not torch.cuda.graph(): it collects garbage and empties the cache each time
-                self.graph.capture_begin(capture_error_mode="thread_local")
+                self.graph.capture_begin(pool, capture_error_mode="thread_local")
                 try:
                     self.out = self.function(self.given)
                 finally:
@@ -125,6 +124,19 @@ def _draw(logits_RMV: Tensor, strength: float, temperature: float, uniform_BM: T
 def _compiled_draw() -> Callable[..., Guess]:
     # Fused, the float32 values exist in registers alone; the number of places falls from step to step.
     return torch.compile(_draw)
+
+
+@cache
+def _keeper(device: torch.device) -> torch.cuda.CUDAGraph:
+    """A graph that is never replayed. It keeps alive the memory that all others use, one after another: with memory of its own
+    for each, what they leave behind would pile up, for the allocator gives nothing back while a graph is captured."""
+    torch.zeros(1, device=device)
+    graph = torch.cuda.CUDAGraph()
+    with _aside(device):
+        graph.capture_begin(capture_error_mode="thread_local")
+        torch.zeros(1, device=device)
+        graph.capture_end()
+    return graph
 
 
 @contextmanager

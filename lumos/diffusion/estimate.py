@@ -11,7 +11,7 @@ import torch
 
 from lumos.diffusion.engine import LOGITS
 from lumos.diffusion.history import STRUCTURE, most_slots, shrink, visible_content
-from lumos.diffusion.job import Plan, pass_operations
+from lumos.diffusion.job import Plan
 from lumos.diffusion.sampler import SamplerConfig, codes_left, strengths
 from lumos.model.transformer import ModelConfig
 from lumos.sequence.layout import HEADER
@@ -61,6 +61,13 @@ def estimate(
             operations += 2.0 * running * looked * config.width * codes
         seen = [count for count in shrink([*seen, visible], window, shortcuts) if count is not None]
     return Estimate(cache + activations + logits + decoding, operations)
+
+
+def pass_operations(config: ModelConfig, ids: int, keys: int) -> float:
+    """Multiplications and additions of one pass over `ids` ids (of all rows) that see `keys` keys each, without the head."""
+    heads = config.heads + 2 * config.kv_heads
+    matrices = config.width * (heads + config.heads) * config.head_width + 3 * config.width * config.ffn
+    return 2.0 * config.layers * ids * (matrices + 2 * keys * config.heads * config.head_width)
 
 
 def check_memory(needed: float, device: torch.device) -> None:

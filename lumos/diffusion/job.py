@@ -13,14 +13,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lumos.diffusion.engine import SMALL_PASS, Compute, Replay, guess
+from lumos.diffusion.engine import Compute, Replay, guess
 from lumos.diffusion.history import most_slots, shrink, visible_content
 from lumos.diffusion.masking import history_mask, released_history_mask
 from lumos.diffusion.sampler import MASKED, Guess, SamplerConfig, sample_frame, strengths
 from lumos.model.attention import attend_to_all, attend_to_earlier, dense, fastest
 from lumos.model.cache import Cache
 from lumos.model.rope import Rotation, rotation
-from lumos.model.transformer import ModelConfig, Transformer
+from lumos.model.transformer import Transformer
 from lumos.sequence.layout import FRAME_HEAD, Grid, clock, content_ids, frame_ids, frame_positions, pack, text_batch
 from lumos.sequence.vocabulary import Vocabulary
 
@@ -100,7 +100,7 @@ class Job:
         def look(codes_BN: Tensor, places_BM: Tensor, step: int) -> Guess:
             rows = len(self.starts) if strength_S[step] != 1 else len(self.streams)
             if rows not in passes:
-                passes[rows] = Replay(lambda ids: self._run(ids, turn, rows), self._graphs(rows))
+                passes[rows] = Replay(lambda ids: self._run(ids, turn, rows), self._graphs())
             hidden_RND = passes[rows](self._ids(codes_BN))
             slots_RM = self.slot_N[places_BM].repeat(rows // len(self.streams), 1)
             hidden_RMD = hidden_RND.gather(1, slots_RM[..., None].expand(-1, -1, hidden_RND.shape[2]))
@@ -162,11 +162,10 @@ class Job:
         position_BN3 = frame_positions(self.grid, self.length_B, latent, 1)
         return rotation(position_BN3, self.model.axis_K, self.model.inverse_frequency_K)
 
-    def _graphs(self, rows: int) -> bool:
-        if self.device.type != "cuda" or self.compute.graphs is not None:
-            return bool(self.compute.graphs) and self.device.type == "cuda"
-        ids = rows * self.grid.frame_length
-        return pass_operations(self.model.config, ids, self.cache.length + self.grid.frame_length) < SMALL_PASS
+    def _graphs(self) -> bool:
+        # A causal frame's mask is made on the way, from numbers of the host: that cannot be captured.
+        wanted = self.compute.graphs is not False and not self.grid.causal
+        return wanted and self.device.type == "cuda"
 
     def _noise(self, steps: int, codes: int) -> tuple[Tensor, Tensor]:
         """Uniform and Gumbel noise of every step, row and place, drawn on the CPU: the same on every device."""
@@ -265,10 +264,3 @@ def stream_of(seed: int, prompt: Sequence[int]) -> Callable[[int, str], torch.Ge
         return torch.Generator().manual_seed(int.from_bytes(hashlib.blake2b(key, digest_size=7).digest(), "big"))
 
     return stream
-
-
-def pass_operations(config: ModelConfig, ids: int, keys: int) -> float:
-    """Multiplications and additions of one pass over `ids` ids (of all rows) that see `keys` keys each, without the head."""
-    heads = config.heads + 2 * config.kv_heads
-    matrices = config.width * (heads + config.heads) * config.head_width + 3 * config.width * config.ffn
-    return 2.0 * config.layers * ids * (matrices + 2 * keys * config.heads * config.head_width)

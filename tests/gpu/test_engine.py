@@ -85,6 +85,17 @@ def test_sampling_a_frame_never_waits_for_the_card(graphs: bool) -> None:
             torch.cuda.set_sync_debug_mode("default")
 
 
+def test_graphs_of_many_videos_leave_no_memory_behind() -> None:
+    model, reserved = model_of(torch.bfloat16), []
+    with torch.inference_mode():
+        for _ in range(8):
+            job = Job(model, VOCABULARY, PLAN, PROMPTS, [0, 1, 2], SamplerConfig(steps=5), Compute(compile=False, graphs=True))
+            for _ in range(2):
+                job.commit(job.sample())
+            reserved.append(torch.cuda.memory_reserved())
+    assert reserved[-1] == reserved[2]
+
+
 @pytest.mark.parametrize(("make", "most"), [(to_fp8, 0.06), (to_int8, 0.015)])
 def test_products_in_8_bits_are_close(make, most: float) -> None:  # type: ignore[no-untyped-def]
     x, weight = torch.randn(2, 37, 256, device="cuda").bfloat16(), torch.randn(512, 256, device="cuda").bfloat16()
