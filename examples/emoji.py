@@ -2,8 +2,9 @@
 
 python examples/emoji.py emoji/assets emoji/data.json emoji/clips.jsonl
 
-In: a folder of CODEPOINTS.webp and emojibase's names and keywords. Out: a line for each animated emoji, skin-tone variants left
-out, with several captions, and whether they stay true in a mirror.
+In: a folder of CODEPOINTS.webp, emojibase's names and keywords, and emoji_seen.txt beside this file: what somebody who looked
+at the clips saw. Out: a line for each animated emoji, skin-tone variants left out, with about ten captions as people would type
+them, and whether they stay true in a mirror.
 """
 
 import json
@@ -13,11 +14,32 @@ from pathlib import Path
 
 from PIL import Image
 
+SEEN = Path(__file__).with_name("emoji_seen.txt")
 SKIN_TONES = re.compile("1f3f[b-f]")
 ONE_WAY_GROUPS = (2, 8, 9)  # components, symbols and flags: writing, arrows
 ONE_WAY = re.compile(
     r"\b(left|right|leftwards|rightwards|o.?clock|quarter|waxing|waning|crescent|keycap|button|arrow|input|music|musical"
     r"|flag|hundred|clock|watch|calendar|newspaper|mark|letter|abc)\b"
+)
+# Chat words and half phrases among the keywords: they say when an emoji is sent, not what it shows.
+CHATTER = re.compile(
+    r"adorbs|apprehend|ask|babe|bad|bae|bestie|bff|bro|citation|closed|cya|date|dating|double|dunno|feels|goo|good"
+    r"|goodnight|gtg|handle|haha|hehe|hold|identical|ily|know|later|lit|litaf|lmao|lol|mad|move|night|nice|not|oh"
+    r"|omg|over|outtie|point|probing|pulled|range|rofl|roflmao|smh|something|sorry|soulmate|tale|tee|together|tool"
+    r"|ttfn|ttyl|twinsies|undercover|way|what|whatever|wow|xoxo|yolo|you|young|zodiac"
+)
+# "A red heart" is a caption of the built-in shapes, too; here it says that an emoji is meant.
+SHAPE = re.compile(
+    r"^((?:an? |two )?(?:shining )?(?:(?:red|orange|yellow|green|blue|purple|pink|brown|black|white) )?(?:heart|star))(s?)"
+    r"(?= on a | in | jumping| beating| getting| growing| sparkling|,|$)"
+)
+WHO = re.compile(r"(man|woman|person)\b[: ]*")
+CLOCK = re.compile(r"(o'clock|-thirty)$")
+MEMBERS = {"family": "a family of", "kiss": "a kiss between", "couple with heart": "a couple with a heart,"}
+NEEDS_ARTICLE = "veil|turban|tuxedo|white cane|skullcap|headscarf|halo|manual|motorized|thermometer|monocle|ribbon|bow|suit"
+NO_ARTICLE = re.compile(
+    r"(men|women|people|two (?=h)|mrs?|mx|santa|zzz|thumbs|star-struck|rolling|fog|wood|fire$|breast-feeding|high voltage|palms"
+    r"|nail polish|hundred points)(?![a-z])"
 )
 
 
@@ -35,37 +57,77 @@ def main(assets: Path, names: Path, out: Path) -> None:
             if entry is None:
                 unnamed += 1
                 continue
-            label, tags = plain(entry["label"]), [plain(tag) for tag in entry.get("tags", []) if tag.isalpha() and len(tag) > 2]
-            mirror = entry.get("group") not in ONE_WAY_GROUPS and not ONE_WAY.search(" ".join([label, *tags]))
-            line = {"path": str(path.absolute()), "captions": captions(label, tags), "mirror": mirror}
+            line = {"path": str(path.absolute()), "captions": captions(entry), "mirror": may_be_mirrored(entry)}
             file.write(json.dumps(line) + "\n")
             count += 1
     print(f"{count} animated emoji in {out}, {unnamed} without a name left out")
 
 
-def captions(label: str, tags: list[str]) -> list[str]:
-    """The name, the name in sentences, and with keywords: all true of the same clip."""
-    thing = with_article(label)
-    new = [tag for tag in tags if tag not in label.split()]
-    found = [label, thing, f"{thing} on a white background", f"an animated emoji of {thing}", f"a cartoon of {thing}"]
+def captions(entry: dict) -> list[str]:
+    """The name, alone and in sentences; what was seen in the clip; the keywords. All are true of the same clip."""
+    label = plain(entry["label"])
+    thing, seen = in_words(label), seen_in(label)
+    found = [label.replace(":", ""), thing, f"{label.replace(':', '')} emoji", f"an animated emoji of {thing}"]
+    found += [f"{thing} on a white background", f"a cartoon of {thing}", *seen, f"an emoji of {seen[0]}" if seen else ""]
+    bare = re.sub("^an? ", "", thing)
+    if bare != thing:
+        found += [f"an animated {bare}"]
+    found += [f"{seen[-1]}, animated"] if seen else []
+    words = [plain(tag) for tag in entry.get("tags", []) if tag.isalpha() and len(tag) > 2 and not CHATTER.fullmatch(tag)]
+    new = [word for word in words if word not in re.split(r"\W", label)]
     if new:
-        found += [f"{thing}, {', '.join(new[:3])}", f"{label}: {', '.join(new[-3:])}", " ".join(tags[:5])]
-        found += [f"an emoji of {thing}, {tag}" for tag in new[:2]]
-    return list(dict.fromkeys(found))
+        found += [f"{thing}, {', '.join(new[:3])}"]
+    if new and not seen:
+        found += [f"{thing}, {' and '.join(new[-2:])}", f"{new[0]} {label} emoji"]
+    return list(dict.fromkeys(SHAPE.sub(_as_emoji, caption) for caption in found if caption))
 
 
-def with_article(label: str) -> str:
-    """An octopus, men wrestling, rolling on the floor: plurals and doings go without."""
-    head = re.split(r" (?:with|in|on|of|and|holding|wearing|running|walking) ", label)[0].split()
-    many = re.match(r"(men|women|people|hands|eyes)\b", label) or re.search(r"[^su]s$", head[-1])
-    if many or head[-1].endswith(("ing", "struck")):
+def _as_emoji(shape: re.Match) -> str:
+    return f"{shape[1]} emojis" if shape[2] else f"{shape[1]} emoji"
+
+
+def seen_in(label: str) -> list[str]:
+    """What somebody saw in the clip of this name. `* cook` stands for cook, man cook, woman cook and person cook."""
+    if CLOCK.search(label):
+        return ["a round grey clock with turning hands", f"a clock showing {label}"]
+    lines = dict(line.split(": ", 1) for line in SEEN.read_text("utf-8").splitlines())
+    if label.startswith("family:"):
+        return ["a happy family", f"a family with {label.count(',') + 1} people"]
+    who = WHO.match(label)
+    does = label[who.end() :] if who else label
+    found = lines.get(label) or lines.get(f"* {does}") or lines.get(label.split(":")[0]) or ""
+    return [words for words in found.replace("WHO", f"a {who[1] if who else 'person'}").split("; ") if words]
+
+
+def in_words(label: str) -> str:
+    """The name as one would say it: an octopus, men wrestling, a man getting a haircut, a family of a man and a boy."""
+    members = re.match("(family|couple with heart|kiss): (.*)", label)
+    if members:
+        *first, last = (f"a {member}" for member in members[2].split(", "))
+        return f"{MEMBERS[members[1]]} {', '.join(first)} and {last}"
+    if CLOCK.search(label):
+        return f"a clock at {label}"
+    label = re.sub("^(man|woman|person): bald$", r"bald \1", label)
+    label = re.sub(r": beard$", " with a beard", label).replace(":", " with")
+    label = re.sub(r"^((?:man|woman|person) [a-z]+ing) (?!weights|no|ok|water|handball|hands)", r"\1 a ", label)
+    label = re.sub(rf"\b(with|in) (?=({NEEDS_ARTICLE})\b)", r"\1 a ", label)
+    head = re.split(r" (?:with|in|on|of|and|holding|behind) ", label)[0].split()
+    person = re.match(r"(man|woman|person|face)\b", label)
+    many = re.search(r"[^suo]s$", head[-1]) or (head[-1].endswith("ing") and len(head) > 1)
+    if NO_ARTICLE.match(label) or (many and not person):
         return label
-    return f"{'an' if label[0] in 'aeiou' else 'a'} {label}"
+    return f"{'an' if re.match('(?!uni|one|ewe)[aeiou]|hour', label) else 'a'} {label}"
+
+
+def may_be_mirrored(entry: dict) -> bool:
+    """Whether its captions stay true in a mirror: no writing, clocks, flags, or anything called left or right."""
+    words = " ".join(plain(word) for word in [entry["label"], *entry.get("tags", [])])
+    return entry.get("group") not in ONE_WAY_GROUPS and not ONE_WAY.search(words)
 
 
 def plain(text: str) -> str:
     """Lower case without typographic marks."""
-    return " ".join(re.sub(r"[^a-z0-9',.!-]+", " ", text.lower().replace("\u2019", "'")).split())
+    return " ".join(re.sub(r"[^a-z0-9',.:!-]+", " ", text.lower().replace("\u2019", "'")).split())
 
 
 def key(hexcode: str) -> str:

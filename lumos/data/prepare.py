@@ -131,7 +131,8 @@ def look(manifest: Path, config: PrepareConfig, latent: tuple[int, int] | None) 
         count = max(1, 1 + (frames - cut.frames) // step)
         count += cut.every is None and frames > cut.frames and frames % cut.frames >= cut.least
         rows, columns = nearest_size(width, height, cut.sizes)
-        copies = count * (2 if config.mirror == "all" or (config.mirror == "marked" and entry.mirror) else 1)
+        mirrored = latent and (config.mirror == "all" or (config.mirror == "marked" and entry.mirror))
+        copies = count * (2 if mirrored else 1)
         clips, seconds = clips + copies, seconds + length
         if latent:
             T = 1 + (min(frames, cut.frames) - 1) // latent[0]

@@ -182,6 +182,7 @@ BAD = [
     ("text.mp4", b"path,caption\n" * 50, "no readable video"),
     ("cut.mp4", None, "no readable video|cut off|damaged"),
     ("zero.mp4", b"", "0 bytes"),
+    ("unfilled.y4m", b"YUV4MPEG2 W64 H64 F8:1 C420\n", "must have frames"),
     ("missing.mp4", None, "there is no file"),
     ("folder.mp4", None, "is a folder"),
     ("short.mp4", None, "at least 5 frames at 8 fps, got 3"),
@@ -210,12 +211,12 @@ def test_bad_inputs_are_listed_and_do_not_stop_the_run(
     out, err = capsys.readouterr()
     document = json.loads(out)
     assert document["rejected"] == len(BAD) + 1 and document["clips"] == 2 and document["images"] == 1
-    assert "4 of 11 rows cannot be used, the first is row 3" in err
+    assert "4 of 12 rows cannot be used, the first is row 3" in err
     with open(tmp_path / "out" / "rejected.csv", newline="") as file:
         rejected = list(csv.DictReader(file))
     for entry, (name, _, pattern) in zip(rejected, BAD, strict=False):
         assert entry["path"].endswith(name) and re.search(pattern, entry["reason"]), entry
-    assert (rejected[-1]["row"], rejected[-1]["shard"]) == ("10", "000002.parquet") and "caption must say" in rejected[-1][
+    assert (rejected[-1]["row"], rejected[-1]["shard"]) == ("11", "000002.parquet") and "caption must say" in rejected[-1][
         "reason"
     ]
     assert main(words) == 3  # nothing to do, and still true
@@ -260,6 +261,8 @@ def test_a_dry_run_foretells_the_run(material: Path, whole: Path, capsys: pytest
     document = json.loads(capsys.readouterr().out)
     codes = sum(len(row["codes"]) for row in rows_of(whole))
     assert (document["clips"], document["bytes"], document["shards"]) == (len(rows_of(whole)), codes, 5)
+    assert main([*words, "--pixels"]) == 0  # pictures are mirrored when they are tokenised
+    assert json.loads(capsys.readouterr().out)["clips"] == sum(not row["mirrored"] for row in rows_of(whole))
 
 
 def test_other_settings_or_another_manifest_need_another_folder(material: Path, whole: Path, tmp_path: Path) -> None:
@@ -282,6 +285,19 @@ def test_a_manifest_of_bad_rows_only(tmp_path: Path) -> None:
     (tmp_path / "clips.csv").write_text("path,caption\nno.mp4,x\n")
     with pytest.raises(ValueError, match="a row that can be used, got none of 1: there is no file"):
         prepare(tmp_path / "clips.csv", tmp_path / "out", CONFIG, None, Share())
+
+
+def test_a_manifest_without_permission(
+    material: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def forbidden(path: Path) -> bytes:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "read_bytes", forbidden)  # tests run as root, whom nothing stops
+    words = ["prepare", str(material / "clips.csv"), str(tmp_path / "out"), "--pixels", "--size", "32x32", "--frames", "5"]
+    assert main([*words, "--fps", "8"]) == 2
+    line = capsys.readouterr().err
+    assert "clips.csv" in line and "ermission denied" in line and line.count("\n") == 1 and not (tmp_path / "out").exists()
 
 
 def test_a_full_disk_is_said_and_resumed_from(

@@ -1,0 +1,77 @@
+"""The captions that examples/emoji.py makes: as people type them, of the right clip, and never those of the built-in shapes."""
+
+import importlib.util
+import itertools
+import json
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from PIL import Image
+
+from lumos.data.manifest import read_manifest
+from lumos.data.shapes import sample_captions
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+@pytest.fixture(scope="module")
+def emoji() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("emoji_recipe", EXAMPLES / "emoji.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def names() -> list[str]:
+    """Every name that emoji_seen.txt knows, for `* cook` that of a man."""
+    lines = (EXAMPLES / "emoji_seen.txt").read_text("utf-8").splitlines()
+    return [line.split(": ")[0].replace("* ", "man ") for line in lines]
+
+
+def test_every_name_has_several_short_captions(emoji: ModuleType) -> None:
+    assert len(names()) == len(set(names())) > 500
+    shapes = set(itertools.islice(sample_captions(20_000, 0), 20_000))
+    for name in names():
+        captions = emoji.captions({"label": name, "tags": ["animal", "yolo", "143"]})
+        assert len(captions) == len(set(captions)) >= 8, name
+        for caption in captions:
+            assert caption == caption.lower().strip() and len(caption.split()) <= 25 and "WHO" not in caption
+            assert "yolo" not in caption and caption not in shapes
+
+
+@pytest.mark.parametrize(
+    ("label", "said"),
+    [
+        ("octopus", "an octopus"),
+        ("unicorn", "a unicorn"),
+        ("man getting haircut", "a man getting a haircut"),
+        ("woman cook", "a woman cook"),
+        ("people wrestling", "people wrestling"),
+        ("family: man, woman, boy", "a family of a man, a woman and a boy"),
+        ("person: bald", "a bald person"),
+        ("seven-thirty", "a clock at seven-thirty"),
+    ],
+)
+def test_names_are_said_as_people_say_them(label: str, said: str, emoji: ModuleType) -> None:
+    assert emoji.in_words(label) == said
+
+
+def test_a_name_that_nobody_described_has_its_keywords(emoji: ModuleType) -> None:
+    captions = emoji.captions({"label": "Toaster", "tags": ["bread", "kitchen"]})
+    assert "toaster emoji" in captions and "a toaster, bread, kitchen" in captions
+
+
+def test_moving_files_with_a_name_become_rows(emoji: ModuleType, tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (16, 16), colour) for colour in ("red", "blue")]
+    for stem in ("1f419", "1f44d", "1f44d-1f3fb", "e000", "1f448"):
+        frames[0].save(tmp_path / f"{stem}.webp", save_all=True, append_images=frames[1:], duration=100)
+    frames[0].save(tmp_path / "1f600.webp")  # does not move
+    known = [("1F419", "octopus", 3), ("1F44D", "thumbs up", 1), ("1F600", "grinning face", 0)]
+    known.append(("1F448", "backhand index pointing left", 1))
+    (tmp_path / "data.json").write_text(json.dumps([{"hexcode": code, "label": name, "group": g} for code, name, g in known]))
+    emoji.main(tmp_path, tmp_path / "data.json", tmp_path / "clips.jsonl")
+    entries = read_manifest(tmp_path / "clips.jsonl")
+    assert [Path(entry.path).stem for entry in entries] == ["1f419", "1f448", "1f44d"]
+    assert [entry.mirror for entry in entries] == [True, False, True] and not any(entry.problem for entry in entries)
