@@ -9,10 +9,14 @@ from lumos.generate import Generator
 
 CARD = "MODEL_CARD.md"
 WEAK = 0.75  # classes below this are told as limits
+UNTOLD = "Not told by the weights: say here what they were trained on. It is kept when the card is written again."
 
 
 def write_card(folder: Path, generator: Generator, scores: dict[str, Any]) -> Path:
-    """Write the card into a weights folder from the report of the whole benchmark; returns its path."""
+    """Write the card into a weights folder from the report of the whole benchmark; returns its path.
+
+    What stands under Data in a card that is there already is kept: only people know what a model was trained on.
+    """
     config, settings = generator.config, scores["settings"]
     parameters = sum(parameter.numel() for parameter in generator.model.parameters())
     tokenizer = sum(parameter.numel() for parameter in generator.tokenizer.parameters())
@@ -33,8 +37,7 @@ def write_card(folder: Path, generator: Generator, scores: dict[str, Any]) -> Pa
         "",
         "## Data",
         "",
-        "The shapes world: rendered clips of coloured shapes with captions made by rules, endless and free of people, places and "
-        "other people's work. Part of the pairs of colour and shape never occur in training; they are the held-out prompts.",
+        _data_in(folder / CARD) or UNTOLD,
         "",
         "## Scores",
         "",
@@ -51,7 +54,7 @@ def write_card(folder: Path, generator: Generator, scores: dict[str, Any]) -> Pa
         "",
         "## Limits",
         "",
-        "It knows the shapes world and nothing else; other words are spelled letter by letter and mean nothing to it.",
+        "It knows what it was trained on and nothing else; words that no caption had are spelled in pieces and mean nothing to it.",
         f"Below {100 * WEAK:.0f} %: {', '.join(weak) if weak else 'no class'}.",
         "",
     ]
@@ -62,10 +65,21 @@ def write_card(folder: Path, generator: Generator, scores: dict[str, Any]) -> Pa
     return path
 
 
+def _data_in(card: Path) -> str:
+    """The text under "## Data" of a card; empty when there is none."""
+    text = card.read_text("utf-8") if card.exists() else ""
+    return text.partition("\n## Data\n")[2].partition("\n## ")[0].strip()
+
+
 def _said(sampler: dict[str, Any]) -> str:
-    """Settings in words; groups of them only where they change something."""
-    usual = asdict(SamplerConfig())
-    return ", ".join(f"{name} {value}" for name, value in sampler.items() if not isinstance(value, dict) or value != usual[name])
+    """Settings in words; of groups of them what is unusual."""
+    usual, words = asdict(SamplerConfig()), []
+    for name, value in sampler.items():
+        if isinstance(value, dict):
+            words += [f"{inner} {setting}" for inner, setting in value.items() if setting != usual[name].get(inner)]
+        else:
+            words.append(f"{name} {value}")
+    return ", ".join(words)
 
 
 def _overall(scores: dict[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lumos.evaluation.card import CARD, write_card
+from lumos.evaluation.card import CARD, UNTOLD, write_card
 from lumos.evaluation.distances import Features
 from lumos.evaluation.fidelity import measure_distances, measure_tokenizer
 from lumos.evaluation.prompts import benchmark
@@ -45,3 +45,14 @@ def test_the_card_tells_scores_and_limits(random_model: Generator, tmp_path: Pat
     card = path.read_text()
     assert path.name == CARD and "| one object | 90.0 |" in card and "| 95 |" in card
     assert "Below 75 %: counting." in card and "steps 4" in card and "128x128" in card
+
+
+def test_what_people_say_of_the_data_is_kept(random_model: Generator, tmp_path: Path) -> None:
+    settings = {"benchmark": 1, "count": 20, "seed": 0, "device": "cpu", "weights": "abc", "sampler": {"steps": 4}}
+    result = Result("a", "text to image", "seen", "x", {"counting": True}, {}, {}, "")
+    scores = {"settings": settings, **summary([result])}
+    path = write_card(tmp_path, random_model, scores)
+    assert UNTOLD in path.read_text()
+    path.write_text(path.read_text().replace(UNTOLD, "Seven films of cats.\n\n- and a dog"), "utf-8")
+    card = write_card(tmp_path, random_model, scores).read_text()
+    assert "## Data\n\nSeven films of cats.\n\n- and a dog\n\n## Scores" in card and UNTOLD not in card
