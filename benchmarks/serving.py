@@ -1,6 +1,6 @@
 """A server under load, with clients that cancel, send nonsense and hang up; then killed in the middle and started again.
 
-python benchmarks/serving.py [--weights tiny] [--clients 20] [--requests 200] [--json]
+python benchmarks/serving.py [--weights tiny] [--clients 20] [--requests 200] [--repeat 5] [--only-first-frame] [--json]
 
 Prints: seconds until ready, seconds to a first frame (and on the page, with Playwright and a Chromium), what every request ended
 in, the slowest /health, memory before and after, what is left after SIGKILL and a restart. Exit code 1 if a promise is broken.
@@ -22,6 +22,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import httpx
@@ -152,30 +153,46 @@ def first_frame(server: Server) -> float:
     return seconds
 
 
-def first_frame_on_the_page(server: Server) -> float | None:
+# Seconds from the click to the repaint that shows the first frame. (To ask again and again would take cores from the model.)
+WATCH = """() => { window.seconds = new Promise((done) => {
+  const stage = document.querySelector("#lumos-stage"), create = document.querySelector("#lumos-create");
+  let begin = 0;
+  create.addEventListener("click", () => { begin = performance.now(); }, { capture: true, once: true });
+  new MutationObserver((_, self) => {
+    if (!stage.dataset.frames) return;
+    self.disconnect();
+    requestAnimationFrame(() => done((performance.now() - begin) / 1000));
+  }).observe(stage, { attributes: true });
+}); }"""
+
+
+def first_frames_on_the_page(server: Server, times: int) -> list[float]:
+    """Each on a page of its own, clicked two seconds after it was opened; none without Playwright and a Chromium."""
     chromium = shutil.which("chromium")
     try:
         from playwright.sync_api import sync_playwright
     except ImportError:
-        return None
+        return []
     if not chromium:
-        return None
+        return []
+    found = []
     with sync_playwright() as engine:
         browser = engine.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        page = browser.new_page()
-        page.goto(server.url)
-        page.wait_for_selector("#lumos-stage")
-        page.fill("#lumos-prompt textarea", PROMPTS[0])
-        page.wait_for_timeout(2000)  # a person takes longer to type it; the page has built itself up by then
-        begin = time.monotonic()
-        page.click("#lumos-create")
-        # asked ten times a second: asking on every repaint would take a core from the model
-        page.wait_for_function("document.querySelector('#lumos-stage[data-frames]')", polling=100, timeout=120_000)
-        seconds = time.monotonic() - begin
-        page.click("[data-do=cancel]")
-        page.wait_for_selector("#lumos-stage[data-state=failed]")
+        for _ in range(times):
+            page = browser.new_page()
+            page.goto(server.url)
+            page.wait_for_selector("#lumos-stage")
+            page.wait_for_selector("#lumos-create")
+            page.fill("#lumos-prompt textarea", PROMPTS[0])
+            page.evaluate(WATCH)
+            page.wait_for_timeout(2000)  # a person takes longer to type it; the page has built itself up by then
+            page.click("#lumos-create")
+            found.append(page.evaluate("window.seconds"))
+            page.click("[data-do=cancel]")
+            page.wait_for_selector("#lumos-stage[data-state=failed]")
+            page.close()
         browser.close()
-    return seconds
+    return found
 
 
 def killed(weights: str, data: Path) -> dict[str, Any]:
@@ -217,18 +234,32 @@ def killed(weights: str, data: Path) -> dict[str, Any]:
     }
 
 
+def said(seconds: list[float]) -> str:
+    return f"median {median(seconds):.2f} of " + " ".join(f"{one:.2f}" for one in sorted(seconds)) if seconds else "not measured"
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--weights", default="tiny")
     parser.add_argument("--clients", type=int, default=20)
     parser.add_argument("--requests", type=int, default=200)
+    parser.add_argument("--repeat", type=int, default=5, help="measurements of the first frame")
+    parser.add_argument("--only-first-frame", action="store_true")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that no server is left behind
     with tempfile.TemporaryDirectory() as place:
         server = Server(args.weights, Path(place) / "load")
         try:
-            asyncio.run(load(server, 4, 12))  # everything that happens once has happened
-            frame, on_page = first_frame(server), first_frame_on_the_page(server)
+            first_frame(server)  # everything that happens once has happened
+            frames = [first_frame(server) for _ in range(args.repeat)]
+            on_page = first_frames_on_the_page(server, args.repeat)
+            if args.only_first_frame:
+                print(
+                    f"seconds to a first frame, over HTTP: {said(frames)}\non the page: {said(on_page)}; load {os.getloadavg()}"
+                )
+                return 0
+            asyncio.run(load(server, 4, 12))
             time.sleep(1)
             before = server.memory()
             begin = time.monotonic()
@@ -245,8 +276,8 @@ def main() -> int:
         kill = killed(args.weights, Path(place) / "kill")
     figures: dict[str, Any] = {
         "seconds until ready": round(server.seconds, 1),
-        "seconds to a first frame, over HTTP": round(frame, 2),
-        "seconds to a first frame, on the page": on_page and round(on_page, 2),
+        "seconds to a first frame, over HTTP": said(frames),
+        "seconds to a first frame, on the page": said(on_page),
         "seconds of load": round(seconds, 1),
         "requests ended in": dict(sorted(ends.items())),
         "slowest /health in ms": round(max(health) * 1000, 1),
@@ -263,7 +294,7 @@ def main() -> int:
     }
     promises = {
         "ready within 15 s": server.seconds <= 15,
-        "first frame within 3 s": max(frame, on_page or 0) <= 3,
+        "first frame within 3 s": all(median(times) <= 3 for times in (frames, on_page) if times),
         "every request ended": sum(ends.values()) == args.requests // args.clients * args.clients,
         "/health within 200 ms": max(health) <= 0.2,
         "memory within 10 %": after <= 1.1 * before,

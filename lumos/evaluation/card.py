@@ -54,7 +54,7 @@ def write_card(folder: Path, generator: Generator, scores: dict[str, Any]) -> Pa
         "",
         "## Limits",
         "",
-        "It knows what it was trained on and nothing else; words that no caption had are spelled in pieces and mean nothing to it.",
+        "It knows what it was trained on and nothing else; words that no caption had mean nothing to it.",
         f"Below {100 * WEAK:.0f} %: {', '.join(weak) if weak else 'no class'}.",
         "",
     ]

@@ -1,7 +1,7 @@
 """The HTTP API: OpenAI's video API where it has a word for something, and uploads, events, cancelling and metrics beside it.
 
-Routes only: the rules are in ask.py, the work in engine.py, who may come in in guard.py. Everything a client sees is JSON, a
-finished file by a name of ours, or server-sent events.
+Routes only: what a body may be is in body.py and ask.py, every error in errors.py, the work in engine.py, who may come in in
+guard.py. Everything a client sees is JSON, a finished file by a name of ours, or server-sent events.
 """
 
 from __future__ import annotations
@@ -9,66 +9,44 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import logging
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path as FilePath
-from typing import Annotated, Any, BinaryIO, Literal
+from typing import Annotated, BinaryIO, Literal
 
 from fastapi import FastAPI, Header, Path, Query, Request
-from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
-from fastapi.routing import APIRoute
 from fastapi_offline import FastAPIOffline
-from starlette.datastructures import UploadFile
-from starlette.exceptions import HTTPException
 
 from lumos import __version__
 from lumos.serving import ask
 from lumos.serving.ask import Refused, VideoRequest
+from lumos.serving.body import read_form, read_request
 from lumos.serving.config import ServeConfig
 from lumos.serving.engine import Engine, Unready
-from lumos.serving.fair import Client, Full
-from lumos.serving.guard import App, error_body
+from lumos.serving.errors import ERRORS, add_errors, errors
+from lumos.serving.fair import Client
+from lumos.serving.guard import App
 from lumos.serving.metrics import Metrics
+from lumos.serving.openapi import described, video_body
 from lumos.serving.record import Record
 from lumos.serving.uploads import Uploads
 
-log = logging.getLogger("lumos.serving")
 MEDIA = {"mp4": "video/mp4", "gif": "image/gif", "png": "image/png"}
 ABOUT = """Text (and an image, or the start of a video) to video. Send a request, follow its events or ask for it until its
 status is `completed`, then fetch its content. With a key, send `Authorization: Bearer KEY`."""
 
 Id = Annotated[str, Path(max_length=64, description="id of a video")]
 Name = Annotated[str, Header(alias="X-Client-Id", max_length=64, description="who asks: keeps the queue fair, selects the list")]
-ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"description": words, "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}}
-    for status, words in {
-        400: "something is wrong with the request; the message says what and how to mend it",
-        401: "the key is missing or wrong",
-        403: "refused, as it comes from another web site",
-        404: "there is no such video",
-        408: "the body came too slowly",
-        409: "the video is not finished, or has failed",
-        413: "the body is too large",
-        416: "the range lies outside the file",
-        429: "this client has enough requests waiting",
-        503: "the queue is full, or the model is starting again; Retry-After says when to come back",
-    }.items()
-}
-
-
-def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    return {status: ERRORS[status] for status in (400, 401, 403, *statuses)}
 
 
 def create_app(config: ServeConfig, engine: Engine) -> App:
     """The routes of the API, counted. They are served behind a Guard only."""
     app = FastAPIOffline(title="Lumos", version=__version__, description=ABOUT)
-    app.openapi = lambda: _described(app)  # type: ignore[method-assign]
+    app.openapi = lambda: described(app)  # type: ignore[method-assign]
     uploads = Uploads(engine.store.uploads, engine.store.scratch, config)
     metrics = Metrics(engine)
-    _add_errors(app, engine)
+    add_errors(app, engine)
     _add_videos(app, config, engine, uploads)
     _add_finished(app, engine)
     _add_service(app, config, engine, uploads, metrics)
@@ -76,24 +54,11 @@ def create_app(config: ServeConfig, engine: Engine) -> App:
 
 
 def _add_videos(app: FastAPI, config: ServeConfig, engine: Engine, uploads: Uploads) -> None:
-    form = VideoRequest.model_json_schema()
-    form.pop("$defs")
-    form["properties"] = {name: _not_null(schema) for name, schema in form["properties"].items()} | {
-        "input_reference": {"type": "string", "format": "binary", "description": "image or video to start from, or an id"}
-    }
-    body = {
-        "required": True,
-        "content": {
-            "application/json": {"schema": {"$ref": "#/components/schemas/VideoRequest"}},
-            "multipart/form-data": {"schema": form},
-        },
-    }
-
     @app.post(
         "/v1/videos",
         summary="Make a video",
-        responses=_errors(408, 413, 429, 503),
-        openapi_extra={"requestBody": body},
+        responses=errors(408, 413, 429, 503),
+        openapi_extra={"requestBody": video_body()},
     )
     async def create(request: Request, name: Name = "") -> JSONResponse:
         client, digest = _client(request, name)
@@ -101,13 +66,13 @@ def _add_videos(app: FastAPI, config: ServeConfig, engine: Engine, uploads: Uplo
             raise Unready
         engine.queue.check_room(client)  # before a file is decoded for nothing
         try:
-            asked, source = await _request(request)
+            asked, source = await read_request(request)
             record = await _submit(config, engine, uploads, asked, source, client, digest)
         finally:
             await request.close()
         return JSONResponse(record.document(engine.position(record.id)))
 
-    @app.get("/v1/videos", summary="The videos of this client, newest first", responses=_errors())
+    @app.get("/v1/videos", summary="The videos of this client, newest first", responses=errors())
     async def index(
         request: Request,
         name: Name = "",
@@ -124,17 +89,17 @@ def _add_videos(app: FastAPI, config: ServeConfig, engine: Engine, uploads: Uplo
         ends = {"first_id": shown[0]["id"], "last_id": shown[-1]["id"]} if shown else {"first_id": None, "last_id": None}
         return JSONResponse({"object": "list", "data": shown, **ends, "has_more": first + limit < len(mine)})
 
-    @app.get("/v1/videos/{id}", summary="How far is it?", responses=_errors(404))
+    @app.get("/v1/videos/{id}", summary="How far is it?", responses=errors(404))
     async def show(id: Id) -> JSONResponse:
         return JSONResponse(_known(engine, id).document(engine.position(id)))
 
-    @app.post("/v1/videos/{id}/cancel", summary="Stop making it", responses=_errors(404))
+    @app.post("/v1/videos/{id}/cancel", summary="Stop making it", responses=errors(404))
     async def cancel(id: Id) -> JSONResponse:
         record = _known(engine, id)
         engine.cancel(id)
         return JSONResponse(record.document())
 
-    @app.delete("/v1/videos/{id}", summary="Stop making it and forget it", responses=_errors(404))
+    @app.delete("/v1/videos/{id}", summary="Stop making it and forget it", responses=errors(404))
     async def delete(id: Id) -> JSONResponse:
         _known(engine, id)
         engine.delete(id)
@@ -148,7 +113,7 @@ def _add_finished(app: FastAPI, engine: Engine) -> None:
         "/v1/videos/{id}/content",
         summary="The finished file (range requests work)",
         response_class=Response,
-        responses={200: files, 206: {**files, "description": "a part of it"}, **_errors(404, 409, 416)},
+        responses={200: files, 206: {**files, "description": "a part of it"}, **errors(404, 409, 416)},
     )
     async def content(
         id: Id,
@@ -176,7 +141,7 @@ def _add_finished(app: FastAPI, engine: Engine) -> None:
         description="`status`: the video's document. `frames`: {index, first_frame, frames: [data URLs]}; its id lets a client "
         "that lost the connection go on (Last-Event-ID). Ends after the status `completed` or `failed`.",
         response_class=StreamingResponse,
-        responses={200: {"content": {"text/event-stream": {}}, "description": "the events"}, **_errors(404)},
+        responses={200: {"content": {"text/event-stream": {}}, "description": "the events"}, **errors(404)},
     )
     async def events(id: Id, last: Annotated[str, Header(alias="Last-Event-ID", max_length=20)] = "") -> StreamingResponse:
         _known(engine, id)
@@ -191,14 +156,14 @@ def _add_service(app: FastAPI, config: ServeConfig, engine: Engine, uploads: Upl
     @app.post(
         "/v1/uploads",
         summary="Send an image or video to start from, and see it as the model will",
-        responses=_errors(408, 413, 503),
+        responses=errors(408, 413, 503),
         openapi_extra={"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": file}}}},
     )
     async def upload(request: Request) -> JSONResponse:
         if not engine.ready:
             raise Unready
         try:
-            values, found = await _form(request, "file")
+            values, found = await read_form(request, "file")
             if found is None or values:
                 raise Refused(400, "send one field, file, with an image or video in it", "file")
             kept = await uploads.add(found, _own_size(engine))
@@ -218,7 +183,7 @@ def _add_service(app: FastAPI, config: ServeConfig, engine: Engine, uploads: Upl
             }
         )
 
-    @app.get("/v1/models", summary="What is served", responses=_errors())
+    @app.get("/v1/models", summary="What is served", responses=errors())
     async def models() -> JSONResponse:
         limits = {"max_frames": config.max_frames, "max_steps": config.max_steps, "upload_bytes": config.upload_bytes}
         model = {"id": config.weights_name, "object": "model", "owned_by": "lumos", **engine.about, **limits}
@@ -234,42 +199,10 @@ def _add_service(app: FastAPI, config: ServeConfig, engine: Engine, uploads: Upl
         "/metrics",
         summary="Prometheus metrics",
         response_class=Response,
-        responses={200: {"content": {"text/plain": {}}, "description": "the metrics"}, **_errors()},
+        responses={200: {"content": {"text/plain": {}}, "description": "the metrics"}, **errors()},
     )
     async def show_metrics() -> Response:
         return Response(metrics.text(), media_type="text/plain; version=0.0.4")
-
-
-async def _request(request: Request) -> tuple[VideoRequest, BinaryIO | None]:
-    """The checked fields of a body, and the file in it."""
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind in ("multipart/form-data", "application/x-www-form-urlencoded"):
-        values, file = await _form(request, "input_reference")
-        return ask.from_form(values), file
-    if kind not in ("application/json", ""):
-        raise Refused(400, "the body must be application/json or multipart/form-data; see /docs")
-    return ask.from_json(await request.body()), None
-
-
-async def _form(request: Request, file_field: str) -> tuple[dict[str, str], BinaryIO | None]:
-    try:
-        form = await request.form(max_files=1, max_fields=32, max_part_size=2**18)
-    except HTTPException as error:
-        if isinstance(error.__context__, Refused):  # not about the form, but about how it came
-            raise error.__context__ from None
-        raise Refused(400, f"the form cannot be read: {error.detail}") from None
-    values: dict[str, str] = {}
-    file: BinaryIO | None = None
-    for name, value in form.multi_items():
-        if name in values or (file is not None and name == file_field):
-            raise Refused(400, f"{name[:40]} is given twice; send it once", name[:40])
-        if isinstance(value, UploadFile):
-            if name != file_field:
-                raise Refused(400, f"{name[:40]} must not be a file; only {file_field} may", name[:40])
-            file = value.file
-        else:
-            values[name] = value
-    return values, file
 
 
 async def _submit(
@@ -327,52 +260,6 @@ async def _events(engine: Engine, id: str, seen: int) -> AsyncIterator[str]:
             yield ": still here\n\n"
 
 
-def _add_errors(app: FastAPI, engine: Engine) -> None:
-    def answer(
-        status: int,
-        code: str,
-        message: str,
-        field: str | None = None,
-        wait: int | None = None,
-        headers: Mapping[str, str] | None = None,
-    ) -> JSONResponse:
-        headers = {"retry-after": str(wait)} if wait else headers
-        engine.counts["refused"] += 1
-        return JSONResponse(error_body(status, code, message, field), status, headers)
-
-    def handle(kind: type[Exception], make: Callable[[Any], JSONResponse]) -> None:
-        async def handler(request: Request, error: Exception) -> JSONResponse:
-            return make(error)
-
-        app.add_exception_handler(kind, handler)
-
-    def full(error: Full) -> JSONResponse:
-        wait = engine.wait_estimate()
-        if error.mine:
-            return answer(429, "too_many_waiting", f"you have enough requests waiting; come back in {wait} s", wait=wait)
-        return answer(503, "queue_full", f"the queue is full; come back in {wait} s", wait=wait)
-
-    def invalid(error: RequestValidationError) -> JSONResponse:
-        first = error.errors()[0]
-        name = str(first["loc"][-1])
-        return answer(400, "invalid_request", f"{name}: {str(first['msg']).lower()}", name)
-
-    handle(Refused, lambda error: answer(error.status, error.code, error.message, error.field))
-    handle(Full, full)
-    handle(Unready, lambda _: answer(503, "starting", "the model is being loaded; come back in 10 s", wait=10))
-    handle(RequestValidationError, invalid)
-
-    async def other(request: Request, error: Exception) -> JSONResponse:
-        assert isinstance(error, HTTPException)
-        headers = error.headers
-        if error.status_code == 405:  # the library names the methods of the first route of this path only
-            routes = [route for route in app.routes if isinstance(route, APIRoute) and route.path_regex.match(request.url.path)]
-            headers = {"allow": ", ".join(sorted({method for route in routes for method in route.methods or ()}))}
-        return answer(error.status_code, "http_error", str(error.detail).lower(), headers=headers)
-
-    app.add_exception_handler(HTTPException, other)
-
-
 def _known(engine: Engine, id: str) -> Record:
     if id not in engine.store.records:
         raise Refused(404, "there is no such video; it may have been deleted, or removed after its time", code="not_found")
@@ -391,31 +278,3 @@ def _own_size(engine: Engine) -> tuple[int, int, float]:
 
 def _data_url(picture: bytes) -> str:
     return f"data:image/webp;base64,{base64.b64encode(picture).decode()}"
-
-
-def _not_null(schema: dict[str, Any]) -> dict[str, Any]:
-    """A field of a form is there or not; there is no null in it."""
-    kinds = [kind for kind in schema.get("anyOf", []) if kind.get("type") != "null"]
-    rest = {name: value for name, value in schema.items() if name not in ("anyOf", "default")}
-    return {**rest, **(kinds[0] if len(kinds) == 1 else {"anyOf": kinds} if kinds else {})}
-
-
-def _described(app: FastAPI) -> dict[str, Any]:
-    """The OpenAPI document, with the bodies that the routes read themselves."""
-    if app.openapi_schema is None:
-        document = FastAPI.openapi(app)
-        schemas = document.setdefault("components", {}).setdefault("schemas", {})
-        request = VideoRequest.model_json_schema(ref_template="#/components/schemas/{model}")
-        schemas.update(request.pop("$defs", {}))
-        schemas["VideoRequest"] = request
-        text = {"type": "string"}
-        maybe = {"type": ["string", "null"]}
-        error = {"type": "object", "properties": {"message": text, "type": text, "param": maybe, "code": text}}
-        schemas["Error"] = {"type": "object", "required": ["error"], "properties": {"error": error}}
-        schemas.pop("HTTPValidationError", None)
-        schemas.pop("ValidationError", None)
-        for methods in document["paths"].values():
-            for operation in methods.values():
-                operation["responses"].pop("422", None)
-        app.openapi_schema = document
-    return app.openapi_schema

@@ -177,9 +177,8 @@ class Engine:
 
     def _spawn(self) -> None:
         ours, theirs = processes().Pipe()
-        process = processes().Process(
-            target=work, args=(theirs, self.config.weights, self.config.device), daemon=True, name="lumos worker"
-        )
+        settings = (theirs, self.config.weights, self.config.device, self.config.batch)
+        process = processes().Process(target=work, args=settings, daemon=True, name="lumos worker")
         process.start()
         theirs.close()
         self._process, self._pipe = process, ours
@@ -274,11 +273,11 @@ class Engine:
     def _next(self) -> None:
         if not self.ready or self.running or self._pipe is None or not len(self.queue):
             return
-        items = self.queue.next_batch(self.config.batch)
+        items = self.queue.next_batch(self.config.batch, self.about["batches_repeat"])
         self._order = None
         for item in items:
             record = self.store.records[item.id]
-            record.status, record.together = "in_progress", len(items)
+            record.status, record.together, record.batch_repeats = "in_progress", len(items), self.about["batches_repeat"]
             self._tell(item.id)
         number, loop = next(self._numbers), asyncio.get_running_loop()
         limit = loop.call_later(self.config.time_limit, self._too_long)

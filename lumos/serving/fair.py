@@ -62,11 +62,14 @@ class FairQueue:
         self.waiting = [item for item in self.waiting if item.id != id]
         return len(self.waiting) < before
 
-    def next_batch(self, most: int) -> list[Waiting]:
-        """Take the next request, and up to `most` - 1 others that can be made together with it, in fair order."""
+    def next_batch(self, most: int, batches_repeat: bool = False) -> list[Waiting]:
+        """Take the next request, and up to `most` - 1 others that can be made together with it, in fair order.
+
+        batches_repeat: whether a seed gives the same video in any batch (worker.py finds out); if not, it is made alone.
+        """
         batch: list[Waiting] = []
         while len(batch) < most:
-            free = [item for item in self.waiting if not batch or item.asked.agrees(batch[0].asked)]
+            free = [item for item in self.waiting if not batch or item.asked.agrees(batch[0].asked, batches_repeat)]
             if not free:
                 break
             chosen = min(free, key=lambda item: (self._address_served(item.client), self.served.get(item.client, 0)))

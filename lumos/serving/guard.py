@@ -33,7 +33,7 @@ OPEN_PATHS = ("/health", "/login")
 # What the page needs of the library that draws it: files. Everything else of it (uploads, calls, proxies) stays shut.
 PAGE_FILES = re.compile(
     r"/|/config/?|/theme\.css|/favicon\.ico|/robots\.txt|/(assets|static|svelte)/[^.][^?]*"
-    r"|/gradio_api/(info|startup-events|app_id|theme\.css|heartbeat/\w+)/?"
+    r"|/gradio_api/(info|app_id|theme\.css|heartbeat/\w+)/?"
 )
 OURS = re.compile(r"/(v1|docs|redoc|openapi\.json|static-offline-docs|health|metrics|login)(/|$)")
 POLICY = (
@@ -64,9 +64,6 @@ class Guard:
         self.session = hmac.new((config.api_key or "").encode(), b"lumos session", hashlib.sha256).hexdigest()
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan":
-            await self.page(scope, receive, send)  # the API has nothing to start or end
-            return
         if scope["type"] != "http":  # no web sockets
             await send({"type": "websocket.close", "code": 1008})
             return

@@ -14,7 +14,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
+from fastapi.responses import HTMLResponse, Response
+from starlette.middleware.base import RequestResponseEndpoint
 
 from lumos.serving.config import ServeConfig
 from lumos.serving.engine import Engine
@@ -41,8 +43,11 @@ def create_page(config: ServeConfig, engine: Engine) -> App:
         "frames": engine.about["frames"],
         "bytes": config.upload_bytes,
     }
+    outer = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    # not the library's own `head`, which comes after its scripts have begun: page.js has to be there before them
+    _put_first(outer, f"<script>const LUMOS = {json.dumps(facts)};\n{script}</script>")
     page: App = gradio.mount_gradio_app(
-        FastAPI(docs_url=None, redoc_url=None, openapi_url=None),
+        outer,
         _blocks(gradio, config, engine.about),
         path="/",
         footer_links=[],
@@ -54,9 +59,20 @@ def create_page(config: ServeConfig, engine: Engine) -> App:
         show_error=False,
         theme=_theme(gradio),
         css=(HERE / "page.css").read_text("utf-8"),
-        head=f"<script>const LUMOS = {json.dumps(facts)};\n{script}</script>",
     )
     return page
+
+
+def _put_first(app: FastAPI, html: str) -> None:
+    """Put `html` before everything else in the head of the page that `app` serves."""
+
+    @app.middleware("http")
+    async def first(request: Request, go_on: RequestResponseEndpoint) -> Response:
+        answer = await go_on(request)
+        if request.url.path != "/" or answer.status_code != 200:
+            return answer
+        parts = [part async for part in answer.body_iterator]  # type: ignore[attr-defined]
+        return HTMLResponse(b"".join(parts).replace(b"<head>", b"<head>" + html.encode(), 1))
 
 
 def load_library() -> Any:
@@ -139,7 +155,7 @@ def _lengths(about: dict[str, Any], config: ServeConfig) -> list[tuple[str, int]
     """A still picture, and the trained length halved, as it is, doubled and so on."""
     trained, fps = about["frames"], about["fps"]
     lengths = {1 + 4 * max(1, round((trained - 1) * factor / 4)) for factor in (0.5, 1, 2, 4)} | {trained}
-    return [("Still", 1)] + [(f"{n / fps:.0f} s", n) for n in sorted(lengths) if 1 < n <= config.max_frames]
+    return [("Still", 1)] + [(f"{n / fps:.{int(n < fps)}f} s", n) for n in sorted(lengths) if 1 < n <= config.max_frames]
 
 
 def _theme(gradio: Any) -> Any:

@@ -29,11 +29,11 @@ class Asked:
     given: int = 0  # frames at the beginning that come from an upload or another video
     note: str = ""  # what was done to them so that they fit
 
-    def agrees(self, other: Asked) -> bool:
-        """Whether both can be made in one pass: equal shape and sampler, nothing given, and no seed that must repeat."""
+    def agrees(self, other: Asked, batches_repeat: bool) -> bool:
+        """Whether both can be made in one pass: equal shape and sampler, nothing given, and no seed that would not repeat."""
         alike = ("frames", "height", "width", "fps", "steps", "guidance", "temperature")
-        free = not (self.given or other.given or self.seed_given or other.seed_given)
-        return free and all(getattr(self, name) == getattr(other, name) for name in alike)
+        alone = self.given or other.given or ((self.seed_given or other.seed_given) and not batches_repeat)
+        return not alone and all(getattr(self, name) == getattr(other, name) for name in alike)
 
 
 @dataclass
@@ -51,6 +51,7 @@ class Record:
     expires_at: int | None = None
     seconds_taken: float | None = None
     together: int = 1  # how many requests shared its batch
+    batch_repeats: bool = False  # whether such a batch gives what its requests give alone
     source: str | None = None  # the video that it continues
     error: dict[str, str] | None = None
     files: list[str] = field(default_factory=list)
@@ -77,7 +78,7 @@ class Record:
             "frames": asked.frames,
             "fps": asked.fps,
             "seed": asked.seed,
-            "seed_repeats": self.together == 1,
+            "seed_repeats": self.together == 1 or self.batch_repeats,
             "steps": asked.steps,
             "guidance": asked.guidance,
             "temperature": asked.temperature,

@@ -54,7 +54,7 @@ async def _run(
         timeout_keep_alive=15,
         timeout_graceful_shutdown=3,
         h11_max_incomplete_event_size=64 * 1024,
-        lifespan="on",
+        lifespan="off",  # of the page's library: it would ask a queue that nobody uses for work a thousand times a second
     )
     server = _Server(settings)
     running = asyncio.create_task(server.serve([listener]))

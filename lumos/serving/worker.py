@@ -54,9 +54,10 @@ class Cancelled(Exception):
     pass
 
 
-def work(connection: Connection, weights: str, device: str | None) -> None:
-    """Serve batches until the other end closes. Sends tuples: a word, a batch's or check's number, and what there is to say.
+def work(connection: Connection, weights: str, device: str | None, most: int = 1) -> None:
+    """Serve batches of up to `most` requests until the other end closes. Sends tuples: a word, a number, what there is to say.
 
+    The number is that of a batch or a check.
     ready 0 info | broken 0 message | progress n done all | frames n first_frame [webp of each frame, of each row]
     finished n [error or None, of each row] seconds | failed n code message | checked n error or None
     """
@@ -75,13 +76,14 @@ def work(connection: Connection, weights: str, device: str | None) -> None:
 
         generator = Generator.from_folder(weights, device)
         _warm_up(generator)
+        about = _about(generator) | {"batches_repeat": most > 1 and batches_repeat(generator)}
     except (ValueError, OSError, RuntimeError) as error:
         say("broken", 0, str(error))
         return
     todo: queue.SimpleQueue[Batch] = queue.SimpleQueue()
     cancelled: set[int] = set()
     threading.Thread(target=_listen, args=(connection, generator, todo, cancelled, say), daemon=True).start()
-    say("ready", 0, _about(generator))
+    say("ready", 0, about)
     while True:
         batch = todo.get()
         try:
@@ -97,6 +99,33 @@ def work(connection: Connection, weights: str, device: str | None) -> None:
             memory = "there was not enough memory; ask for fewer frames or a smaller size"
             say("failed", batch.number, "out_of_memory" if short else "fault", memory if short else repr(error))
         cancelled.discard(batch.number)
+
+
+def batches_repeat(generator: Generator) -> bool:
+    """Whether a prompt and its seed give the same codes in a batch as alone.
+
+    Their random numbers are the same, but larger matrices may be rounded in another way, and one code that changes changes the
+    video. That depends on device and number format, so it is tried: prompts of very different lengths, thousands of draws.
+    """
+    import torch
+
+    prompts, seeds = ["a", "a" + " a" * 6, "a" + " a" * 20], [1, 2, 3]
+    sampler = replace(generator.config.sampler, steps=1)
+
+    def codes(prompts: list[str], seeds: list[int]) -> Tensor:
+        record: list[Tensor] = []
+        for _ in generator.stream(prompts, min(5, generator.config.video.frames), seeds, sampler=sampler, record=record):
+            pass
+        return torch.stack(record, dim=1)
+
+    try:
+        together_BTHW = codes(prompts, seeds)
+        return all(
+            torch.equal(codes([prompt], [seed])[0], codes_THW)
+            for prompt, seed, codes_THW in zip(prompts, seeds, together_BTHW, strict=True)
+        )
+    except ValueError:  # a vocabulary that cannot read the words
+        return False
 
 
 SECONDS_BETWEEN_NEWS = 0.4  # of progress; frames are told at once
@@ -149,7 +178,7 @@ def _make(generator: Generator, batch: Batch, cancelled: set[int], say: Callable
     frames = generator.stream(
         [asked.prompt for asked in batch.asked],
         frames=first.frames,
-        seed=first.seed,
+        seed=[asked.seed for asked in batch.asked],
         given=given,
         sampler=sampler,
         height=first.height,

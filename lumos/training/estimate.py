@@ -30,8 +30,8 @@ class Card:
     memory: float
 
 
-# Published dense bf16 peaks. What is reached was measured on the H200 (docs/performance.md: three rates fit nine cases within 3 %)
-# and is scaled by peak for the others.
+# Published dense bf16 peaks. What is reached was measured on the H200 (docs/performance.md: three rates fit nine cases), and is
+# scaled by peak for the others.
 CARDS = {
     "H200": Card(989, 470, 440, 630, 139.8),
     "H100": Card(989, 470, 440, 630, 79.1),

@@ -28,7 +28,7 @@ class ServeArgs:
     )
     no_auth: bool = option(False, "let everybody who can reach the address in without a key")
     device: str | None = option(None, "where to compute: cpu, cuda, cuda:1", "cuda if there is one, else cpu")
-    batch: int = option(1, "requests made in one pass; those that agree and name no seed share it, and their seed won't repeat")
+    batch: int = option(1, "requests made in one pass: those that agree in all but prompt and seed")
     queue: int = option(32, "requests that may wait; more are told to come back later")
     max_frames: int = option(129, "longest video in frames, 1 + 4k")
     time_limit: float = option(600.0, "seconds that making one video may take")

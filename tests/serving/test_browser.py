@@ -195,6 +195,18 @@ def test_a_phone_in_the_dark_and_the_keyboard(browser: Any, server: Any, shoot: 
         shoot(page, "phone_dark")
 
 
+def test_a_page_that_waits_leaves_the_cores_to_the_model(page: Any, server: Any) -> None:
+    other = page.context.new_page()
+    other.add_init_script(
+        "const raw = requestAnimationFrame; window.repaints = 0;"
+        "window.requestAnimationFrame = (draw) => { repaints++; return raw(draw); }"
+    )
+    other.goto(server.url)
+    other.wait_for_selector(STAGE.format("empty"))
+    quiet = "window.before === window.repaints || ((window.before = window.repaints), false)"
+    other.wait_for_function(quiet, polling=300, timeout=WAIT)
+
+
 def test_everything_has_a_name_for_a_screen_reader(page: Any) -> None:
     make(page, "a red circle")
     done(page)

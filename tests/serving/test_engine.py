@@ -9,15 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 pytest.importorskip("fastapi", reason="the server needs the extra: pip install 'lumos[serve]'")
 
 import lumos.serving.engine as engine_module
+from lumos.generate import Generator
 from lumos.serving.config import ServeConfig
 from lumos.serving.engine import Engine
 from lumos.serving.fair import Client
 from lumos.serving.record import Asked, Record
 from lumos.serving.store import Store
+from lumos.serving.worker import batches_repeat
 
 QUICK = Asked("a red circle", 5, 32, 32, 8.0, 1, True, 2, 2.0, 1.0)
 LONG = replace(QUICK, frames=129, steps=16)
@@ -111,7 +114,7 @@ def test_requests_that_agree_share_a_batch_and_a_cancelled_one_does_not_stop_it(
         engine.cancel(first.id)
         await first_frames(engine, same[0])
         assert [record.together for record in same] == [3, 3, 3] and other.together == 1
-        assert not same[0].document()["seed_repeats"]
+        assert same[0].document()["seed_repeats"] is engine.about["batches_repeat"]
         engine.cancel(same[1].id)
         assert [(await end(engine, record)).status for record in (*same, other)] == [
             "completed",
@@ -124,6 +127,49 @@ def test_requests_that_agree_share_a_batch_and_a_cancelled_one_does_not_stop_it(
         assert left == {"record.json"}
 
     with_engine(replace(config, batch=4), act)
+
+
+@pytest.mark.parametrize("batches_repeat", [True, None], ids=["together", "as the worker found"])
+def test_a_prompt_and_its_seed_give_the_same_frames_alone_and_in_a_batch(
+    config: ServeConfig, batches_repeat: bool | None
+) -> None:
+    lengths = ["red", "a red circle moves", "two blue stars two blue stars"] if batches_repeat is None else ["red", "two", "a"]
+    asked = [replace(QUICK, prompt=prompt, seed=7 + number) for number, prompt in enumerate(lengths)]
+
+    async def frames(engine: Engine, record: Record) -> list[bytes]:
+        shown = [news async for word, news in engine.follow(record.id) if word == "frames"]
+        assert record.status == "completed" and record.document()["seed_repeats"]
+        return [picture for _, _, pictures in shown for picture in pictures]
+
+    async def act(engine: Engine) -> None:
+        if batches_repeat is not None:
+            engine.about["batches_repeat"] = batches_repeat
+        alone = [await frames(engine, engine.submit(one, ME, "me", None)) for one in asked]
+        long = engine.submit(LONG, ME, "me", None)  # so that the others wait together
+        records = [engine.submit(one, ME, "me", None) for one in asked]
+        engine.cancel(long.id)
+        together = await asyncio.gather(*(frames(engine, record) for record in records))
+        assert together == alone and len({tuple(pictures) for pictures in alone}) == 3
+        assert {record.together for record in records} == {3 if engine.about["batches_repeat"] else 1}
+
+    with_engine(replace(config, batch=4), act)
+
+
+@pytest.mark.parametrize("rounds", [False, True])
+def test_whether_batches_repeat_is_found_out_by_trying(toy_folder: Path, rounds: bool) -> None:
+    generator = Generator.from_folder(toy_folder, "cpu")
+    generator.model.float()
+    generator.dtype = torch.float32
+    if rounds:  # one code of one row changes when there are others
+        honest = generator.stream
+
+        def stream(prompts: list[str], *settings: Any, record: list[torch.Tensor], **named: Any) -> Any:
+            yield from honest(prompts, *settings, record=record, **named)
+            record[-1] = record[-1].clone()
+            record[-1][-1, 0, 0] += len(prompts) > 1
+
+        generator.stream = stream  # type: ignore[method-assign, assignment]
+    assert batches_repeat(generator) is not rounds
 
 
 def test_a_stop_ends_everything_and_a_restart_knows_it(config: ServeConfig) -> None:

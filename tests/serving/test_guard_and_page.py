@@ -91,7 +91,8 @@ def test_other_sites_get_nothing(local: ServeConfig) -> None:
 
 @pytest.mark.parametrize(
     "path",
-    ["/gradio_api/upload", "/gradio_api/file=/etc/passwd", "/gradio_api/proxy=http://localhost/", "/gradio_api/queue/join",
+    ["/gradio_api/startup-events",
+     "/gradio_api/upload", "/gradio_api/file=/etc/passwd", "/gradio_api/proxy=http://localhost/", "/gradio_api/queue/join",
      "/gradio_api/run/predict", "/file=/etc/passwd", "/static/../../etc/passwd", "/assets/.env", "/monitoring", "/admin"],
 )  # fmt: skip
 def test_what_the_page_does_not_need_is_shut(local: ServeConfig, path: str) -> None:

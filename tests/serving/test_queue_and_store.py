@@ -70,6 +70,13 @@ def test_only_what_agrees_shares_a_batch(change: dict[str, int]) -> None:
     assert [item.id for item in queue.next_batch(5)] == ["1"]
 
 
+def test_seeds_share_a_batch_where_batches_repeat() -> None:
+    queue = FairQueue(10, 10)
+    for number, named in enumerate((True, False, True)):
+        queue.add(waiting(number, Client(str(number)), replace(ASKED, seed=number, seed_given=named)))
+    assert [item.id for item in queue.next_batch(5, batches_repeat=True)] == ["0", "1", "2"]
+
+
 def record(status: str = "completed", completed_at: int = 100) -> Record:
     made = Record(new_id("video"), "digest", "toy", ASKED, 50)
     made.status, made.completed_at, made.files = status, completed_at, ["video.mp4"]  # type: ignore[assignment]
