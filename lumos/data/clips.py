@@ -37,6 +37,7 @@ from lumos.video import (
 
 if TYPE_CHECKING:
     from av.video.frame import VideoFrame
+    from av.video.reformatter import VideoReformatter
     from av.video.stream import VideoStream
 
 Array = np.ndarray[Any, Any]
@@ -296,13 +297,15 @@ def _stored_frames(row: dict[str, Any]) -> Iterator[tuple[float, float, Shown]]:
 def _decoded(path: Path, start: float) -> Iterator[Iterator[tuple[float, float, Shown]]]:
     """The frames of a video file, through FFmpeg."""
     import av
+    from av.video.reformatter import VideoReformatter
 
     try:
         with av.open(f"file:{path}", options={"format_whitelist": DEMUXERS}) as container:
             stream = video_stream(container, path)
             stream.codec_context.thread_count = 1  # several files are read at once instead
             timed = _progressive(timed_frames(container, stream, start, path), stream)
-            yield ((time, duration, _frame(frame, stream)) for time, duration, frame in timed)
+            scaler = VideoReformatter()  # one for all frames: each would set up its filters anew
+            yield ((time, duration, _frame(frame, stream, scaler)) for time, duration, frame in timed)
     except av.FFmpegError as error:
         raise unreadable(path, error) from error
 
@@ -365,7 +368,7 @@ def _whole(rgb_HWC: Array) -> Shown:
     return Shown(rgb_HWC.shape[1], rgb_HWC.shape[0], draw)
 
 
-def _frame(frame: "VideoFrame", stream: "VideoStream") -> Shown:
+def _frame(frame: "VideoFrame", stream: "VideoStream", scaler: "VideoReformatter") -> Shown:
     """A decoded frame, converted and scaled in one go when it is drawn."""
     turns, aspect = round(frame.rotation / 90) % 4, pixel_aspect_of(stream, frame)
     width, height = (frame.height, frame.width) if turns % 2 else (frame.width, frame.height)
@@ -376,7 +379,7 @@ def _frame(frame: "VideoFrame", stream: "VideoStream") -> Shown:
         scale = max(columns / (width * aspect), rows / height)  # covers the asked shape
         wide, high = max(columns, round(width * aspect * scale)), max(rows, round(height * scale))
         sides = (high, wide) if turns % 2 else (wide, high)
-        rgb_HWC = frame.reformat(*sides, format="rgb24", interpolation=ACCURATE).to_ndarray()
+        rgb_HWC = scaler.reformat(frame, *sides, format="rgb24", interpolation=ACCURATE).to_ndarray()
         top, left = (high - rows) // 2, (wide - columns) // 2
         return np.ascontiguousarray(np.rot90(rgb_HWC, turns)[top : top + rows, left : left + columns])
 
