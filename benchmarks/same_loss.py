@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from lumos.data.shapes import Batch, ShapesConfig
+from lumos.evaluation.lines import add_line
 from lumos.model.transformer import ModelConfig
 from lumos.model_folder import VideoConfig, load_model
 from lumos.presets import MODELS
@@ -91,8 +92,7 @@ def main() -> None:
         if ranks.is_main:
             print(json.dumps(rows[-1]), flush=True)
             if args.out:
-                with args.out.open("a") as file:
-                    file.write(json.dumps(rows[-1]) + "\n")
+                add_line(args.out, rows[-1])
     if ranks.is_main:
         print("\n" + table(rows))
     finish(ranks)

@@ -26,6 +26,7 @@ from lumos.diffusion.engine import Compute, prepare
 from lumos.diffusion.estimate import estimate, matrix_rate
 from lumos.diffusion.job import Job, Plan
 from lumos.diffusion.sampler import SamplerConfig, Shortcuts
+from lumos.evaluation.lines import add_line
 from lumos.generate import Generator
 from lumos.model.quantise import Precision, multiply, quantise, to_fp8
 from lumos.model.transformer import LUMOS_1B, LUMOS_3B, ModelConfig, Transformer
@@ -110,8 +111,7 @@ class Bench:
         self.lines.append(line)
         print(json.dumps(line), file=sys.stderr, flush=True)
         if self.out:
-            with open(self.out, "a", encoding="utf-8") as stream:
-                stream.write(json.dumps(line) + "\n")
+            add_line(self.out, line)
         return line
 
     def wait(self) -> None:

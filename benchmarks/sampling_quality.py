@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from lumos.diffusion.sampler import SamplerConfig, Shortcuts
+from lumos.evaluation.lines import add_line, read_lines
 from lumos.evaluation.making import to_bytes
 from lumos.evaluation.one_object import look_without_scene
 from lumos.evaluation.prompts import one_object
@@ -118,7 +119,7 @@ def main() -> None:
     begin = time.perf_counter()
     generator = Generator.from_folder(args.weights)
     own = generator.config.sampler
-    lines = [json.loads(line) for line in args.out.read_text().splitlines()] if args.out and args.out.exists() else []
+    lines = read_lines(args.out) if args.out else []
     todo = [point for point in points(own) if args.only in f"{point[0]} {point[1]}"]
     count, batch = (1, 1) if args.toy else (args.count, args.batch)
     if args.toy:
@@ -135,8 +136,7 @@ def main() -> None:
             lines.append(line)
             print(json.dumps({key: value for key, value in line.items() if key != "sampler"}), file=sys.stderr, flush=True)
             if args.out:
-                with open(args.out, "a", encoding="utf-8") as stream:
-                    stream.write(json.dumps(line) + "\n")
+                add_line(args.out, line)
     print(table(lines))
 
 

@@ -27,6 +27,7 @@ from torch.nn.attention import SDPBackend
 
 from lumos.data.shapes import Batch
 from lumos.diffusion.loss import weighted_code_loss
+from lumos.evaluation.lines import add_line
 from lumos.model.attention import Attend, dense, flex
 from lumos.model.prefix import prefix
 from lumos.model.transformer import LUMOS_1B, LUMOS_3B, ModelConfig
@@ -115,8 +116,7 @@ def main() -> None:
             rows.append({**row, **origin})
             print(json.dumps(rows[-1]), flush=True)
             if args.out:
-                with args.out.open("a") as file:
-                    file.write(json.dumps(rows[-1]) + "\n")
+                add_line(args.out, rows[-1])
         if failed and ranks.world > 1:  # the others may wait for this one for ever: torchrun ends them
             print("\n" + table(rows), flush=True)
             os._exit(1)
@@ -210,7 +210,7 @@ def measure(case: Case, ranks: Ranks, steps: int) -> dict[str, Any]:
     wait(ranks.device)
     seconds = (time.perf_counter() - began) / steps
 
-    spread = Spread(ranks.world, plan.shard, plan.replicas, plan.context, compiled=plan.compile != "off")
+    spread = Spread.of(plan, ranks.world)
     card = estimate.CARDS["H200"]
     groups = ranks.world // plan.context
     ids = work.ids * work.samples * groups

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from lumos.generate import Generator
 
+SECONDS_BETWEEN_NEWS = 0.4  # of progress; frames are told at once
 FILES = ("video.mp4", "video.gif", "video.png", "thumbnail.png")
 
 
@@ -126,9 +127,6 @@ def batches_repeat(generator: Generator) -> bool:
         )
     except ValueError:  # a vocabulary that cannot read the words
         return False
-
-
-SECONDS_BETWEEN_NEWS = 0.4  # of progress; frames are told at once
 
 
 def _listen(

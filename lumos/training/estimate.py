@@ -1,7 +1,7 @@
 """What a training step costs, by arithmetic alone: floating-point operations, memory by part, ids a second, and what fits.
 
 In: a model's shape, a batch's shape, the GPUs. The same counts give the MFU that training reports. Memory follows what FSDP2
-and `parallel.py` keep alive; `docs/performance.md` has the formulas beside measured peaks.
+and `parallel.py` keep alive; `docs/training.md` has the formulas, `docs/performance.md` measured peaks beside them.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from typing import NamedTuple, get_args
 from lumos.model.transformer import ModelConfig
 from lumos.model_folder import VideoConfig
 from lumos.sequence.layout import HEADER, Grid
-from lumos.training.parallel import Recompute
+from lumos.training.parallel import ParallelConfig, Recompute
 
 GIB = 2**30
 LOGITS = 2**27  # of one chunk, as in diffusion/loss.py
@@ -128,6 +128,10 @@ class Spread:
     context: int = 1
     average: bool = False
     compiled: bool = True
+
+    @classmethod
+    def of(cls, plan: ParallelConfig, gpus: int, average: bool = False) -> "Spread":
+        return cls(gpus, plan.shard, plan.replicas, plan.context, average, plan.compile != "off")
 
 
 class Kept(NamedTuple):

@@ -6,6 +6,7 @@ same command with `resume` goes on where the last checkpoint was, on any number 
 """
 
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lumos.data.loader import Deal, MixedStream, ShardStream, Stream, caption_report, captions_by_clip, captions_of, fits
+from lumos.data.loader import Deal, MixedStream, Plan, ShardStream, Stream, caption_report, captions_by_clip, captions_of, fits
 from lumos.data.shapes import Chunks, ShapesStream, sample_captions
 from lumos.data.shards import TOKENS, ShardIndex, check_tokenizer, open_shards
 from lumos.generate import Generator
@@ -289,23 +290,24 @@ def open_stream(config: TrainModelConfig, parts: Parts, ranks: Ranks, context: C
         return shapes
     deal = Deal(config.videos, config.images, config.image_every, config.seed, place, ranks.world // context.size)
     shards = ShardStream(parts.shards, parts.text, parts.vocabulary, slots, deal, config.loader, ranks.device)
-    check_enough(parts.shards, deal)
+    check_enough(parts.shards, shards.plans)
     return shards if shapes is None else MixedStream(shards, shapes, config.data_share)
 
 
-def check_enough(shards: ShardIndex, deal: Deal) -> None:
-    """ValueError when a step over all groups of GPUs would have to show a clip twice."""
-    frames = shards.sizes_N3[:, 0]
-    videos, images = int((frames > 1).sum()), int((frames == 1).sum()) or len(frames)  # else first frames of videos
-    used = {"videos": (deal.videos, videos, deal.image_every != 1), "images": (deal.images, images, deal.image_every > 0)}
-    few = {name: have for name, (size, have, is_used) in used.items() if is_used and have < size * deal.world}
+def check_enough(shards: ShardIndex, plans: Mapping[bool, Plan]) -> None:
+    """ValueError when a step over all groups of GPUs would have to show a clip twice. `plans`: of videos and (True) of images."""
+    deal, few = plans[False].deal, dict[str, int]()
+    asked = {"videos": deal.videos * deal.world, "images": deal.images * deal.world}
+    for name, plan, is_used in (("videos", plans[False], deal.image_every != 1), ("images", plans[True], deal.image_every > 0)):
+        have = sum(len(bucket) for bucket in plan.buckets)
+        if is_used and have < asked[name]:
+            few[name] = have
     if few:
-        asked = " and ".join(f"{used[name][0] * deal.world} {name}" for name in few)
-        held = " and ".join(f"{have} {name}" for name, have in few.items())
+        wanted, held = (" and ".join(f"{of[name]} {name}" for name in few) for of in (asked, few))
         least = min(few.values())
         smaller = " ".join(f"--set {name}={have // deal.world}" for name, have in few.items())
         remedy = smaller if least >= deal.world else f"at most {least} GPUs"
-        raise ValueError(f"{shards.folder} must hold the {asked} of a step on all GPUs, got {held}; use {remedy}, or more clips")
+        raise ValueError(f"{shards.folder} must hold the {wanted} of a step on all GPUs, got {held}; use {remedy}, or more clips")
 
 
 def check_memory(config: TrainModelConfig, vocabulary: Vocabulary, ranks: Ranks) -> None:
@@ -313,7 +315,7 @@ def check_memory(config: TrainModelConfig, vocabulary: Vocabulary, ranks: Ranks)
     if ranks.device.type != "cuda":
         return
     plan = config.parallel
-    spread = Spread(ranks.world, plan.shard, plan.replicas, plan.context, bool(config.optim.ema), plan.compile != "off")
+    spread = Spread.of(plan, ranks.world, bool(config.optim.ema))
     gibibytes = torch.cuda.get_device_properties(ranks.device).total_memory / 2**30
     for frames, size in ((config.video.window, config.videos), (1, config.images if config.image_every else 0)):
         work = estimate.work(config.video, frames, size // config.accumulate, vocabulary.codes)

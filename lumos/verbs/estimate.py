@@ -44,7 +44,7 @@ def run_estimate(args: EstimateArgs) -> None:
         codes = SMALL_CODES
         model = replace(model, vocabulary=config.text_vocabulary + STRUCTURE + codes)
     plan = config.parallel
-    spread = estimate.Spread(args.gpus, plan.shard, plan.replicas, plan.context, bool(config.optim.ema), plan.compile != "off")
+    spread = estimate.Spread.of(plan, args.gpus, bool(config.optim.ema))
     steps: dict[str, Any] = {}
     for name, frames, samples in (("videos", config.video.window, config.videos), ("images", 1, config.images)):
         if config.image_every == (1 if name == "videos" else 0):

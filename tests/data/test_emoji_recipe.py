@@ -1,8 +1,8 @@
 """The captions that examples/emoji.py makes: as people type them, of the right clip, and never those of the built-in shapes."""
 
-import importlib.util
 import itertools
 import json
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -16,12 +16,8 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 @pytest.fixture(scope="module")
-def emoji() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("emoji_recipe", EXAMPLES / "emoji.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def emoji(load_script: Callable[[Path], ModuleType]) -> ModuleType:
+    return load_script(EXAMPLES / "emoji.py")
 
 
 def names() -> list[str]:

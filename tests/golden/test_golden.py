@@ -1,9 +1,9 @@
 """lumos gives the numbers recorded from the released code."""
 
-import importlib.util
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,17 +15,9 @@ from torch import Tensor
 HERE = Path(__file__).parent
 
 
-def load_check() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("golden_check", HERE / "check.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="module")
-def check() -> ModuleType:
-    module = load_check()
+def check(load_script: Callable[[Path], ModuleType]) -> ModuleType:
+    module = load_script(HERE / "check.py")
     model = module.build(json.loads((HERE / "lumos_small.json").read_text()))
     module.build = lambda info: model  # formula weights take seconds: make them once
     tokenizer = module.build_cosmos(cosmos()[1])
@@ -65,11 +57,11 @@ def test_a_changed_number_of_the_tokenizer_is_noticed(key: str, comparisons: int
     assert check.check_cosmos(golden, info) == comparisons
 
 
-def test_a_recording_of_another_network_is_refused() -> None:
+def test_a_recording_of_another_network_is_refused(load_script: Callable[[Path], ModuleType]) -> None:
     golden, info = cosmos()
     info["config"]["patch_size"] = 2
     with pytest.raises(ValueError, match="patch_size must be 4"):
-        load_check().check_cosmos(golden, info)
+        load_script(HERE / "check.py").check_cosmos(golden, info)
 
 
 def test_usage() -> None:

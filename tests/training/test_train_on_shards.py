@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from lumos.cli import main
-from lumos.data.loader import Deal, LoaderConfig, MixedStream
+from lumos.data.loader import Deal, LoaderConfig, MixedStream, Plan
 from lumos.data.shapes import ShapesConfig, sample_captions
 from lumos.data.shards import CODES, fingerprint, open_shards, pack_codes, write_shard
 from lumos.diffusion.sampler import SamplerConfig
@@ -145,12 +145,17 @@ def test_runs_that_cannot_start(tokenizer: Path, shards: Path, tmp_path: Path, c
         train_model(TOY, tmp_path / "run", tokenizer, data="nowhere")
     with pytest.raises(ValueError, match="hold the 13 videos of a step on all GPUs, got 12 videos; use --set videos=12, or more"):
         train_model(replace(TOY, videos=13), tmp_path / "run", tokenizer, data=str(shards))
+
+    def enough(deal: Deal) -> None:
+        index = open_shards(str(shards))
+        check_enough(index, {image: Plan(index, image, deal, 2**20) for image in (False, True)})
+
     few = "hold the 20 videos and 40 images of a step on all GPUs, got 12 videos and 12 images; use "
     with pytest.raises(ValueError, match=f"{few}--set videos=1 --set images=1, or more clips"):
-        check_enough(open_shards(str(shards)), Deal(2, 4, 2, world=10))
+        enough(Deal(2, 4, 2, world=10))
     with pytest.raises(ValueError, match="got 12 videos; use at most 12 GPUs, or more clips"):
-        check_enough(open_shards(str(shards)), Deal(1, 4, 0, world=13))
-    check_enough(open_shards(str(shards)), Deal(100, 2, 1, world=6))
+        enough(Deal(1, 4, 0, world=13))
+    enough(Deal(100, 2, 1, world=6))
     with pytest.raises(ValueError, match="data_share must be above 0"):
         replace(TOY, data_share=0.0)
     assert main(["train", "shapes-toy", "--lora.rank", "-1", "--out", str(tmp_path / "run")]) == 2
