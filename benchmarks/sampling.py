@@ -162,7 +162,7 @@ def plan_of(cell: Cell) -> Plan:
 
 def job_of(model: Transformer, cell: Cell, vocabulary: Vocabulary, settings: SamplerConfig, variant: Variant) -> Job:
     prompt = [number % 90 for number in range(PROMPT)]
-    compiled = variant.compute.compile is True and not variant.eager and model.head.is_cuda
+    compiled = variant.compute.compile is True and not variant.eager and model.embedding.is_cuda
     return Job(model, vocabulary, plan_of(cell), [prompt], [0], settings, variant.compute, compiled)
 
 
@@ -191,7 +191,7 @@ def measure(bench: Bench, cell: Cell, vocabulary: Vocabulary, model: Transformer
     with bench.peak() as peak:
         seconds = bench.seconds(lambda: run(measured))
     whole = seconds if measured == variant.steps else warm + (seconds - warm) * (variant.steps - 2) / max(1, measured - 2)
-    counted = estimate(model.config, plan_of(cell), PROMPT + 2, vocabulary.codes, 1, model.head.dtype.itemsize, settings)
+    counted = estimate(model.config, plan_of(cell), PROMPT + 2, vocabulary.codes, 1, model.embedding.dtype.itemsize, settings)
     bench.keep(
         what="video",
         cell=cell.name,
@@ -262,7 +262,7 @@ def precision_error(bench: Bench, cell: Cell, vocabulary: Vocabulary, dtype: tor
         quantise(model, precision)
         job = job_of(model, cell, vocabulary, SamplerConfig(steps=2), Variant("", 2, Compute(compile=False)))
         hidden = job._run(job.template_BN, job._turn(0), len(job.starts))[:, job.slot_N[:256]]
-        logits[precision] = (hidden @ job.head_VD.T).float()
+        logits[precision] = multiply(hidden, job.head_VD).float()
         del model, job
         bench.free()
     for precision in ("fp8", "int8"):

@@ -13,10 +13,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend
-from torch.nn.functional import linear
 
 from lumos.diffusion.sampler import Guess, choose, guide
-from lumos.model.quantise import Precision, quantise
+from lumos.model.quantise import Fp8, Precision, multiply, quantise
 from lumos.model.transformer import Layer, Transformer
 
 LARGE = 2**28  # parameters from which on compiling layers saves more than it costs
@@ -62,7 +61,7 @@ def prepare(model: Transformer, compute: Compute, device: torch.device) -> bool:
 
 def guess(
     hidden_RMD: Tensor,
-    head_VD: Tensor,
+    head_VD: Tensor | Fp8,
     strength: float,
     temperature: float,
     uniform_BM: Tensor,
@@ -74,9 +73,10 @@ def guess(
     Logits exist for a part of the places at a time, on the visual ids only.
     """
     draw = _compiled_draw() if compiled and uniform_BM.shape[1] >= WORTH_COMPILING else _draw
-    step = max(1, LOGITS // (hidden_RMD.shape[0] * head_VD.shape[0]))
+    codes = (head_VD.values_DE if isinstance(head_VD, Fp8) else head_VD).shape[0]
+    step = max(1, LOGITS // (hidden_RMD.shape[0] * codes))
     parts = [
-        draw(linear(hidden, head_VD), strength, temperature, uniform, entropy)
+        draw(multiply(hidden, head_VD), strength, temperature, uniform, entropy)
         for hidden, uniform in zip(hidden_RMD.split(step, dim=1), uniform_BM.split(step, dim=1), strict=True)
     ]
     joined = [torch.cat(group, dim=1) for group in zip(*(part[: 2 + entropy] for part in parts), strict=True)]

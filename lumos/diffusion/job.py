@@ -19,6 +19,7 @@ from lumos.diffusion.masking import history_mask, released_history_mask
 from lumos.diffusion.sampler import MASKED, Guess, SamplerConfig, sample_frame, strengths
 from lumos.model.attention import attend_to_all, attend_to_earlier, dense, fastest
 from lumos.model.cache import Cache
+from lumos.model.quantise import some_rows
 from lumos.model.rope import Rotation, rotation
 from lumos.model.transformer import Transformer
 from lumos.sequence.layout import FRAME_HEAD, Grid, clock, content_ids, frame_ids, frame_positions, pack, text_batch
@@ -63,7 +64,7 @@ class Job:
     ) -> None:
         self.model, self.vocabulary, self.plan, self.grid = model, vocabulary, plan, plan.grid
         self.settings, self.shortcuts, self.compute, self.compiled = settings, settings.shortcuts, compute, compiled
-        self.device, self.dtype = model.head.device, model.head.dtype
+        self.device, self.dtype = model.embedding.device, model.embedding.dtype
         self.window = self.shortcuts.window or plan.window
         if self.window > plan.latest + 1:
             raise ValueError(
@@ -77,7 +78,7 @@ class Job:
         self.order_B = torch.tensor(order, device=self.device)
         self.back_B = self.order_B.argsort()
         self.streams = [stream_of(seeds[row], prompts[row]) for row in order]
-        self.head_VD = model.head[vocabulary.first_code : vocabulary.first_code + vocabulary.codes]
+        self.head_VD = some_rows(model.head, vocabulary.first_code, vocabulary.codes)
         self.frames: list[int] = []  # content slots of every frame in the cache
         self.number = 0  # latent frames so far
         template_1N = frame_ids(vocabulary, self.grid, content_ids(vocabulary, self._no_codes(1, 1)))[:, 0]

@@ -1,4 +1,4 @@
-"""Big matrices in 8 bits: FP8 for speed on Hopper cards, int8 weights for small memory. Embedding, head and norms stay.
+"""Big matrices in 8 bits: FP8 for speed on Hopper cards (the head too), int8 weights for small memory. Embedding and norms stay.
 
 `quantise` replaces the matrices of a loaded model once; `multiply` is `linear` for any of the three forms. FP8 scales rows of
 the weights and of what they are multiplied with (each by its largest value); int8 scales rows of the weights only.
@@ -34,8 +34,10 @@ def quantise(model: nn.Module, precision: Precision) -> None:
     if precision == "plain":
         return
     make = to_fp8 if precision == "fp8" else to_int8
+    # int8 weights are made large again for each product: not worth it for a head that is read in every step
+    names = (*MATRICES, "head") if precision == "fp8" else MATRICES
     for module in model.modules():
-        for name in MATRICES:
+        for name in names:
             weight = module._parameters.get(name)
             if weight is not None:
                 delattr(module, name)
@@ -61,6 +63,13 @@ def multiply(x_BLE: Tensor, weight: Tensor | Fp8 | Int8) -> Tensor:
     else:  # the slow twin: the same numbers, multiplied in float32
         out = linear(x.values_DE.float() * x.scale_D1, weight.values_DE.float() * weight.scale_D1)
     return out.to(x_BLE.dtype).view(*x_BLE.shape[:-1], -1)
+
+
+def some_rows(weight: Tensor | Fp8, first: int, count: int) -> Tensor | Fp8:
+    """Rows first ... first + count - 1 of a matrix: a view."""
+    if isinstance(weight, Tensor):
+        return weight[first : first + count]
+    return Fp8(*(part[first : first + count] for part in weight))
 
 
 def to_fp8(rows_DE: Tensor) -> Fp8:

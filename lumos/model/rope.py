@@ -57,8 +57,8 @@ def rotation(position_BL3: Tensor, axis_K: Tensor, inverse_frequency_K: Tensor) 
     return Rotation(angle_BLK.cos(), angle_BLK.sin())
 
 
-def rotate(x_BNLK: Tensor, turn: Rotation) -> Tensor:
-    """Turn channel i together with channel i + K/2 (Llama's half-split pairs)."""
-    cos, sin = turn.cos_BLK[:, None], turn.sin_BLK[:, None]
+def rotate(x_BNLK: Tensor, turn: Rotation, heads: int = 1) -> Tensor:
+    """Turn channel i together with channel i + K/2 (Llama's half-split pairs). `heads`: x's dimension of heads, 2 for x_BLNK."""
+    cos, sin = turn.cos_BLK.unsqueeze(heads), turn.sin_BLK.unsqueeze(heads)
     first, second = x_BNLK.float().chunk(2, dim=-1)
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x_BNLK.dtype)

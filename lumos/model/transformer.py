@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import embedding, layer_norm, linear, rms_norm, silu
+from torch.nn.functional import embedding, layer_norm, rms_norm, silu
 
 from lumos.model.attention import Attend
 from lumos.model.cache import Cache
-from lumos.model.quantise import multiply
+from lumos.model.quantise import multiply, some_rows
 from lumos.model.rope import RopeKind, Rotation, axis_of_channel, inverse_frequency, rotate, rotation
 
 
@@ -91,7 +91,7 @@ class Transformer(nn.Module):
 
     def logits(self, hidden_MD: Tensor, first: int, count: int) -> Tensor:
         """Scores of ids first ... first + count - 1, [..., count]."""
-        return linear(hidden_MD, self.head[first : first + count])
+        return multiply(hidden_MD, some_rows(self.head, first, count))
 
 
 class Layer(nn.Module):
@@ -119,15 +119,19 @@ class Layer(nn.Module):
         return self.after_attention(x_BLD, attend(query, key, value))
 
     def before_attention(self, x_BLD: Tensor, turn: Rotation) -> tuple[Tensor, Tensor, Tensor]:
-        """query_BNLK, key_BGLK, value_BGLK. What lies before and after attention is compiled and recomputed apart from it."""
+        """query_BNLK, key_BGLK, value_BGLK. What lies before and after attention is compiled and recomputed apart from it.
+
+        All three lie in memory in the order [id, head]: attention's output then does too, and the next matrix reads it as it is.
+        """
         heads, groups, K = self.config.heads, self.config.kv_heads, self.config.head_width
         normed_BLD = rms_norm(x_BLD, self.attention_norm.shape, self.attention_norm, self.config.norm_eps)
-        mixed_BNLK = multiply(normed_BLD, self.query_key_value).unflatten(-1, (heads + 2 * groups, K)).transpose(1, 2)
-        query, key, value = mixed_BNLK.split([heads, groups, groups], dim=1)
+        mixed_BLNK = multiply(normed_BLD, self.query_key_value).unflatten(-1, (heads + 2 * groups, K))
+        query, key, value = mixed_BLNK.split([heads, groups, groups], dim=2)
         query = layer_norm(query, (K,), self.query_norm_scale[0], self.query_norm_bias[0], QK_NORM_EPS)
         key = layer_norm(key, (K,), self.key_norm_scale[0], self.key_norm_bias[0], QK_NORM_EPS)
         # QK-norm runs in float32 under autocast: bring both back to the value's type, which attention works in.
-        return rotate(query, turn).to(value.dtype), rotate(key, turn).to(value.dtype), value
+        query, key = rotate(query, turn, heads=2).to(value.dtype), rotate(key, turn, heads=2).to(value.dtype)
+        return query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
 
     def after_attention(self, x_BLD: Tensor, out_BNLK: Tensor) -> Tensor:
         x_BLD = x_BLD + multiply(out_BNLK.transpose(1, 2).flatten(2), self.attention_out)

@@ -44,10 +44,14 @@ def test_a_quantised_model_is_close_and_holds_its_matrices_once(precision: Preci
     with torch.no_grad():
         exact = model(ids, position, attend_to_all())
         whole = sum(parameter.numel() for parameter in model.parameters())
+        logits = model.logits(exact, 10, 50)
         big = sum(model.layers[0].get_parameter(name).numel() for name in MATRICES) * CONFIG.layers
+        big += model.head.numel() if precision == "fp8" else 0
         quantise(model, "plain")
         assert sum(parameter.numel() for parameter in model.parameters()) == whole
         quantise(model, precision)
         assert sum(parameter.numel() for parameter in model.parameters()) == whole - big
         found = model(ids, position, attend_to_all())
+        head_alone = model.logits(exact, 10, 50)
     assert 0 < float((found - exact).norm() / exact.norm()) < most
+    assert head_alone.shape == logits.shape and float((head_alone - logits).norm() / logits.norm()) < 0.06
