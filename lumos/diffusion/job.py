@@ -17,7 +17,7 @@ from lumos.diffusion.engine import Compute, Replay, guess
 from lumos.diffusion.history import most_slots, shrink, visible_content
 from lumos.diffusion.masking import history_mask, released_history_mask
 from lumos.diffusion.sampler import MASKED, Guess, SamplerConfig, sample_frame, strengths
-from lumos.model.attention import attend_to_all, attend_to_earlier, dense, fastest
+from lumos.model.attention import attend_to_all, attend_to_earlier, fastest
 from lumos.model.cache import Cache
 from lumos.model.quantise import some_rows
 from lumos.model.rope import Rotation, rotation
@@ -25,6 +25,7 @@ from lumos.model.transformer import Transformer
 from lumos.sequence.layout import FRAME_HEAD, Grid, clock, content_ids, frame_ids, frame_positions, pack, text_batch
 from lumos.sequence.vocabulary import Vocabulary
 
+WORTH_A_GRAPH = 2**39  # operations of a pass
 Progress = Callable[[int, int], None]
 
 
@@ -78,6 +79,9 @@ class Job:
         self.order_B = torch.tensor(order, device=self.device)
         self.back_B = self.order_B.argsort()
         self.streams = [stream_of(seeds[row], prompts[row]) for row in order]
+        # Unconditional rows pause in steps without guidance, unless to capture one more graph takes longer than that spares.
+        ids = 2 * len(prompts) * plan.grid.frame_length
+        self.pausing = not self._graphs() or 2 * ids * sum(p.numel() for p in model.parameters()) > WORTH_A_GRAPH
         self.head_VD = some_rows(model.head, vocabulary.first_code, vocabulary.codes)
         self.frames: list[int] = []  # content slots of every frame in the cache
         self.number = 0  # latent frames so far
@@ -100,9 +104,10 @@ class Job:
 
         def look(codes_BN: Tensor, places_BM: Tensor, step: int) -> Guess:
             rows = len(self.starts) if strength_S[step] != 1 else len(self.streams)
-            if rows not in passes:
-                passes[rows] = Replay(lambda ids: self._run(ids, turn, rows), self._graphs())
-            hidden_RND = passes[rows](self._ids(codes_BN))
+            run = rows if self.pausing else len(self.starts)
+            if run not in passes:
+                passes[run] = Replay(lambda ids: self._run(ids, turn, run), self._graphs())
+            hidden_RND = passes[run](self._ids(codes_BN))[:rows]
             slots_RM = self.slot_N[places_BM].repeat(rows // len(self.streams), 1)
             hidden_RMD = hidden_RND.gather(1, slots_RM[..., None].expand(-1, -1, hidden_RND.shape[2]))
             uniform_BM, wants_entropy = uniform_SBN[step].gather(1, places_BM), self.settings.sampler == "entropy"
@@ -164,7 +169,7 @@ class Job:
         return rotation(position_BN3, self.model.axis_K, self.model.inverse_frequency_K)
 
     def _graphs(self) -> bool:
-        # A causal frame's mask is made on the way, from numbers of the host: that cannot be captured.
+        # A causal frame makes its masks on the way, which was never tried in a capture.
         wanted = self.compute.graphs is not False and not self.grid.causal
         return wanted and self.device.type == "cuda"
 
@@ -245,7 +250,7 @@ class Job:
         self.cache = Cache(config.layers, rows, config.kv_heads, capacity, config.head_width, self.device, self.dtype)
         # Once a job, and every length of prompt would be compiled anew. (To say so loads the compiler.)
         with torch.compiler.set_stance("force_eager") if self.compiled else nullcontext():
-            self.model(batch.ids_BL, batch.position_BL3, dense(batch.block_BL, batch.block_BL), self.cache)
+            self.model(batch.ids_BL, batch.position_BL3, attend_to_earlier(self.starts), self.cache)
         self.cache.commit(self.prefix)
 
     def _no_codes(self, rows: int, frames: int, newline: int = 0) -> Tensor:

@@ -66,18 +66,18 @@ class Scale:
     sampler: SamplerConfig
     seconds: float
     frames: int = 17
-    clips: int = 20_480
+    clips: int = 12_288
     validation: int = 256
-    batch: int = 128
+    batch: int = 64
     prompts: int = 96
     points: int = 10  # of the validation curve
 
 
 FULL = Scale(
     model=ModelConfig(vocabulary=0, layers=6, width=256, heads=4, kv_heads=2, head_width=64, ffn=704),
-    optim=OptimConfig(lr=2e-3, warmup_steps=100, ema=0.998),
-    sampler=SamplerConfig(steps=16, guidance=3.0, temperature=0.6, noise=50.0, history=0.92),
-    seconds=75.0,
+    optim=OptimConfig(lr=2e-3, warmup_steps=100, ema=0.996, muon=2.5),
+    sampler=SamplerConfig(steps=16, guidance=3.0, temperature=0.6, noise=50.0, history=0.7, first=3.0),
+    seconds=36.0,
 )
 TOY = Scale(
     model=ModelConfig(vocabulary=0, layers=1, width=32, heads=1, kv_heads=1, head_width=32, ffn=32),

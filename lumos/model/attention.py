@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import pad, scaled_dot_product_attention
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -42,33 +42,27 @@ def flex(block_BL: Tensor, key_block_BS: Tensor | None = None) -> Attend:
 def attend_to_all(starts: Sequence[int] = ()) -> Attend:
     """Every query sees every key of its row from slot `starts[row]` on (prompt padding lies before it; none given = 0).
 
-    No mask: rows that start alike and lie side by side make one call, so that the card's fastest kernels serve it.
+    No mask, so that the card's fastest kernels serve it.
     """
-    runs = [(start, len(list(group))) for start, group in groupby(starts)]
-
-    def attend(query_BNLK: Tensor, key_BGSK: Tensor, value_BGSK: Tensor) -> Tensor:
-        if len(runs) < 2:
-            first = runs[0][0] if runs else 0
-            return _sdpa(query_BNLK, key_BGSK[:, :, first:], value_BGSK[:, :, first:], None)
-        counts = [count for _, count in runs]
-        parts = zip(runs, *(x.split(counts) for x in (query_BNLK, key_BGSK, value_BGSK)), strict=True)
-        outs = [_sdpa(query, key[:, :, first:], value[:, :, first:], None) for (first, _), query, key, value in parts]
-        # put together in the order [id, head], in which the next matrix product reads them
-        return torch.cat([out.transpose(1, 2) for out in outs]).transpose(1, 2)
-
-    return attend
+    return _by_start(starts, lambda first, query, key, value: _sdpa(query, key[:, :, first:], value[:, :, first:]))
 
 
 def attend_to_earlier(starts: Sequence[int]) -> Attend:
-    """Every query sees the keys up to its own (the last ones are the queries'), of its row from slot `starts[row]` on."""
+    """Every query sees the keys up to its own (the last ones are the queries'), of its row from slot `starts[row]` on.
 
-    def attend(query_BNLK: Tensor, key_BGSK: Tensor, value_BGSK: Tensor) -> Tensor:
-        L, S = query_BNLK.shape[2], key_BGSK.shape[2]
-        slot = torch.arange(S, device=key_BGSK.device)
-        begun_BS = slot >= torch.tensor(starts, device=slot.device)[:, None]
-        return _sdpa(query_BNLK, key_BGSK, value_BGSK, (begun_BS[:, None] & (slot <= slot[S - L :, None]))[:, None])
+    Queries before that slot (padding, when a prompt is read) get zeros.
+    """
 
-    return attend
+    def earlier(first: int, query_BNLK: Tensor, key_BGSK: Tensor, value_BGSK: Tensor) -> Tensor:
+        before = key_BGSK.shape[2] - query_BNLK.shape[2]
+        unused = max(0, first - before)
+        query, key, value = query_BNLK[:, :, unused:], key_BGSK[:, :, first:], value_BGSK[:, :, first:]
+        if before <= first:
+            return pad(_sdpa(query, key, value, causal=True), (0, 0, unused, 0))
+        mask_LS = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=key.device).tril(before - first)
+        return _sdpa(query, key, value, mask_LS)
+
+    return _by_start(starts, earlier)
 
 
 @contextmanager
@@ -82,8 +76,28 @@ def fastest(device: torch.device, first: SDPBackend = SDPBackend.CUDNN_ATTENTION
         yield
 
 
-def _sdpa(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-    return scaled_dot_product_attention(query, key, value, attn_mask=mask, enable_gqa=query.shape[1] != key.shape[1])
+def _by_start(starts: Sequence[int], attend_run: Callable[[int, Tensor, Tensor, Tensor], Tensor]) -> Attend:
+    """One call `attend_run(start, query, key, value)` for each run of rows that start alike and lie side by side.
+
+    No call holds padding, of which another length would round a row in another way.
+    """
+    runs = [(start, len(list(group))) for start, group in groupby(starts)]
+
+    def attend(query_BNLK: Tensor, key_BGSK: Tensor, value_BGSK: Tensor) -> Tensor:
+        if len(runs) < 2:
+            return attend_run(runs[0][0] if runs else 0, query_BNLK, key_BGSK, value_BGSK)
+        counts = [count for _, count in runs]
+        parts = zip(runs, *(x.split(counts) for x in (query_BNLK, key_BGSK, value_BGSK)), strict=True)
+        outs = [attend_run(first, query, key, value) for (first, _), query, key, value in parts]
+        # put together in the order [id, head], in which the next matrix product reads them
+        return torch.cat([out.transpose(1, 2) for out in outs]).transpose(1, 2)
+
+    return attend
+
+
+def _sdpa(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
+    grouped = query.shape[1] != key.shape[1]
+    return scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=causal, enable_gqa=grouped)
 
 
 @cache

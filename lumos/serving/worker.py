@@ -106,12 +106,12 @@ def batches_repeat(generator: Generator) -> bool:
     """Whether a prompt and its seed give the same codes in a batch as alone.
 
     Their random numbers are the same, but larger matrices may be rounded in another way, and one code that changes changes the
-    video. That depends on device and number format, so it is tried: prompts of very different lengths, thousands of draws.
+    video. That depends on the device and its libraries, so it is tried: prompts of very different lengths, one step a frame.
     """
     import torch
 
     prompts, seeds = ["a", "a" + " a" * 6, "a" + " a" * 20], [1, 2, 3]
-    sampler = replace(generator.config.sampler, steps=1)
+    sampler = replace(generator.config.sampler, steps=1, first=1.0)
 
     def codes(prompts: list[str], seeds: list[int]) -> Tensor:
         record: list[Tensor] = []
