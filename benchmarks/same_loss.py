@@ -54,6 +54,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--batch", type=int, default=4, help="videos a step, over all GPUs")
     parser.add_argument("--seeds", type=int, default=3, help="float32 runs, each with its own draws")
+    parser.add_argument("--only", default="", help="only runs whose name contains this")
     parser.add_argument("--clips", type=int, default=256, help="rendered and tokenised once")
     parser.add_argument("--max-seconds", type=float, default=150.0, help="start no run that would end later")
     parser.add_argument("--out", type=Path, help="write the JSON lines here too")
@@ -73,6 +74,7 @@ def main() -> None:
     # float32 first and last: when time runs out, it is the noise that is known less well
     cases = [("float32, plain", PLAIN, 0), *((name, plan, 0) for name, plan in FAST.items())]
     cases += [("float32, plain", PLAIN, seed) for seed in range(1, args.seeds)]
+    cases = [case for case in cases if args.only in case[0]]
     rows: list[dict[str, Any]] = []
     longest = 0.0
     for name, plan, seed in cases:

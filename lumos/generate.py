@@ -209,11 +209,11 @@ class Generator:
         decoder = self.tokenizer.start_stream()
         for number in range(plan.latent_frames):
             codes_BHW = codes_BTHW[:, number] if number < plan.at_hand else job.sample(progress)
-            if number + 1 < plan.latent_frames:  # nothing will see the last frame
-                job.commit(codes_BHW)
             if record is not None:
                 record.append(codes_BHW)
             yield self.tokenizer.decode_next(codes_BHW, decoder).float().clamp(-1, 1)
+            if number + 1 < plan.latent_frames:  # once it is shown; nothing will see the last frame
+                job.commit(codes_BHW)
 
     def _estimate(self, plan: Plan, prompts: int, settings: SamplerConfig) -> Estimate:
         codes, item = self.config.vocabulary.codes, self.dtype.itemsize

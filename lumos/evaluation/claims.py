@@ -70,11 +70,6 @@ CLAIMS: dict[str, Claim] = {
         (BASE, Variant(mask="random"), Variant(mask="diffusion-forcing")),
         (OWN, Setting("history 0", {"history": 0.0})),
     ),
-    "nested": Claim(
-        "(not the paper's, but `tiny`'s) nested masks, whose frames may be empty or nearly finished, beat tubes",
-        (Variant(mask="nested"), BASE),
-        (OWN,),
-    ),
     "attention": Claim(
         "a frame whose ids all see each other beats purely causal attention",
         (BASE, Variant(causal=True)),
@@ -105,6 +100,11 @@ CLAIMS: dict[str, Claim] = {
         "a model makes more frames than it was trained on",
         (BASE,),
         tuple(Setting(f"{frames} frames", frames=frames) for frames in (17, 33, 49)),
+    ),
+    "optimizer": Claim(
+        "(not in the paper) Muon for the layers' matrices beats AdamW at equal time",
+        (BASE, Variant(muon=False)),
+        (OWN,),
     ),
     "aspect": Claim(
         "one model makes several aspect ratios, also unseen ones",

@@ -19,7 +19,7 @@ from lumos.evaluation.scores import wilson
 from lumos.evaluation.small_runs import Variant
 
 SHOWN = ("mean", "all", "count", "colour", "shape", "motion", "direction", "wholeness")
-COMPARED = ("rope", "masks", "attention")  # claims in which the first variant is said to be the best
+COMPARED = ("rope", "masks", "attention", "optimizer")  # claims in which the first variant is said to be the best
 Lines = list[dict[str, Any]]
 
 

@@ -43,16 +43,17 @@ Codes = dict[Size, Batch]
 
 @dataclass(frozen=True)
 class Variant:
-    """What may differ: positions, training mask, attention inside a frame, sizes of the training clips."""
+    """What may differ: positions, training mask, attention inside a frame, sizes of the training clips, optimiser."""
 
     rope: RopeKind = "mm-rope"
     mask: MaskKind = "tube"
     causal: bool = False
     sizes: tuple[Size, ...] = ((128, 128),)
+    muon: bool = True
 
     @property
     def name(self) -> str:
-        parts = [self.rope, self.mask, *(["causal"] if self.causal else [])]
+        parts = [self.rope, self.mask, *(["causal"] if self.causal else []), *([] if self.muon else ["adamw"])]
         parts += ["many-sizes"] if len(self.sizes) > 1 else []
         return "_".join(parts)
 
@@ -171,7 +172,7 @@ def config_of(variant: Variant, world: World) -> TrainModelConfig:
         model=shape,
         video=VideoConfig(height, width, scale.frames, FPS, SLOTS, latent, latent - 1),
         shapes=None,
-        optim=scale.optim,
+        optim=scale.optim if variant.muon else replace(scale.optim, muon=0.0),
         sampler=scale.sampler,
         mask=variant.mask,
         videos=scale.batch,

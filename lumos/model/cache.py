@@ -1,5 +1,4 @@
-"""Keys and values of everything a frame may see, preallocated (no concatenation, no cropping). In memory an id's heads lie
-side by side, as they come from the matrices: writing is a plain copy.
+"""Keys and values of everything a frame may see, preallocated (no concatenation, no cropping).
 
 A frame in the making is written into the slots after `length` and overwritten by its next denoising step; `commit` makes it
 history. `keep` drops single slots of what is cached, `forget` whole frames; `turn` shifts the positions of what is cached.
@@ -17,9 +16,9 @@ class Cache:
     def __init__(
         self, layers: int, rows: int, kv_heads: int, capacity: int, head_width: int, device: torch.device, dtype: torch.dtype
     ) -> None:
-        shape = (layers, rows, capacity, kv_heads, head_width)
-        self.keys = torch.zeros(shape, device=device, dtype=dtype).transpose(2, 3)
-        self.values = torch.zeros(shape, device=device, dtype=dtype).transpose(2, 3)
+        shape = (layers, rows, kv_heads, capacity, head_width)
+        self.keys = torch.zeros(shape, device=device, dtype=dtype)
+        self.values = torch.zeros(shape, device=device, dtype=dtype)
         self.length = 0
 
     @property
