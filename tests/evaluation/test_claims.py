@@ -10,7 +10,7 @@ import torch
 
 from lumos.evaluation import claims
 from lumos.evaluation.claims import CLAIMS, Claim, Setting, judged, run_claim
-from lumos.evaluation.claims_report import verdict, write_claims
+from lumos.evaluation.claims_report import BY_HAND, verdict, write_claims
 from lumos.evaluation.latency import measure_latency
 from lumos.evaluation.lines import add_line, read_lines
 from lumos.evaluation.small_runs import MOTIONS, TOY, Variant, World, claim_prompts
@@ -56,6 +56,9 @@ def test_a_claim_trains_and_judges_everything_once_and_goes_on(world: World, qui
     page = (tmp_path / "docs" / "page.md").read_text()
     assert "toy sizes" in page and "| mm-rope_tube |" in page and "960 s" in page and "masks" in page.split("Not measured yet")[1]
     assert (tmp_path / "docs" / "img" / "claim_rope.png").exists()
+    (tmp_path / "docs" / "page.md").write_text(f"of before\n{BY_HAND}\nwhat I think of it\n")
+    write_claims(tmp_path, tmp_path / "docs" / "page.md")
+    assert (tmp_path / "docs" / "page.md").read_text() == f"{page}\n{BY_HAND}\nwhat I think of it\n"
 
 
 def test_another_scale_in_the_same_folder_is_refused(world: World, quick_claim: str, tmp_path: Path) -> None:
