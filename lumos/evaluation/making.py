@@ -5,8 +5,9 @@
 
 import zlib
 from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import CancelledError, Future
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from torch import Tensor
 from lumos.diffusion.sampler import SamplerConfig
 from lumos.evaluation.prompts import Prompt
 from lumos.evaluation.scores import Result, summary
-from lumos.evaluation.workers import Workers
+from lumos.evaluation.workers import Lanes, Workers
 from lumos.generate import Generator
 from lumos.shapes.judge import judge
 from lumos.shapes.render import pack, render
@@ -47,13 +48,13 @@ def measure(
     """Scores of a model in memory (see `scores.summary`), nothing written. Raises ValueError for no prompts."""
     if not prompts:
         raise ValueError("prompts must be at least one, got none; take some of lumos.evaluation.prompts.benchmark()")
-    todo = batches(prompts, batch or usual_batch(generator.device), seed)
+    todo = batches(prompts, batch or usual_batch(generator.device, in_lanes=True), seed)
     return summary([result for results in make(generator, todo, workers, sampler) for result in results])
 
 
-def usual_batch(device: torch.device) -> int:
-    """Videos at a time: many where a pass costs the same for few."""
-    return 4 if device.type == "cpu" else 104
+def usual_batch(device: torch.device, in_lanes: bool = False) -> int:
+    """Videos at a time: many where a pass costs the same for few; on the CPU few, and one where each core has its own."""
+    return 104 if device.type != "cpu" else 1 if in_lanes else 4
 
 
 def batches(prompts: Sequence[Prompt], size: int, seed: int) -> list[Batch]:
@@ -75,33 +76,46 @@ def batches(prompts: Sequence[Prompt], size: int, seed: int) -> list[Batch]:
 def make(
     generator: Generator, todo: Sequence[Batch], workers: Workers, sampler: SamplerConfig | None = None, out: Path | None = None
 ) -> Iterator[list[Result]]:
-    """Generate batch after batch and yield the results of each when it is judged; `out` keeps the clips in out/videos.
+    """Generate batch after batch and yield the results of each, in order, when it is judged; `out` keeps the clips in out/videos.
 
-    After Ctrl-C the results of what is already made still come, and then the interruption.
+    On the CPU several batches are made at the same time, see `Lanes`. After Ctrl-C the results of what is already made still
+    come, and then the interruption.
     """
-    waiting: deque[list[Future[Result]]] = deque()
-    interrupted: KeyboardInterrupt | None = None
-    for each in todo:
+    waiting: deque[Future[list[Future[Result]]]] = deque()
+    with Lanes(generator.device) as lanes:
         try:
-            waiting.append(_begin(generator, each, workers, sampler, out))
-        except KeyboardInterrupt as error:
-            interrupted = error
-            break
-        while waiting and (len(waiting) > AHEAD or all(future.done() for future in waiting[0])):
-            yield [future.result() for future in waiting.popleft()]
-    for futures in waiting:
-        yield [future.result() for future in futures]
-    if interrupted is not None:
-        raise interrupted
+            for each in todo:
+                waiting.append(lanes.submit(_begin, generator, each, workers, sampler, out, lanes.check))
+                while waiting and (len(waiting) >= lanes.count + AHEAD or _is_judged(waiting[0])):
+                    yield [future.result() for future in waiting[0].result()]
+                    waiting.popleft()
+            while waiting:
+                yield [future.result() for future in waiting[0].result()]
+                waiting.popleft()
+        except KeyboardInterrupt:
+            lanes.stop()
+            for begun in waiting:
+                with suppress(KeyboardInterrupt, CancelledError):
+                    yield [future.result() for future in begun.result()]
+            raise
+
+
+def _is_judged(begun: Future[list[Future[Result]]]) -> bool:
+    return begun.done() and (begun.exception() is not None or all(future.done() for future in begun.result()))
 
 
 def _begin(
-    generator: Generator, batch: Batch, workers: Workers, sampler: SamplerConfig | None, out: Path | None
-) -> list["Future[Result]"]:
+    generator: Generator,
+    batch: Batch,
+    workers: Workers,
+    sampler: SamplerConfig | None,
+    out: Path | None,
+    check: Callable[[int, int], None],
+) -> list[Future[Result]]:
     first = batch.prompts[0]
     given = render(pack([first.given]), 1)[0] if first.given else None
     texts = [prompt.text for prompt in batch.prompts]
-    pixels_BCFHW = generator(texts, frames=first.frames, seed=batch.seeds, given=given, sampler=sampler)
+    pixels_BCFHW = generator(texts, frames=first.frames, seed=batch.seeds, given=given, sampler=sampler, progress=check)
     fps = generator.config.video.fps
     pairs = zip(batch.prompts, to_bytes(pixels_BCFHW), strict=True)
     return [workers.submit(judged, prompt, rgb_CFHW, fps, out) for prompt, rgb_CFHW in pairs]

@@ -43,7 +43,7 @@ def evaluate_shapes(
 
     quick: about a sixth of the prompts. only: one class ("counting") or task ("text to image") of the benchmark, or
     "one-object". prompts: a file of own prompts in the form of the folder's prompts.jsonl. batch: videos at a time (default
-    104 on CUDA, 4 else; images four times as many); part of the settings, because it changes the random numbers.
+    104 on CUDA, else 1 on each core; images four times as many); part of the settings, as another may be rounded otherwise.
     workers: processes that judge and write files (default: 0 on the CPU, up to 14 with a GPU); changes no result.
     Raises ValueError for a model of another size, prompts that are none, and a folder of other settings.
     """
@@ -51,7 +51,7 @@ def evaluate_shapes(
     chosen = choose(quick, only, prompts)
     for prompt in chosen:
         generator.prompt_ids(prompt.text, prompt.frames, SIZE, SIZE)  # too long a prompt shows before the work
-    batch = usual_batch(generator.device) if batch is None else batch
+    batch = usual_batch(generator.device, in_lanes=True) if batch is None else batch
     parts = batches(chosen, batch, seed)
     settings = {
         "benchmark": VERSION,
@@ -73,7 +73,7 @@ def evaluate_shapes(
             lines.flush()
             done |= {result.id: result for result in made}
             if not quiet:
-                _tell(todo, number, len(chosen), time.monotonic() - started)
+                _tell(todo, number, len(chosen), time.monotonic() - started, sampler or generator.config.sampler)
     results = [done[prompt.id] for prompt in chosen]
     report = {"settings": settings, "seconds": round(time.monotonic() - started, 1), **summary(results)}
     report["prompts"] = [asdict(result) for result in results]
@@ -165,14 +165,21 @@ def _read_results(path: Path) -> Iterator[Result]:
         _write(path, "\n".join([*lines[:-1], ""]))
 
 
-def _tell(todo: Sequence[Batch], ready: int, count: int, seconds: float) -> None:
-    """One line on stderr: how many, how fast, how long still. A video is counted as five images: it has five latent frames."""
-    work = [sum(1 if prompt.frames == 1 else 5 for prompt in each.prompts) for each in todo]
+def _tell(todo: Sequence[Batch], ready: int, count: int, seconds: float, sampler: SamplerConfig) -> None:
+    """One line on stderr: how many, how fast, how long still, by the passes over latent frames that there are to make."""
+    work = [len(each.prompts) * _passes(each.prompts[0], sampler) for each in todo]
     left = seconds / sum(work[:ready]) * sum(work[ready:])
     made, todo_still = (sum(len(each.prompts) for each in part) for part in (todo[:ready], todo[ready:]))
     line = f"{count - todo_still} of {count} prompts, {made / seconds:.2f} a second, {left / 60:.1f} minutes left"
     end = "\r" if sys.stderr.isatty() and ready < len(todo) else "\n"
     print(f"{line:<79}", end=end, file=sys.stderr, flush=True)
+
+
+def _passes(prompt: Prompt, sampler: SamplerConfig) -> int:
+    """Denoising passes, and one for each latent frame that others go on from."""
+    latent_frames, codes = 1 + prompt.frames // 4, (SIZE // 8) ** 2
+    made = range(0 if prompt.given is None else 1, latent_frames)
+    return sum(sampler.for_frame(number, codes).steps for number in made) + latent_frames - 1
 
 
 def _write(path: Path, text: str) -> None:

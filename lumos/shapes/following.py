@@ -179,6 +179,7 @@ def _describe(draft: _Draft, frames: int, fps: float) -> Followed:
         motion=None,
         speed=None,
         path=None,
+        paces={},
         x=by_frame(draft.x_N + bank.middle_P2[draft.choice_N, 0] * draft.disc_N),
         y=by_frame(draft.y_N + bank.middle_P2[draft.choice_N, 1] * draft.disc_N),
         radius=by_frame(draft.disc_N * bank.radius_P[draft.choice_N]),

@@ -285,9 +285,9 @@ def _direction(thing: Thing, each: Followed | None) -> Mark:
 
 
 def _speed(thing: Thing, each: Followed | None) -> Mark:
-    if each is None or each.speed is None or _kind(each.motion) != _kind(thing.motion):
-        return None
-    return each.speed == thing.speed
+    """Of the motion asked for alone: a thing that also shrinks still goes as quickly as it goes."""
+    paces = {_kind(motion): speed for motion, speed in each.paces.items()} if each else {}
+    return _same(thing.speed, paces.get(_kind(thing.motion)))
 
 
 def _stays(thing: Thing, each: Followed) -> bool:

@@ -28,6 +28,7 @@ class Followed:
     motion: str | None
     speed: str | None
     path: str | None  # what its middle does, whatever else changes: a direction, "circling", "bouncing", "still"
+    paces: dict[str, str]  # the speed of everything that it does, also where several things together leave `motion` unclear
     x: Array
     y: Array
     radius: Array
@@ -70,7 +71,7 @@ def strongest(track: list[Blob]) -> Blob:
 
 
 def name_motion(thing: Followed, whole_F: Array, turns_FK: Array, shape: str, fps: float) -> None:
-    """Set motion and speed to the one law of motion that explains what was followed (None if none or several do), and path."""
+    """Set motion and speed to the one law of motion that explains what was followed (None if none or several do); path, paces."""
     seconds = np.arange(len(thing.x)) / fps
     fading = _fading(thing, seconds)
     seen, solid = thing.opacity > 0.5, whole_F & (thing.opacity > 0.5)
@@ -86,6 +87,7 @@ def name_motion(thing: Followed, whole_F: Array, turns_FK: Array, shape: str, fp
     elif len(changes) == 1:
         thing.motion, thing.speed = changes[0]
     thing.path = path[0] if path else "still" if sure.sum() >= 3 else None
+    thing.paces = {motion: speed for motion, speed in changes if motion and speed}
 
 
 def _fading(thing: Followed, seconds: Array) -> Named | None:

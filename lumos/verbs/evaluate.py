@@ -47,7 +47,9 @@ class EvaluateArgs:
         (), "change one setting of the model's sampler, NAME=VALUE; repeat for more; a wrong one lists them"
     )
     seed: int = option(0, "the same seed gives the same videos")
-    batch: int | None = option(None, "videos at a time (shapes: four times as many images)", "104 on CUDA, else 4")
+    batch: int | None = option(
+        None, "videos at a time (shapes: four times as many images)", "104 on CUDA, else 4 (shapes: 1 on each core)"
+    )
     workers: int | None = option(None, "processes that judge beside the one that generates", "0 on the CPU, up to 14 with a GPU")
     device: str | None = option(None, "where to compute: cpu, cuda, cuda:1", "cuda if there is one, else cpu")
     json: bool = option(False, "print one JSON document as the last line of stdout")

@@ -1,4 +1,6 @@
 import json
+import signal
+import threading
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,10 +11,11 @@ import torch
 from torch import Tensor
 
 from lumos.diffusion.sampler import SamplerConfig
-from lumos.evaluation.making import batches
+from lumos.evaluation.making import batches, make
 from lumos.evaluation.one_object import measure_one_object
 from lumos.evaluation.prompts import Prompt, benchmark, one_object, to_lines
 from lumos.evaluation.shapes import choose, evaluate_shapes
+from lumos.evaluation.workers import Workers
 from lumos.generate import Generator
 from lumos.model.transformer import Transformer
 from lumos.shapes.render import pack, render
@@ -47,6 +50,12 @@ def few(tmp_path: Path) -> Path:
     file = tmp_path / "few.jsonl"
     file.write_text(to_lines(FEW), "utf-8")
     return file
+
+
+@pytest.fixture
+def two_cores() -> None:
+    """Undone with what `one_thread` set."""
+    torch.set_num_threads(2)
 
 
 def test_truth_is_right_in_every_class(random_model: Generator, few: Path, tmp_path: Path) -> None:
@@ -101,6 +110,42 @@ def test_an_interrupted_run_goes_on_and_ends_as_a_whole_one(random_model: Genera
     nothing = Oracle(random_model)
     assert evaluate_shapes(nothing, tmp_path / "half", prompts=few, batch=1, quiet=True)["classes"] == whole["classes"]
     assert nothing.calls == 0
+
+
+def test_cores_that_share_the_batches_find_the_same_and_are_given_back(random_model: Generator, two_cores: None) -> None:
+    todo = batches([*FEW, *benchmark()[:4]], 1, seed=0)
+    assert [len(each.prompts) for each in todo] == [4, 1, 1, 1, 1]
+    together = list(make(random_model, todo, Workers(0)))
+    assert torch.get_num_threads() == 2
+    torch.set_num_threads(1)
+    assert together == list(make(random_model, todo, Workers(0)))
+
+
+def test_ctrl_c_keeps_what_is_made_and_stops_all_cores(
+    random_model: Generator, few: Path, tmp_path: Path, two_cores: None
+) -> None:
+    """It comes while one core works on a batch that would never end, but looks up at every denoising pass."""
+    results, started = tmp_path / "out" / "results.jsonl", []
+
+    class Endless(Oracle):
+        def __call__(self, prompts: str | Sequence[str], *args: Any, **settings: Any) -> Tensor:
+            if prompts == [FEW[2].text]:
+                started.append(prompts)
+                while results.read_text().count("\n") < 2:
+                    settings["progress"](1, 2)
+                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+                while True:
+                    settings["progress"](2, 2)
+            return super().__call__(prompts, *args, **settings)
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_shapes(Endless(random_model), tmp_path / "out", prompts=few, batch=1, quiet=True)
+    assert started and torch.get_num_threads() == 2
+    done = {json.loads(line)["id"] for line in results.read_text().splitlines()}
+    assert {FEW[0].id, FEW[1].id} <= done and FEW[2].id not in done
+    rest = Oracle(random_model)
+    assert evaluate_shapes(rest, tmp_path / "out", prompts=few, batch=1, quiet=True)["overall"]["score"] == 1.0
+    assert rest.calls == len(FEW) - len(done)
 
 
 @pytest.mark.parametrize(

@@ -237,9 +237,11 @@ def test_a_hidden_part_is_completed() -> None:
     assert back.hidden[0] > 0.1 > front.hidden[0]
 
 
-def test_a_thing_that_moves_and_shrinks_has_a_direction_and_no_motion() -> None:
+def test_a_thing_that_moves_and_shrinks_has_a_direction_a_speed_and_no_motion() -> None:
     pixels = clip(RIGHT)
     small = clip(change(RIGHT, size="small"))
     pixels[:, 9:] = small[:, 9:]
     marks = judge(RIGHT, pixels).marks
-    assert marks["direction"] is True and marks["motion"] is None
+    assert (marks["motion"], marks["direction"], marks["speed"]) == (None, True, True)
+    assert judge(change(RIGHT, speed="quickly"), pixels).marks["speed"] is False
+    assert judge(change(RIGHT, motion="circling", reach=0.2), pixels).marks["speed"] is None
