@@ -126,6 +126,7 @@ def test_ctrl_c_keeps_what_is_made_and_stops_all_cores(
 ) -> None:
     """It comes while one core works on a batch that would never end, but looks up at every denoising pass."""
     results, started = tmp_path / "out" / "results.jsonl", []
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores the signal
 
     class Endless(Oracle):
         def __call__(self, prompts: str | Sequence[str], *args: Any, **settings: Any) -> Tensor:
@@ -134,12 +135,16 @@ def test_ctrl_c_keeps_what_is_made_and_stops_all_cores(
                 while results.read_text().count("\n") < 2:
                     settings["progress"](1, 2)
                 signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
-                while True:
+                for _ in range(10_000_000):
                     settings["progress"](2, 2)
+                raise AssertionError("was never given up")
             return super().__call__(prompts, *args, **settings)
 
-    with pytest.raises(KeyboardInterrupt):
-        evaluate_shapes(Endless(random_model), tmp_path / "out", prompts=few, batch=1, quiet=True)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            evaluate_shapes(Endless(random_model), tmp_path / "out", prompts=few, batch=1, quiet=True)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert started and torch.get_num_threads() == 2
     done = {json.loads(line)["id"] for line in results.read_text().splitlines()}
     assert {FEW[0].id, FEW[1].id} <= done and FEW[2].id not in done
