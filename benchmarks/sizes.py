@@ -8,10 +8,9 @@ a size at once; a table at the end. The claim "aspect" of `lumos.evaluation.clai
 
 import argparse
 import sys
-from dataclasses import replace
 
 from lumos.evaluation.claims import SEEN, Setting, score
-from lumos.evaluation.scores import wilson
+from lumos.evaluation.claims_report import share
 from lumos.evaluation.small_runs import FULL, claim_prompts
 from lumos.evaluation.workers import Workers, usual_workers
 from lumos.generate import Generator
@@ -25,19 +24,13 @@ def main() -> None:
     parser.add_argument("--device", default=None, help="cpu or cuda (default: cuda if there is one)")
     args = parser.parse_args()
     generator = Generator.from_folder(args.weights, args.device)
-    scale = replace(FULL, prompts=args.prompts)
     rows = ["| size | " + " | ".join(SEEN) + " |", "| --- " * (1 + len(SEEN)) + "|"]
     with Workers(usual_workers(generator.device)) as workers:
         for size in args.sizes.split(","):
             width, height = map(int, size.split("x"))
             setting = Setting(size, size=(height, width))
-            marks = score(generator, claim_prompts(args.prompts), setting, generator.config.sampler, scale, 0, workers)
-            cells = []
-            for name in SEEN:
-                right, _, of = marks[name]
-                low, high = wilson(right, of)
-                cells.append(f"{100 * right / of:.0f} ({100 * low:.0f} to {100 * high:.0f})")
-            rows.append(f"| {size} | " + " | ".join(cells) + " |")
+            marks = score(generator, claim_prompts(args.prompts), setting, generator.config.sampler, FULL, 0, workers)
+            rows.append(f"| {size} | " + " | ".join(share(marks[name]) for name in SEEN) + " |")
             print(rows[-1], file=sys.stderr, flush=True)
     print("\n".join(rows))
 

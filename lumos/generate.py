@@ -175,10 +175,14 @@ class Generator:
         height: int,
         width: int,
         sampler: SamplerConfig | None = None,
+        given: int = 0,
     ) -> Estimate:
-        """Memory beside the weights, and operations, of making so many videos at once. ValueError for impossible sizes."""
-        self._check_frames(frames, 0)
-        return self._estimate(self._plan(self._grid(height, width), frames), prompts, sampler or self.config.sampler)
+        """Memory beside the weights, and operations, of making so many videos at once, of which the first `given` frames are at
+        hand. ValueError for impossible sizes."""
+        self._check_frames(frames, given)
+        at_hand = -(-given // 4)
+        plan = self._plan(self._grid(height, width), frames, given=at_hand, at_hand=at_hand)
+        return self._estimate(plan, prompts, sampler or self.config.sampler)
 
     def prompt_ids(self, prompt: str, frames: int, height: int, width: int) -> list[int]:
         """Text ids of one prompt inside the model's template; too long a prompt is a ValueError."""

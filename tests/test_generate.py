@@ -239,6 +239,21 @@ def test_packing_halves_with_every_frame_of_distance() -> None:
     assert most_slots(1, 20, 20, 5, Shortcuts()) == 24 and most_slots(99, 20, 20, 5, Shortcuts()) == 5 * 24
 
 
+def test_rows_that_do_not_pause_change_nothing(toy: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small passes on a card keep the unconditional rows in steps without guidance, for the sake of one graph."""
+    sampler = replace(SAMPLER, steps=4, shortcuts=Shortcuts(guidance_until=0.5))
+    paused: list[Tensor] = []
+    whole: list[Tensor] = []
+    toy(PROMPTS, frames=9, sampler=sampler, record=paused)
+    rows: list[int] = []
+    run = Job._run
+    monkeypatch.setattr(Job, "pausing", property(lambda job: False, lambda job, value: None), raising=False)
+    monkeypatch.setattr(Job, "_run", lambda job, ids, turn, count: rows.append(count) or run(job, ids, turn, count))
+    toy(PROMPTS, frames=9, sampler=sampler, record=whole)
+    assert set(rows) == {2 * len(PROMPTS)}
+    assert all(torch.equal(one, other) for one, other in zip(paused, whole, strict=True))
+
+
 def test_a_pause_of_guidance_makes_no_unconditional_pass(toy: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
     rows: list[int] = []
     run = Transformer.run

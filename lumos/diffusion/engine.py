@@ -16,10 +16,11 @@ from torch.nn.attention import SDPBackend
 
 from lumos.diffusion.sampler import Guess, choose, guide
 from lumos.model.quantise import Fp8, Precision, multiply, quantise
-from lumos.model.transformer import Layer, Transformer
+from lumos.model.transformer import Layer, ModelConfig, Transformer
 
 LARGE = 2**28  # parameters from which on compiling layers saves more than it costs
 LOGITS = 2**26  # at once; the more, the more memory
+WORTH_A_GRAPH = 2**39  # operations of a pass from which on a second graph spares more than capturing it costs
 WORTH_COMPILING = 64  # places; a single one would even be compiled anew
 
 
@@ -73,8 +74,7 @@ def guess(
     Logits exist for a part of the places at a time, on the visual ids only.
     """
     draw = _compiled_draw() if compiled and uniform_BM.shape[1] >= WORTH_COMPILING else _draw
-    codes = (head_VD.values_DE if isinstance(head_VD, Fp8) else head_VD).shape[0]
-    step = max(1, LOGITS // (hidden_RMD.shape[0] * codes))
+    step = max(1, LOGITS // (hidden_RMD.shape[0] * head_VD.shape[0]))
     parts = [
         draw(multiply(hidden, head_VD), strength, temperature, uniform, entropy)
         for hidden, uniform in zip(hidden_RMD.split(step, dim=1), uniform_BM.split(step, dim=1), strict=True)
@@ -111,6 +111,13 @@ class Replay:
         self.given.copy_(given)
         self.graph.replay()
         return self.out
+
+
+def pass_operations(config: ModelConfig, ids: int, keys: int) -> float:
+    """Multiplications and additions of one pass over `ids` ids (of all rows) that see `keys` keys each, without the head."""
+    heads = config.heads + 2 * config.kv_heads
+    matrices = config.width * (heads + config.heads) * config.head_width + 3 * config.width * config.ffn
+    return 2.0 * config.layers * ids * (matrices + 2 * keys * config.heads * config.head_width)
 
 
 def _draw(logits_RMV: Tensor, strength: float, temperature: float, uniform_BM: Tensor, entropy: bool) -> Guess:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from lumos.diffusion.engine import LOGITS
+from lumos.diffusion.engine import LOGITS, pass_operations
 from lumos.diffusion.history import STRUCTURE, most_slots, shrink, visible_content
 from lumos.diffusion.job import Plan
 from lumos.diffusion.sampler import SamplerConfig, codes_left, strengths
@@ -61,13 +61,6 @@ def estimate(
             operations += 2.0 * running * looked * config.width * codes
         seen = [count for count in shrink([*seen, visible], window, shortcuts) if count is not None]
     return Estimate(cache + activations + logits + decoding, operations)
-
-
-def pass_operations(config: ModelConfig, ids: int, keys: int) -> float:
-    """Multiplications and additions of one pass over `ids` ids (of all rows) that see `keys` keys each, without the head."""
-    heads = config.heads + 2 * config.kv_heads
-    matrices = config.width * (heads + config.heads) * config.head_width + 3 * config.width * config.ffn
-    return 2.0 * config.layers * ids * (matrices + 2 * keys * config.heads * config.head_width)
 
 
 def check_memory(needed: float, device: torch.device) -> None:

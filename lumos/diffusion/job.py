@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lumos.diffusion.engine import Compute, Replay, guess
+from lumos.diffusion.engine import WORTH_A_GRAPH, Compute, Replay, guess, pass_operations
 from lumos.diffusion.history import most_slots, shrink, visible_content
 from lumos.diffusion.masking import history_mask, released_history_mask
 from lumos.diffusion.sampler import MASKED, Guess, SamplerConfig, sample_frame, strengths
@@ -25,7 +25,6 @@ from lumos.model.transformer import Transformer
 from lumos.sequence.layout import FRAME_HEAD, Grid, clock, content_ids, frame_ids, frame_positions, pack, text_batch
 from lumos.sequence.vocabulary import Vocabulary
 
-WORTH_A_GRAPH = 2**39  # operations of a pass
 Progress = Callable[[int, int], None]
 
 
@@ -79,9 +78,6 @@ class Job:
         self.order_B = torch.tensor(order, device=self.device)
         self.back_B = self.order_B.argsort()
         self.streams = [stream_of(seeds[row], prompts[row]) for row in order]
-        # Unconditional rows pause in steps without guidance, unless to capture one more graph takes longer than that spares.
-        ids = 2 * len(prompts) * plan.grid.frame_length
-        self.pausing = not self._graphs() or 2 * ids * sum(p.numel() for p in model.parameters()) > WORTH_A_GRAPH
         self.head_VD = some_rows(model.head, vocabulary.first_code, vocabulary.codes)
         self.frames: list[int] = []  # content slots of every frame in the cache
         self.number = 0  # latent frames so far
@@ -91,6 +87,9 @@ class Job:
         self.slot_N = FRAME_HEAD + places[:, :-1].flatten()  # where in a frame's ids each code lies
         with fastest(self.device, compute.kernel):
             self._prefill([prompts[row] for row in order])
+        # Unconditional rows pause in steps without guidance, unless to capture one more graph takes longer than that spares.
+        operations = pass_operations(model.config, len(self.starts) * self.grid.frame_length, self.cache.capacity)
+        self.pausing = not self._graphs() or operations > WORTH_A_GRAPH
 
     def sample(self, progress: Progress | None = None) -> Tensor:
         """Codes of the next latent frame, codes_BHW."""

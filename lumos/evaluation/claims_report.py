@@ -182,7 +182,7 @@ def _table(claim: Claim, scores: Lines) -> str:
         for setting in claim.settings:
             marks = pooled(scores, variant, setting)
             if marks:
-                cells = [_share(marks[name], name == "mean") if name in marks else "" for name in SHOWN]
+                cells = [share(marks[name], name == "mean") if name in marks else "" for name in SHOWN]
                 lines.append(f"| {variant.name} | {setting.label} | {marks['all'][2]} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -203,7 +203,8 @@ def _latency(line: dict[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
-def _share(mark: Sequence[int], interval: bool) -> str:
+def share(mark: Sequence[int], interval: bool = True) -> str:
+    """Of [right, unclear, of]: percent right, with Wilson's 95 % interval."""
     right, _, of = mark
     text = f"{100 * right / of:.1f}"
     if interval:

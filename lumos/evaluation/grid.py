@@ -155,7 +155,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--one-objects", type=int, default=64, help="one-object prompts, 0 for none (default: 64)")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="stop in time (default: when all is done)")
     parser.add_argument("--seed", type=int, default=0, help="(default: 0)")
-    parser.add_argument("--batch", type=int, default=None, help="clips at a time (default: 104 on CUDA, else 4)")
+    parser.add_argument("--batch", type=int, default=None, help="clips at a time (default: 104 on CUDA, else 4 or 1 a core)")
     parser.add_argument(
         "--workers", type=int, default=None, help="judging processes (default: 0 on the CPU, up to 14 with a GPU)"
     )

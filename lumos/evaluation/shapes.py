@@ -66,6 +66,7 @@ def evaluate_shapes(
     done = _open_folder(out, settings, chosen)
     started = time.monotonic()
     todo = [each for each in parts if any(prompt.id not in done for prompt in each.prompts)]
+    work = [_operations(generator, each, sampler) for each in todo]
     count = usual_workers(generator.device) if workers is None else workers
     with Workers(count if todo else 0) as judges, open(out / RESULTS, "a", encoding="utf-8") as lines:
         for number, made in enumerate(make(generator, todo, judges, sampler, out), 1):
@@ -73,7 +74,7 @@ def evaluate_shapes(
             lines.flush()
             done |= {result.id: result for result in made}
             if not quiet:
-                _tell(todo, number, len(chosen), time.monotonic() - started, sampler or generator.config.sampler)
+                _tell(todo, work, number, len(chosen), time.monotonic() - started)
     results = [done[prompt.id] for prompt in chosen]
     report = {"settings": settings, "seconds": round(time.monotonic() - started, 1), **summary(results)}
     report["prompts"] = [asdict(result) for result in results]
@@ -165,9 +166,8 @@ def _read_results(path: Path) -> Iterator[Result]:
         _write(path, "\n".join([*lines[:-1], ""]))
 
 
-def _tell(todo: Sequence[Batch], ready: int, count: int, seconds: float, sampler: SamplerConfig) -> None:
-    """One line on stderr: how many, how fast, how long still, by the passes over latent frames that there are to make."""
-    work = [len(each.prompts) * _passes(each.prompts[0], sampler) for each in todo]
+def _tell(todo: Sequence[Batch], work: Sequence[float], ready: int, count: int, seconds: float) -> None:
+    """One line on stderr: how many, how fast, how long still, by the operations of each batch (`work`)."""
     left = seconds / sum(work[:ready]) * sum(work[ready:])
     made, todo_still = (sum(len(each.prompts) for each in part) for part in (todo[:ready], todo[ready:]))
     line = f"{count - todo_still} of {count} prompts, {made / seconds:.2f} a second, {left / 60:.1f} minutes left"
@@ -175,11 +175,10 @@ def _tell(todo: Sequence[Batch], ready: int, count: int, seconds: float, sampler
     print(f"{line:<79}", end=end, file=sys.stderr, flush=True)
 
 
-def _passes(prompt: Prompt, sampler: SamplerConfig) -> int:
-    """Denoising passes, and one for each latent frame that others go on from."""
-    latent_frames, codes = 1 + prompt.frames // 4, (SIZE // 8) ** 2
-    made = range(0 if prompt.given is None else 1, latent_frames)
-    return sum(sampler.for_frame(number, codes).steps for number in made) + latent_frames - 1
+def _operations(generator: Generator, batch: Batch, sampler: SamplerConfig | None) -> float:
+    first = batch.prompts[0]
+    given = 0 if first.given is None else 1
+    return generator.estimate(len(batch.prompts), first.frames, SIZE, SIZE, sampler, given).operations
 
 
 def _write(path: Path, text: str) -> None:

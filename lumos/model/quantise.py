@@ -21,6 +21,10 @@ class Fp8(NamedTuple):
     values_DE: Tensor
     scale_D1: Tensor
 
+    @property
+    def shape(self) -> torch.Size:
+        return self.values_DE.shape
+
 
 class Int8(NamedTuple):
     """values_DE in int8, scale_D1 float32: weight = values * scale."""
