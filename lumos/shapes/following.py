@@ -220,7 +220,7 @@ def _others(view: View, blob: Blob) -> Array:
 
 def _opacity(track: list[Blob]) -> Array:
     """How far each blob's colour is from the background to the object's colour; 1 where it is strongest."""
-    full = strongest(track)
+    full = strongest([blob for blob in track if not blob.touches] or track)
     way = full.squared - full.ground
     share = np.array([(blob.squared - blob.ground) @ way for blob in track]) / max(float(way @ way), 1e-6)
     return np.clip(share, 0.01, 1.3)

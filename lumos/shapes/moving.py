@@ -14,6 +14,7 @@ from lumos.shapes.motion import BLINKS, CHANGE, CIRCLES, DIRECTIONS, HOPS, SPEED
 from lumos.shapes.silhouettes import PERIOD, ROUND, STEP
 
 LEAST_TRAVEL = 0.07  # frame widths; less is no motion
+COVERED = 0.2  # share of a thing under another from which its colour is a mixture
 
 Named = tuple[str | None, str | None]  # a motion and its speed; None is unclear
 
@@ -93,7 +94,10 @@ def name_motion(thing: Followed, whole_F: Array, turns_FK: Array, shape: str, fp
 def _fading(thing: Followed, seconds: Array) -> Named | None:
     """Fading in or out, or blinking."""
     hidden = ~thing.seen & _between(thing.seen) & near_touching(thing)
-    kept = ~hidden & (thing.clean | ~thing.seen if thing.clean.sum() >= 3 else True)
+    known = thing.clean  # what lies under something takes on its colour
+    if known.sum() < 3:
+        known = thing.seen & (thing.hidden < COVERED)
+    kept = ~hidden & (known | ~thing.seen if known.sum() >= 3 else True)
     opacity, seconds = thing.opacity[kept], seconds[kept]
     if len(opacity) < 3 or opacity.min() > 0.7:
         return None

@@ -245,3 +245,11 @@ def test_a_thing_that_moves_and_shrinks_has_a_direction_a_speed_and_no_motion() 
     assert (marks["motion"], marks["direction"], marks["speed"]) == (None, True, True)
     assert judge(change(RIGHT, speed="quickly"), pixels).marks["speed"] is False
     assert judge(change(RIGHT, motion="circling", reach=0.2), pixels).marks["speed"] is None
+
+
+def test_what_takes_on_the_colour_of_what_it_passes_does_not_fade() -> None:
+    """Where things overlap, a blurred clip shows the mean of both."""
+    ring = Thing("ring", "brown", "small", "plain", 0.18, 0.2, "right", "quickly", 0.64)
+    star = Thing("star", "pink", "small", "plain", 0.4, 0.19)
+    one, other = (Scene(Background("lavender"), things, "in front of") for things in ((ring, star), (star, ring)))
+    assert judge(one, (clip(one) + clip(other)) / 2).marks["motion"] is True
