@@ -1,7 +1,8 @@
 """Results of `lumos.evaluation.claims` -> docs/paper_claims.md and its plots: every number from the lines of the files.
 
-`python -m lumos.evaluation.claims_report --results FOLDER --out docs/paper_claims.md`. Scores are pooled over the seeds, with
-Wilson's 95 % interval; a difference counts from two standard errors on. What stands behind `BY_HAND` in the page stays.
+`python -m lumos.evaluation.claims_report --results FOLDER [FOLDER ...] --out docs/paper_claims.md`. A folder holds the models of
+one training time. Scores are pooled over the seeds, with Wilson's 95 % interval; a difference counts from two standard errors on.
+What stands behind `BY_HAND` in the page stays.
 """
 
 import argparse
@@ -10,13 +11,14 @@ import math
 import re
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lumos.evaluation.claims import ALL_RIGHT, CLAIMS, LATENCY, RUNS, SCORES, Claim, Setting
 from lumos.evaluation.lines import read_lines
 from lumos.evaluation.scores import wilson
-from lumos.evaluation.small_runs import Variant
+from lumos.evaluation.small_runs import FULL, Variant
 
 SHOWN = ("mean", "all", "count", "colour", "shape", "motion", "direction", "wholeness")
 COMPARED = ("rope", "masks", "attention", "optimizer")  # claims in which the first variant is said to be the best
@@ -24,23 +26,52 @@ BY_HAND = "<!-- Written by hand from here on: claims_report keeps it. -->"
 Lines = list[dict[str, Any]]
 
 
-def write_claims(results: Path, out: Path) -> None:
+@dataclass(frozen=True)
+class Results:
+    """What one folder holds."""
+
+    scale: dict[str, Any]
+    runs: Lines
+    scores: Lines
+    latency: Lines
+
+    @classmethod
+    def read(cls, folder: Path) -> "Results":
+        """ValueError for a folder without results."""
+        runs, scores, latency = (read_lines(folder / name) for name in (RUNS, SCORES, LATENCY))
+        if not (runs or scores or latency):
+            raise ValueError(f"{folder} must hold results of lumos.evaluation.claims, found none; run a claim first")
+        scale = folder / "scale.json"
+        return cls(json.loads(scale.read_text("utf-8")) if scale.exists() else {}, runs, scores, latency)
+
+    def of(self, claim: Claim) -> Lines:
+        """The scores of a claim's models and settings; none as long as there is nothing to compare: every variant once, and
+        several settings if there is one variant alone."""
+        wanted = {(variant.name, setting.label) for variant in claim.variants for setting in claim.settings}
+        found = [line for line in self.scores if (line["variant"], line["label"]) in wanted]
+        variants, labels = {line["variant"] for line in found}, {line["label"] for line in found}
+        return found if len(variants) == len(claim.variants) and len(labels) >= min(len(claim.settings), 2) else []
+
+
+def write_claims(folders: Sequence[Path], out: Path) -> None:
     """Write the page, and its plots into `img` beside it. ValueError for a folder without results."""
-    runs, scores, latency = (read_lines(results / name) for name in (RUNS, SCORES, LATENCY))
-    if not (runs or scores or latency):
-        raise ValueError(f"{results} must hold results of lumos.evaluation.claims, found none; run a claim first")
+    results = [Results.read(folder) for folder in folders]
     pictures = out.parent / "img"
     pictures.mkdir(parents=True, exist_ok=True)
-    parts = [_head(results, runs)]
+    parts, missing = [_head(results)], []
     for name, claim in CLAIMS.items():
-        of_claim = _of(claim, scores)
-        if _is_measured(claim, of_claim):
-            parts.append(_section(name, claim, runs, of_claim, pictures))
+        measured = [each for each in results if each.of(claim)]
+        if measured:
+            whose = "Ours, not the paper's" if claim.ours else "The paper"
+            parts.append(f"## {name}\n\n{whose}: {claim.says}.")
+            parts += [_block(name, claim, each, len(measured) > 1, pictures) for each in measured]
+        else:
+            missing.append(name)
+    latency = [line for each in results for line in each.latency]
     if latency:
         parts.append(_latency(latency[-1]))
-    missing = [name for name, claim in CLAIMS.items() if not _is_measured(claim, _of(claim, scores))] + (
-        [] if latency else ["latency"]
-    )
+    else:
+        missing.append("latency")
     if missing:
         parts.append("## Not measured yet\n\n" + ", ".join(missing) + ".")
     _, mark, rest = (out.read_text("utf-8") if out.exists() else "").partition(BY_HAND)
@@ -69,49 +100,39 @@ def pooled(scores: Lines, variant: Variant, setting: Setting) -> dict[str, list[
     return marks | {"mean": [round(videos * sum(told) / len(told)), 0, videos]}
 
 
-def _of(claim: Claim, scores: Lines) -> Lines:
-    wanted = {(variant.name, setting.label) for variant in claim.variants for setting in claim.settings}
-    return [line for line in scores if (line["variant"], line["label"]) in wanted]
-
-
-def _is_measured(claim: Claim, scores: Lines) -> bool:
-    """Whether there is something to compare: every variant once, and several settings if there is one variant alone."""
-    variants, labels = {line["variant"] for line in scores}, {line["label"] for line in scores}
-    return len(variants) == len(claim.variants) and len(labels) >= min(len(claim.settings), 2)
-
-
-def _head(results: Path, runs: Lines) -> str:
-    scale = json.loads((results / "scale.json").read_text("utf-8")) if (results / "scale.json").exists() else {}
-    model = scale.get("model", {})
+def _head(results: Sequence[Results]) -> str:
+    scale, times = results[0].scale, " or ".join(f"{each.scale.get('seconds', 0):g}" for each in results)
+    model, models = scale.get("model", {}), sum(len(each.runs) for each in results)
     toy = " **These are toy sizes, which only show that everything runs.**" if scale.get("clips", 99) < 99 else ""
     return f"""# The paper's claims, tested
 
 Made by `python -m lumos.evaluation.claims_report`; every number comes from the results of the commands shown.{toy}
 
 The work is the same for all: one plain object of the shapes world, {scale.get("frames")} frames, plainest captions; a model of
-{model.get("layers")} layers and width {model.get("width")}, {scale.get("seconds")} seconds of training each (compilation and
+{model.get("layers")} layers and width {model.get("width")}, {times} seconds of training each (compilation and
 validation left out) on {scale.get("clips")} clips, batch {scale.get("batch")}; {scale.get("prompts")} prompts, half of them with
-colour and shape never shown together. {len(runs)} models were trained. "all" is the share of videos in which number, colour,
+colour and shape never shown together. {models} models were trained. "all" is the share of videos in which number, colour,
 shape, motion and direction are all as told, "mean" the mean of their five shares. Intervals are Wilson's 95 % over all seeds'
 videos; "confirmed" and "opposite" mean a difference of more than two standard errors in "mean", "not confirmed" a smaller one; in
 brackets are the single attributes that differ by as much (one in twenty would by chance)."""
 
 
-def _section(name: str, claim: Claim, runs: Lines, scores: Lines, pictures: Path) -> str:
-    seeds = sorted({line["seed"] for line in scores})
-    whose = "Ours, not the paper's" if claim.ours else "The paper"
-    parts = [
-        f"## {name}\n\n{whose}: {claim.says}.",
-        f"    python -m lumos.evaluation.claims {name} --out runs/claims --seeds {len(seeds)}",
-    ]
+def _block(name: str, claim: Claim, results: Results, is_one_of_several: bool, pictures: Path) -> str:
+    """Command, comparison, table and plot of the models of one training time."""
+    scores, seconds = results.of(claim), results.scale.get("seconds", FULL.seconds)
+    by_variant = [{line["seed"] for line in scores if line["variant"] == variant.name} for variant in claim.variants]
+    usual, seeds = seconds == FULL.seconds, len(set.intersection(*by_variant)) or 1
+    folder, time = ("runs/claims", "") if usual else ("runs/claims_longer", f" --seconds {seconds:g}")
+    parts = [f"### After {seconds:g} seconds of training"] if is_one_of_several else []
+    parts.append(f"    python -m lumos.evaluation.claims {name} --out {folder} --seeds {seeds}{time}")
     if name in COMPARED:
-        parts.append(_compared(claim, runs, scores))
+        parts.append(_compared(claim, results.runs, scores))
     if name == "history":
         parts.append(_collapse(claim, scores))
     parts.append(_table(claim, scores))
-    picture = _plot(name, claim, runs, scores, pictures)
-    if picture:
-        parts.append(f"![{name}](img/{picture})")
+    file = f"claim_{name}{'' if usual else f'_{seconds:g}s'}.png"
+    _plot(name, claim, results.runs, scores, pictures / file)
+    parts.append(f"![{name}](img/{file})")
     return "\n\n".join(parts)
 
 
@@ -138,7 +159,7 @@ def _compared(claim: Claim, runs: Lines, scores: Lines) -> str:
 
 def _apart(ours: dict[str, list[int]], theirs: dict[str, list[int]]) -> str:
     """Single attributes that differ by two standard errors."""
-    found = {name: verdict(ours[name], theirs[name]) for name in SHOWN[2:] if name in ours and name in theirs}
+    found = {name: verdict(ours[name], theirs[name]) for name in SHOWN[1:] if name in ours and name in theirs}
     words = {"confirmed": "better", "opposite": "worse"}
     parts = [
         f"{word} {', '.join(name for name, what in found.items() if what == key)}"
@@ -221,7 +242,7 @@ def _mean(values: Sequence[float]) -> str:
     return f"{mean:.3f} +- {spread:.3f} ({len(values)} seeds)"
 
 
-def _plot(name: str, claim: Claim, runs: Lines, scores: Lines, pictures: Path) -> str | None:
+def _plot(name: str, claim: Claim, runs: Lines, scores: Lines, file: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
@@ -231,10 +252,8 @@ def _plot(name: str, claim: Claim, runs: Lines, scores: Lines, pictures: Path) -
     drawing = drawings.get(name, _plot_losses if name in COMPARED else _plot_bars)
     figure, axes = pyplot.subplots(figsize=(7.2, 4.2), layout="constrained")
     drawing(axes, claim, runs, scores)
-    file = f"claim_{name}.png"
-    figure.savefig(pictures / file, dpi=110)
+    figure.savefig(file, dpi=110)
     pyplot.close(figure)
-    return file
 
 
 def _plot_losses(axes: Any, claim: Claim, runs: Lines, _: Lines) -> None:
@@ -293,7 +312,8 @@ def _plot_grid(axes: Any, claim: Claim, _: Lines, scores: Lines) -> None:
         if marks:
             row, column = steps.index(setting.changes["steps"]), guidances.index(setting.changes["guidance"])
             table[row][column] = 100 * marks["mean"][0] / marks["mean"][2]
-            axes.text(column, row, f"{table[row][column]:.0f}", ha="center", va="center", color="white")
+            bright = "black" if table[row][column] > 60 else "white"
+            axes.text(column, row, f"{table[row][column]:.0f}", ha="center", va="center", color=bright)
     axes.imshow(table, vmin=0, vmax=100, cmap="viridis")
     axes.set(xlabel="guidance", ylabel="steps a frame", title="mean of five attributes right, %")
     axes.set_xticks(range(len(guidances)), guidances)
@@ -314,7 +334,9 @@ def _plot_bars(axes: Any, claim: Claim, _: Lines, scores: Lines) -> None:
 
 def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--results", type=Path, required=True, help="the --out folder of lumos.evaluation.claims")
+    parser.add_argument(
+        "--results", type=Path, nargs="+", required=True, help="--out folders of lumos.evaluation.claims, one a training time"
+    )
     parser.add_argument(
         "--out", type=Path, default=Path("docs/paper_claims.md"), help="page to write (default: docs/paper_claims.md)"
     )

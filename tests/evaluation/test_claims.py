@@ -1,3 +1,4 @@
+import itertools
 import json
 import math
 from dataclasses import replace
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from lumos.evaluation import claims
-from lumos.evaluation.claims import CLAIMS, Claim, Setting, judged, run_claim
+from lumos.evaluation.claims import ALL_RIGHT, CLAIMS, Claim, Setting, judged, run_claim
 from lumos.evaluation.claims_report import BY_HAND, verdict, write_claims
 from lumos.evaluation.latency import measure_latency
 from lumos.evaluation.lines import add_line, read_lines
@@ -52,13 +53,31 @@ def test_a_claim_trains_and_judges_everything_once_and_goes_on(world: World, qui
     add_line(tmp_path / "latency.jsonl", measure_latency(torch.device("cpu"), toy=True))
     (tmp_path / "docs").mkdir()
     pytest.importorskip("matplotlib")
-    write_claims(tmp_path, tmp_path / "docs" / "page.md")
+    write_claims([tmp_path], tmp_path / "docs" / "page.md")
     page = (tmp_path / "docs" / "page.md").read_text()
     assert "toy sizes" in page and "| mm-rope_tube |" in page and "960 s" in page and "masks" in page.split("Not measured yet")[1]
-    assert (tmp_path / "docs" / "img" / "claim_rope.png").exists()
+    assert (tmp_path / "docs" / "img" / "claim_rope_0.01s.png").exists()
     (tmp_path / "docs" / "page.md").write_text(f"of before\n{BY_HAND}\nwhat I think of it\n")
-    write_claims(tmp_path, tmp_path / "docs" / "page.md")
+    write_claims([tmp_path], tmp_path / "docs" / "page.md")
     assert (tmp_path / "docs" / "page.md").read_text() == f"{page}\n{BY_HAND}\nwhat I think of it\n"
+
+
+def test_models_of_two_training_times_stand_side_by_side(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    for seconds, right in ((36.0, 1), (144.0, 9)):
+        folder = tmp_path / f"{seconds}"
+        folder.mkdir()
+        (folder / "scale.json").write_text(json.dumps({"seconds": seconds}))
+        marks = {name: [right, 0, 10] for name in ("all", *ALL_RIGHT)}
+        for seed, variant in itertools.product((0, 1), CLAIMS["attention"].variants):
+            point = {"seconds": seconds, "loss": 2.0, "own_frames": [2.0, 2.0]}
+            add_line(folder / "runs.jsonl", {"variant": variant.name, "seed": seed, "curve": [point]})
+            add_line(folder / "scores.jsonl", {"variant": variant.name, "seed": seed, "label": "own", "marks": marks})
+    write_claims([tmp_path / "36.0", tmp_path / "144.0"], tmp_path / "page.md")
+    short, long = (tmp_path / "page.md").read_text().split("### After 144 seconds of training")
+    assert "### After 36 seconds" in short and "attention --out runs/claims --seeds 2\n" in short and "| 20 | 10.0 (" in short
+    assert "attention --out runs/claims_longer --seeds 2 --seconds 144" in long and "| 20 | 90.0 (" in long
+    assert (tmp_path / "img" / "claim_attention.png").exists() and (tmp_path / "img" / "claim_attention_144s.png").exists()
 
 
 def test_another_scale_in_the_same_folder_is_refused(world: World, quick_claim: str, tmp_path: Path) -> None:
@@ -67,7 +86,7 @@ def test_another_scale_in_the_same_folder_is_refused(world: World, quick_claim: 
     with pytest.raises(ValueError, match="another scale"):
         run_claim(quick_claim, tmp_path, world)
     with pytest.raises(ValueError, match="found none; run a claim first"):
-        write_claims(tmp_path, tmp_path / "page.md")
+        write_claims([tmp_path], tmp_path / "page.md")
 
 
 def test_the_command_says_what_is_wrong_in_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
