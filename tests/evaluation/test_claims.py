@@ -80,6 +80,14 @@ def test_models_of_two_training_times_stand_side_by_side(tmp_path: Path) -> None
     assert (tmp_path / "img" / "claim_attention.png").exists() and (tmp_path / "img" / "claim_attention_144s.png").exists()
 
 
+def test_the_page_says_what_its_lines_say(tmp_path: Path) -> None:
+    """docs/paper_claims.md was made of docs/claims, and nobody changed a number in it by hand."""
+    pytest.importorskip("matplotlib")
+    docs = Path(__file__).parents[2] / "docs"
+    write_claims([docs / "claims" / "36s", docs / "claims" / "144s"], tmp_path / "page.md")
+    assert (tmp_path / "page.md").read_text().strip() == (docs / "paper_claims.md").read_text().split(BY_HAND)[0].strip()
+
+
 def test_another_scale_in_the_same_folder_is_refused(world: World, quick_claim: str, tmp_path: Path) -> None:
     run_claim(quick_claim, tmp_path, world, minutes=0, say=lambda line: None)
     world.scale = replace(SMALL, seconds=3.0)
