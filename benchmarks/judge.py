@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from lumos.generate import pick_device
 from lumos.shapes.judge import judge
 from lumos.shapes.render import pack, render
 from lumos.shapes.scene import Scene, sample_scene
@@ -37,15 +38,18 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=13, help="(default: 13)")
     parser.add_argument("--tokenizer", default="tiny", help="weights of the package, a folder, or none (default: tiny)")
     parser.add_argument("--sheet", type=Path, default=None, help="PNG of the clips with a mark that is not right")
+    parser.add_argument("--device", default=None, help="cpu or cuda, of the tokenizer (default: cuda if there is one)")
     args = parser.parse_args()
-    tokenizer = None if args.tokenizer == "none" else load_tokenizer(find_weights(args.tokenizer, "tokenizer")).eval()
+    device = pick_device(args.device)
+    tokenizer = None if args.tokenizer == "none" else load_tokenizer(find_weights(args.tokenizer, "tokenizer")).to(device)
+    bf16 = device.type == "cuda" or torch.cpu._is_avx512_bf16_supported()
     marks: dict[str, Counter[bool | None]] = defaultdict(Counter)
     pictures, captions = [], []
     for scene in scenes_of(args.kind, args.clips, args.seed):
         pixels_BCFHW = truth_BCFHW = render(pack([scene]), 17)
         if tokenizer is not None:
-            with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=torch.cpu._is_avx512_bf16_supported()):
-                pixels_BCFHW = tokenizer.decode(tokenizer.encode(truth_BCFHW)).float().clamp(-1, 1)
+            with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+                pixels_BCFHW = tokenizer.decode(tokenizer.encode(truth_BCFHW.to(device))).float().clamp(-1, 1).cpu()
         verdict = judge(scene, pixels_BCFHW[0])
         for name, mark in verdict.marks.items():
             marks[name][mark] += 1

@@ -42,6 +42,8 @@ class TrainTokenizerConfig:
     """`batch` clips a step and process, of `frames` frames of `size` x `size` pixels; what is done every how many steps.
 
     `data_share`: share of a batch that comes from the picture shards, when there are some; the rest is shapes.
+    `decoder_only`: leave the encoder as it is. Clips keep their codes then, so models and code shards made with the tokenizer
+    stay valid, and its pictures get better.
     """
 
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
@@ -49,6 +51,7 @@ class TrainTokenizerConfig:
     loss: LossConfig = field(default_factory=LossConfig)
     batch: int = 32
     data_share: float = 0.5
+    decoder_only: bool = False
     size: int = 128
     frames: int = 17
     fps: float = 8.0
@@ -75,8 +78,10 @@ def train_tokenizer(
     data: a folder of picture shards. init: a tokenizer's folder to start from instead of random weights.
 
     With `resume`, goes on from the newest checkpoint in `out` (from the start when there is none). Raises ValueError when
-    `out` holds a run and `resume` is not given, or when that run had another config.
+    `out` holds a run and `resume` is not given, when that run had another config, or for `decoder_only` without `init`.
     """
+    if config.decoder_only and init is None:
+        raise ValueError("decoder_only must start from a trained tokenizer, got none; name one with --init")
     budget = Budget(config.max_steps, config.max_seconds)
     found = checkpoint.find(out, resume)
     ranks = parallel.start()
@@ -92,6 +97,7 @@ def train_tokenizer(
                 f"{init} must hold a tokenizer of shape {config.tokenizer}, got {started.config}; use its own preset"
             )
         tokenizer.load_state_dict(started.state_dict())
+    tokenizer.encoder.requires_grad_(not config.decoder_only)
     tokenizer.to(ranks.device)
     optimizer, ema = build_optimizer(tokenizer, config.optim), Ema(tokenizer, config.optim.ema)
     step, seconds = 0, 0.0

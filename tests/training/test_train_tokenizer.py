@@ -145,3 +145,22 @@ def test_real_clips_beside_shapes(tmp_path: Path) -> None:
         train_tokenizer(config, tmp_path / "two", resume=True)
     only = train_tokenizer(replace(config, data_share=1.0), tmp_path / "only", data=data, init=tmp_path / "one" / "tokenizer")
     assert not torch.equal(next(only.parameters()), next(one.parameters()))
+
+
+def test_training_the_decoder_alone_keeps_every_code(tmp_path: Path) -> None:
+    train_tokenizer(TOY, tmp_path / "whole")
+    before = load_tokenizer(tmp_path / "whole" / "tokenizer")
+    train_tokenizer(replace(TOY, decoder_only=True, seed=1), tmp_path / "decoder", init=tmp_path / "whole" / "tokenizer")
+    after = load_tokenizer(tmp_path / "decoder" / "tokenizer")
+    changed = {name for name, tensor in after.state_dict().items() if not torch.equal(tensor, before.state_dict()[name])}
+    assert changed and all(name.startswith("decoder.") for name in changed)
+    pixels_BCFHW = torch.rand(2, 3, 5, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    assert torch.equal(before.encode(pixels_BCFHW), after.encode(pixels_BCFHW))
+    train_tokenizer(replace(TOY, seed=1), tmp_path / "both", init=tmp_path / "whole" / "tokenizer")
+    both = load_tokenizer(tmp_path / "both" / "tokenizer").state_dict()
+    assert any(not torch.equal(both[name], before.state_dict()[name]) for name in both if name.startswith("encoder."))
+
+
+def test_the_decoder_alone_needs_a_trained_encoder(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"decoder_only must start from a trained tokenizer, got none; name one with --init"):
+        train_tokenizer(replace(TOY, decoder_only=True), tmp_path / "run")
