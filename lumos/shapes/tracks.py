@@ -12,6 +12,7 @@ FAR = 0.45  # frame widths a thing may have moved between two frames, less what 
 PLAIN = 0.1  # least strength of what is not fading
 SURE = 20.0  # Lab: by so much two tracks must look more like themselves with their ends exchanged
 LIKE = 30.0  # Lab: parts of one track look no less alike
+GHOST = 0.7  # of a track's strength: what is weaker may not be of it
 BRIEF = 3  # an object is seen in at least this many frames (or in all of a shorter clip)
 
 
@@ -89,14 +90,22 @@ def _join_parts(tracks: list[list[Blob]]) -> None:
     for one, other in itertools.combinations(long, 2):
         if not one or not other or not _alike(one, other):
             continue
-        by_frame = {blob.frame: blob for blob in one}
-        ghosts = [(by_frame[blob.frame], blob) for blob in other if blob.frame in by_frame]
-        least = 0.5 * float(np.median([blob.area for blob in (*one, *other)]))
-        if all(min(first.area, second.area) < least for first, second in ghosts) and 3 * len(ghosts) <= len(other) + 1:
-            by_frame |= {blob.frame: blob for blob in other if blob.area > getattr(by_frame.get(blob.frame), "area", 0.0)}
+        first, second = _without_ghosts(one), _without_ghosts(other)
+        by_frame = {blob.frame: blob for blob in first}
+        twice = [(by_frame[blob.frame], blob) for blob in second if blob.frame in by_frame]
+        least = 0.5 * float(np.median([blob.area for blob in (*first, *second)]))
+        if all(min(a.area, b.area) < least for a, b in twice) and 3 * len(twice) <= len(second) + 1:
+            by_frame |= {blob.frame: blob for blob in second if blob.area > getattr(by_frame.get(blob.frame), "area", 0.0)}
             one[:] = [by_frame[frame] for frame in sorted(by_frame)]
             other.clear()
     tracks[:] = [track for track in tracks if track]
+
+
+def _without_ghosts(track: list[Blob]) -> list[Blob]:
+    """A track without what it begins and ends with that is weaker and of another colour, beside something: the haze of what passes."""
+    most = max(track, key=lambda blob: (not blob.touches, blob.strength))
+    own = [n for n, b in enumerate(track) if not b.touches or b.colour == most.colour or b.strength > GHOST * most.strength]
+    return track[own[0] : own[-1] + 1]
 
 
 def _alike(one: list[Blob], other: list[Blob]) -> bool:
