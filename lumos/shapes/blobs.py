@@ -17,7 +17,7 @@ CUT = 0.3  # a region's edge, relative to its strength: low, so that the darker 
 LEAST = 0.003  # smallest blob, fraction of the frame's area
 
 
-@dataclass
+@dataclass(eq=False)
 class Blob:
     """One connected region of one colour in one frame. Lengths are in frame widths, x to the right and y down."""
 

@@ -16,6 +16,8 @@ from lumos.shapes.silhouettes import PERIOD, ROUND, STEP
 LEAST_TRAVEL = 0.07  # frame widths; less is no motion
 COVERED = 0.2  # share of a thing under another from which its colour is a mixture
 
+CLEARER = 1.25  # by so much an outline must fit better when it turns than when it does not
+
 Named = tuple[str | None, str | None]  # a motion and its speed; None is unclear
 
 
@@ -95,8 +97,10 @@ def _fading(thing: Followed, seconds: Array) -> Named | None:
     """Fading in or out, or blinking."""
     hidden = ~thing.seen & _between(thing.seen) & near_touching(thing)
     known = thing.clean  # what lies under something takes on its colour
-    if known.sum() < 3:
-        known = thing.seen & (thing.hidden < COVERED)
+    covered = np.flatnonzero(hidden | (thing.hidden >= COVERED))
+    if known.sum() < 3 and len(covered):  # and while it passes something
+        known = thing.seen.copy()
+        known[covered[0] : covered[-1] + 1] = False
     kept = ~hidden & (known | ~thing.seen if known.sum() >= 3 else True)
     opacity, seconds = thing.opacity[kept], seconds[kept]
     if len(opacity) < 3 or opacity.min() > 0.7:
@@ -114,6 +118,8 @@ def _fading(thing: Followed, seconds: Array) -> Named | None:
     for law, named in laws:
         fits.append((float(np.sqrt(np.mean((opacity - np.where(law < least, unseen, law)) ** 2))), named))
     error, named = min(fits)
+    if float(np.sqrt(np.mean((opacity - 1) ** 2))) < error:
+        return None
     return named if error < 0.3 * (1 - unseen) else (None, None)
 
 
@@ -175,7 +181,7 @@ def _turning(seconds: Array, turns_FK: Array, shape: str) -> Named | None:
     best = int(cost_R.argmin())
     still = float(cost_R[np.abs(rates) < 0.01][0])
     turned = abs(float(rates[best])) * 360 * (seconds[-1] - seconds[0])
-    if turned < 40 or still < 2 * cost_R[best] + 0.01:
+    if turned < 40 or still < CLEARER * cost_R[best] + 0.01:
         return None
     return "spinning", _nearest(abs(float(rates[best])), TURNS)
 

@@ -13,6 +13,7 @@ PLAIN = 0.1  # least strength of what is not fading
 SURE = 20.0  # Lab: by so much two tracks must look more like themselves with their ends exchanged
 LIKE = 30.0  # Lab: parts of one track look no less alike
 GHOST = 0.7  # of a track's strength: what is weaker may not be of it
+LARGER = 1.4  # than alone: two things seen as one
 BRIEF = 3  # an object is seen in at least this many frames (or in all of a shorter clip)
 
 
@@ -25,6 +26,8 @@ def find_tracks(blobs: Sequence[Sequence[Blob]]) -> tuple[list[list[Blob]], int]
     plain = max(PLAIN, 0.05 * most)  # beside a bright thing in a dark frame there is a glow
     tracks = _link([[blob for blob in found if blob.strength >= plain] for found in blobs])
     _untangle(tracks)
+    _sort_by_colour(tracks)
+    _join_parts(tracks)
     _fill_gaps(tracks)
     _join_parts(tracks)
     least = min(BRIEF, len(blobs))
@@ -34,6 +37,7 @@ def find_tracks(blobs: Sequence[Sequence[Blob]]) -> tuple[list[list[Blob]], int]
         for blob in found:
             if blob.strength < plain and objects:
                 _attach(objects, blob)
+    _mark_merged(objects)
     return objects, specks
 
 
@@ -53,6 +57,24 @@ def _untangle(tracks: list[list[Blob]]) -> None:
         if swap:
             (head, tail), (other_head, other_tail) = _cut(one, swap), _cut(other, swap)
             one[:], other[:] = head + other_tail, other_head + tail
+
+
+def _sort_by_colour(tracks: list[list[Blob]]) -> None:
+    """Exchange two tracks' blobs in each frame in which they touch and have each other's colour."""
+    for one, other in itertools.combinations([track for track in tracks if len(track) >= BRIEF], 2):
+        own, others = (lab(np.array(_plainest(track).rgb)) for track in (one, other))
+        at = {blob.frame: n for n, blob in enumerate(other)}
+        for n, blob in enumerate(one):
+            if blob.frame in at and blob.touches and other[at[blob.frame]].touches:
+                first, second = lab(np.array(blob.rgb)), lab(np.array(other[at[blob.frame]].rgb))
+                kept = np.linalg.norm(first - own) + np.linalg.norm(second - others)
+                if kept - np.linalg.norm(first - others) - np.linalg.norm(second - own) > SURE:
+                    one[n], other[at[blob.frame]] = other[at[blob.frame]], blob
+
+
+def _plainest(track: list[Blob]) -> Blob:
+    """Where it is strongest, touching nothing if it ever does."""
+    return max(track, key=lambda blob: (not blob.touches, blob.strength))
 
 
 def _cut(track: list[Blob], frame: int) -> tuple[list[Blob], list[Blob]]:
@@ -86,7 +108,7 @@ def _fill_gaps(tracks: list[list[Blob]]) -> None:
 
 def _join_parts(tracks: list[list[Blob]]) -> None:
     """Make one of two tracks that look alike and are there at different times: a thing that was lost for a while."""
-    long = sorted((track for track in tracks if len(track) >= BRIEF), key=len, reverse=True)
+    long = sorted((t for t in tracks if len(t) >= BRIEF or any(not b.touches for b in t)), key=len, reverse=True)
     for one, other in itertools.combinations(long, 2):
         if not one or not other or not _alike(one, other):
             continue
@@ -103,18 +125,40 @@ def _join_parts(tracks: list[list[Blob]]) -> None:
 
 def _without_ghosts(track: list[Blob]) -> list[Blob]:
     """A track without what it begins and ends with that is weaker and of another colour, beside something: the haze of what passes."""
-    most = max(track, key=lambda blob: (not blob.touches, blob.strength))
+    most = _plainest(track)
     own = [n for n, b in enumerate(track) if not b.touches or b.colour == most.colour or b.strength > GHOST * most.strength]
     return track[own[0] : own[-1] + 1]
 
 
 def _alike(one: list[Blob], other: list[Blob]) -> bool:
     """Whether two tracks may be of one thing: colour, size, and no further apart than it may move in the time between."""
-    first, second = (max(track, key=lambda blob: (not blob.touches, blob.strength)) for track in (one, other))
+    first, second = _plainest(one), _plainest(other)
     colours = float(np.linalg.norm(lab(np.array(first.rgb)) - lab(np.array(second.rgb))))
     sizes = abs(np.log(max(blob.area for blob in one) / max(blob.area for blob in other)))
-    gap = min((abs(a.frame - b.frame), _distance(a, b)) for a in one for b in other if a.frame != b.frame)
+    gap = min(((abs(a.frame - b.frame), _distance(a, b)) for a in one for b in other if a.frame != b.frame), default=(0, FAR))
     return colours < LIKE and sizes < 0.7 and gap[1] < 0.15 + 0.1 * gap[0]
+
+
+def _mark_merged(objects: list[list[Blob]]) -> None:
+    """Where one that touched something before and after is not seen, it may be inside another: that touches; if it is larger
+    than it ever is alone, it is both of them, and neither's place is known."""
+    for lost, other in itertools.permutations(objects, 2):
+        gaps = [pair for pair in itertools.pairwise(lost) if pair[0].touches and pair[1].touches]
+        around = [blob for before, after in gaps for blob in other if _is_between(before, blob, after)]
+        alone = max((blob.area for blob in other if not blob.touches and blob not in around), default=1.0)
+        for blob in around:
+            blob.touches = True
+            if blob.area > LARGER * alone:
+                other.remove(blob)
+
+
+def _is_between(before: Blob, blob: Blob, after: Blob) -> bool:
+    """Whether a blob is where a thing must be that is not seen in its frame."""
+    if not before.frame < blob.frame < after.frame:
+        return False
+    share = (blob.frame - before.frame) / (after.frame - before.frame)
+    x, y = before.x + share * (after.x - before.x), before.y + share * (after.y - before.y)
+    return bool(np.hypot(blob.x - x, blob.y - y) < blob.area**0.5)
 
 
 def _is_fragment(track: list[Blob], frames: int) -> bool:
