@@ -124,7 +124,7 @@ def _join_parts(tracks: list[list[Blob]]) -> None:
 
 
 def _without_ghosts(track: list[Blob]) -> list[Blob]:
-    """A track without what it begins and ends with that is weaker and of another colour, beside something: the haze of what passes."""
+    """A track without the haze of what passes: weaker blobs of another colour, beside something, that it begins and ends with."""
     most = _plainest(track)
     own = [n for n, b in enumerate(track) if not b.touches or b.colour == most.colour or b.strength > GHOST * most.strength]
     return track[own[0] : own[-1] + 1]

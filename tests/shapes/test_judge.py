@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.nn.functional import avg_pool2d, pad
 
 from lumos.shapes import colours, palette
 from lumos.shapes.blobs import label_regions
@@ -253,3 +254,20 @@ def test_what_takes_on_the_colour_of_what_it_passes_does_not_fade() -> None:
     star = Thing("star", "pink", "small", "plain", 0.4, 0.19)
     one, other = (Scene(Background("lavender"), things, "in front of") for things in ((ring, star), (star, ring)))
     assert judge(one, (clip(one) + clip(other)) / 2).marks["motion"] is True
+
+
+@pytest.mark.parametrize(
+    "thing",
+    [
+        *(Thing(shape, "blue", "small", "plain", 0.3, 0.4, "right", "quickly", 0.4) for shape in ("star", "heart", "diamond")),
+        Thing("cross", "blue", "medium", "plain", 0.3, 0.4, "spinning", "quickly"),
+    ],
+)
+def test_what_is_sharp_in_the_first_frame_alone_is_known_by_it(thing: Thing) -> None:
+    scene = Scene(LIGHT, (thing,))
+    pixels_CFHW, width = clip(scene), 7
+    soft_CFHW = pixels_CFHW
+    for _ in range(2):
+        soft_CFHW = avg_pool2d(pad(soft_CFHW, (width // 2,) * 4, mode="replicate"), width, 1)
+    marks = judge(scene, torch.cat([pixels_CFHW[:, :1], soft_CFHW[:, 1:]], dim=1)).marks
+    assert marks["shape"] and marks["motion"]
