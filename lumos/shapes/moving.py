@@ -15,7 +15,6 @@ from lumos.shapes.silhouettes import PERIOD, ROUND, STEP
 
 LEAST_TRAVEL = 0.07  # frame widths; less is no motion
 COVERED = 0.2  # share of a thing under another from which its colour is a mixture
-
 CLEARER = 1.25  # by so much an outline must fit better when it turns than when it does not
 
 Named = tuple[str | None, str | None]  # a motion and its speed; None is unclear
@@ -109,18 +108,17 @@ def _fading(thing: Followed, seconds: Array) -> Named | None:
     least = max(_visible(thing), 0.12, 0.9 * float(opacity[opacity > 0].min(initial=1.0)))
     unseen = least - 0.2
     opacity = np.where(opacity < least, unseen, np.minimum(opacity, 1.2))
-    laws: list[tuple[Array, Named]] = []
+    laws: list[tuple[Array, Named | None]] = []
     for speed in SPEEDS:
         change = _ease(seconds / CHANGE[speed])
         laws += [(change, ("fading in", speed)), (1 - change, ("fading out", speed))]
         laws.append((_ease(0.5 + 1.2 * np.cos(2 * np.pi * BLINKS[speed] * seconds)), ("blinking", speed)))
+    laws.append((np.ones_like(seconds), None))  # steady
     fits = []
     for law, named in laws:
         fits.append((float(np.sqrt(np.mean((opacity - np.where(law < least, unseen, law)) ** 2))), named))
-    error, named = min(fits)
-    if float(np.sqrt(np.mean((opacity - 1) ** 2))) < error:
-        return None
-    return named if error < 0.3 * (1 - unseen) else (None, None)
+    error, named = min(fits, key=lambda fit: fit[0])
+    return named if named is None or error < 0.3 * (1 - unseen) else (None, None)
 
 
 def _path(seconds: Array, x: Array, y: Array) -> Named | None:

@@ -11,7 +11,6 @@ from functools import lru_cache
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import conv2d, pad
 
 from lumos.shapes.blobs import COARSE, Blob
 from lumos.shapes.colours import Array
@@ -26,20 +25,24 @@ REACH = 1.9  # half the side, in radii of the disc of the same area
 PERIOD = {"square": 90, "triangle": 120, "star": 72, "cross": 90, "pentagon": 72, "hexagon": 60, "diamond": 180}
 ROUND = ("circle", "ring")  # look the same at every angle
 STEP = 6.0  # degrees between templates
-BLURS = (0.15, 0.3)  # of a thing's radius: by so much each template is also blurred
-BLURRED = 0.01  # what that costs
+BLURS = (0.0, 0.15, 0.3)  # of a thing's radius: each template is seen sharp, and blurred by so much
+BLURRED = 0.01  # what a blurred one costs
 
 
 @dataclass(frozen=True)
 class Templates:
-    """Outlines [P, GRID * GRID] with the shape and angle of each, and what their thing is like when the disc has radius 1."""
+    """Outlines on GRID * GRID places, their shapes and angles, and what each thing is like when the disc has radius 1."""
 
-    outline_PG: Array
-    blurred_PG: tuple[Array, ...]  # the same outlines, more and more blurred
+    seen_SPG: Array  # for each of BLURS
     shape_P: Array  # index into SHAPES
     angle_P: Array  # degrees, clockwise
     radius_P: Array  # of the thing
     middle_P2: Array  # of the thing, from the outline's centre of mass
+
+    @property
+    def outline_PG(self) -> Array:
+        """The sharp ones."""
+        return self.seen_SPG[0]
 
 
 @dataclass(frozen=True)
@@ -101,16 +104,14 @@ def misfits(pictures_NG: Array) -> Array:
     What is blurred loses its corners and fills its notches: a small star looks like a pentagon. So the templates are compared
     blurred, too; that costs a little, and the best counts.
     """
-    bank = templates()
-    blurred_NP = [_distances(pictures_NG, each_PG) for each_PG in bank.blurred_PG]
-    return np.minimum(_distances(pictures_NG, bank.outline_PG), BLURRED + np.minimum.reduce(blurred_NP))
-
-
-def _distances(pictures_NG: Array, outline_PG: Array) -> Array:
-    power = np.square(outline_PG).sum(1)
+    bank_QG = templates().seen_SPG.reshape(-1, pictures_NG.shape[1])
+    power_Q = np.square(bank_QG).sum(1)
     # Not a matrix product: threads that wait for each other cost more than they bring.
-    cross = np.einsum("ng,pg->np", pictures_NG, outline_PG)
-    return np.maximum(np.square(pictures_NG).sum(1)[:, None] - 2 * cross + power, 0) / power
+    cross_NQ = np.einsum("ng,qg->nq", pictures_NG, bank_QG)
+    distance_NQ = np.maximum(np.square(pictures_NG).sum(1)[:, None] - 2 * cross_NQ + power_Q, 0) / power_Q
+    distance_NSP = distance_NQ.reshape(len(pictures_NG), len(BLURS), -1)
+    distance_NSP[:, 1:] += BLURRED
+    return distance_NSP.min(1)
 
 
 def _largest(view: View) -> list[Outline]:
@@ -119,42 +120,34 @@ def _largest(view: View) -> list[Outline]:
 
 
 def _blur(pixels_CFHW: Tensor, deviation: float) -> Tensor:
-    """Blurred by a Gaussian, in pixels."""
-    reach = int(3 * deviation) + 1
-    steps = torch.arange(-reach, reach + 1)
-    kernel = torch.exp(-(steps**2) / (2 * deviation**2))
-    kernel = kernel / kernel.sum()
-    padded = pad(pixels_CFHW, (reach, reach, reach, reach), mode="replicate")
-    down = conv2d(padded.flatten(0, 1)[:, None], kernel[None, None, :, None])
-    return conv2d(down, kernel[None, None, None]).view_as(pixels_CFHW)
+    """Blurred by a Gaussian, in pixels: rows and columns times a matrix."""
+    if not deviation:
+        return pixels_CFHW
+    place = torch.arange(pixels_CFHW.shape[-1])
+    away = (place[:, None] - place).square()
+    weight = torch.exp(-away / (2 * deviation**2)) * (away <= (3 * deviation + 1) ** 2)
+    weight = weight / weight.sum(1, keepdim=True)
+    return weight @ pixels_CFHW @ weight.T
 
 
 @lru_cache(maxsize=1)
 def templates() -> Templates:
     """Every shape at every angle that looks different."""
-    outlines_, shapes, angles, radii, middles = [], [], [], [], []
-    blurred: tuple[list[Array], ...] = tuple([] for _ in BLURS)
+    shapes, angles, radii, middles = [], [], [], []
+    seen: list[list[Array]] = [[] for _ in BLURS]
     for number, shape in enumerate(SHAPES):
         count = 1 if shape in ROUND else round(PERIOD.get(shape, 360) / STEP)
         start = -(count // 2) * STEP  # of turns that look the same, the one nearest to upright
         thing = Thing(shape, "red", "large", "plain", 0.5, 0.5, "spinning", "quickly", angle=start)
         fps = TURNS["quickly"] * 360 / STEP
         pixels_CFHW = render(pack([Scene(Background("light gray"), (thing,))]), count, fps=fps)[0]
-        for i, found in enumerate(_largest(look(pixels_CFHW))):
-            outlines_.append(found.picture_G)
-            shapes.append(number)
-            angles.append(start + i * STEP)
-            radii.append(SIZES["large"] / found.disc)
-            middles.append(((0.5 - found.x) / found.disc, (0.5 - found.y) / found.disc))
-        for bank, share in zip(blurred, BLURS, strict=True):
-            bank += [
-                found.picture_G for found in _largest(look(_blur(pixels_CFHW, share * SIZES["large"] * pixels_CFHW.shape[3])))
-            ]
-    return Templates(
-        np.stack(outlines_),
-        tuple(np.stack(bank) for bank in blurred),
-        np.array(shapes),
-        np.array(angles),
-        np.array(radii),
-        np.array(middles),
-    )
+        radius = SIZES["large"] * pixels_CFHW.shape[-1]
+        for blur, bank in zip(BLURS, seen, strict=True):
+            found = _largest(look(_blur(pixels_CFHW, blur * radius)))
+            bank += [each.picture_G for each in found]
+            if not blur:
+                shapes += [number] * count
+                angles += [start + i * STEP for i in range(count)]
+                radii += [SIZES["large"] / each.disc for each in found]
+                middles += [((0.5 - each.x) / each.disc, (0.5 - each.y) / each.disc) for each in found]
+    return Templates(np.stack([np.stack(bank) for bank in seen]), *map(np.array, (shapes, angles, radii, middles)))

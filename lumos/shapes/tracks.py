@@ -62,14 +62,14 @@ def _untangle(tracks: list[list[Blob]]) -> None:
 def _sort_by_colour(tracks: list[list[Blob]]) -> None:
     """Exchange two tracks' blobs in each frame in which they touch and have each other's colour."""
     for one, other in itertools.combinations([track for track in tracks if len(track) >= BRIEF], 2):
-        own, others = (lab(np.array(_plainest(track).rgb)) for track in (one, other))
-        at = {blob.frame: n for n, blob in enumerate(other)}
+        first, second = _plainest(one), _plainest(other)
+        at = {blob.frame: m for m, blob in enumerate(other) if blob.touches}
         for n, blob in enumerate(one):
-            if blob.frame in at and blob.touches and other[at[blob.frame]].touches:
-                first, second = lab(np.array(blob.rgb)), lab(np.array(other[at[blob.frame]].rgb))
-                kept = np.linalg.norm(first - own) + np.linalg.norm(second - others)
-                if kept - np.linalg.norm(first - others) - np.linalg.norm(second - own) > SURE:
-                    one[n], other[at[blob.frame]] = other[at[blob.frame]], blob
+            if blob.touches and blob.frame in at:
+                beside = other[at[blob.frame]]
+                kept = _tints_apart(blob, first) + _tints_apart(beside, second)
+                if kept - _tints_apart(blob, second) - _tints_apart(beside, first) > SURE:
+                    one[n], other[at[blob.frame]] = beside, blob
 
 
 def _plainest(track: list[Blob]) -> Blob:
@@ -88,6 +88,11 @@ def _unlike(head: list[Blob], tail: list[Blob]) -> float:
     if not before or not after:
         return 0.0
     one, other = (max(part, key=lambda blob: blob.strength) for part in (before, after))
+    return _tints_apart(one, other)
+
+
+def _tints_apart(one: Blob, other: Blob) -> float:
+    """Distance of two blobs' middle colours in Lab."""
     return float(np.linalg.norm(lab(np.array(one.rgb)) - lab(np.array(other.rgb))))
 
 
@@ -133,7 +138,7 @@ def _without_ghosts(track: list[Blob]) -> list[Blob]:
 def _alike(one: list[Blob], other: list[Blob]) -> bool:
     """Whether two tracks may be of one thing: colour, size, and no further apart than it may move in the time between."""
     first, second = _plainest(one), _plainest(other)
-    colours = float(np.linalg.norm(lab(np.array(first.rgb)) - lab(np.array(second.rgb))))
+    colours = _tints_apart(first, second)
     sizes = abs(np.log(max(blob.area for blob in one) / max(blob.area for blob in other)))
     gap = min(((abs(a.frame - b.frame), _distance(a, b)) for a in one for b in other if a.frame != b.frame), default=(0, FAR))
     return colours < LIKE and sizes < 0.7 and gap[1] < 0.15 + 0.1 * gap[0]
@@ -214,7 +219,7 @@ def _apart(track: list[Blob], blob: Blob) -> float:
         near = min(near, np.hypot(blob.x - ahead_x, blob.y - ahead_y) + 0.02)
     alike = min(track[-6:], key=lambda other: abs(np.log(other.strength / blob.strength)))
     if 0.75 < alike.strength / blob.strength < 1.33:
-        colours = min(float(np.linalg.norm(lab(np.array(blob.rgb)) - lab(np.array(alike.rgb)))) / 80, 0.4)
+        colours = min(_tints_apart(blob, alike) / 80, 0.4)
     else:  # fading mixes the colour with the background's, but the difference keeps its direction
         colours = 0.05 if blob.tone @ alike.tone > 0.9 * np.linalg.norm(blob.tone) * np.linalg.norm(alike.tone) else 0.4
     sizes = (0.04 if blob.touches or last.touches else 0.1) * abs(np.log(blob.area / last.area))
