@@ -356,7 +356,7 @@ class Engine:
     async def _clean(self) -> None:
         while True:
             try:
-                gone = self.store.expire(time.time())
+                gone = self.store.expire(self.store.now())
                 if gone:
                     log.info("removed %d stored videos", len(gone))
             except OSError as error:

@@ -35,7 +35,9 @@ class ServeArgs:
     keep_hours: float = option(24.0, "hours for which finished videos are kept")
     keep_gb: float = option(2.0, "gigabytes that finished videos may take; the oldest go first")
     upload_mb: int = option(32, "largest upload in megabytes")
-    data: Path | None = option(None, "folder for finished videos", "~/.local/state/lumos/serve")
+    data: Path | None = option(
+        None, "folder for finished videos: new, empty or an earlier server's", "~/.local/state/lumos/serve"
+    )
     log_prompts: bool = option(False, "write prompts into the log")
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from lumos.serving.config import ServeConfig
 from lumos.serving.fair import Client, FairQueue, Full, Waiting
 from lumos.serving.record import Asked, Record, from_json, new_id
-from lumos.serving.store import RECORD, Store
+from lumos.serving.store import MARKER, RECORD, Store
 
 ASKED = Asked("a red circle", 5, 32, 32, 8.0, 1, False, 2, 2.0, 1.0)
 
@@ -105,12 +105,9 @@ def test_after_a_kill_everything_is_whole_or_a_failure(tmp_path: Path) -> None:
     done, half, lost = keep(store, record()), keep(store, record("queued")), keep(store, record())
     (store.folder(half.id) / ".video.gif.partial").write_bytes(b"half")
     (store.folder(lost.id) / "video.mp4").unlink()
-    torn, strange = store.videos / new_id("video"), store.videos / "strange"
-    torn.mkdir()
-    (torn / RECORD).write_text('{"id": "vid')
-    strange.write_text("not a folder")
     (store.scratch / "upload").write_text("half an upload")
-    store.close()
+    temporary = store.temporary
+    store.lock.close()  # as a kill would
 
     again = Store(tmp_path, 60, 10**6)
     states = {id: (found.status, (found.error or {}).get("code")) for id, found in again.records.items()}
@@ -120,7 +117,92 @@ def test_after_a_kill_everything_is_whole_or_a_failure(tmp_path: Path) -> None:
         lost.id: ("failed", "files_missing"),
     }
     assert [path.name for path in again.folder(half.id).iterdir()] == [RECORD]
-    assert not torn.exists() and not strange.exists() and not list(again.scratch.iterdir())
+    assert not temporary.exists() and not list(again.scratch.iterdir())
+    again.close()
+    assert not again.temporary.exists()
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["videos/holiday/a.mp4", "videos/holiday.mp4"],
+        ["uploads/thesis.txt"],
+        ["scratch/notes.txt"],
+        ["lock"],
+        ["videos"],
+        ["readme.txt"],
+        [f"videos/{new_id('video')}/record.json"],
+        [f"videos/{new_id('video')}/video.mp4", "lock", "uploads/a", "scratch/b"],
+        [".lumos-serve", "videos/a.mp4"],
+    ],
+)
+def test_a_folder_that_is_no_servers_is_refused_and_untouched(tmp_path: Path, names: list[str]) -> None:
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("precious")
+    before = snapshot(tmp_path)
+    with pytest.raises(ValueError, match="--data"):
+        Store(tmp_path, 60, 10**6)
+    assert snapshot(tmp_path) == before
+
+
+def test_nothing_without_a_record_is_deleted_and_nothing_that_a_server_does_not_name(tmp_path: Path) -> None:
+    store = Store(tmp_path, 60, 10**6)
+    old, kept, failed = keep(store, record()), keep(store, record(completed_at=10**12)), keep(store, record("failed"))
+    torn = store.videos / new_id("video")
+    theirs = ["thesis.txt", "uploads/a", "scratch/b", "lock", "videos/holiday.mp4", "videos/holiday/video.mp4"]
+    theirs += [f"videos/{torn.name}/{RECORD}", *(f"videos/{of.id}/notes.txt" for of in (old, kept, failed))]
+    for name in theirs:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("precious")
+    store.lock.close()
+
+    again = Store(tmp_path, 60, 10**6)
+    again.expire(now=10**9)
+    again.tidy(failed.id)
+    again.delete(kept.id)
+    again.close()
+    assert set(again.records) == set()
+    left = snapshot(tmp_path)
+    assert {name for name, content in left.items() if content == b"precious"} == set(theirs)
+    assert not any(name.endswith("video.mp4") for name in set(left) - set(theirs))
+
+
+def test_a_folder_of_an_earlier_version_is_taken_over(tmp_path: Path) -> None:
+    store = Store(tmp_path, 60, 10**6)
+    made = keep(store, record())
+    store.close()
+    (tmp_path / MARKER).unlink()
+    for name in ("uploads", "scratch"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "lock").touch()
+    again = Store(tmp_path, 60, 10**6)
+    assert set(again.records) == {made.id} and (tmp_path / MARKER).exists()
+    again.close()
+
+
+def test_a_clock_that_is_set_forward_makes_nothing_old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = {"wall": 10**9 + 0.0, "running": 5.0}
+    monkeypatch.setattr("lumos.serving.store.time.time", lambda: clock["wall"])
+    monkeypatch.setattr("lumos.serving.store.time.monotonic", lambda: clock["running"])
+    store = Store(tmp_path, 7200, 10**6)
+    made = keep(store, record(completed_at=10**9))
+    clock.update(wall=2e9, running=4000.0)  # a wrong clock, an hour later
+    assert store.expire(store.now()) == []
+    clock.update(wall=10**9 - 1e6, running=8000.0)  # and one set back
+    assert store.expire(store.now()) == []
+    clock.update(wall=10**9 + 7995.0)
+    assert store.expire(store.now()) == [made.id]
+    store.close()
+
+    old = keep(again := Store(tmp_path, 1, 10**6), record(completed_at=100))
+    assert again.expire(again.now()) == []  # the clock may be wrong: not in the first hour
+    clock["running"] += 3600
+    assert again.expire(again.now()) == [old.id]
     again.close()
 
 
