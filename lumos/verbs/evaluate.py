@@ -10,6 +10,7 @@ from typing import Any
 
 from lumos.options import UsageError, argument, choose, option, report, required, with_settings
 
+REPORTS = {"distances": "distances.json", "tokenizer": "tokenizer.json"}  # files that must not be there yet
 MARKS = ("right", "wrong", "unclear")
 
 
@@ -57,6 +58,9 @@ class EvaluateArgs:
 
 def run_evaluate(args: EvaluateArgs) -> None:
     kinds = {"shapes": run_shapes, "distances": run_distances, "tokenizer": run_tokenizer}
+    for name in REPORTS:
+        if args.what == name and (args.out / REPORTS[name]).exists():
+            raise FileExistsError(f"{args.out / REPORTS[name]} exists; name another folder with --out")
     run = choose("benchmark", args.what, {**kinds, **dict.fromkeys(("geneval", "vbench", "vbench-i2v"), run_suite)})
     needs = {"rewrites": run_suite, "images": run_suite, "samples": run_suite, "features": run_distances, "only": run_shapes}
     for name, of in needs.items():
@@ -127,7 +131,7 @@ def run_distances(args: EvaluateArgs) -> None:
     name = "I3D" if args.features else "EfficientNet-Lite0"
     chosen = smaller(prompts) if args.quick else prompts
     found = measure_distances(generator, chosen, network, name, sampler, args.seed, args.batch, _tell)
-    _finish(args, "distances.json", found)
+    _finish(args, REPORTS["distances"], found)
 
 
 def run_tokenizer(args: EvaluateArgs) -> None:
@@ -138,7 +142,9 @@ def run_tokenizer(args: EvaluateArgs) -> None:
 
     tokenizer = load_any_tokenizer(find_weights(args.weights, "tokenizer"))
     _finish(
-        args, "tokenizer.json", measure_tokenizer(tokenizer, pick_device(args.device), 8 if args.quick else 64, seed=args.seed)
+        args,
+        REPORTS["tokenizer"],
+        measure_tokenizer(tokenizer, pick_device(args.device), 8 if args.quick else 64, seed=args.seed),
     )
 
 

@@ -22,6 +22,7 @@ class InspectArgs:
     tokenizer: str | None = option(
         None, "visual tokenizer: name of weights in the package, or a folder", "the one that made them"
     )
+    force: bool = option(False, "replace the file named by --sheet")
     json: bool = option(False, "print one JSON document as the last line of stdout")
 
 
@@ -35,7 +36,7 @@ def run_inspect(args: InspectArgs) -> None:
         raise ValueError(f"--count must be at least 1, got {args.count}; use 12")
     sheet = args.sheet or (Path("contact_sheet.png") if is_url(args.shards) else Path(args.shards) / "contact_sheet.png")
     index = open_shards(args.shards)
-    check_output(sheet, overwrite=True)
+    check_output(sheet, overwrite=args.force or args.sheet is None)
     document = describe(index)
     clips, captions = draw_clips(index, args.count, args.tokenizer)
     contact_sheet(clips, captions, columns=6).save(sheet)

@@ -21,7 +21,7 @@ from torch import Tensor
 from lumos.cli import main
 from lumos.data.clips import Cut, unpack_picture
 from lumos.data.manifest import Entry
-from lumos.data.prepare import PrepareConfig, Share, prepare
+from lumos.data.prepare import PrepareConfig, Share, _finish, prepare
 from lumos.data.shards import fingerprint, open_shards, unpack_codes
 from lumos.shapes.render import pack, render
 from lumos.shapes.scene import sample_scene
@@ -350,6 +350,14 @@ def test_other_tools_open_the_shards(whole: Path) -> None:
     assert len(table) == len(rows_of(whole)) and list(table["captions"].iloc[0]) == ["clip number 0"]
 
 
+def test_leftovers_of_a_kill_are_deleted_and_nothing_else(whole: Path) -> None:
+    (whole / ".thesis.partial").write_text("precious")
+    (whole / ".000003.parquet.12.34.partial").write_text("half")
+    _finish(whole, 5)
+    assert (whole / ".thesis.partial").exists() and not (whole / ".000003.parquet.12.34.partial").exists()
+    (whole / ".thesis.partial").unlink()
+
+
 def test_inspect_says_what_is_there(whole: Path, material: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sheet = tmp_path / "sheet.png"
     words = ["inspect", str(whole), "--sheet", str(sheet), "--tokenizer", str(material / "tokenizer"), "--json"]
@@ -360,8 +368,13 @@ def test_inspect_says_what_is_there(whole: Path, material: Path, tmp_path: Path,
     assert document["sizes"] == {"2x4x4": len(rows) - 1, "1x4x4": 1} and "clip number 0" in document["captions"]
     with Image.open(sheet) as picture:
         assert picture.height > 4 * SIZE
-    assert main(["inspect", str(whole), "--sheet", str(sheet), "--tokenizer", "tiny"]) == 2
+    assert main(["inspect", str(whole), "--sheet", str(sheet), "--tokenizer", "tiny", "--force"]) == 2
     assert "must be made with this tokenizer" in capsys.readouterr().err
+    before = sheet.read_bytes()
+    assert main(words) == 2 and sheet.read_bytes() == before
+    assert "--force" in capsys.readouterr().err
+    assert main([*words, "--count", "2", "--force"]) == 0 and sheet.read_bytes() != before
+    capsys.readouterr()
     assert main(["inspect", str(tmp_path)]) == 2
     assert "must hold shards (.parquet), got none" in capsys.readouterr().err
     assert main(["inspect", str(tmp_path / "no")]) == 2

@@ -46,6 +46,7 @@ def test_shapes_by_command(weights: Path, tmp_path: Path, capsys: pytest.Capture
         (["distances", "--features", "none.pt"], "which is no file"),
         (["tokenizer", "--device", "abacus"], "device must be cpu"),
         (["vbench", "--prompts", "empty"], "at least one prompt"),
+        (["tokenizer", "--out", "."], "tokenizer.json exists"),
     ],
 )
 def test_mistakes_are_one_line(
@@ -57,7 +58,9 @@ def test_mistakes_are_one_line(
     says: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    Path("empty").write_text("[]")
-    assert main(["evaluate", *words, "--weights", str(weights), "--out", "out"]) == 2
+    for name in ("empty", "tokenizer.json"):
+        Path(name).write_text("[]")
+    assert main(["evaluate", "--weights", str(weights), "--out", "out", *words]) == 2
+    assert Path("tokenizer.json").read_text() == "[]"
     error = capsys.readouterr().err
     assert says in error and error.count("\n") == 1
