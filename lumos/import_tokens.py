@@ -6,6 +6,7 @@ one that names a class or function is refused. Every record must be rebuilt exac
 
 import pickletools
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -52,8 +53,8 @@ def import_tokens(files: Sequence[Path], out: Path, progress: Progress | None = 
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FileExistsError(f"{out} must be a new or empty folder, got one that holds something; choose another")
     beside = next(folder for folder in out.absolute().parents if folder.is_dir())  # so that a failure leaves no new folder
-    partial = beside / f".{out.name}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=beside))
+    partial = temporary / out.name
     partial.mkdir()
     counts = {"videos": 0, "images": 0, "codes": 0}
 
@@ -75,7 +76,7 @@ def import_tokens(files: Sequence[Path], out: Path, progress: Progress | None = 
         out.parent.mkdir(parents=True, exist_ok=True)
         partial.replace(out)
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
     return {"shards": str(out), **counts}
 
 

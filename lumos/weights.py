@@ -100,7 +100,10 @@ def save_folder(
     _check_replaceable(folder, set(contents), kept)
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = folder.with_name(f".{folder.name}.partial")
-    _remove(partial)
+    previous = folder.with_name(f".{folder.name}.previous")
+    for leftover in (partial, previous):  # of a save that was killed: deleted unless something else lies in it
+        _check_replaceable(leftover, set(contents), _inner_folders(leftover))
+        _remove(leftover)
     try:
         partial.mkdir()
         for name, content in contents.items():
@@ -199,7 +202,7 @@ def some_of(names: list[str]) -> str:
 def recover(folder: Path) -> None:
     """Put back the old folder when a save was killed between its two renames."""
     previous = folder.with_name(f".{folder.name}.previous")
-    if not folder.exists() and previous.exists():
+    if not folder.exists() and (previous / CONFIG).is_file():
         with suppress(FileNotFoundError):  # another process was faster
             previous.rename(folder)
 
@@ -335,7 +338,6 @@ def _bytes_of(tensor: Tensor) -> memoryview:
 
 def _put_in_place(partial: Path, folder: Path) -> None:
     previous = folder.with_name(f".{folder.name}.previous")
-    _remove(previous)
     if folder.exists():
         folder.rename(previous)  # a folder with content cannot be renamed over; `recover` undoes this after a kill
     try:

@@ -46,6 +46,7 @@ def write(path: Path, value: Any, protocol: int = 4) -> Path:
 
 def test_shards_rebuild_the_records(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "more").mkdir()
+    (tmp_path / ".out.partial").mkdir()  # somebody's
     video, image = record(), record(IMAGE, 1, 1, id=6)
     write(tmp_path / "video.pkl", video)
     write(tmp_path / "more" / "image.pkl", image)
@@ -53,7 +54,9 @@ def test_shards_rebuild_the_records(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert main(words) == 0
     expected = {"shards": str(tmp_path / "out"), "videos": 1, "images": 1, "codes": 7 * 8 * 16 + 16 * 12}
     assert json.loads(capsys.readouterr().out) == expected
-    assert sorted(os.listdir(tmp_path)) == ["more", "out", "video.pkl"] and os.listdir(tmp_path / "out") == ["000000.parquet"]
+    assert sorted(os.listdir(tmp_path)) == [".out.partial", "more", "out", "video.pkl"] and os.listdir(tmp_path / "out") == [
+        "000000.parquet"
+    ]
     found = list(read_shard(tmp_path / "out" / "000000.parquet"))
     for entry, original, source, frames in zip(found, [video, image], ["video.pkl:5", "image.pkl:6"], [24, 1], strict=True):
         assert rebuild(entry.text_open, entry.codes_THW, entry.seconds, entry.fps) == original["token"]

@@ -201,6 +201,13 @@ def test_saving_never_deletes_what_it_does_not_write(tmp_path: Path) -> None:
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
     with pytest.raises(FileExistsError, match="is a file"):
         save_folder(tmp_path / "thesis.tex", HEADER, {})
+    for name in (".model.partial", ".model.previous"):  # what a kill leaves is deleted, what only looks like it is not
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "thesis.tex").write_text("years of work")
+        save_folder(tmp_path / "sub" / "model", HEADER, {})
+        with pytest.raises(FileExistsError, match=r"would delete thesis\.tex"):
+            save_folder(tmp_path / "model", HEADER, {})
+        shutil.rmtree(tmp_path / name)
 
 
 @pytest.mark.parametrize("name", ["/etc/x", "../x", "config.json", "model.safetensors"])

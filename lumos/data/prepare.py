@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
@@ -31,6 +32,8 @@ from lumos.tokenizer.layers import Tokenizer
 
 AHEAD = 8  # clips of a file decoded in one go
 LONGEST_DRY_LOOK = 2000  # files whose headers a dry run reads
+# files that a killed process left half written; whatever else lies in the folder is not ours to delete
+LEFTOVER = re.compile(r"\.(\d{6}\.parquet|prepare\.json|rejected\.csv)(\.\d+)+\.partial")
 Progress = Callable[[int, int], None]
 
 
@@ -331,8 +334,9 @@ def _finish(out: Path, shards: int) -> dict[str, Any]:
     writer.writeheader()
     writer.writerows(rejected)
     _replace(out / "rejected.csv", text.getvalue())
-    for partial in out.glob(".*.partial"):
-        partial.unlink(missing_ok=True)
+    for path in out.iterdir():
+        if LEFTOVER.fullmatch(path.name):  # of a process that was killed
+            path.unlink(missing_ok=True)
     document: dict[str, Any] = {"clips": 0, "videos": 0, "images": 0, "rejected": len(rejected)}
     try:
         index = open_shards(out)

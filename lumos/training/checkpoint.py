@@ -42,7 +42,7 @@ def save(run: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[str
     flush(folder)
     for old in _all(run)[:-keep]:
         old.unlink()
-    for leftover in folder.glob("*.partial"):
+    for leftover in folder.glob("step_" + 8 * "[0-9]" + ".partial"):  # of a kill; other names are not ours
         leftover.unlink()
     return path
 

@@ -164,7 +164,7 @@ class Saver:
                 flush(path.parent)
                 for old in _all(self.run)[: -self.keep]:
                     shutil.rmtree(old)
-                for leftover in path.parent.glob("*.partial"):
+                for leftover in path.parent.glob("step_" + 8 * "[0-9]" + ".partial"):  # of a kill; other names are not ours
                     shutil.rmtree(leftover)
         except BaseException as error:  # told by `wait`, in the thread that trains
             self._failure = error

@@ -75,6 +75,14 @@ def test_what_comes_back_is_what_was_there_while_training_went_on(tmp_path: Path
     assert equal(other.values(), run.values())
 
 
+def test_leftovers_of_a_kill_are_deleted_and_nothing_else(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints"
+    for name in ("thesis.partial", "step_old.partial", "step_00000001.partial"):
+        (folder / name).mkdir(parents=True)
+    saved(tmp_path, [2])
+    assert {path.name for path in folder.iterdir()} == {"thesis.partial", "step_old.partial", "step_00000002"}
+
+
 def test_the_newest_are_kept_and_nothing_can_run_code(tmp_path: Path) -> None:
     assert latest(tmp_path) is None
     saved(tmp_path, [1, 2, 3], keep=2)
