@@ -41,10 +41,10 @@ def psnr(reconstruction_BCFHW: Tensor, pixels_BCFHW: Tensor) -> Tensor:
 
 def codes_used(codes_BTHW: Tensor, codebook_size: int) -> tuple[float, float]:
     """(share of the codebook that occurs, perplexity / codebook size): 1 and 1 when all codes are used equally."""
-    counts = torch.bincount(codes_BTHW.flatten(), minlength=codebook_size).double()
-    shares = counts[counts > 0] / counts.sum()
+    counts = codes_BTHW.unique(return_counts=True)[1].double()
+    shares = counts / counts.sum()
     perplexity = torch.exp(-(shares * shares.log()).sum())
-    return float((counts > 0).double().mean()), float(perplexity / codebook_size)
+    return len(counts) / codebook_size, float(perplexity / codebook_size)
 
 
 def _mean(error_BCFHW: Tensor, config: LossConfig) -> Tensor:

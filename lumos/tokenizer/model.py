@@ -1,10 +1,11 @@
-"""The causal video tokenizer: pixels_BCFHW in [-1, 1] <-> codes_BTHW, 4x8x8 smaller, about 5 M parameters.
+"""The causal video tokenizer: pixels_BCFHW in [-1, 1] <-> codes_BTHW, 4x8x8 smaller (or 4x16x16, with one more width).
 
 1 + 4k frames become 1 + k latent frames, and an image is a video of one frame. Like Cosmos (arXiv 2501.03575), which the
 paper uses: Haar patches, factorised causal convolutions, FSQ; smaller, without attention, and with most of its parameters
 in the decoder. One code path serves whole clips and streams: a stream only adds a memory for the convolutions over time.
 """
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -22,13 +23,22 @@ PATCH_CHANNELS = 3 * PATCH**3
 
 @dataclass(frozen=True)
 class TokenizerConfig:
-    """Widths and residual blocks at 1/4 and at 1/8 of the pixel resolution, and the FSQ levels, one a code channel."""
+    """Widths and numbers of residual blocks, one for each resolution from 1/4 of the pixels' down: 1/4, 1/8, 1/16, ...
+
+    Two of each make 4x8x8 codes, three make 4x16x16. `levels` are the FSQ's, one per code channel.
+    """
 
     levels: tuple[int, ...] = (7, 5, 5, 5, 5)
-    encoder_widths: tuple[int, int] = (96, 160)
-    encoder_blocks: tuple[int, int] = (2, 3)
-    decoder_widths: tuple[int, int] = (128, 224)
-    decoder_blocks: tuple[int, int] = (5, 4)
+    encoder_widths: tuple[int, ...] = (96, 160)
+    encoder_blocks: tuple[int, ...] = (2, 3)
+    decoder_widths: tuple[int, ...] = (128, 224)
+    decoder_blocks: tuple[int, ...] = (5, 4)
+
+    def __post_init__(self) -> None:
+        parts = (self.encoder_widths, self.encoder_blocks, self.decoder_widths, self.decoder_blocks)
+        lengths = [len(part) for part in parts]
+        if min(lengths) < 2 or len(set(lengths)) > 1:
+            raise ValueError(f"widths and blocks must be equally many, at least 2, got {lengths}; give one for each resolution")
 
 
 class VideoTokenizer(nn.Module):
@@ -54,7 +64,7 @@ class VideoTokenizer(nn.Module):
     @property
     def spatial(self) -> int:
         """Pixels a code, in height and in width."""
-        return 2 * PATCH
+        return PATCH * 2 ** (len(self.config.encoder_widths) - 1)
 
     def initialise(self, generator: torch.Generator) -> None:
         """Fresh weights, see `layers.initialise`."""
@@ -67,7 +77,7 @@ class VideoTokenizer(nn.Module):
 
     @torch.no_grad()
     def encode(self, pixels_BCFHW: Tensor) -> Tensor:
-        """Pixels in [-1, 1], 1 + 4k frames, sides in multiples of 8 -> codes_BTHW int64, 1 + k latent frames."""
+        """Pixels in [-1, 1], 1 + 4k frames, sides in multiples of `spatial` -> codes_BTHW int64, 1 + k latent frames."""
         return self.fsq(self.encoder(self._patch(pixels_BCFHW), None))[1]
 
     @torch.no_grad()
@@ -116,50 +126,59 @@ class VideoTokenizer(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Patches at 1/4 resolution -> the FSQ's channels at 1/8."""
+    """Patches at 1/4 resolution -> the FSQ's channels at the codes'."""
 
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__()
-        fine, coarse = config.encoder_widths
-        self.conv_in = SpaceConv(PATCH_CHANNELS, fine)
-        self.fine = nn.ModuleList(ResidualBlock(fine) for _ in range(config.encoder_blocks[0]))
-        self.down = Down(fine, coarse)
-        self.coarse = nn.ModuleList(ResidualBlock(coarse) for _ in range(config.encoder_blocks[1]))
-        self.norm_out = Norm(coarse)
-        self.out = nn.Linear(coarse, len(config.levels))
+        widths, counts = config.encoder_widths, config.encoder_blocks
+        self.conv_in = SpaceConv(PATCH_CHANNELS, widths[0])
+        self.fine = nn.ModuleList(_blocks(widths[0], counts[0]))
+        self.down = Down(widths[0], widths[1])
+        self.coarse = nn.ModuleList(_blocks(widths[1], counts[1]))
+        self.coarser = nn.ModuleList()
+        for i in range(2, len(widths)):
+            self.coarser.extend((Down(widths[i - 1], widths[i]), *_blocks(widths[i], counts[i])))
+        self.norm_out = Norm(widths[-1])
+        self.out = nn.Linear(widths[-1], len(config.levels))
 
     def forward(self, patches_BTHWC: Tensor, memory: dict[nn.Module, Tensor] | None) -> Tensor:
         x = self.conv_in(patches_BTHWC)
-        for block in self.fine:
-            x = block(x, memory)
-        x = self.down(x)
-        for block in self.coarse:
-            x = block(x, memory)
+        x = _through((*self.fine, self.down, *self.coarse, *self.coarser), x, memory)
         return self.out(silu(self.norm_out(x)))
 
 
 class Decoder(nn.Module):
-    """The FSQ's values at 1/8 resolution -> patches at 1/4."""
+    """The FSQ's values at the codes' resolution -> patches at 1/4."""
 
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__()
-        fine, coarse = config.decoder_widths
-        self.conv_in = SpaceConv(len(config.levels), coarse)
-        self.coarse = nn.ModuleList(ResidualBlock(coarse) for _ in range(config.decoder_blocks[1]))
-        self.up = Up(coarse, fine)
-        self.fine = nn.ModuleList(ResidualBlock(fine) for _ in range(config.decoder_blocks[0]))
-        self.norm_out = Norm(fine)
+        widths, counts = config.decoder_widths, config.decoder_blocks
+        self.conv_in = SpaceConv(len(config.levels), widths[-1])
+        self.coarser = nn.ModuleList()
+        for i in range(len(widths) - 1, 1, -1):
+            self.coarser.extend((*_blocks(widths[i], counts[i]), Up(widths[i], widths[i - 1])))
+        self.coarse = nn.ModuleList(_blocks(widths[1], counts[1]))
+        self.up = Up(widths[1], widths[0])
+        self.fine = nn.ModuleList(_blocks(widths[0], counts[0]))
+        self.norm_out = Norm(widths[0])
         # the last convolution sees 3x3 patches: without that overlap, the borders of the 4x4 patches show
-        self.conv_out = SpaceConv(fine, PATCH_CHANNELS)
+        self.conv_out = SpaceConv(widths[0], PATCH_CHANNELS)
 
     def forward(self, values_BTHWD: Tensor, memory: dict[nn.Module, Tensor] | None) -> Tensor:
         x = self.conv_in(values_BTHWD)
-        for block in self.coarse:
-            x = block(x, memory)
-        x = self.up(x)
-        for block in self.fine:
-            x = block(x, memory)
+        x = _through((*self.coarser, *self.coarse, self.up, *self.fine), x, memory)
         return self.conv_out(silu(self.norm_out(x)))
+
+
+def _blocks(width: int, count: int) -> list[ResidualBlock]:
+    return [ResidualBlock(width) for _ in range(count)]
+
+
+def _through(layers: Iterable[nn.Module], features_BTHWC: Tensor, memory: dict[nn.Module, Tensor] | None) -> Tensor:
+    for layer in layers:
+        over_time = isinstance(layer, ResidualBlock)
+        features_BTHWC = layer(features_BTHWC, memory) if over_time else layer(features_BTHWC)
+    return features_BTHWC
 
 
 def unpatch(patches_BTHWC: Tensor, first: bool) -> Tensor:

@@ -14,23 +14,35 @@ SMALL = TokenizerConfig(
 )
 
 
+THREE = TokenizerConfig((8,) * 8, (16, 24, 32), (1, 2, 1), (16, 24, 32), (2, 1, 1))  # 4x16x16, and 16.8 M codes
+
+
+@pytest.fixture(scope="module", params=[SMALL, THREE], ids=["4x8x8", "4x16x16"])
+def tokenizer(request: pytest.FixtureRequest) -> VideoTokenizer:
+    return made(request.param)
+
+
 @pytest.fixture(scope="module")
-def tokenizer() -> VideoTokenizer:
-    tokenizer = VideoTokenizer(SMALL)
+def small() -> VideoTokenizer:
+    return made(SMALL)
+
+
+def made(config: TokenizerConfig) -> VideoTokenizer:
+    tokenizer = VideoTokenizer(config)
     tokenizer.initialise(torch.Generator().manual_seed(0))
     with torch.no_grad():
         tokenizer.encoder.out.weight *= 10  # so that codes differ from place to place
     return tokenizer.eval()
 
 
-def clip(frames: int, height: int = 32, width: int = 40, batch: int = 2) -> Tensor:
+def clip(frames: int, height: int = 32, width: int = 48, batch: int = 2) -> Tensor:
     return torch.rand(batch, 3, frames, height, width, generator=torch.Generator().manual_seed(frames)) * 2 - 1
 
 
 def test_haar_and_back_is_the_identity() -> None:
     video = clip(8)
     bands = haar(video)
-    assert bands.shape == (2, 24, 4, 16, 20)
+    assert bands.shape == (2, 24, 4, 16, 24)
     torch.testing.assert_close(inverse_haar(bands), video, rtol=0, atol=1e-6)
 
 
@@ -45,8 +57,8 @@ def test_haar_bands_are_in_the_order_time_height_width() -> None:
 def test_shapes_and_ranges(tokenizer: VideoTokenizer) -> None:
     pixels = clip(9)
     codes = tokenizer.encode(pixels)
-    assert codes.shape == (2, 3, 4, 5) and codes.dtype == torch.int64
-    assert codes.min() >= 0 and codes.max() < tokenizer.codebook_size == 175
+    assert codes.shape == (2, 3, 32 // tokenizer.spatial, 48 // tokenizer.spatial) and codes.dtype == torch.int64
+    assert codes.min() >= 0 and codes.max() < tokenizer.codebook_size
     assert codes.unique().numel() > 20
     again = tokenizer.decode(codes)
     assert again.shape == pixels.shape and again.dtype == torch.float32
@@ -54,7 +66,8 @@ def test_shapes_and_ranges(tokenizer: VideoTokenizer) -> None:
     reconstruction, same_codes = tokenizer(pixels)
     assert torch.equal(same_codes, codes)
     torch.testing.assert_close(reconstruction.clamp(-1, 1), again, rtol=0, atol=1e-5)
-    assert (tokenizer.temporal, tokenizer.spatial) == (4, 8)
+    size = (tokenizer.temporal, tokenizer.spatial, tokenizer.codebook_size)
+    assert size == ((4, 8, 175) if tokenizer.config == SMALL else (4, 16, 8**8))
 
 
 @pytest.mark.parametrize("frame", [1, 4, 5, 8])
@@ -140,8 +153,8 @@ def test_bf16_weights_are_half_as_large_and_nearly_the_same(tokenizer: VideoToke
     assert 0 < (loaded.decode(codes) - tokenizer.decode(codes)).abs().mean() < 0.01
 
 
-def test_weights_of_another_config_are_refused(tokenizer: VideoTokenizer, tmp_path: Path) -> None:
-    save_tokenizer(tmp_path / "a", tokenizer)
+def test_weights_of_another_config_are_refused(small: VideoTokenizer, tmp_path: Path) -> None:
+    save_tokenizer(tmp_path / "a", small)
     config = tmp_path / "a" / "config.json"
     config.write_text(config.read_text().replace('"encoder_blocks": [\n      1', '"encoder_blocks": [\n      3'))
     with pytest.raises(ValueError, match="lacks encoder.fine"):
@@ -155,6 +168,11 @@ def test_default_size_and_codebook() -> None:
     assert 4000 <= tokenizer.codebook_size <= 4500
 
 
+def test_widths_and_blocks_of_other_numbers_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"equally many, at least 2, got \[3, 2, 2, 2\]"):
+        TokenizerConfig(encoder_widths=(8, 8, 8))
+
+
 @pytest.mark.parametrize(
     "pixels, words",
     [
@@ -166,21 +184,21 @@ def test_default_size_and_codebook() -> None:
         (torch.zeros(3, 5, 32, 32), "pixels must have shape B, 3, F, H, W"),
     ],
 )
-def test_bad_pixels_are_refused(tokenizer: VideoTokenizer, pixels: Tensor, words: str) -> None:
+def test_bad_pixels_are_refused(small: VideoTokenizer, pixels: Tensor, words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        tokenizer.encode(pixels)
+        small.encode(pixels)
 
 
-def test_bad_codes_are_refused(tokenizer: VideoTokenizer) -> None:
-    codes = torch.full((1, 2, 4, 4), tokenizer.codebook_size)
+def test_bad_codes_are_refused(small: VideoTokenizer) -> None:
+    codes = torch.full((1, 2, 4, 4), small.codebook_size)
     with pytest.raises(ValueError, match=r"0 \.\.\. 174"):
-        tokenizer.decode(codes)
+        small.decode(codes)
     with pytest.raises(ValueError, match="0 ... 174"):
-        tokenizer.decode_next(codes[:, 0], tokenizer.start_stream())
+        small.decode_next(codes[:, 0], small.start_stream())
     with pytest.raises(ValueError, match="4 dimensions"):
-        tokenizer.decode(codes[0])
+        small.decode(codes[0])
     with pytest.raises(ValueError, match="3 dimensions"):
-        tokenizer.decode_next(codes, tokenizer.start_stream())
+        small.decode_next(codes, small.start_stream())
 
 
 def test_a_stream_takes_one_frame_then_four(tokenizer: VideoTokenizer) -> None:
