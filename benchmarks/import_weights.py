@@ -15,15 +15,15 @@ from tempfile import TemporaryDirectory
 import torch
 from safetensors.torch import save_file
 
-from lumos.model.official import config_to_official, official_shapes
 from lumos.model.transformer import LUMOS_1B, LUMOS_3B, ModelConfig
+from lumos.published.official import config_to_official, official_shapes
 
 SIZES = {"1b": LUMOS_1B, "3b": LUMOS_3B}
 SHARD = 2**30  # bytes, or one tensor more
 # Linux's own record of the most memory a process had, mapped files included (getrusage would count this process as well)
 CHILD = """
 import sys
-from lumos.cli import main
+from lumos.cli.main import main
 assert main(sys.argv[1:]) == 0
 print(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")))
 """

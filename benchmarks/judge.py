@@ -11,13 +11,13 @@ from pathlib import Path
 
 import torch
 
+from lumos.evaluation.judge.judge import judge
 from lumos.generate import pick_device
-from lumos.shapes.judge import judge
-from lumos.shapes.render import pack, render
-from lumos.shapes.scene import Scene, sample_scene
+from lumos.media.sheet import contact_sheet
 from lumos.tokenizer.model import load_tokenizer
-from lumos.video import contact_sheet
 from lumos.weights import find_weights
+from lumos.worlds.shapes.render import pack, render
+from lumos.worlds.shapes.scene import Scene, sample_scene
 
 
 def scenes_of(kind: str, count: int, seed: int) -> list[Scene]:

@@ -19,7 +19,7 @@ from tempfile import TemporaryDirectory
 from lumos.data.clips import Cut, read_clips
 from lumos.data.manifest import Entry
 from lumos.data.prepare import PrepareConfig, Share, prepare
-from lumos.tokenizer.cosmos import load_any_tokenizer
+from lumos.tokenizer.load import load_any_tokenizer
 from lumos.weights import find_weights
 
 

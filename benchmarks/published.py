@@ -20,11 +20,11 @@ import torch
 from safetensors.torch import save_file
 
 from lumos.generate import Generator
-from lumos.import_weights import import_weights
-from lumos.model.official import config_to_official, official_shapes
+from lumos.media.video import write_video
 from lumos.model.transformer import LUMOS_1B, LUMOS_3B, ModelConfig
+from lumos.published.import_weights import import_weights
+from lumos.published.official import config_to_official, official_shapes
 from lumos.tokenizer.cosmos import CosmosConfig, CosmosTokenizer, save_cosmos
-from lumos.video import write_video
 
 SIZES = {"1b": LUMOS_1B, "3b": LUMOS_3B}
 TOY = ModelConfig(LUMOS_1B.vocabulary, layers=2, width=16, heads=2, kv_heads=1, head_width=32, ffn=24)

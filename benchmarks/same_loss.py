@@ -20,23 +20,24 @@ from typing import Any
 
 import torch
 
-from lumos.data.shapes import Batch, ShapesConfig
-from lumos.evaluation.lines import add_line
+from lumos.data.batch import Batch
+from lumos.data.shapes import ShapesConfig
+from lumos.files import add_line
 from lumos.model.transformer import ModelConfig
 from lumos.model_folder import VideoConfig, load_model
 from lumos.presets import MODELS
 from lumos.sequence.layout import text_batch
 from lumos.sequence.text import TextTokenizer
 from lumos.sequence.vocabulary import Vocabulary
-from lumos.shapes.captions import caption
-from lumos.shapes.render import pack, render
-from lumos.shapes.scene import sample_scene
 from lumos.tokenizer.model import VideoTokenizer
 from lumos.training.config import TrainModelConfig
 from lumos.training.objective import backward, generator_of, hide
 from lumos.training.optim import OptimConfig, build_optimizer, learning_rate, set_learning_rate
 from lumos.training.parallel import ParallelConfig, Ranks, agree, average, build, clip_gradients, finish, start
 from lumos.weights import PRETRAINED
+from lumos.worlds.shapes.captions import caption
+from lumos.worlds.shapes.render import pack, render
+from lumos.worlds.shapes.scene import sample_scene
 
 PLAIN = ParallelConfig(attention="dense", compile="off", precision="float32")
 FAST = {

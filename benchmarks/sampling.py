@@ -26,7 +26,7 @@ from lumos.diffusion.engine import Compute, prepare
 from lumos.diffusion.estimate import estimate, matrix_rate
 from lumos.diffusion.job import Job, Plan
 from lumos.diffusion.sampler import SamplerConfig, Shortcuts
-from lumos.evaluation.lines import add_line
+from lumos.files import add_line
 from lumos.generate import Generator
 from lumos.model.quantise import Precision, multiply, quantise, to_fp8
 from lumos.model.transformer import LUMOS_1B, LUMOS_3B, ModelConfig, Transformer

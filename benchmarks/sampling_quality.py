@@ -18,12 +18,12 @@ from typing import Any
 import torch
 
 from lumos.diffusion.sampler import SamplerConfig, Shortcuts
-from lumos.evaluation.lines import add_line, read_lines
 from lumos.evaluation.making import to_bytes
-from lumos.evaluation.one_object import look_without_scene
 from lumos.evaluation.prompts import one_object
 from lumos.evaluation.workers import Workers, usual_workers
+from lumos.files import add_line, read_lines
 from lumos.generate import Generator
+from research.one_object import look_without_scene
 
 STEPS = (4, 6, 8, 12, 18, 25, 50)
 SAMPLERS = ("paper", "random", "halton", "entropy", "remask")

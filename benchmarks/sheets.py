@@ -21,8 +21,9 @@ from lumos.data.shards import ShardReader, open_shards
 from lumos.evaluation.making import to_pixels, usual_batch
 from lumos.evaluation.prompts import Prompt, benchmark
 from lumos.generate import Generator
-from lumos.shapes.render import pack, render
-from lumos.video import contact_sheet, fit, write_video
+from lumos.media.sheet import contact_sheet
+from lumos.media.video import fit, write_video
+from lumos.worlds.shapes.render import pack, render
 
 # In words that no training caption has, and the code points of the emoji whose first frame the image to video starts from.
 NEW_WORDS = (

@@ -20,9 +20,10 @@ from lumos.data.pixels import open_pixels, split_rows, to_pixels
 from lumos.data.shards import ShardReader
 from lumos.evaluation.distances import psnr
 from lumos.generate import pick_device
-from lumos.tokenizer.cosmos import CosmosTokenizer, load_any_tokenizer
+from lumos.media.sheet import contact_sheet
+from lumos.tokenizer.cosmos import CosmosTokenizer
+from lumos.tokenizer.load import load_any_tokenizer
 from lumos.tokenizer.model import VideoTokenizer
-from lumos.video import contact_sheet
 from lumos.weights import find_weights
 
 SHOWN = 6

@@ -25,9 +25,9 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend
 
-from lumos.data.shapes import Batch
+from lumos.data.batch import Batch
 from lumos.diffusion.loss import weighted_code_loss
-from lumos.evaluation.lines import add_line
+from lumos.files import add_line
 from lumos.model.attention import Attend, dense, flex
 from lumos.model.prefix import prefix
 from lumos.model.transformer import LUMOS_1B, LUMOS_3B, ModelConfig

@@ -13,7 +13,7 @@ from PIL import Image
 
 from lumos.evaluation.making import usual_batch
 from lumos.generate import Generator
-from lumos.video import contact_sheet
+from lumos.media.sheet import contact_sheet
 
 PROMPTS = (
     "a person signs the word milk",

@@ -19,14 +19,14 @@ from torch.nn.functional import scaled_dot_product_attention as attend
 
 from lumos.model.cache import Cache
 from lumos.model.transformer import ModelConfig, Transformer
-from lumos.shapes.motion import TRAVEL
-from lumos.shapes.placing import WHOLE, place
-from lumos.shapes.render import pack, render
-from lumos.shapes.scene import Background, Scene
-from lumos.shapes.thing import Thing
 from lumos.tokenizer.model import load_tokenizer
 from lumos.training.metrics import sheet
 from lumos.weights import find_weights
+from lumos.worlds.shapes.motion import TRAVEL
+from lumos.worlds.shapes.placing import WHOLE, place
+from lumos.worlds.shapes.render import pack, render
+from lumos.worlds.shapes.scene import Background, Scene
+from lumos.worlds.shapes.thing import Thing
 
 COLOURS, SHAPES, WAYS = ("red", "green", "blue"), ("circle", "square", "triangle"), ("left", "right", "up", "down")
 WORDS = ("a", *COLOURS, *SHAPES, "moves", *WAYS)

@@ -2,6 +2,6 @@
 
 import sys
 
-from lumos.cli import main
+from lumos.cli.main import main
 
 sys.exit(main())

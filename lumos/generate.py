@@ -24,9 +24,9 @@ from lumos.model.rope import PLACES
 from lumos.model.transformer import Transformer
 from lumos.model_folder import FolderConfig, load_model
 from lumos.sequence.layout import Grid, clock
-from lumos.sequence.published import said_frames
+from lumos.sequence.prompt_template import said_frames
 from lumos.sequence.text import TextTokenizer
-from lumos.sequence.tokens import About, Tokens
+from lumos.sequence.token_file import About, Tokens
 from lumos.tokenizer.cosmos import CosmosTokenizer
 from lumos.tokenizer.model import VideoTokenizer
 

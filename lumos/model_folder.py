@@ -14,10 +14,11 @@ from torch import Tensor
 
 from lumos.diffusion.sampler import SamplerConfig
 from lumos.model.transformer import ModelConfig, Transformer
-from lumos.sequence.published import check_text
+from lumos.sequence.prompt_template import check_text
 from lumos.sequence.text import TextTokenizer
 from lumos.sequence.vocabulary import LUMOS, Vocabulary
-from lumos.tokenizer.cosmos import CosmosTokenizer, load_any_tokenizer, save_cosmos
+from lumos.tokenizer.cosmos import CosmosTokenizer, save_cosmos
+from lumos.tokenizer.load import load_any_tokenizer
 from lumos.tokenizer.model import VideoTokenizer, save_tokenizer
 from lumos.weights import FORMAT, check_names, find_weights, load_folder, read_config, save_folder
 

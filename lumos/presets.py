@@ -4,7 +4,7 @@ from lumos.data.shapes import ShapesConfig
 from lumos.diffusion.sampler import SamplerConfig, Shortcuts
 from lumos.model.transformer import LUMOS_1B, LUMOS_3B, ModelConfig
 from lumos.model_folder import VideoConfig
-from lumos.sequence.published import TEMPLATE
+from lumos.sequence.prompt_template import TEMPLATE
 from lumos.tokenizer.losses import LossConfig
 from lumos.tokenizer.model import TokenizerConfig
 from lumos.training.config import TrainModelConfig

@@ -23,6 +23,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from lumos.files import flush
+
 T = TypeVar("T")
 Kind = Literal["model", "tokenizer"]
 
@@ -353,15 +355,6 @@ def _flush_all(folder: Path) -> None:
     for path in folder.rglob("*"):
         flush(path)
     flush(folder)
-
-
-def flush(path: Path) -> None:
-    """Wait until a file, or the list of what a folder holds, is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _remove(folder: Path) -> None:

@@ -12,22 +12,22 @@ from torch import Tensor
 
 import lumos.diffusion.estimate as estimates
 import lumos.diffusion.job as jobs
+from lumos.cli.generate_files import Request, generate_to_files
 from lumos.diffusion.engine import Compute
 from lumos.diffusion.history import most_slots, shrink
 from lumos.diffusion.job import Job, Plan
 from lumos.diffusion.sampler import MASKED, SamplerConfig, Shortcuts, guide
 from lumos.generate import Generator
+from lumos.media.video import read_video
 from lumos.model.attention import dense
 from lumos.model.cache import Cache
 from lumos.model.transformer import ModelConfig, Transformer
 from lumos.model_folder import FolderConfig, VideoConfig, save_model
 from lumos.sequence.layout import HEADER, Grid, content_ids, content_of, pack, text_batch
 from lumos.sequence.text import train_text_tokenizer
-from lumos.sequence.tokens import Tokens
+from lumos.sequence.token_file import Tokens
 from lumos.sequence.vocabulary import small_vocabulary
 from lumos.tokenizer.model import TokenizerConfig, VideoTokenizer
-from lumos.verbs.generate_files import Request, generate_to_files
-from lumos.video import read_video
 
 CPU = torch.device("cpu")
 SAMPLER = SamplerConfig(steps=3, guidance=2.0)

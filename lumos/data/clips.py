@@ -19,7 +19,7 @@ import numpy as np
 
 from lumos.data.manifest import Entry, is_url
 from lumos.data.shards import ShardReader
-from lumos.video import (
+from lumos.media.video import (
     ACCURATE,
     DEMUXERS,
     IMAGE_FORMATS,

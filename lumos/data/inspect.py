@@ -10,7 +10,7 @@ from torch.nn.functional import interpolate
 
 from lumos.data.clips import unpack_picture
 from lumos.data.shards import PIXELS, TOKENS, ShardIndex, ShardReader, check_tokenizer, read_settings, unpack_codes
-from lumos.tokenizer.cosmos import load_any_tokenizer
+from lumos.tokenizer.load import load_any_tokenizer
 from lumos.weights import find_weights
 
 SAMPLE = 2000  # captions looked at

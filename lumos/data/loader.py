@@ -18,7 +18,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from lumos.data.shapes import Batch
+from lumos.data.batch import Batch
 from lumos.data.shards import TOKENS, Array, ShardIndex, ShardReader, unpack_codes
 from lumos.sequence.layout import text_batch
 from lumos.sequence.text import UNKNOWN, TextTokenizer

@@ -10,7 +10,6 @@ import csv
 import hashlib
 import io
 import json
-import os
 import re
 import time
 from collections import defaultdict, deque
@@ -28,6 +27,7 @@ from lumos.data.clips import Clip, Cut, nearest_size, pack_picture, promised, re
 from lumos.data.manifest import Entry, is_url, read_manifest
 from lumos.data.shards import CODES, PIXELS, SETTINGS, ShardReader, fingerprint, open_shards, pack_codes, read_json, rejected_in
 from lumos.data.shards import write_shard as write
+from lumos.files import write_text
 from lumos.tokenizer.layers import Tokenizer
 
 AHEAD = 8  # clips of a file decoded in one go
@@ -308,7 +308,7 @@ def _begin(out: Path, entries: Sequence[Entry], config: PrepareConfig, mark: str
     if not before:
         if any(out.iterdir()) and not all(path.name.startswith(".") for path in out.iterdir()):
             raise FileExistsError(f"{out} must be a new or empty folder, got one that holds something else; choose another")
-        _replace(out / SETTINGS, json.dumps({**settings, "name": name}, indent=1))
+        write_text(out / SETTINGS, json.dumps({**settings, "name": name}, indent=1))
         return
     before.pop("name", None)
     if before != settings:
@@ -333,7 +333,7 @@ def _finish(out: Path, shards: int) -> dict[str, Any]:
     writer = csv.DictWriter(text, ["row", "path", "reason", "shard"])
     writer.writeheader()
     writer.writerows(rejected)
-    _replace(out / "rejected.csv", text.getvalue())
+    write_text(out / "rejected.csv", text.getvalue())
     for path in out.iterdir():
         if LEFTOVER.fullmatch(path.name):  # of a process that was killed
             path.unlink(missing_ok=True)
@@ -347,12 +347,3 @@ def _finish(out: Path, shards: int) -> dict[str, Any]:
     if index.form == CODES:
         document["codes"] = int(index.sizes_N3.prod(1).sum())
     return document
-
-
-def _replace(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_text(text, "utf-8", newline="")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -16,13 +16,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from lumos.data.batch import Batch
 from lumos.sequence.layout import text_batch
 from lumos.sequence.text import TextTokenizer
 from lumos.sequence.vocabulary import Vocabulary
-from lumos.shapes.captions import caption
-from lumos.shapes.render import PackedScenes, pack, render
-from lumos.shapes.scene import sample_image, sample_scene
 from lumos.tokenizer.model import VideoTokenizer
+from lumos.worlds.shapes.captions import caption
+from lumos.worlds.shapes.render import PackedScenes, pack, render
+from lumos.worlds.shapes.scene import sample_image, sample_scene
 
 RENDERED = 32
 
@@ -39,14 +40,6 @@ class ShapesConfig:
     pool: int = 16
     reuse: int = 4
     workers: int = 6
-
-
-class Batch(NamedTuple):
-    """Right-aligned prompt ids text_BS with their lengths, codes_BTHW."""
-
-    text_BS: Tensor
-    length_B: Tensor
-    codes_BTHW: Tensor
 
 
 class _Half(NamedTuple):

@@ -5,10 +5,8 @@ and says in its footer which inputs were rejected while it was made. `open_shard
 shards belong together.
 """
 
-import errno
 import hashlib
 import json
-import os
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
@@ -20,6 +18,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from lumos.files import whole_file
 
 CODES, PIXELS, TOKENS = "lumos-clips-1", "lumos-pixels-1", "lumos-tokens-1"  # TOKENS: what import-tokens writes
 SETTINGS = "prepare.json"
@@ -100,21 +100,9 @@ def write_parquet(path: Path, schema: Any, groups: Iterable[Sequence[dict[str, A
     import pyarrow
     import pyarrow.parquet as parquet
 
-    partial = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_native_id()}.partial")
-    try:
-        with open(partial, "wb") as file:
-            with parquet.ParquetWriter(file, schema, compression="zstd") as writer:
-                for rows in groups:
-                    writer.write_table(pyarrow.Table.from_pylist(list(rows), schema=schema))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except OSError as error:
-        if error.errno == errno.ENOSPC or "No space left" in str(error):
-            raise OSError(f"no space left to write {path}; free some and give the same command again") from error
-        raise
-    finally:
-        partial.unlink(missing_ok=True)
+    with whole_file(path) as partial, parquet.ParquetWriter(partial, schema, compression="zstd") as writer:
+        for rows in groups:
+            writer.write_table(pyarrow.Table.from_pylist(list(rows), schema=schema))
 
 
 def write_shard(

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from lumos.diffusion.sampler import SamplerConfig
+from lumos.files import write_text
 from lumos.generate import Generator
 
 CARD = "MODEL_CARD.md"
@@ -59,9 +60,7 @@ def write_card(folder: Path, generator: Generator, scores: dict[str, Any]) -> Pa
         "",
     ]
     path = folder / CARD
-    partial = path.with_name(f".{CARD}.partial")
-    partial.write_text("\n".join(lines), "utf-8")
-    partial.replace(path)
+    write_text(path, "\n".join(lines))
     return path
 
 

@@ -12,10 +12,10 @@ from lumos.evaluation.distances import FeatureNetwork, Features, distances, feat
 from lumos.evaluation.making import batches, usual_batch
 from lumos.evaluation.prompts import Prompt
 from lumos.generate import Generator
-from lumos.shapes.render import pack, render
-from lumos.shapes.scene import sample_scene
 from lumos.tokenizer.cosmos import CosmosTokenizer
 from lumos.tokenizer.model import VideoTokenizer
+from lumos.worlds.shapes.render import pack, render
+from lumos.worlds.shapes.scene import sample_scene
 
 Say = Callable[[int, int], None]
 

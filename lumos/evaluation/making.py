@@ -17,14 +17,14 @@ import torch
 from torch import Tensor
 
 from lumos.diffusion.sampler import SamplerConfig
+from lumos.evaluation.judge.judge import judge
 from lumos.evaluation.prompts import Prompt
 from lumos.evaluation.scores import Result, summary
 from lumos.evaluation.workers import Lanes, Workers
 from lumos.generate import Generator
-from lumos.shapes.judge import judge
-from lumos.shapes.render import pack, render
-from lumos.shapes.scene import Scene
-from lumos.video import write_video
+from lumos.media.video import write_video
+from lumos.worlds.shapes.render import pack, render
+from lumos.worlds.shapes.scene import Scene
 
 AHEAD = 2  # batches that may wait to be judged
 

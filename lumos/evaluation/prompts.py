@@ -12,11 +12,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from lumos.shapes.captions import canonical_caption, caption
-from lumos.shapes.judge import ATTRIBUTES
-from lumos.shapes.motion import DIAGONAL, DIRECTIONS, STRAIGHT
-from lumos.shapes.palette import COLOURS
-from lumos.shapes.scene import (
+from lumos.evaluation.judge.judge import ATTRIBUTES
+from lumos.worlds.shapes.captions import canonical_caption, caption
+from lumos.worlds.shapes.motion import DIAGONAL, DIRECTIONS, STRAIGHT
+from lumos.worlds.shapes.palette import COLOURS
+from lumos.worlds.shapes.scene import (
     HELD_OUT_PAIRS,
     SEEN_PAIRS,
     Background,
@@ -30,7 +30,7 @@ from lumos.shapes.scene import (
     sample_two,
     to_json,
 )
-from lumos.shapes.thing import SPINNERS
+from lumos.worlds.shapes.thing import SPINNERS
 
 VERSION = 1  # of the prompts: scores of different versions must not be compared
 SPLITS = ("seen", "held-out")

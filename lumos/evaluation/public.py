@@ -19,8 +19,9 @@ from typing import Any, Literal
 from lumos.diffusion.sampler import SamplerConfig
 from lumos.evaluation.making import usual_batch
 from lumos.evaluation.shapes import weights_fingerprint
+from lumos.files import write_text
 from lumos.generate import Generator
-from lumos.video import read_image, write_video
+from lumos.media.video import read_image, write_video
 
 Suite = Literal["geneval", "vbench", "vbench-i2v"]
 SAMPLES: dict[Suite, int] = {"geneval": 4, "vbench": 5, "vbench-i2v": 5}
@@ -180,18 +181,11 @@ def _prepare(out: Path, settings: dict[str, Any], suite: Suite, entries: Sequenc
     out.mkdir(parents=True, exist_ok=True)
     for number, entry in enumerate(entries if suite == "geneval" else ()):
         (out / f"{number:05}" / "samples").mkdir(parents=True, exist_ok=True)
-        _write(out / f"{number:05}" / "metadata.jsonl", json.dumps(entry))
+        write_text(out / f"{number:05}" / "metadata.jsonl", json.dumps(entry))
     if suite != "geneval":
         (out / "videos").mkdir(exist_ok=True)
     if not path.exists():
-        _write(path, json.dumps(settings, indent=1))
-
-
-def _write(path: Path, text: str) -> None:
-    """Whole or not at all, also when several processes do it."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(text, "utf-8")
-    partial.replace(path)
+        write_text(path, json.dumps(settings, indent=1))
 
 
 def _batches(items: Sequence[Item], size: int) -> Iterator[list[Item]]:

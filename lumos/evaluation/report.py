@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lumos.evaluation.scores import Result
-from lumos.video import contact_sheet
+from lumos.media.sheet import contact_sheet
 
 WORST, BEST = 12, 6  # of each class in the report
 SHOWN = 5  # frames of a video on the contact sheet

@@ -21,6 +21,7 @@ from lumos.evaluation.prompts import VERSION, Prompt, benchmark, fingerprint, on
 from lumos.evaluation.report import write_report
 from lumos.evaluation.scores import Result, summary
 from lumos.evaluation.workers import Workers, usual_workers
+from lumos.files import write_text
 from lumos.generate import Generator
 
 SIZE, FPS = 128, 8
@@ -78,7 +79,7 @@ def evaluate_shapes(
     results = [done[prompt.id] for prompt in chosen]
     report = {"settings": settings, "seconds": round(time.monotonic() - started, 1), **summary(results)}
     report["prompts"] = [asdict(result) for result in results]
-    _write(out / REPORT, json.dumps(report, indent=1))
+    write_text(out / REPORT, json.dumps(report, indent=1))
     write_report(out, report, results)
     return report
 
@@ -128,8 +129,8 @@ def _open_folder(out: Path, settings: dict[str, Any], prompts: Sequence[Prompt])
     if out.exists() and any(out.iterdir()):
         raise ValueError(f"--out must be a new or empty folder, or one to go on with, got {out} with other files; name another")
     (out / "videos").mkdir(parents=True, exist_ok=True)
-    _write(out / PROMPTS, to_lines(prompts))
-    _write(out / SETTINGS, json.dumps(settings, indent=1))
+    write_text(out / PROMPTS, to_lines(prompts))
+    write_text(out / SETTINGS, json.dumps(settings, indent=1))
     return {}
 
 
@@ -163,7 +164,7 @@ def _read_results(path: Path) -> Iterator[Result]:
         except (ValueError, TypeError) as error:
             raise ValueError(f"{path}, line {number} is no result ({error}); use another folder") from None
     if lines[-1]:
-        _write(path, "\n".join([*lines[:-1], ""]))
+        write_text(path, "\n".join([*lines[:-1], ""]))
 
 
 def _tell(todo: Sequence[Batch], work: Sequence[float], ready: int, count: int, seconds: float) -> None:
@@ -179,10 +180,3 @@ def _operations(generator: Generator, batch: Batch, sampler: SamplerConfig | Non
     first = batch.prompts[0]
     given = 0 if first.given is None else 1
     return generator.estimate(len(batch.prompts), first.frames, SIZE, SIZE, sampler, given).operations
-
-
-def _write(path: Path, text: str) -> None:
-    """Whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, "utf-8")
-    partial.replace(path)

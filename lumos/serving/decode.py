@@ -22,10 +22,10 @@ from lumos.serving.config import ServeConfig
 from lumos.serving.store import START
 
 if TYPE_CHECKING:
-    from lumos.video import Clip
+    from lumos.media.video import Clip
 
 # what the process that everything is forked from loads beforehand; loading starts no threads
-PRELOAD = ["lumos.serving.worker", "lumos.video", "lumos.generate", "PIL.Image", "av", "safetensors.torch"]
+PRELOAD = ["lumos.serving.worker", "lumos.media.video", "lumos.generate", "PIL.Image", "av", "safetensors.torch"]
 PREVIEW = "preview.webp"
 # How often one of torch's threads that waits for the others looks again before it sleeps. Unless told so, it hardly ever sleeps:
 # a tenth faster on a quiet machine, but ten times slower beside anything that keeps a core busy.
@@ -128,7 +128,7 @@ def _decode(source: Path, folder: Path, height: int, width: int, fps: float, con
     from PIL import Image
     from safetensors.torch import save_file
 
-    from lumos import video
+    from lumos.media import video
 
     video.MAX_PIXELS = config.upload_pixels  # this process reads one stranger's file and ends
     kind = _kind(source)
@@ -153,7 +153,7 @@ def _decode(source: Path, folder: Path, height: int, width: int, fps: float, con
 
 
 def _read_video(source: Path, fps: float, height: int, width: int, most: int) -> Clip:
-    from lumos.video import IMAGE_FORMATS, read_video
+    from lumos.media.video import IMAGE_FORMATS, read_video
 
     try:
         return read_video(source, fps, height, width, max_frames=most)
@@ -167,7 +167,7 @@ def _kind(source: Path) -> Literal["image", "video"]:
     """An image if Pillow knows its header and it does not move; everything else is tried as a video."""
     from PIL import Image
 
-    from lumos.video import IMAGE_FORMATS
+    from lumos.media.video import IMAGE_FORMATS
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # read_image has a rule of its own

@@ -211,7 +211,7 @@ def _small(pixels_CFHW: Tensor) -> list[bytes]:
 
 
 def _write(folder: Path, pixels_CFHW: Tensor, fps: float) -> str | None:
-    from lumos.video import write_video
+    from lumos.media.video import write_video
 
     try:
         for name in FILES:

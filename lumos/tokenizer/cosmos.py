@@ -2,11 +2,10 @@
 
 1 + 4k frames become 1 + k latent frames of an 8th of the height and width (DV4x8x8; other compressions are other numbers
 in the config). Clips pass through in pieces, like a stream, so that memory does not depend on their length. Written from
-the description in arXiv 2501.03575; `import_cosmos` turns the released archives into a weights folder.
+the description in arXiv 2501.03575; lumos/published/cosmos.py reads the released
+archives.
 """
 
-import re
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,12 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
-from lumos.tokenizer.archive import read_archive
 from lumos.tokenizer.cosmos_layers import Conv, Downsample, FrameNorm, Memory, Middle, ResidualBlock, Upsample
 from lumos.tokenizer.fsq import FSQ
 from lumos.tokenizer.layers import StreamState, haar, initialise
-from lumos.tokenizer.model import PATCH, PATCH_CHANNELS, VideoTokenizer, load_tokenizer, unpatch
-from lumos.weights import FORMAT, check_names, load_folder, read_config, save_folder
+from lumos.tokenizer.model import PATCH, PATCH_CHANNELS, unpatch
+from lumos.weights import FORMAT, save_folder
 
 AT_ONCE = 1  # latent frames that pass through together when whole clips are encoded and decoded: the least memory
 
@@ -266,107 +264,12 @@ def patch(pixels_BCFHW: Tensor, first: bool) -> Tensor:
     return haar(haar(pixels_BCFHW)).permute(0, 2, 3, 4, 1)
 
 
-def load_any_tokenizer(folder: Path) -> VideoTokenizer | CosmosTokenizer:
-    """Read a tokenizer's weights folder of either kind: float32 on the CPU, in eval mode. Raises ValueError for a damaged one."""
-    header, tensors = load_folder(folder, "tokenizer")
-    if "cosmos" not in header["config"]:
-        return load_tokenizer(folder)  # read twice, but small
-    where = f"{folder}/config.json"
-    if set(header["config"]) != {"cosmos"}:
-        raise ValueError(
-            f"{where} must hold nothing but cosmos in its config, got {', '.join(header['config'])}; remove the rest"
-        )
-    tokenizer = CosmosTokenizer(read_config(CosmosConfig, header["config"]["cosmos"], where))
-    check_names(tensors, tokenizer.state_dict(), folder)
-    tokenizer.load_state_dict(tensors)
-    return tokenizer.eval()
-
-
 def save_cosmos(folder: Path, tokenizer: CosmosTokenizer, dtype: torch.dtype = torch.float32) -> None:
     """Write a weights folder, the parameters stored as `dtype` (torch.bfloat16 halves it)."""
-    save_folder(folder, _header(tokenizer.config), {name: tensor.to(dtype) for name, tensor in tokenizer.state_dict().items()})
+    save_folder(folder, header_of(tokenizer.config), {name: tensor.to(dtype) for name, tensor in tokenizer.state_dict().items()})
 
 
-def import_cosmos(folder: Path, out: Path, config: CosmosConfig = DV4X8X8) -> None:
-    """Turn the released autoencoder.jit, or encoder.jit and decoder.jit, of a folder into the weights folder `out`.
-
-    No code of the archives is run. Parameters keep their type. Raises FileNotFoundError for missing archives, ValueError
-    for damaged ones and for those of another network. The archives do not tell their compression: the config must, and a
-    path that names another one (DV8x16x16) is refused.
-    """
-    compression = f"DV{config.temporal}x{config.spatial}x{config.spatial}"
-    named = re.findall(r"DV\d+x\d+x\d+", str(folder.absolute()))
-    if named and named[-1] != compression:
-        raise ValueError(
-            f"{folder} must hold a tokenizer {compression} by the config, got {named[-1]} by its name; use that config"
-        )
-    tensors: dict[str, Tensor] = {}
-    for path in _archives(folder):
-        tensors |= read_archive(path)
-    save_folder(out, _header(config), from_released(config, tensors, folder))
-
-
-def from_released(config: CosmosConfig, released: Mapping[str, Tensor], where: str | Path) -> dict[str, Tensor]:
-    """A released archive's tensors -> our state_dict, whose kernels have no dimensions of size 1 in front or behind.
-
-    Raises ValueError for missing, unknown and misshapen weights, except that convolutions which this config never uses
-    may be missing (zeros then). Buffers (anything not called weight or bias) follow from the config and are ignored.
-    """
-    with torch.device("meta"):
-        tokenizer = CosmosTokenizer(config)
-    ours = tokenizer.state_dict()
-    expected = {released_name(name): _released_kernel(tensor) for name, tensor in ours.items()}
-    weights = {name: tensor for name, tensor in released.items() if name.endswith((".weight", ".bias"))}
-    for name in map(released_name, _unused(tokenizer)):
-        weights.setdefault(name, torch.zeros(expected[name].shape))
-    check_names(weights, expected, where)
-    for name, tensor in weights.items():
-        if not tensor.is_floating_point():
-            raise ValueError(f"{where}: {name} must hold floating point numbers, got {tensor.dtype}; download it again")
-    return {name: weights[released_name(name)].reshape(tensor.shape) for name, tensor in ours.items()}
-
-
-def released_name(name: str) -> str:
-    """Our parameter name -> the released one: encoder.mid.attn_1.space.q.bias -> encoder.mid.attn_1.0.q.conv3d.bias."""
-    path, kind = name.replace(".space.", ".0.").replace(".time.", ".1.").rsplit(".", 1)
-    inner = "norm" if path.rpartition(".")[2].startswith("norm") else "conv3d"
-    return f"{path}.{inner}.{kind}"
-
-
-def _released_kernel(ours: Tensor) -> Tensor:
-    if ours.ndim == 2:
-        return ours[..., None, None, None]
-    if ours.ndim == 4:
-        return ours[:, :, None] if ours.shape[3] > 1 else ours[..., None]  # over space; over time
-    return ours
-
-
-def _unused(tokenizer: CosmosTokenizer) -> list[str]:
-    """Parameters of the convolutions of levels that change neither space nor time."""
-    names = []
-    for path, module in tokenizer.named_modules():
-        if isinstance(module, Downsample | Upsample):
-            space, time = ("conv1", "conv2") if isinstance(module, Downsample) else ("conv2", "conv1")
-            used = {space: module.space, time: module.time, "conv3": module.space or module.time}
-            names += [f"{path}.{conv}.{kind}" for conv, is_used in used.items() if not is_used for kind in ("weight", "bias")]
-    return names
-
-
-def _archives(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        raise FileNotFoundError(f"there is no folder {folder}; give the one that holds the tokenizer's .jit files")
-    if (folder / "autoencoder.jit").is_file():
-        return [folder / "autoencoder.jit"]
-    pair = [folder / "encoder.jit", folder / "decoder.jit"]
-    missing = [path.name for path in pair if not path.is_file()]
-    if missing:
-        raise FileNotFoundError(
-            f"{folder} must hold autoencoder.jit, or encoder.jit and decoder.jit, but lacks {' and '.join(missing)}; download it"
-        )
-    return pair
-
-
-def _header(config: CosmosConfig) -> dict[str, Any]:
+def header_of(config: CosmosConfig) -> dict[str, Any]:
     return {"kind": "tokenizer", "format": FORMAT, "config": {"cosmos": asdict(config)}}
 
 

@@ -17,8 +17,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from lumos.files import flush
 from lumos.training.optim import Ema
-from lumos.weights import check_names, flush
+from lumos.weights import check_names
 
 FORMAT = "lumos checkpoint 1"
 NAME = re.compile(r"step_(\d+)\.safetensors")

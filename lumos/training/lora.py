@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from lumos.files import whole_file
 from lumos.model.adapter import TARGETS, TENSORS, merged
 from lumos.model.transformer import Transformer
 from lumos.training.parallel import ParallelConfig
@@ -69,9 +70,8 @@ def save_adapter(folder: Path, settings: LoraSettings, adapter: Mapping[str, Ten
     config.base_model_name_or_path, config.inference_mode = base, True
     config.save_pretrained(str(folder))
     tensors = {f"base_model.model.{name}": tensor.detach().float().cpu().contiguous() for name, tensor in adapter.items()}
-    partial = folder / f".{TENSORS}.partial"
-    partial.write_bytes(save(tensors, metadata={"format": "pt"}))
-    partial.replace(folder / TENSORS)
+    with whole_file(folder / TENSORS) as partial:
+        partial.write_bytes(save(tensors, metadata={"format": "pt"}))
 
 
 def _config(settings: LoraSettings):  # type: ignore[no-untyped-def]  # peft is imported where it is needed

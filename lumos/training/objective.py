@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lumos.data.shapes import Batch
+from lumos.data.batch import Batch
 from lumos.diffusion.loss import weighted_code_loss
 from lumos.diffusion.masking import draw_mask
 from lumos.model.attention import Attend, dense, flex

@@ -21,10 +21,11 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 
+from lumos.files import flush
 from lumos.training import checkpoint
 from lumos.training.optim import Ema
 from lumos.training.parallel import Ranks, agree, ensure_group, local
-from lumos.weights import flush, some_of
+from lumos.weights import some_of
 
 NAME = re.compile(r"step_(\d+)")
 STATE = "state.json"

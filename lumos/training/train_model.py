@@ -21,10 +21,11 @@ from lumos.data.shards import TOKENS, ShardIndex, check_tokenizer, open_shards
 from lumos.generate import Generator
 from lumos.model.transformer import Transformer
 from lumos.model_folder import FolderConfig, load_model, save_model
-from lumos.sequence.published import check_text
+from lumos.sequence.prompt_template import check_text
 from lumos.sequence.text import TextTokenizer, train_text_tokenizer
 from lumos.sequence.vocabulary import LUMOS, Vocabulary, small_vocabulary
-from lumos.tokenizer.cosmos import CosmosTokenizer, load_any_tokenizer
+from lumos.tokenizer.cosmos import CosmosTokenizer
+from lumos.tokenizer.load import load_any_tokenizer
 from lumos.tokenizer.model import VideoTokenizer
 from lumos.training import estimate, shared_checkpoint
 from lumos.training.clock import Budget, Clock

@@ -23,8 +23,6 @@ from torch.utils.data import DataLoader, Dataset
 
 from lumos.data.pixels import PixelBatches, held_out_clips, to_pixels
 from lumos.data.shards import open_shards
-from lumos.shapes.render import PackedScenes, pack, render
-from lumos.shapes.scene import sample_scene
 from lumos.tokenizer.losses import LossConfig, codes_used, psnr, reconstruction_loss
 from lumos.tokenizer.model import TokenizerConfig, VideoTokenizer, load_tokenizer, save_tokenizer
 from lumos.training import checkpoint, parallel
@@ -32,6 +30,8 @@ from lumos.training.clock import Budget, Clock
 from lumos.training.metrics import RunLog, sheet
 from lumos.training.optim import Ema, OptimConfig, build_optimizer, learning_rate, set_learning_rate
 from lumos.training.parallel import Ranks
+from lumos.worlds.shapes.render import PackedScenes, pack, render
+from lumos.worlds.shapes.scene import sample_scene
 
 T = TypeVar("T")
 SHOWN = 6  # clips in a sample sheet

@@ -17,7 +17,7 @@ from PIL import Image
 
 from lumos.data.clips import Clip, Cut, Shown, _cut, nearest_size, pack_picture, promised, read_clips, unpack_picture
 from lumos.data.manifest import Entry
-from lumos.video import read_video, write_video
+from lumos.media.video import read_video, write_video
 
 CUT = Cut(frames=5, fps=8.0, sizes=((32, 32),), least=5)
 

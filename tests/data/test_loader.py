@@ -11,6 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lumos.data.batch import Batch
 from lumos.data.loader import (
     Deal,
     LoaderConfig,
@@ -22,7 +23,6 @@ from lumos.data.loader import (
     kind_number,
     kinds_after,
 )
-from lumos.data.shapes import Batch
 from lumos.data.shards import CODES, COSMOS, ShardIndex, check_tokenizer, fingerprint, open_shards, pack_codes, write_shard
 from lumos.sequence.text import train_text_tokenizer
 from lumos.sequence.vocabulary import small_vocabulary

@@ -18,15 +18,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from lumos.cli import main
+from lumos.cli.main import main
 from lumos.data.clips import Cut, unpack_picture
 from lumos.data.manifest import Entry
 from lumos.data.prepare import PrepareConfig, Share, _finish, prepare
 from lumos.data.shards import fingerprint, open_shards, unpack_codes
-from lumos.shapes.render import pack, render
-from lumos.shapes.scene import sample_scene
+from lumos.media.video import write_video
 from lumos.tokenizer.model import TokenizerConfig, VideoTokenizer, load_tokenizer, save_tokenizer
-from lumos.video import write_video
+from lumos.worlds.shapes.render import pack, render
+from lumos.worlds.shapes.scene import sample_scene
 
 SIZE = 32
 CUT = Cut(frames=5, fps=8.0, sizes=((SIZE, SIZE),), least=5)
@@ -94,7 +94,7 @@ def test_shards_hold_codes_captions_and_where_they_came_from(material: Path, who
 
 
 def _read(path: Path) -> Tensor:
-    from lumos.video import read_video
+    from lumos.media.video import read_video
 
     return read_video(path, 8, SIZE, SIZE, max_frames=5).pixels_CFHW[None]
 
@@ -135,7 +135,7 @@ def deadly(*args, **more):
         os.kill(os.getpid(), signal.SIGKILL)
     return real(*args, **more)
 setattr(owner, name, deadly)
-from lumos.cli import main
+from lumos.cli.main import main
 sys.exit(main(sys.argv[3:]))
 """
 

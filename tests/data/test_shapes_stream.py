@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lumos.data.shapes import Batch, Chunks, ShapesConfig, ShapesStream, sample_captions
+from lumos.data.batch import Batch
+from lumos.data.shapes import Chunks, ShapesConfig, ShapesStream, sample_captions
 from lumos.sequence.text import train_text_tokenizer
 from lumos.sequence.vocabulary import small_vocabulary
 from lumos.tokenizer.model import TokenizerConfig, VideoTokenizer

@@ -15,14 +15,14 @@ from lumos.diffusion.sampler import SamplerConfig
 from lumos.generate import Generator
 from lumos.model.transformer import ModelConfig
 from lumos.model_folder import VideoConfig
-from lumos.shapes.render import pack, render
-from lumos.shapes.scene import Background, Scene
-from lumos.shapes.thing import Thing
 from lumos.tokenizer.model import TokenizerConfig
 from lumos.training import train_tokenizer as tokenizer_training
 from lumos.training.optim import OptimConfig
 from lumos.training.train_model import TrainModelConfig, train_model
 from lumos.training.train_tokenizer import TrainTokenizerConfig, train_tokenizer
+from lumos.worlds.shapes.render import pack, render
+from lumos.worlds.shapes.scene import Background, Scene
+from lumos.worlds.shapes.thing import Thing
 
 TOKENIZER = TrainTokenizerConfig(
     tokenizer=TokenizerConfig((5, 5, 5), (16, 24), (1, 1), (16, 24), (1, 1)),

@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 
+from lumos.evaluation.judge.judge import ATTRIBUTES
 from lumos.evaluation.prompts import (
     SPLITS,
     TOLD,
@@ -14,9 +15,8 @@ from lumos.evaluation.prompts import (
     smaller,
     to_lines,
 )
-from lumos.shapes.judge import ATTRIBUTES
-from lumos.shapes.motion import DIRECTIONS
-from lumos.shapes.scene import HELD_OUT_PAIRS, is_held_out
+from lumos.worlds.shapes.motion import DIRECTIONS
+from lumos.worlds.shapes.scene import HELD_OUT_PAIRS, is_held_out
 
 PROMPTS = benchmark()
 

@@ -12,14 +12,14 @@ from torch import Tensor
 
 from lumos.diffusion.sampler import SamplerConfig
 from lumos.evaluation.making import batches, make
-from lumos.evaluation.one_object import measure_one_object
 from lumos.evaluation.prompts import Prompt, benchmark, one_object, to_lines
 from lumos.evaluation.shapes import choose, evaluate_shapes
 from lumos.evaluation.workers import Workers
 from lumos.generate import Generator
 from lumos.model.transformer import Transformer
-from lumos.shapes.render import pack, render
-from lumos.shapes.scene import Scene
+from lumos.worlds.shapes.render import pack, render
+from lumos.worlds.shapes.scene import Scene
+from research.one_object import measure_one_object
 
 EVERY = [*benchmark(), *one_object(8)]
 FEW = [

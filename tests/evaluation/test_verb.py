@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from lumos.cli import main
+from lumos.cli.main import main
 from lumos.evaluation.prompts import benchmark, to_lines
 from lumos.generate import Generator
 from lumos.model_folder import save_model

@@ -20,12 +20,13 @@ from lumos.diffusion.loss import weighted_code_loss
 from lumos.diffusion.masking import released_history_mask
 from lumos.model.attention import dense
 from lumos.model.cache import Cache
-from lumos.model.official import from_official
 from lumos.model.rope import rotation
 from lumos.model.transformer import ModelConfig, Transformer
+from lumos.published.cosmos import from_released
+from lumos.published.official import from_official
 from lumos.sequence.layout import Batch, Grid, content_ids, content_of, pack, unpack
 from lumos.sequence.vocabulary import LUMOS
-from lumos.tokenizer.cosmos import CosmosConfig, CosmosTokenizer, from_released, patch
+from lumos.tokenizer.cosmos import CosmosConfig, CosmosTokenizer, patch
 
 TOLERANCE = 1e-4
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lumos.data.shapes import Batch
+from lumos.data.batch import Batch
 from lumos.diffusion.loss import weighted_code_loss
 from lumos.model.transformer import ModelConfig
 from lumos.model_folder import VideoConfig

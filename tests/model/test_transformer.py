@@ -5,9 +5,9 @@ import torch
 
 from lumos.model.attention import attend_to_all, dense
 from lumos.model.cache import Cache
-from lumos.model.official import from_official, official_names
 from lumos.model.rope import INTERLEAVED, axis_of_channel, inverse_frequency, rotate, rotation
 from lumos.model.transformer import LUMOS_1B, LUMOS_3B, ModelConfig, Transformer
+from lumos.published.official import from_official, official_names
 from lumos.sequence.layout import Grid, content_ids, pack, text_batch
 from lumos.sequence.vocabulary import small_vocabulary
 

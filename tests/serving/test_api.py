@@ -17,7 +17,7 @@ import av
 import torch
 from PIL import Image
 
-from lumos.video import write_video
+from lumos.media.video import write_video
 
 LONG = {"frames": 129, "steps": 16}
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from lumos.video import write_video
+from lumos.media.video import write_video
 
 pytest.importorskip("gradio", reason="the server needs the extra: pip install 'lumos[serve]'")
 playwright = pytest.importorskip("playwright.sync_api", reason="needs Playwright: pip install playwright")

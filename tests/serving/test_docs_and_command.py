@@ -16,7 +16,7 @@ pytest.importorskip("gradio", reason="the server needs the extra: pip install 'l
 
 import httpx
 
-from lumos.cli import main
+from lumos.cli.main import main
 
 ROOT = Path(__file__).parent.parent.parent
 

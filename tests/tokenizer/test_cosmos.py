@@ -11,20 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, conv3d, pad
 
-from lumos.tokenizer.cosmos import (
-    DV4X8X8,
-    DV8X8X8,
-    DV8X16X16,
-    CosmosConfig,
-    CosmosTokenizer,
-    from_released,
-    import_cosmos,
-    load_any_tokenizer,
-    released_name,
-    save_cosmos,
-)
+from lumos.published.cosmos import from_released, import_cosmos, released_name
+from lumos.tokenizer.cosmos import DV4X8X8, DV8X8X8, DV8X16X16, CosmosConfig, CosmosTokenizer, save_cosmos
 from lumos.tokenizer.cosmos_layers import Downsample, FrameNorm, SpaceAttention, TimeAttention, Upsample
 from lumos.tokenizer.layers import Tokenizer
+from lumos.tokenizer.load import load_any_tokenizer
 from lumos.tokenizer.model import TokenizerConfig, VideoTokenizer, save_tokenizer, unpatch
 
 GOLDEN = Path(__file__).parents[1] / "golden"

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, multiprocessing
 from torch.nn.functional import cross_entropy
 
-from lumos.data.shapes import Batch
+from lumos.data.batch import Batch
 from lumos.model.attention import dense
 from lumos.model.transformer import ModelConfig, Transformer
 from lumos.model_folder import VideoConfig

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lumos.cli import main
+from lumos.cli.main import main
 from lumos.data.loader import Deal, LoaderConfig, MixedStream, Plan
 from lumos.data.shapes import ShapesConfig, sample_captions
 from lumos.data.shards import CODES, fingerprint, open_shards, pack_codes, write_shard

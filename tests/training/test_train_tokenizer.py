@@ -12,12 +12,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from lumos.shapes.render import render
 from lumos.tokenizer.model import TokenizerConfig, VideoTokenizer, load_tokenizer
 from lumos.training import checkpoint
 from lumos.training import train_tokenizer as module
 from lumos.training.optim import OptimConfig
 from lumos.training.train_tokenizer import SceneBatches, TrainTokenizerConfig, evaluate_tokenizer, train_tokenizer
+from lumos.worlds.shapes.render import render
 
 TOY = TrainTokenizerConfig(
     tokenizer=TokenizerConfig(

@@ -1,0 +1,98 @@
+"""`lumos estimate`: what a preset needs in memory and how fast it would train, without a GPU."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from typing import Any
+
+from lumos.cli.options import UsageError, argument, choose, option, report, with_settings
+
+SMALL_CODES = 4096  # of the tokenizers that the shapes presets are made for
+STRUCTURE = 8 + 64  # ids beside text and codes in a vocabulary of our own
+
+
+@dataclass(frozen=True)
+class EstimateArgs:
+    """Memory and speed of a training step for every recomputation mode, by arithmetic.
+
+    lumos estimate 3b-384p --gpus 8 --memory 80GB
+    lumos estimate 1b-384p --gpus 1 --memory 24GB --set parallel.recompute=full
+    lumos estimate 1b-384p --gpus 4 --set video.frames=49 --set video.window=13 --set video.latest=12 --set parallel.context=4
+    """
+
+    preset: str = argument("name of a configuration in lumos/presets.py; a wrong one lists them")
+    gpus: int = option(1, "number of GPUs, over all hosts")
+    memory: str | None = option(None, "memory of one GPU, as 80GB", "the card's")
+    card: str = option("H200", "whose speed to reckon with: H200, H100, A100, H20")
+    set: tuple[str, ...] = option((), "change one setting of the preset, NAME=VALUE; repeat for more; a wrong one lists them")
+    json: bool = option(False, "print one JSON document as the last line of stdout")
+
+
+def run_estimate(args: EstimateArgs) -> None:
+    from lumos.presets import MODELS
+    from lumos.training import estimate
+
+    config = with_settings(choose("preset", args.preset, MODELS), args.set)
+    card = choose("card", args.card, estimate.CARDS)
+    if args.gpus < 1:
+        raise UsageError(f"--gpus must be at least 1, got {args.gpus}; give the number of GPUs over all hosts")
+    config.parallel.check(args.gpus)
+    gibibytes = card.memory if args.memory is None else _gibibytes(args.memory)
+    model, codes = config.model, 64_000
+    if not model.vocabulary:
+        codes = SMALL_CODES
+        model = replace(model, vocabulary=config.text_vocabulary + STRUCTURE + codes)
+    plan = config.parallel
+    spread = estimate.Spread.of(plan, args.gpus, bool(config.optim.ema))
+    steps: dict[str, Any] = {}
+    for name, frames, samples in (("videos", config.video.window, config.videos), ("images", 1, config.images)):
+        if config.image_every == (1 if name == "videos" else 0):
+            continue  # a preset of images alone, or of videos alone
+        work = estimate.work(config.video, frames, samples // config.accumulate, codes)
+        fits = estimate.fits(model, work, gibibytes, card, spread)
+        steps[name] = {"samples": work.samples, "ids": work.samples * work.ids, "modes": [_row(fit) for fit in fits]}
+        if not any(fit.fits for fit in fits):
+            steps[name]["advice"] = estimate.advice(model, work, plan.recompute, spread, gibibytes)
+    document = {"preset": args.preset, "gpus": args.gpus, "gib": gibibytes, "card": args.card, "steps": steps}
+    if args.json:
+        report(document, True)
+    else:
+        print(_table(document))
+
+
+def _gibibytes(text: str) -> float:
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?(?:Gi?B)?", text, re.IGNORECASE)
+    if not found or not float(found[1]):
+        raise UsageError(f"--memory must be a size in GB, got {text!r}; for example --memory 80GB")
+    return float(found[1])
+
+
+def _row(fit: Any) -> dict[str, Any]:
+    gib = {name: round(value / 2**30, 2) for name, value in fit.memory._asdict().items()}
+    return {
+        "recompute": fit.recompute,
+        "fits": fit.fits,
+        "gib": round(fit.memory.total / 2**30, 2),
+        **gib,
+        "ids_per_second": round(fit.ids_per_second),
+        "mfu": round(fit.mfu, 3),
+    }
+
+
+def _table(document: dict[str, Any]) -> str:
+    lines = [f"{document['preset']} on {document['gpus']} x {document['card']} of {document['gib']:.0f} GiB; GiB a GPU by part"]
+    columns = ("parameters", "gradients", "optimiser", "activations", "logits", "gathered")
+    for name, step in document["steps"].items():
+        lines += ["", f"a step of {step['samples']} {name} a GPU at a time ({step['ids']:,} ids)"]
+        lines.append(
+            f"{'recompute':<11}{'fits':<6}{'GiB':>8}" + "".join(f"{c:>13}" for c in columns) + f"{'ids/s':>11}{'MFU':>7}"
+        )
+        for row in step["modes"]:
+            cells = "".join(f"{row[column]:>13.2f}" for column in columns)
+            fits = "yes" if row["fits"] else "no"
+            speed = f"{row['ids_per_second']:>11,}{row['mfu']:>7.0%}"
+            lines.append(f"{row['recompute']:<11}{fits:<6}{row['gib']:>8.1f}{cells}{speed}")
+        if "advice" in step:
+            lines.append(f"nothing fits; {step['advice']}")
+    return "\n".join(lines)

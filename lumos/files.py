@@ -1,0 +1,72 @@
+"""Files that are whole or not there at all, and results files of one JSON object per line.
+
+A file is written under a hidden name beside its own, flushed to the disk, and renamed: a kill at any moment leaves the old file
+or the new one, and every fault of the disk is one line.
+"""
+
+import errno
+import json
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path` that takes its place when all went well and is gone otherwise. OSError in words."""
+    partial = partial_of(path)
+    try:
+        yield partial
+        flush(partial)
+        os.replace(partial, path)
+    except Exception as error:
+        code = getattr(error, "errno", None)  # an OSError, or FFmpeg's own kind of it
+        if code is None:
+            raise
+        if code == errno.ENOSPC:
+            raise OSError(f"no space left to write {path}; free some or choose another disk") from error
+        raise OSError(f"could not write {path} ({os.strerror(code)}); choose another place") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def partial_of(path: Path) -> Path:
+    """The hidden name that this process and thread write `path` under."""
+    return path.with_name(f".{path.name}.{os.getpid()}.{threading.get_native_id()}.partial")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file, whole or not at all, with the line ends that `text` has."""
+    with whole_file(path) as partial:
+        partial.write_text(text, "utf-8", newline="")
+
+
+def flush(path: Path) -> None:
+    """Wait until a file, or the list of what a folder holds, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of a results file; a last one that was cut off is dropped. ValueError for another file."""
+    if not path.exists():
+        return []
+    try:
+        return [dict(json.loads(line)) for line in path.read_text("utf-8").split("\n")[:-1]]
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path} must have one JSON object per line, got something else ({error})") from None
+
+
+def add_line(path: Path, line: dict[str, Any]) -> None:
+    """Add a line; what an interruption has left of an earlier one goes first."""
+    text = path.read_text("utf-8") if path.exists() else ""
+    if text and not text.endswith("\n"):
+        write_text(path, text[: text.rfind("\n") + 1])
+    with open(path, "a", encoding="utf-8") as stream:
+        stream.write(json.dumps(line) + "\n")

@@ -1,0 +1,32 @@
+"""One object of the shapes world: its looks, where it starts and how it moves."""
+
+from dataclasses import dataclass
+
+from lumos.worlds.shapes.motion import State, law, state
+
+SHAPES = ("circle", "square", "triangle", "star", "heart", "cross", "ring", "pentagon", "hexagon", "crescent", "diamond")
+SIZES = {"small": 0.105, "medium": 0.15, "large": 0.21}  # radius, in shorter sides of the frame
+TEXTURES = ("plain", "stripes", "dots", "checks")
+SPINNERS = ("square", "triangle", "star", "heart", "cross", "pentagon", "crescent", "diamond")  # shapes whose turning shows
+REACH = 1.18  # no point of a shape is farther from its centre than this many radii
+
+
+@dataclass(frozen=True)
+class Thing:
+    """One object. x, y: centre at time 0 (circling: centre of the circle; bouncing: on the ground), fractions of the frame."""
+
+    shape: str
+    colour: str
+    size: str
+    texture: str
+    x: float
+    y: float
+    motion: str = "still"
+    speed: str = "normally"
+    reach: float = 0.0  # straight: way until it rests; circling: radius; bouncing: height; fractions of the frame
+    angle: float = 0.0  # degrees, clockwise, at time 0
+    phase: float = 0.0  # circling: degrees on the circle at time 0
+
+    def at(self, seconds: float) -> State:
+        """Place, scale, turn and opacity at a time."""
+        return state(law(self.motion, self.speed, self.reach, self.phase), self.x, self.y, seconds)

@@ -1,0 +1,247 @@
+"""Pretokenised records become shards that rebuild them exactly; anything else is refused, unexecuted, and nothing is written."""
+
+import json
+import os
+import pickle
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lumos.cli.main import main
+from lumos.published.import_tokens import FINGERPRINT, import_tokens, read_plain_pickle, read_record, read_shard, rebuild
+from lumos.sequence.prompt_template import fill_numbers, sentence_ids
+
+CAPTION = [17170, 16704, 16641, 17362, 16397]
+VIDEO, IMAGE = (7, 8, 16), (1, 16, 12)  # latent frames, rows, columns
+
+
+def token_ids(shape: tuple[int, int, int], seconds: int, fps: int, seed: int = 0) -> list[int]:
+    """One sample, id after id, as the published form prescribes it."""
+    frames, rows, columns = shape
+    codes = torch.randint(0, 64_000, shape, generator=torch.Generator().manual_seed(seed)).tolist()
+    ids = [0, *sentence_ids(columns * 8, rows * 8), *CAPTION, 8710, 9004, 8804 + seconds, 8804 + fps]
+    for frame in range(frames):
+        ids += [8197, 8804 + rows // 4, 8804 + columns // 4]
+        for row in codes[frame]:
+            ids += [*(65_536 + code for code in row), 8803]
+        ids.append(8196)
+    return [*ids, 9005, 8710]
+
+
+def record(shape: tuple[int, int, int] = VIDEO, seconds: int = 2, fps: int = 12, **other: Any) -> dict[str, Any]:
+    ids = token_ids(shape, seconds, fps)
+    start = ids.index(9004)
+    return {"token": ids, "label": [-100] * start + ids[start:], "id": 5} | other
+
+
+def write(path: Path, value: Any, protocol: int = 4) -> Path:
+    path.write_bytes(pickle.dumps(value, protocol))
+    return path
+
+
+def test_shards_rebuild_the_records(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "more").mkdir()
+    (tmp_path / ".out.partial").mkdir()  # somebody's
+    video, image = record(), record(IMAGE, 1, 1, id=6)
+    write(tmp_path / "video.pkl", video)
+    write(tmp_path / "more" / "image.pkl", image)
+    words = ["import-tokens", str(tmp_path / "video.pkl"), str(tmp_path / "more"), str(tmp_path / "out"), "--json"]
+    assert main(words) == 0
+    expected = {"shards": str(tmp_path / "out"), "videos": 1, "images": 1, "codes": 7 * 8 * 16 + 16 * 12}
+    assert json.loads(capsys.readouterr().out) == expected
+    assert sorted(os.listdir(tmp_path)) == [".out.partial", "more", "out", "video.pkl"] and os.listdir(tmp_path / "out") == [
+        "000000.parquet"
+    ]
+    found = list(read_shard(tmp_path / "out" / "000000.parquet"))
+    for entry, original, source, frames in zip(found, [video, image], ["video.pkl:5", "image.pkl:6"], [24, 1], strict=True):
+        assert rebuild(entry.text_open, entry.codes_THW, entry.seconds, entry.fps) == original["token"]
+        assert (entry.source, entry.frames, entry.tokenizer) == (source, frames, FINGERPRINT)
+        assert entry.text == tuple(fill_numbers(entry.text_open, frames, entry.fps)) and max(entry.text) < 65_536
+        assert entry.text[-len(CAPTION) :] == tuple(CAPTION)
+    assert found[0].codes_THW.shape == VIDEO and found[1].codes_THW.shape == IMAGE
+
+
+def test_several_groups_and_shards_keep_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lumos.published.import_tokens.GROUP", 2)
+    monkeypatch.setattr("lumos.published.import_tokens.GROUPS", 2)
+    files = [write(tmp_path / f"{number}.pkl", record(IMAGE, 1, 1, id=number)) for number in range(7)]
+    progress: list[tuple[int, int]] = []
+    import_tokens(files, tmp_path / "out", lambda done, total: progress.append((done, total)))
+    assert progress == [(done, 7) for done in range(1, 8)]
+    shards = sorted((tmp_path / "out").iterdir())
+    assert [path.name for path in shards] == ["000000.parquet", "000001.parquet"]
+    assert [entry.source for path in shards for entry in read_shard(path)] == [f"{n}.pkl:{n}" for n in range(7)]
+
+
+def test_records_whose_numbers_are_filled_in_already(tmp_path: Path) -> None:
+    open_ids = token_ids(VIDEO, 2, 12)
+    done = fill_numbers(open_ids[: open_ids.index(9004)], 24, 12) + open_ids[open_ids.index(9004) :]
+    entry = read_record(write(tmp_path / "a.pkl", {"token": done}))
+    assert entry.text == entry.text_open == read_record(write(tmp_path / "b.pkl", {"token": open_ids})).text
+
+
+PLAIN = st.recursive(
+    st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=5) | st.dictionaries(st.text() | st.integers(), inner, max_size=5),
+    max_leaves=20,
+)
+
+
+@given(PLAIN, st.integers(0, pickle.HIGHEST_PROTOCOL))
+def test_plain_pickles_of_every_protocol_are_read(value: Any, protocol: int) -> None:
+    assert read_plain_pickle(pickle.dumps([value, value], protocol)) == [value, value]
+
+
+class Attack:
+    def __reduce__(self) -> Any:
+        return os.system, ("touch hacked",)
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+@pytest.mark.parametrize("place", ["record", "token", "inside"])
+def test_a_pickle_that_names_a_function_is_refused(
+    place: str, protocol: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    value: Any = {"record": Attack(), "token": record(token=Attack()), "inside": record(token=[1, [Attack()]])}[place]
+    write(tmp_path / "good.pkl", record())
+    write(tmp_path / "bad.pkl", value, protocol)
+    assert main(["import-tokens", "good.pkl", "bad.pkl", "out"]) == 2
+    out, line = capsys.readouterr()
+    assert out == "" and line.count("\n") == 1
+    assert all(word in line for word in ["bad.pkl", f"{os.system.__module__}.system", "could run code"]), line
+    assert sorted(os.listdir()) == ["bad.pkl", "good.pkl"]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"cos\nsystem\n(S'ls'\ntR.", "names os.system"),
+        (b"(S'ls'\nios\nsystem\n.", "holds the instruction STRING"),
+        (b"(ios\nsystem\n.", "names os.system"),
+        (b"Pmodule\n.", "holds the instruction PERSID"),
+        (b"\x80\x02\x82\x01.", "holds the instruction EXT1"),
+        (pickle.dumps((1, 2)), "instruction TUPLE2"),
+        (pickle.dumps(None), "instruction NONE"),
+        (pickle.dumps(b"1", 4), "instruction SHORT_BINBYTES"),
+        (pickle.dumps({1}), "instruction EMPTY_SET"),
+        (pickle.dumps(OrderedDict()), "names collections.OrderedDict"),
+        (b"", "whole pickle"),
+        (b".", "whole pickle"),
+        (b"]]a", "whole pickle"),
+        (b"e.", "whole pickle"),
+        (b"(a.", "whole pickle"),
+        (b"]q\xffh\x01.", "whole pickle"),
+        (b"\x8f" * 10, "EMPTY_SET"),
+        (b"not a pickle at all", "whole pickle"),
+        (b"\x8d\xff\xff\xff\xff\xff\xff\xff\x7fabc.", "whole pickle"),
+    ],
+)
+def test_other_pickles_are_refused(content: bytes, words: str) -> None:
+    with pytest.raises(ValueError, match=words) as caught:
+        read_plain_pickle(content)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def small() -> bytes:
+    return pickle.dumps(record((2, 4, 4), 1, 2), 4)
+
+
+def test_every_cut_is_noticed(small: bytes, tmp_path: Path) -> None:
+    for end in range(0, len(small), 11):
+        (tmp_path / "cut.pkl").write_bytes(small[:end])
+        with pytest.raises(ValueError, match=r"cut\.pkl: .*(whole|ends)"):
+            read_record(tmp_path / "cut.pkl")
+
+
+@given(st.data())
+def test_any_damage_is_a_clear_error_or_another_whole_record(small: bytes, data: st.DataObject) -> None:
+    place = data.draw(st.integers(0, len(small) - 1))
+    changed = small[:place] + data.draw(st.binary(min_size=1, max_size=3)) + small[place + 1 :]
+    try:
+        read_plain_pickle(changed)
+    except ValueError as error:
+        assert str(error)
+
+
+def spoiled(change: Any, shape: tuple[int, int, int] = (2, 4, 4)) -> dict[str, Any]:
+    ids = token_ids(shape, 1, 5)
+    change(ids)
+    return {"token": ids}
+
+
+def put(place: int, value: int) -> Any:
+    return lambda ids: ids.__setitem__(place, value)
+
+
+def at_start(step: int, value: int) -> Any:
+    return lambda ids: ids.__setitem__(ids.index(9004) + step, value)
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ([1], ["a record must be a dict", "got list"]),
+        ({"tokens": [1]}, ["a record must be a dict of token, label and id, got tokens"]),
+        (record(mask=[1]), ["of token, label and id, got token, label, id, mask"]),
+        ({"token": "abc"}, ["token must be a list of whole numbers"]),
+        ({"token": []}, ["token must be a list of whole numbers"]),
+        ({"token": [1, 2.5]}, ["token must be a list of whole numbers"]),
+        (spoiled(put(30, 129_536)), ["token must hold ids up to 129535, got 129536"]),
+        (spoiled(put(30, -1)), ["got -1"]),
+        (spoiled(put(5, 65_536)), ["text ids must be below 65536, got 65536"]),
+        (spoiled(put(0, 1)), ["its layout is another"]),
+        (spoiled(at_start(-1, 8711)), ["its layout is another"]),
+        (spoiled(at_start(0, 7)), ["video start"]),
+        (spoiled(at_start(4, 8900)), ["one whole sample"]),
+        (spoiled(at_start(4, 8000)), ["one whole sample"]),
+        (spoiled(at_start(5, 8804)), ["one whole sample"]),
+        (spoiled(at_start(7, 9003)), ["codes must be 0 to 63999"]),
+        (spoiled(at_start(10, 8804)), ["newline"]),
+        (spoiled(lambda ids: ids.pop()), ["its layout is another"]),
+        (spoiled(lambda ids: ids.append(1)), ["its layout is another"]),
+        (spoiled(lambda ids: ids.__delitem__(slice(-30, None))), ["one whole sample"]),
+        (spoiled(put(19, 65_540)), ["leave each of its two numbers open once, or none, got 2"]),
+        (spoiled(put(19, 5)), ["got 1"]),
+        (record(label=[1]), ["every label must be its token or -100"]),
+        (record(label=[0] * len(record()["token"])), ["every label must be its token or -100"]),
+        (record(id=[1]), ["id must be a number or a name"]),
+        (record(label=5), ["label must be a list"]),
+    ],
+)
+def test_anything_but_one_whole_sample_is_refused(
+    value: Any, words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path / "a.pkl", record())
+    write(tmp_path / "b.pkl", value)
+    assert main(["import-tokens", str(tmp_path), str(tmp_path / "new" / "out")]) == 2
+    out, line = capsys.readouterr()
+    assert out == "" and line.count("\n") == 1 and str(tmp_path / "b.pkl") in line
+    assert all(word in line for word in words), line
+    assert sorted(os.listdir(tmp_path)) == ["a.pkl", "b.pkl"]
+
+
+def test_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.tex").touch()
+    (tmp_path / "none").mkdir()
+    good = str(write(tmp_path / "a.pkl", record()))
+    for words, expected in [
+        ([good, str(tmp_path / "full")], "must be a new or empty folder"),
+        ([good, good], "must be a new or empty folder"),
+        ([str(tmp_path / "none"), str(tmp_path / "out")], "at least one .pkl file"),
+        ([str(tmp_path / "no.pkl"), str(tmp_path / "out")], "no.pkl is missing"),
+        ([good], "at least one .pkl file"),
+    ]:
+        assert main(["import-tokens", *words]) == 2
+        assert expected in capsys.readouterr().err
+    assert sorted(os.listdir(tmp_path)) == ["a.pkl", "full", "none"]
+    for out in ("none", "new/deep"):
+        assert main(["import-tokens", good, str(tmp_path / out)]) == 0
+        assert os.listdir(tmp_path / out) == ["000000.parquet"]

@@ -1,0 +1,89 @@
+"""Released names, shapes and config fields <-> ours."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lumos.model.transformer import LUMOS_1B, LUMOS_3B, ModelConfig, Transformer
+from lumos.published.official import (
+    config_from_official,
+    config_to_official,
+    from_official,
+    official_shapes,
+    to_official,
+)
+
+CONFIG = ModelConfig(50, layers=2, width=48, heads=3, kv_heads=1, head_width=32, ffn=40, rope_theta=5e5, norm_eps=1e-6)
+GOLDEN = json.loads((Path(__file__).parent.parent / "golden" / "lumos_small.json").read_text())
+
+
+def test_names_and_shapes_are_the_recorded_ones() -> None:
+    sizes = {"layers": 2, "width": 128, "heads": 4, "kv_heads": 2, "head_width": 32, "ffn": 256}
+    assert official_shapes(ModelConfig(129_536, **sizes)) == {name: tuple(shape) for name, shape in GOLDEN["parameters"].items()}
+
+
+@pytest.mark.parametrize(("config", "count"), [(LUMOS_1B, 1_503_729_664), (LUMOS_3B, 3_614_630_912)])
+def test_released_tensors_have_the_published_parameter_counts(config: ModelConfig, count: int) -> None:
+    assert sum(torch.Size(shape).numel() for shape in official_shapes(config).values()) == count
+
+
+def test_there_and_back_is_the_identity() -> None:
+    model = Transformer(CONFIG)
+    model.initialise(torch.Generator().manual_seed(0))
+    ours = {name: torch.rand_like(tensor) for name, tensor in model.state_dict().items()}
+    theirs = dict(to_official(CONFIG, ours.__getitem__))
+    assert {name: tuple(tensor.shape) for name, tensor in theirs.items()} == official_shapes(CONFIG)
+    back = dict(from_official(CONFIG, theirs.__getitem__))
+    assert back.keys() == ours.keys() and all(torch.equal(back[name], ours[name]) for name in ours)
+    again = dict(to_official(CONFIG, back.__getitem__))
+    assert all(torch.equal(again[name], theirs[name]) for name in theirs)
+
+
+@pytest.mark.parametrize("config", [CONFIG, LUMOS_1B, LUMOS_3B])
+def test_config_there_and_back(config: ModelConfig) -> None:
+    values = json.loads(json.dumps(config_to_official(config)))
+    assert config_from_official(values, "here") == config
+
+
+def test_what_a_config_may_leave_out_or_say_elsewhere() -> None:
+    values = config_to_official(LUMOS_1B)
+    theta = values.pop("rope_theta")
+    nested = {**values, "rope_parameters": {"rope_type": "default", "rope_theta": theta}, "model_type": "anything", "x": [1]}
+    assert config_from_official(nested, "here") == LUMOS_1B
+    del values["head_dim"], values["hidden_act"], values["tie_word_embeddings"]
+    assert config_from_official({**values, "rope_theta": theta, "rope_scaling": None}, "here") == LUMOS_1B
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"num_hidden_layers": None}, ["num_hidden_layers", "above 0", "None"]),
+        ({"hidden_size": 2048.5}, ["hidden_size", "whole number", "2048.5"]),
+        ({"vocab_size": 10**9}, ["vocab_size", "whole number up to"]),
+        ({"num_attention_heads": True}, ["num_attention_heads", "True"]),
+        ({"num_key_value_heads": 7}, ["multiple of kv_heads"]),
+        ({"head_dim": 24}, ["head_width must be"]),
+        ({"rms_norm_eps": 0}, ["rms_norm_eps", "above 0"]),
+        ({"rope_theta": "big"}, ["rope_theta", "'big'"]),
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 32}}, ["rope_scaling", "'llama3'", "another model"]),
+        ({"rope_scaling": {"type": "linear", "factor": 2}}, ["rope_scaling", "'linear'"]),
+        ({"hidden_act": "gelu"}, ["hidden_act must be 'silu'", "'gelu'", "another model"]),
+        ({"attention_bias": True}, ["attention_bias must be False"]),
+        ({"tie_word_embeddings": True}, ["tie_word_embeddings must be False"]),
+    ],
+)
+def test_a_wrong_config_value_is_named(change: dict[str, Any], words: list[str]) -> None:
+    with pytest.raises(ValueError, match=r"^a/config\.json") as caught:
+        config_from_official(config_to_official(LUMOS_1B) | change, "a/config.json")
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["vocab_size", "num_key_value_heads", "rms_norm_eps", "rope_theta"])
+def test_sizes_and_constants_are_never_assumed(name: str) -> None:
+    values = config_to_official(LUMOS_1B)
+    del values[name]
+    with pytest.raises(ValueError, match=f"lacks the field '{name}'"):
+        config_from_official(values, "here")

@@ -1,0 +1,51 @@
+"""The published sentence, its numbers and the frame sizes."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lumos.sequence.layout import clock
+from lumos.sequence.prompt_template import SIZES, crops, fill_numbers, said_frames, sentence_ids
+from lumos.sequence.vocabulary import OPEN_FPS, OPEN_FRAMES
+
+SIDES = st.integers(1, 32).map(lambda n: 32 * n)
+
+
+@given(SIDES, SIDES)
+def test_crops_have_about_the_area_and_a_side_ratio_of_at_most_4(width: int, height: int) -> None:
+    found = crops(width, height)
+    assert len(set(found)) == len(found) and {(h, w) for w, h in found} == set(found)
+    for w, h in found:
+        assert w % 32 == h % 32 == 0 and max(w, h) <= 4 * min(w, h)
+        assert w * h <= width * height < (w + 32) * (h + 32)
+    assert ((width, height) in found) == (max(width, height) <= 4 * min(width, height))
+
+
+def test_known_sizes() -> None:
+    small, large = (crops(*size) for size in SIZES)
+    assert (448, 256) in small and (672, 384) in large
+    assert (576, 416) in large, "the size of images in the authors' pre-tokenised data"
+    assert (672, 384) not in small and (448, 256) not in large and (1024, 256) not in large
+
+
+@pytest.mark.parametrize(("width", "height"), [(450, 256), (0, 32), (32, -32)])
+def test_odd_sides_have_no_crops(width: int, height: int) -> None:
+    with pytest.raises(ValueError, match="multiples of 32"):
+        crops(width, height)
+
+
+@pytest.mark.parametrize(
+    ("frames", "fps", "said"), [(1, 12, 1), (25, 12, 24), (85, 12, 84), (17, 8, 16), (17, 12, 17), (5, 24, 5), (49, 12, 48)]
+)
+def test_the_sentence_speaks_of_whole_seconds_where_they_need_the_same_latent_frames(frames: int, fps: int, said: int) -> None:
+    latent_frames = 1 + (frames - 1) // 4
+    assert said_frames(latent_frames, *clock(frames, fps)) == said
+
+
+def test_open_numbers_are_written_digit_by_digit() -> None:
+    assert fill_numbers([7, OPEN_FRAMES, 8, OPEN_FPS], 120, 9) == [7, 16400, 16401, 16399, 8, 16408]
+    sentence = sentence_ids(672, 384)
+    assert sentence.count(OPEN_FRAMES) == sentence.count(OPEN_FPS) == 1
+    filled = fill_numbers(sentence, 84, 12)
+    assert len(filled) == len(sentence) + 2 and max(filled) < 65_536
+    assert filled[9:16] == [16405, 16406, 16401, 16471, 16402, 16407, 16403]  # 672x384
