@@ -1,0 +1,263 @@
+"""Scenes in words: many wordings, each true of what is seen. Directions come from the way in the picture, not in the world.
+
+`caption` draws one at random and may leave out place, time, direction, camera and plants; `canonical_caption` is the
+plainest: who, what, which way, where. Lowercase English.
+"""
+
+import math
+import random
+import re
+from itertools import pairwise
+
+from lumos.worlds.creatures.scene import FIGHTING, SECONDS, Item, Scene, seen, way
+from lumos.worlds.creatures.subjects import SUBJECTS
+
+PLACE_WORDS = {
+    "grass": ("on grass", "on the grass", "in a meadow", "in a green field", "on a lawn"),
+    "snow": ("in the snow", "in snow", "on snow", "in a snowy field", "in winter"),
+    "sand": ("on sand", "on the sand", "in the desert", "on yellow sand"),
+    "forest": ("in a forest", "in the forest", "in the woods", "on the forest floor"),
+    "leaves": ("in an autumn forest", "on fallen leaves", "in the autumn woods", "in autumn"),
+    "rock": ("on rock", "on rocky ground", "on gray stone", "on bare rock"),
+    "tiles": ("on tiles", "on a tiled floor", "on a checkered floor"),
+    "water": ("under water", "underwater", "in the sea", "in the ocean", "above the sea floor"),
+}
+TIME_WORDS = {
+    "day": ("by day", "during the day", "in daylight"),
+    "dusk": ("at dusk", "at sunset", "in the evening"),
+    "night": ("at night", "at night", "in the dark", "by moonlight"),
+}
+VERBS = {
+    "stand": ("stand still", "stand", "stand in place"),
+    "walk": ("walk", "walk", "stroll"),
+    "run": ("run", "run", "run fast"),
+    "drive": ("drive", "drive", "roll"),
+    "swim": ("swim", "swim", "glide"),
+    "dart": ("swim fast", "dart", "swim quickly"),
+    "fly": ("fly", "fly", "buzz"),
+    "float": ("float in place", "hover in the water", "float"),
+    "leap": ("leap", "jump", "bound"),
+    "jump": ("jump", "jump", "leap up", "hop"),
+    "eat": ("eat", "eat from the ground", "feed"),
+    "attack": ("attack", "attack", "lunge forward"),
+    "butt": ("butt with the head", "headbutt", "strike with the head"),
+    "kick": ("kick", "kick out"),
+    "punch": ("punch", "punch", "throw a punch"),
+    "slash": ("slash", "attack", "strike"),
+    "cast": ("cast a spell", "cast a spell", "do magic"),
+    "spin": ("spin around", "spin", "whirl around"),
+    "fall": ("fall over", "fall to the ground", "collapse"),
+    "flop": ("flop around", "flop about", "flop up and down"),
+    "dance": ("dance",),
+    "wave": ("wave", "wave hello"),
+    "cheer": ("cheer", "cheer", "celebrate"),
+    "nod": ("nod", "nod yes"),
+    "shake": ("shake the head", "shake the head no"),
+    "roll": ("roll forward", "do a roll", "somersault"),
+    "duck": ("duck", "crouch", "duck down"),
+    "sit": ("sit down", "sit down on the ground"),
+    "lie": ("lie down", "lie down on the ground"),
+    "bow": ("bend down", "pick something up", "reach down"),
+}
+# Some say it otherwise: by the subject's name.
+OWN_VERBS = {
+    ("walk", "snake"): ("slither", "slither", "crawl"),
+    ("walk", "angry snake"): ("slither", "slither", "crawl"),
+    ("walk", "spider"): ("walk", "crawl"),
+    ("walk", "crab"): ("walk", "scuttle"),
+    ("walk", "skull"): ("hop along", "bounce along"),
+    ("walk", "flying robot"): ("fly", "hover along"),
+    ("run", "flying robot"): ("fly fast", "fly"),
+    ("stand", "flying robot"): ("hover in place", "hover"),
+    ("float", "bee"): ("hover in place", "hover", "fly in place"),
+    ("float", "wasp"): ("hover in place", "hover", "fly in place"),
+    **{("run", name): ("gallop", "run", "gallop") for name in ("horse", "white horse", "donkey", "cow", "bull", "deer", "stag")},
+}
+WAYS = {
+    "left": ("to the left", "left", "from right to left", "towards the left"),
+    "right": ("to the right", "right", "from left to right", "towards the right"),
+    "nearer": ("towards the camera", "towards us", "closer"),
+    "farther": ("away from the camera", "away from us", "away"),
+}
+FACINGS = {"left": "facing left", "right": "facing right", "nearer": "seen from the front", "farther": "seen from behind"}
+OPENINGS = ("there is", "we see", "a video of", "a short clip of", "an animation of", "a scene with")
+GERUNDS = {"run": "running", "swim": "swimming", "sit": "sitting", "lie": "lying", "nod": "nodding", "spin": "spinning"}
+GERUNDS |= {"hop": "hopping", "flop": "flopping", "butt": "butting", "headbutt": "headbutting", "shake": "shaking"}
+# Words that are the same for two, and those whose plural is not made by rule.
+ALIKE = ("deer", "koi", "wrasse", "snapper", "tuna", "flowers")
+PLURALS = {"thief": "thieves", "wolf": "wolves", "man": "men", "person": "people", "cactus": "cacti"}
+
+
+def direction(scene: Scene, item: Item) -> str:
+    """Which way someone goes in the picture: "left", "right", "nearer", "farther", or "" if it cannot be said.
+
+    With a camera that goes along, it is the way it looks, if that stays; the ground passes the other way then.
+    """
+    if not item.speed:
+        return ""
+    if scene.camera.follow:
+        return facing(scene, item)
+    steps = [seen(scene, *_at(item, SECONDS * step / 4), SECONDS * step / 4) for step in range(5)]
+    ways = {"right": [one[0] for one in steps], "nearer": [-one[2] for one in steps]}
+    across, nearer = (values[-1] - values[0] for values in ways.values())
+    for name, back, change, least in (("right", "left", across, 0.3), ("nearer", "farther", nearer, 0.3 * steps[0][2])):
+        values = ways[name]
+        sign = 1 if change > 0 else -1
+        if abs(change) > least and all((two - one) * sign > 0 for one, two in pairwise(values)):
+            return name if sign > 0 else back
+    return ""
+
+
+def facing(scene: Scene, item: Item) -> str:
+    """Which way someone looks in the picture all the time: "left", "right", "nearer" (at the camera), "farther", or ""."""
+    angles = [
+        item.heading + item.turn * seconds - scene.camera.azimuth - scene.camera.circling * seconds
+        for seconds in (0, SECONDS / 2, SECONDS)
+    ]
+    for name, turn in (("right", math.pi / 2), ("left", -math.pi / 2), ("nearer", 0.0), ("farther", math.pi)):
+        if all(math.cos(angle - turn) > 0.8 for angle in angles):
+            return name
+    return ""
+
+
+def _at(item: Item, seconds: float) -> tuple[float, float, float]:
+    x, z = way(item, seconds)
+    return x, item.y, z
+
+
+def caption(scene: Scene, rng: random.Random) -> str:
+    """One of many true captions."""
+    return _caption(scene, rng, plain=False)
+
+
+def canonical_caption(scene: Scene) -> str:
+    """The plainest true caption, always the same one."""
+    return _caption(scene, random.Random(0), plain=True)
+
+
+def _caption(scene: Scene, rng: random.Random, plain: bool) -> str:
+    opening = "" if plain or rng.random() < 0.7 else rng.choice(OPENINGS)
+    body = _who_does_what(scene, rng, plain, gerund=bool(opening))
+    where = _pick(rng, PLACE_WORDS[scene.place], plain) if plain or rng.random() < 0.8 else ""
+    said = scene.time != "day" if plain else rng.random() < (0.12 if scene.time == "day" else 0.75)
+    hour = _pick(rng, TIME_WORDS[scene.time], plain) if said else ""
+    circumstances = [words for words in (where, hour) if words]
+    if not plain and rng.random() < 0.2:
+        circumstances.reverse()
+    details = [] if plain else _details(scene, rng)
+    if circumstances and not plain and not opening and rng.random() < 0.12:
+        text = f"{circumstances[0]}, " + " ".join([body, *circumstances[1:]])
+    else:
+        text = " ".join([*([opening] if opening else []), body, *circumstances])
+    return ", ".join([text, *details])
+
+
+def _pick(rng: random.Random, words: tuple[str, ...], plain: bool) -> str:
+    return words[0] if plain else rng.choice((words[0], *words))
+
+
+def _who_does_what(scene: Scene, rng: random.Random, plain: bool, gerund: bool) -> str:
+    first, last = scene.creatures[0], scene.creatures[-1]
+    one = _noun(first, rng, plain)
+    if len(scene.creatures) == 1:
+        return " ".join([_article(one), _does(scene, first, rng, plain, "ing" if gerund else "s")])
+    alike = SUBJECTS[first.file].name == SUBJECTS[last.file].name
+    other = one if alike else _noun(last, rng, plain)
+    together = f"two {_plural(one)}" if alike else f"{_article(one)} and {_article(other)}"
+    form = "ing" if gerund else ""
+    faced = facing(scene, first) == "right" and facing(scene, last) == "left"
+    if faced and first.action in FIGHTING and last.action in FIGHTING:
+        return f"{together} {_form(_pick(rng, ('fight', 'fight each other'), plain), form)}"
+    if not plain and rng.random() < 0.6 and _chases(first, last):
+        verb = rng.choice(("chase", "follow", "go after"))
+        return f"{_article(other)} {_form(verb, form or 's')} {'another ' + one if alike else _article(one)}"
+    if first.action == last.action:
+        return f"{together} {_does(scene, first, rng, plain, form)}"
+    second = "another " + other if alike else _article(other)
+    both = [_does(scene, item, rng, plain, form or "s") for item in (first, last)]
+    return f"{_article(one)} {both[0]} and {second} {both[1]}"
+
+
+def _chases(first: Item, last: Item) -> bool:
+    """Whether the second goes behind the first, not beside it."""
+    x, z = last.x - first.x, last.z - first.z
+    return first.speed > 0 and x * math.sin(first.heading) + z * math.cos(first.heading) < -0.8 * math.hypot(x, z)
+
+
+def _noun(item: Item, rng: random.Random, plain: bool) -> str:
+    return _pick(rng, SUBJECTS[item.file].words, plain)
+
+
+def _article(noun: str) -> str:
+    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
+
+
+def _plural(noun: str) -> str:
+    """Two of a noun; what is after "with", "in" or "of" stays."""
+    head, *rest = re.split("( with | in | of )", noun, maxsplit=1)
+    start, last = head.rpartition(" ")[0], head.split()[-1]
+    if last not in ALIKE and not last.endswith("fish"):
+        last = PLURALS.get(last) or _with_s(last)
+    return f"{start} {last}".strip() + "".join(rest)
+
+
+def _with_s(word: str) -> str:
+    if re.search("[^aeiou]y$", word):
+        return word[:-1] + "ies"
+    return word + ("es" if word.endswith(("s", "h", "x", "o")) else "s")
+
+
+def _does(scene: Scene, item: Item, rng: random.Random, plain: bool, form: str) -> str:
+    """The verb in a form ("s", "ing" or plain), and which way."""
+    verbs = OWN_VERBS.get((item.action, SUBJECTS[item.file].name), VERBS[item.action])
+    verb = _form(_pick(rng, verbs, plain), form)
+    if item.speed:
+        ways = {direction(scene, one) for one in scene.creatures}  # all go the same way
+        told = ways.pop() if len(ways) == 1 else ""
+        return f"{verb} {_pick(rng, WAYS[told], plain)}" if told and (plain or rng.random() < 0.85) else verb
+    return verb
+
+
+def _form(verb: str, form: str) -> str:
+    first, *rest = verb.split()
+    if form == "s":
+        first = _with_s(first)
+    elif form == "ing":
+        first = GERUNDS.get(first, (first[:-1] if first.endswith("e") else first) + "ing")
+    return " ".join([first, *rest])
+
+
+def _details(scene: Scene, rng: random.Random) -> list[str]:
+    """What may be added: the camera, the side from which it looks, the plants that are seen."""
+    camera, first = scene.camera, scene.creatures[0]
+    told = []
+    if camera.circling and rng.random() < 0.6:
+        around = "them" if len(scene.creatures) > 1 else "it" if SUBJECTS[first.file].kind != "person" else "the scene"
+        told.append(rng.choice((f"the camera circles around {around}", "the camera circles", f"the camera orbits {around}")))
+    elif camera.follow and rng.random() < 0.6:
+        told.append(rng.choice(("the camera follows", "the camera moves along", "followed by the camera")))
+    elif camera.approach and rng.random() < 0.6:
+        nearer = camera.approach > 0
+        told.append(
+            rng.choice(
+                ("the camera moves closer", "the camera comes closer")
+                if nearer
+                else ("the camera moves away", "the camera backs away")
+            )
+        )
+    elif not camera.circling and not camera.follow and rng.random() < 0.08:
+        told.append(rng.choice(("the camera is still", "static camera")))
+    if camera.elevation > 0.5 and rng.random() < 0.5:
+        told.insert(0, "seen from above")
+    elif not first.speed and not camera.circling and len(scene.creatures) == 1 and facing(scene, first) and rng.random() < 0.35:
+        told.insert(0, FACINGS[facing(scene, first)])
+    plants = sorted({_plural(SUBJECTS[item.file].words[-1]) for item in scene.scenery if _shows(scene, item)})
+    if plants and rng.random() < 0.3:
+        told.append("with " + " and ".join(plants[:2]) + " in the background")
+    return told
+
+
+def _shows(scene: Scene, plant: Item) -> bool:
+    """Whether a plant is in the picture at first."""
+    across, _, depth = seen(scene, plant.x, 0.0, plant.z, 0.0)
+    return depth > scene.camera.distance and abs(across) < 0.8

@@ -1,0 +1,163 @@
+"""All models at once: a folder or zip of GLB files becomes one set of flat tensors, and what scenes must know of each body.
+
+Models are made alike here: they look along z, stand on the ground (y = 0), and are as long in metres as subjects.py says.
+"""
+
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lumos.worlds.creatures.glb import MOST_BYTES, POSES_PER_SECOND, Floats, Mesh, Surface, read_glb
+from lumos.worlds.creatures.subjects import ACTIONS, SUBJECTS, Subject, actions, is_hidden
+
+
+@dataclass(frozen=True)
+class Gait:
+    """One action of a body: rows of `poses` and the speed at which its feet do not slide."""
+
+    first_pose: int
+    poses: int
+    seconds: float
+    speed: float  # metres per second
+
+
+@dataclass(frozen=True)
+class Body:
+    """Where a model's parts lie in the library, its size in metres, and what it can do."""
+
+    first_vertex: int
+    vertices: int
+    first_triangle: int
+    triangles: int
+    bones: int
+    wide: float
+    high: float
+    long: float
+    gaits: dict[str, Gait]  # action -> ...
+
+
+class Surfaces(NamedTuple):
+    """The models' surfaces one after another, as in glb.py's Surface; bones and vertices are counted within each."""
+
+    vertices_V3: Tensor
+    normals_V3: Tensor
+    bones_V4: Tensor
+    weights_V4: Tensor
+    triangles_T3: Tensor
+    colours_T33: Tensor
+    two_sided_T: Tensor
+
+
+@dataclass(frozen=True)
+class Library:
+    """All models on one device, with R rows of bones' matrices."""
+
+    surfaces: Surfaces
+    poses_R34: Tensor  # per model, per animation, per pose, per bone
+    bodies: dict[str, Body]  # by file, as in subjects.py
+
+    def to(self, device: torch.device | str) -> "Library":
+        surfaces = Surfaces(*(values.to(device) for values in self.surfaces))
+        return replace(self, surfaces=surfaces, poses_R34=self.poses_R34.to(device))
+
+
+def load_library(source: Path) -> Library:
+    """The library of a folder or zip with the files that subjects.py names; those that are not there are left out.
+
+    ValueError for a file that cannot be read, naming it, and if there is none.
+    """
+    bodies: dict[str, Body] = {}
+    meshes: list[Mesh] = []
+    rows: list[Floats] = []
+    place = [0, 0, 0]  # vertices, triangles and pose rows so far
+    for name, content in _files(source):
+        subject = SUBJECTS[name]
+        try:
+            mesh = read_glb(content, lambda animation: bool(actions(animation)), is_hidden)
+        except ValueError as error:
+            raise ValueError(f"{source} {name}.glb: {error}") from None
+        body, poses = _body(mesh, subject, place)
+        if not body.gaits:
+            raise ValueError(f"{source} {name}.glb: none of its animations is known; see subjects.py")
+        bodies[name] = body
+        meshes.append(mesh)
+        rows.append(poses)
+        place = [place[0] + body.vertices, place[1] + body.triangles, place[2] + len(poses)]
+    if not meshes:
+        raise ValueError(f"{source} has none of the creatures' GLB files; examples/creatures.md says where they are had")
+    columns = zip(*(mesh.surface for mesh in meshes), strict=True)
+    surfaces = Surfaces(*(torch.from_numpy(np.concatenate(column)) for column in columns))
+    return Library(surfaces, torch.from_numpy(np.concatenate(rows)), bodies)
+
+
+def _files(source: Path) -> Iterator[tuple[str, bytes]]:
+    """Name without ".glb" and content of each file that belongs to a subject."""
+    if source.is_dir():
+        for name in SUBJECTS:
+            path = source / f"{name}.glb"
+            if path.is_file() and path.stat().st_size <= MOST_BYTES:
+                yield name, path.read_bytes()
+        return
+    try:
+        with zipfile.ZipFile(source) as packed:
+            sizes = {member.filename: member.file_size for member in packed.infolist()}
+            for name in SUBJECTS:
+                if sizes.get(f"{name}.glb", MOST_BYTES + 1) <= MOST_BYTES:
+                    yield name, packed.read(f"{name}.glb")
+    except (OSError, zipfile.BadZipFile) as error:
+        raise ValueError(f"creatures come from a folder or a zip of GLB files, got {source} ({error})") from None
+
+
+def _body(mesh: Mesh, subject: Subject, place: list[int]) -> tuple[Body, Floats]:
+    """The body and its pose rows, scaled to metres, and moved so that it stands on the ground."""
+    surface = mesh.surface
+    still = ("stand",) if subject.kind in ("plant", "cover", "vehicle") else ()  # at rest, all others stretch out their arms
+    shown = [(action, poses) for name, poses in mesh.poses.items() for action in (actions(name) if name else still)]
+    shown = [(action, poses) for action, poses in shown if not (subject.kind == "fish" and action == "fall")]
+    calm = dict(reversed(shown)).get("stand", shown[0][1]) if shown else mesh.poses[""]
+    points = _posed(surface, calm[0])
+    low, high = points.min(0), points.max(0)
+    scale = subject.metres / float((high - low).max())
+    shift = np.array([-(low[0] + high[0]) / 2, -low[1], -(low[2] + high[2]) / 2], np.float32)
+    lowest = points[:, 1] < low[1] + 0.15 * (high - low)[1]
+    feet = surface._replace(**{name: getattr(surface, name)[lowest] for name in ("vertices_V3", "bones_V4", "weights_V4")})
+    gaits: dict[str, Gait] = {}
+    rows: list[Floats] = []
+    count = place[2]
+    for action, poses in shown:
+        if action in gaits:
+            continue
+        moved = poses.copy()
+        moved[..., 3] += shift
+        moved *= scale
+        if action == "flop":  # high over its swimming place
+            moved[..., 1, 3] -= min(_posed(surface, pose)[:, 1].min() for pose in moved)
+        pace = ACTIONS[action].pace
+        speed = _speed(feet, moved) * pace if pace > 0 else abs(pace) * subject.metres
+        gaits[action] = Gait(count, len(poses), (len(poses) - 1) / POSES_PER_SECOND, speed)
+        rows.append(moved.reshape(-1, 3, 4))
+        count += len(rows[-1])
+    wide, tall, long = (float(extent) for extent in (high - low) * scale)
+    counts = place[0], len(surface.vertices_V3), place[1], len(surface.triangles_T3), mesh.poses[""].shape[1]
+    return Body(*counts, wide, tall, long, gaits), np.concatenate(rows or [mesh.poses[""][0]])
+
+
+def _posed(surface: Surface, pose_J34: Floats) -> Floats:
+    """The vertices in one pose."""
+    matrices = (pose_J34[surface.bones_V4] * surface.weights_V4[:, :, None, None]).sum(1)
+    return np.asarray((matrices[:, :, :3] @ surface.vertices_V3[:, :, None])[:, :, 0] + matrices[:, :, 3])
+
+
+def _speed(feet: Surface, poses: Floats) -> float:
+    """How fast the ground passes under the feet, in metres per second: the speed at which they go backwards."""
+    points = np.stack([_posed(feet, pose) for pose in poses])
+    floor = points[..., 1].min()
+    touching = points[..., 1].min(0) < floor + 0.02 * np.ptp(points[..., 2])
+    back = np.maximum(points[:-1, touching, 2] - points[1:, touching, 2], 0) * POSES_PER_SECOND
+    return float(np.median((back**2).sum(0) / np.maximum(back.sum(0), 1e-6)))
