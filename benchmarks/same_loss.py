@@ -31,7 +31,7 @@ from lumos.sequence.text import TextTokenizer
 from lumos.sequence.vocabulary import Vocabulary
 from lumos.tokenizer.model import VideoTokenizer
 from lumos.training.config import TrainModelConfig
-from lumos.training.objective import backward, generator_of, hide
+from lumos.training.objective import backward, generator_of, mask_batch
 from lumos.training.optim import OptimConfig, build_optimizer, learning_rate, set_learning_rate
 from lumos.training.parallel import ParallelConfig, Ranks, agree, average, build, clip_gradients, finish, start
 from lumos.weights import PRETRAINED
@@ -150,9 +150,9 @@ def train(config: TrainModelConfig, vocabulary: Vocabulary, clips: Batch, seed: 
 
     def loss_of(which: torch.Tensor, draw: torch.Generator) -> torch.Tensor:
         batch = Batch(*(part[which.to(device)] for part in clips))
-        hidden = hide(batch, False, config, draw).part(mine)
-        loss_T = backward(model, vocabulary, hidden, False, config, us)
-        count_T = hidden.mask[..., :-1].sum(dim=(0, 2, 3)).to(loss_T)
+        masked = mask_batch(batch, False, config, draw).part(mine)
+        loss_T = backward(model, vocabulary, masked, config, us)
+        count_T = masked.target_BTHW.sum(dim=(0, 2, 3)).to(loss_T)
         total, count = average(torch.stack([(loss_T * count_T).sum(), count_T.sum()]), us)
         return total / count
 

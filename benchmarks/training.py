@@ -36,10 +36,9 @@ from lumos.sequence.layout import HEADER, Grid
 from lumos.sequence.vocabulary import LUMOS, Vocabulary, small_vocabulary
 from lumos.training import estimate
 from lumos.training.config import TrainModelConfig
-from lumos.training.context import make_context
 from lumos.training.estimate import Spread, Work
 from lumos.training.guard import Guard, step_unless
-from lumos.training.objective import backward, generator_of, hide
+from lumos.training.objective import backward, generator_of, mask_batch
 from lumos.training.optim import OptimConfig, build_optimizer
 from lumos.training.parallel import ParallelConfig, Ranks, agree, average_gradients, build, clip_gradients, finish, local, start
 
@@ -53,14 +52,13 @@ VIDEOS = {
     "128p": VideoConfig(128, 128, 17, 8, 64, 5, 4),
     "256p": VideoConfig(256, 448, 25, 12, 268, 7, 6),
     "384p": VideoConfig(384, 672, 25, 12, 268, 7, 6),
-    "384p-49": VideoConfig(384, 672, 49, 12, 268, 13, 12),
     "toy": VideoConfig(32, 64, 9, 8, 20, 3, 2),
 }
 
 
 @dataclass(frozen=True)
 class Case:
-    """A model on `samples` videos a GPU (or group of `context` GPUs)."""
+    """A model on `samples` videos per GPU."""
 
     model: str
     video: str
@@ -76,7 +74,6 @@ class Case:
         parts += [self.model, self.video, f"x{self.samples}", plan.recompute, plan.attention]
         parts += [] if plan.compile == "static" else [f"compile={plan.compile}"]
         parts += [] if plan.shard else ["replicated"]
-        parts += [f"context{plan.context}"] if plan.context > 1 else []
         return " ".join(parts)
 
 
@@ -138,8 +135,7 @@ def cases(wanted: tuple[str, ...], world: int, toy: bool) -> list[Case]:
     off, some = replace(full, recompute="off"), replace(full, recompute="selective")
     if toy:
         slow = ParallelConfig(attention="dense")
-        several = [Case("toy", "toy", 1, replace(full, context=world), 1)] if world > 1 else []
-        found = [Case("toy", "toy", 1, plan, 1) for plan in (full, off, some, replace(full, attention="dense"), slow)] + several
+        found = [Case("toy", "toy", 1, plan, 1) for plan in (full, off, some, replace(full, attention="dense"), slow)]
         return [*found, Case("toy", "toy", 1, off, 1, profile=True)]
     found = []
     if "main" in wanted:
@@ -166,7 +162,6 @@ def cases(wanted: tuple[str, ...], world: int, toy: bool) -> list[Case]:
     if "scaling" in wanted:
         found += [Case("1b", "384p", 1, full, 60), Case("1b", "384p", 1, off, 20), Case("3b", "384p", 1, full, 40)]
         if world > 1:
-            found.append(Case("1b", "384p-49", 1, replace(full, context=world), 40))
             found.append(Case("1b", "384p", 1, replace(full, replicas=world), 25))
     return found
 
@@ -178,16 +173,16 @@ def measure(case: Case, ranks: Ranks, steps: int) -> dict[str, Any]:
     optim = OptimConfig(lr=1e-5, ema=0.0)
     before = torch.cuda.memory_allocated() if ranks.device.type == "cuda" else 0  # 0, unless a case before left something
     config = TrainModelConfig(model_config, video, None, optim, plan, videos=case.samples, images=1)
-    model, context = build(model_config, plan, ranks, seed=0), make_context(ranks, plan.context)
+    model = build(model_config, plan, ranks, seed=0)
     optimizer, guard = build_optimizer(model, optim), Guard(config.spike, ranks.device)
-    draw = generator_of(0, ranks.rank // plan.context, 0)
+    draw = generator_of(0, ranks.rank, 0)
     batch = random_batch(vocabulary, video, case.samples, draw, ranks.device)
     losses: list[Tensor] = []
     gradients = 0  # bytes of them, when all are made
 
     def step() -> None:
         nonlocal gradients
-        loss_T = backward(model, vocabulary, hide(batch, False, config, draw), False, config, ranks, context)
+        loss_T = backward(model, vocabulary, mask_batch(batch, False, config, draw), config, ranks)
         if not plan.shard:
             average_gradients(model.parameters(), ranks)
         gradients = sum(local(p.grad).nbytes for p in model.parameters() if p.grad is not None)
@@ -212,9 +207,8 @@ def measure(case: Case, ranks: Ranks, steps: int) -> dict[str, Any]:
 
     spread = Spread.of(plan, ranks.world)
     card = estimate.CARDS["H200"]
-    groups = ranks.world // plan.context
-    ids = work.ids * work.samples * groups
-    achieved = estimate.flops(model_config, work).total * groups / seconds / ranks.world / 1e12
+    ids = work.ids * work.samples * ranks.world
+    achieved = estimate.flops(model_config, work).total / seconds / 1e12
     peak = torch.cuda.max_memory_allocated() if ranks.device.type == "cuda" else 0
     reserved = torch.cuda.max_memory_reserved() if ranks.device.type == "cuda" else 0
     predicted = estimate.memory(model_config, work, plan.recompute, spread)

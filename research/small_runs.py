@@ -27,7 +27,7 @@ from lumos.sequence.text import TextTokenizer, train_text_tokenizer
 from lumos.sequence.vocabulary import Vocabulary, small_vocabulary
 from lumos.tokenizer.model import VideoTokenizer
 from lumos.training.config import TrainModelConfig
-from lumos.training.objective import backward, batch_loss, generator_of, hide
+from lumos.training.objective import backward, batch_loss, generator_of, mask_batch
 from lumos.training.optim import Ema, OptimConfig, build_optimizer, learning_rate, set_learning_rate
 from lumos.training.parallel import Ranks
 from lumos.worlds.shapes.captions import canonical_caption
@@ -199,7 +199,7 @@ def train(variant: Variant, seed: int, world: World, out: Path, say: Callable[[s
         draw = generator_of(seed, 0, step)
         clips = world.training[variant.sizes[step % len(variant.sizes)]]
         which = torch.randint(len(clips.length_B), (scale.batch,), generator=draw)
-        return backward(model, world.vocabulary, hide(batch_of(clips, which), False, config, draw), False, config, ranks)
+        return backward(model, world.vocabulary, mask_batch(batch_of(clips, which), False, config, draw), config, ranks)
 
     for step in range(2 * len(variant.sizes)):  # compiles everything; no weight changes
         step_of(step)
@@ -246,9 +246,9 @@ def _validate(model: Transformer, variant: Variant, config: TrainModelConfig, wo
             for start in range(0, len(clips.length_B), world.scale.batch):
                 which = torch.arange(start, min(start + world.scale.batch, len(clips.length_B)))
                 draw = generator_of(start, 0, 0)
-                hidden = hide(batch_of(clips, which), False, replace(config, mask=mask, drop_text=0.0), draw)
-                _, loss_T = batch_loss(model, world.vocabulary, hidden, False, config, torch.ones((), device=world.device))
-                count_T = hidden.mask[..., :-1].sum(dim=(0, 2, 3)).to(loss_T)
+                masked = mask_batch(batch_of(clips, which), False, replace(config, mask=mask, drop_text=0.0), draw)
+                _, loss_T = batch_loss(model, world.vocabulary, masked, config, torch.ones((), device=world.device))
+                count_T = masked.target_BTHW.sum(dim=(0, 2, 3)).to(loss_T)
                 sums, counts = (loss_T, count_T) if sums is None or counts is None else (sums + loss_T, counts + count_T)
         assert sums is not None and counts is not None
         found[name] = [round(value, 4) for value in (sums / counts).tolist()]

@@ -18,7 +18,6 @@ class EstimateArgs:
 
     lumos estimate 3b-384p --gpus 8 --memory 80GB
     lumos estimate 1b-384p --gpus 1 --memory 24GB --set parallel.recompute=full
-    lumos estimate 1b-384p --gpus 4 --set video.frames=49 --set video.window=13 --set video.latest=12 --set parallel.context=4
     """
 
     preset: str = argument("name of a configuration in lumos/presets.py; a wrong one lists them")

@@ -5,7 +5,6 @@ call a frame and row, so that the card's fastest kernels serve it (cuDNN, flash)
 """
 
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -15,33 +14,26 @@ from torch.nn.functional import scaled_dot_product_attention
 from lumos.model.attention import Attend, fastest
 
 
-def prefix(padding_B: Sequence[int], text: int, frame: int, frames: int, rank: int = 0, ranks: int = 1) -> Attend:
+def prefix(padding_B: Sequence[int], text: int, frame: int, frames: int) -> Attend:
     """Attention for rows of `text` places (the first `padding_B[row]` of them unused) and then `frames` frames of `frame` ids.
 
-    With several `ranks` the queries are every `ranks`-th id from number `rank` on, while keys and values are whole (ids after
-    the last frame are seen by none). Outputs of unused places are zero.
+    Outputs of unused places are zero.
     """
     ends = [text + t * frame for t in range(frames + 1)]
 
-    def mine(place: int) -> int:  # how many of this rank's queries lie before a place of the sequence
-        return max(0, -((rank - place) // ranks))
-
     def attend(query_BNLK: Tensor, key_BGSK: Tensor, value_BGSK: Tensor) -> Tensor:
-        L = query_BNLK.shape[2]
         spans = [(row, start, end) for row, start in enumerate(padding_B) for end in ends]
         keys, values = _Spans.apply(key_BGSK, spans), _Spans.apply(value_BGSK, spans)
         rows = []
         for row, query_1NLK in enumerate(query_BNLK.split(1)):
             padding = padding_B[row]
-            cuts = [0, mine(padding), *(mine(end) for end in ends), L]
-            sizes = [stop - start for start, stop in pairwise(cuts)]
-            unused, prompt, *shown, rest = query_1NLK.split(sizes, dim=2)
+            unused, prompt, *shown = query_1NLK.split([padding, text - padding, *[frame] * frames], dim=2)
             first = row * len(ends)
-            outs = [torch.zeros_like(unused), _causal(prompt, keys[first], values[first], rank, ranks, padding)]
+            outs = [torch.zeros_like(unused), _attend(prompt, keys[first], values[first], causal=True)]
             with fastest(query_1NLK.device):
-                outs += [_all(q, keys[first + t], values[first + t]) for t, q in enumerate(shown, 1) if q.shape[2]]
+                outs += [_attend(q, keys[first + t], values[first + t]) for t, q in enumerate(shown, 1)]
             # put together in the order [id, head], in which the next matrix product reads them
-            rows.append(torch.cat([out.transpose(1, 2) for out in [*outs, torch.zeros_like(rest)]], dim=1))
+            rows.append(torch.cat([out.transpose(1, 2) for out in outs], dim=1))
         return torch.cat(rows).transpose(1, 2)
 
     return attend
@@ -63,15 +55,5 @@ class _Spans(torch.autograd.Function):
         return total.to(grads[0].dtype), None
 
 
-def _causal(query: Tensor, key: Tensor, value: Tensor, rank: int, ranks: int, padding: int) -> Tensor:
-    """The prompt's queries, each with its index in the sequence: with several ranks they are not neighbours."""
-    if not query.shape[2]:
-        return query
-    first = rank + ranks * max(0, -((rank - padding) // ranks)) - padding
-    index_L = first + ranks * torch.arange(query.shape[2], device=query.device)
-    mask_LS = torch.arange(key.shape[2], device=query.device) <= index_L[:, None]
-    return scaled_dot_product_attention(query, key, value, attn_mask=mask_LS, enable_gqa=query.shape[1] != key.shape[1])
-
-
-def _all(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    return scaled_dot_product_attention(query, key, value, enable_gqa=query.shape[1] != key.shape[1])
+def _attend(query: Tensor, key: Tensor, value: Tensor, causal: bool = False) -> Tensor:
+    return scaled_dot_product_attention(query, key, value, is_causal=causal, enable_gqa=query.shape[1] != key.shape[1])

@@ -42,7 +42,7 @@ CARDS = {
 
 @dataclass(frozen=True)
 class Work:
-    """A step of one group of GPUs that share samples: `samples` rows of `text` places and `frames` frames of `frame` ids,
+    """A step of one GPU: `samples` rows of `text` places and `frames` frames of `frame` ids,
     `targets` of whose codes are masked, cross-entropy over `codes`."""
 
     samples: int
@@ -125,13 +125,12 @@ class Spread:
     gpus: int = 1
     shard: bool = True
     replicas: int = 1
-    context: int = 1
     average: bool = False
     compiled: bool = True
 
     @classmethod
     def of(cls, plan: ParallelConfig, gpus: int, average: bool = False) -> "Spread":
-        return cls(gpus, plan.shard, plan.replicas, plan.context, average, plan.compile != "off")
+        return cls(gpus, plan.shard, plan.replicas, average, plan.compile != "off")
 
 
 class Kept(NamedTuple):
@@ -146,8 +145,8 @@ def kept(model: ModelConfig, recompute: Recompute, spread: Spread) -> Kept:
     D, N, G, K, F = model.width, model.heads, model.kv_heads, model.head_width, model.ffn
     layer_input = D if spread.shard else 2 * D  # the residual stream: float32 under autocast
     before = (N + 2 * G) * K + 4 * (N + G) + 2  # query, key, value before their norms; the norms' means and deviations
-    # queries, keys (and values: of the whole sample where it is shared), outputs by frame and put together, log-sums
-    attended = N * K + (2 * G * K * spread.context if spread.context > 1 else G * K) + 2 * N * K + 2 * N
+    # queries, keys, outputs by frame and put together, log-sums
+    attended = N * K + G * K + 2 * N * K + 2 * N
     after = D + 2 * F + 2  # the sum after attention; gate and up
     if not spread.compiled:  # inputs of the matrices behind both norms, silu(gate), its product with up
         before, after = before + D, after + D + 2 * F
@@ -156,8 +155,7 @@ def kept(model: ModelConfig, recompute: Recompute, spread: Spread) -> Kept:
     if recompute == "off":
         return Kept(layer_input + before + attended + after, backward)
     if recompute == "selective":
-        own_value = G * K if spread.context == 1 else 0
-        return Kept(layer_input + attended + own_value, after + backward)
+        return Kept(layer_input + attended + G * K, after + backward)
     return Kept(layer_input, before + attended + after + backward)
 
 
@@ -169,8 +167,7 @@ def memory(model: ModelConfig, work: Work, recompute: Recompute, spread: Spread)
     share = everything / (spread.gpus // spread.replicas if spread.shard else 1)
     moments = (12 if spread.average else 8) * share
     D = model.width
-    ids = work.samples * work.ids / spread.context
-    targets = work.samples * work.targets / spread.context
+    ids, targets = work.samples * work.ids, work.samples * work.targets
     one = kept(model, recompute, spread)
     chunk = min(targets, max(1, LOGITS // work.codes))
     logits = 4 * chunk * work.codes + 6 * work.codes * D + 4 * targets * D
@@ -203,7 +200,7 @@ def seconds(model: ModelConfig, work: Work, recompute: Recompute, card: Card, sp
     attention = count.attention * (1 + attention_again) * 3.5 / 3 / rate  # its backward computes scores again
     layer, outside = parameters(model)
     update = 32 * (layer * model.layers + outside) / (spread.gpus if spread.shard else 1) / 4e12
-    return (matrices + attention) / 1e12 / spread.context + update
+    return (matrices + attention) / 1e12 + update
 
 
 class Fit(NamedTuple):
@@ -224,9 +221,9 @@ def fits(model: ModelConfig, work: Work, gibibytes: float, card: Card, spread: S
     rows = []
     for mode in MODES:
         need, time = memory(model, work, mode, spread), seconds(model, work, mode, card, spread)
-        groups = spread.gpus // spread.context
-        mfu = flops(model, work).total * groups / time / spread.gpus / (card.peak * 1e12)
-        rows.append(Fit(mode, need, need.total <= RESERVE * gibibytes * GIB, work.ids * work.samples * groups / time, mfu))
+        mfu = flops(model, work).total / time / (card.peak * 1e12)
+        fit = need.total <= RESERVE * gibibytes * GIB
+        rows.append(Fit(mode, need, fit, work.ids * work.samples * spread.gpus / time, mfu))
     return rows
 
 
@@ -246,7 +243,7 @@ def advice(model: ModelConfig, work: Work, recompute: Recompute, spread: Spread,
     for gpus in (2, 4, 8, 16, 32, 64):
         if gpus > spread.gpus and fits_with(replace(work, samples=1), "full", replace(spread, gpus=gpus, shard=True, replicas=1)):
             return f"use at least {gpus} GPUs with parallel.shard=true, parallel.recompute=full and one sample at a time"
-    return "use shorter or smaller videos, or share a sample between GPUs (parallel.context)"
+    return "use shorter or smaller videos"
 
 
 def card_named(name: str) -> Card | None:

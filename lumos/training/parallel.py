@@ -29,33 +29,28 @@ BACKENDS = "cpu:gloo,cuda:nccl"  # gloo carries what checkpoints say to each oth
 
 @dataclass(frozen=True)
 class ParallelConfig:
-    """How the work is done, never what is learned. `shard`: parameters, gradients and optimiser state are spread over all
-    ranks (FSDP2, bf16 in use, float32 at rest), else every rank holds all and gradients are averaged. `replicas`: groups of
-    ranks that each hold everything, spread inside the group. `context`: ranks that share a sample. `recompute` in the backward
-    pass: nothing, all but attention, everything. `attention`: by mask (flex), by prefixes, or by which is faster here.
-    """
+    """How the work is done, never what is learned."""
 
+    # spread parameters, gradients and optimiser state over all ranks (FSDP2: bf16 in use, float32 at rest); false: every rank
+    # holds all, and gradients are averaged
     shard: bool = False
-    replicas: int = 1
-    context: int = 1
-    recompute: Recompute = "off"
-    attention: Literal["auto", "flex", "prefix", "dense"] = "auto"
+    replicas: int = 1  # groups of ranks that each hold everything, spread inside the group
+    recompute: Recompute = "off"  # what the backward pass computes again: nothing, all but attention, everything
+    attention: Literal["auto", "flex", "prefix", "dense"] = "auto"  # by mask, by prefixes, or by which is faster here
     compile: Literal["off", "static", "dynamic"] = "static"  # on CUDA; dynamic: for batches of many shapes
     precision: Literal["bfloat16", "float32"] = "bfloat16"  # of what is computed on CUDA
 
     def __post_init__(self) -> None:
-        for name, value in (("replicas", self.replicas), ("context", self.context)):
-            if value < 1:
-                raise ValueError(f"parallel.{name} must be at least 1, got {value}; use 1 for none")
+        if self.replicas < 1:
+            raise ValueError(f"parallel.replicas must be at least 1, got {self.replicas}; use 1 for none")
         if self.replicas > 1 and not self.shard:
             raise ValueError(f"parallel.replicas must be 1 without parallel.shard, got {self.replicas}; set parallel.shard=true")
 
     def check(self, world: int) -> None:
         """ValueError when `world` ranks cannot be divided like this."""
-        for name, value in (("replicas", self.replicas), ("context", self.context)):
-            if world % value:
-                rule = f"the number of processes must be a multiple of parallel.{name} = {value}"
-                raise ValueError(f"{rule}, got {world}; change --nproc-per-node or --set parallel.{name}")
+        if world % self.replicas:
+            rule = f"the number of processes must be a multiple of parallel.replicas = {self.replicas}"
+            raise ValueError(f"{rule}, got {world}; change --nproc-per-node or --set parallel.replicas")
 
 
 @dataclass(frozen=True)

@@ -30,12 +30,11 @@ from lumos.tokenizer.model import VideoTokenizer
 from lumos.training import estimate, shared_checkpoint
 from lumos.training.clock import Budget, Clock
 from lumos.training.config import TrainModelConfig, check_same, recorded
-from lumos.training.context import Context, make_context
 from lumos.training.estimate import Spread
 from lumos.training.guard import Guard, step_unless
 from lumos.training.lora import add_adapter, plan_for, save_adapter, split
 from lumos.training.metrics import Meter, RunLog, sheet
-from lumos.training.objective import backward, generator_of, hide, work_of
+from lumos.training.objective import backward, generator_of, mask_batch, work_of
 from lumos.training.optim import Ema, build_optimizer, learning_rate, set_learning_rate
 from lumos.training.parallel import (
     Ranks,
@@ -91,7 +90,6 @@ def train_model(
             check_same(state["config"], record(parts), found)
         check_memory(config, vocabulary, ranks)
 
-    context = make_context(ranks, config.parallel.context)
     model = build(config.model, config.parallel, ranks, config.seed)
     if parts.initial is not None:
         fill(model, parts.initial)
@@ -100,7 +98,7 @@ def train_model(
     optimizer = build_optimizer(model, config.optim)
     ema = Ema(model, config.optim.ema) if config.optim.ema else None
     with together(ranks):
-        stream = open_stream(config, parts, ranks, context, state.get("step", 0))
+        stream = open_stream(config, parts, ranks, state.get("step", 0))
     if found is not None:
         shared_checkpoint.load(found, model, optimizer, ema, ranks)
     step, seconds = state.get("step", 0), state.get("seconds", 0.0)
@@ -108,7 +106,6 @@ def train_model(
         torch.set_float32_matmul_precision("highest" if config.parallel.precision == "float32" else "high")
     folder = FolderConfig(config.model, vocabulary, config.video, config.sampler)
     saver = shared_checkpoint.Saver(out, ranks, config.keep, state.get("step"))
-    place = ranks.rank // context.size  # ranks that share a sample draw the same
 
     def save() -> None:
         said = {"seconds": clock.seconds, "config": record(parts)}
@@ -139,11 +136,11 @@ def train_model(
             set_learning_rate(optimizer, rate)
             image = config.image_every > 0 and step % config.image_every == config.image_every - 1
             size = config.images if image else config.videos
-            draw, asked = generator_of(config.seed, place, step), time.monotonic()
+            draw, asked = generator_of(config.seed, ranks.rank, step), time.monotonic()
             shown = stream.batch(step, size, image, draw)
             waited = time.monotonic() - asked
-            batch = hide(shown, image, config, draw)
-            loss_T = backward(model, vocabulary, batch, image, config, ranks, context)
+            batch = mask_batch(shown, image, config, draw)
+            loss_T = backward(model, vocabulary, batch, config, ranks)
             if not config.parallel.shard:  # sharded gradients are averaged as they are made
                 average_gradients(model.parameters(), ranks)
             norm = clip_gradients(model.parameters(), config.optim.clip)
@@ -152,9 +149,9 @@ def train_model(
             if ema is not None:
                 ema.update(model, step)
             step += 1
-            work, groups = work_of(batch, config, vocabulary), ranks.world // context.size
-            count, ids = size * groups, work.ids * size * groups
-            meter.add(image, loss_T, norm, count, ids, estimate.flops(config.model, work).total * groups, waited)
+            work, count = work_of(batch, config, vocabulary), size * ranks.world
+            flops = estimate.flops(config.model, work).total * ranks.world
+            meter.add(image, loss_T, norm, count, work.ids * count, flops, waited)
             if step % config.log_every == 0:
                 values = meter.take() | {"skipped": guard.report(config.patience, step)}
                 log.scalars(step, {**values, "learning_rate": rate, "seconds": clock.seconds})
@@ -277,19 +274,19 @@ CAPTION_FATES = {
 }
 
 
-def open_stream(config: TrainModelConfig, parts: Parts, ranks: Ranks, context: Context, step: int) -> Stream:
-    """Where batches come from: shapes, shards or both; ranks that share a sample get the same ones."""
-    place, slots = ranks.rank // context.size, config.video.slots
+def open_stream(config: TrainModelConfig, parts: Parts, ranks: Ranks, step: int) -> Stream:
+    """Where batches come from: shapes, shards or both."""
+    slots = config.video.slots
     shapes: ShapesStream | None = None
     if config.shapes is not None and (parts.shards is None or config.data_share < 1):
         if isinstance(parts.tokenizer, CosmosTokenizer):
             raise ValueError("the built-in world needs a tokenizer trained on it, got a Cosmos one; give --tokenizer")
-        chunks = Chunks(config.shapes, parts.text, parts.vocabulary, slots, config.seed, place)
+        chunks = Chunks(config.shapes, parts.text, parts.vocabulary, slots, config.seed, ranks.rank)
         shapes = ShapesStream(config.shapes, chunks, parts.tokenizer, ranks.device, config.videos, step)
     if parts.shards is None:
         assert shapes is not None
         return shapes
-    deal = Deal(config.videos, config.images, config.image_every, config.seed, place, ranks.world // context.size)
+    deal = Deal(config.videos, config.images, config.image_every, config.seed, ranks.rank, ranks.world)
     shards = ShardStream(parts.shards, parts.text, parts.vocabulary, slots, deal, config.loader, ranks.device)
     check_enough(parts.shards, shards.plans)
     return shards if shapes is None else MixedStream(shards, shapes, config.data_share)

@@ -32,7 +32,7 @@ def test_the_json_holds_the_parts_and_advice(capsys: pytest.CaptureFixture[str])
         (["1b-384p", "--memory", "0GB"], "--memory must be a size in GB"),
         (["1b-384p", "--gpus", "0"], "--gpus must be at least 1, got 0"),
         (["1b-384p", "--card", "H2000"], "unknown card 'H2000' (did you mean H200?)"),
-        (["1b-384p", "--gpus", "3", "--set", "parallel.context=2"], "multiple of parallel.context = 2, got 3"),
+        (["1b-384p", "--gpus", "3", "--set", "parallel.replicas=2"], "multiple of parallel.replicas = 2, got 3"),
     ],
 )
 def test_bad_input_is_said_in_one_line(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

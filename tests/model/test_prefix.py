@@ -1,6 +1,5 @@
-"""Attention without a mask equals the dense mask of the block rule, forward and backward, whole and shared by several ranks."""
+"""Attention without a mask equals the dense mask of the block rule, forward and backward."""
 
-import pytest
 import torch
 from torch import Tensor
 
@@ -34,8 +33,8 @@ def results(attend: Attend, inputs: list[Tensor], seen_BL: Tensor) -> list[Tenso
     return [out.detach(), *(leaf.grad for leaf in leaves if leaf.grad is not None)]
 
 
-def fast(rank: int = 0, ranks: int = 1) -> Attend:
-    return prefix([SLOTS - length for length in LENGTHS], SLOTS + HEADER, GRID.frame_length, FRAMES, rank, ranks)
+def fast() -> Attend:
+    return prefix([SLOTS - length for length in LENGTHS], SLOTS + HEADER, GRID.frame_length, FRAMES)
 
 
 def test_equals_the_dense_mask() -> None:
@@ -51,16 +50,3 @@ def test_unused_places_give_zeros_not_nan() -> None:
     block_BL = block_of_rows()
     out = fast()(*tensors(block_BL.shape[1]))
     assert (out.transpose(1, 2)[block_BL == PADDING_BLOCK] == 0).all() and out.isfinite().all()
-
-
-@pytest.mark.parametrize("ranks", [2, 5, 16])
-def test_the_queries_of_several_ranks_are_those_of_one(ranks: int) -> None:
-    block_BL = block_of_rows()
-    short = -block_BL.shape[1] % ranks
-    block_BL = torch.cat([block_BL, block_BL.new_full((3, short), PADDING_BLOCK)], dim=1)
-    query, key, value = tensors(block_BL.shape[1])
-    whole = dense(block_BL, block_BL)(query, key, value).transpose(1, 2)
-    for rank in range(ranks):
-        part = fast(rank, ranks)(query[:, :, rank::ranks], key, value).transpose(1, 2)
-        seen_BL = block_BL[:, rank::ranks] < PADDING_BLOCK
-        torch.testing.assert_close(part[seen_BL], whole[:, rank::ranks][seen_BL])

@@ -131,7 +131,7 @@ def train_as_none_can(rank: int, out: Path, tokenizer: Path) -> None:
         except (ValueError, OSError, SystemExit) as error:
             said[name] = f"{type(error).__name__} {error}"
 
-    attempt("world", replace(TOY, parallel=replace(TOY.parallel, context=3)))
+    attempt("world", replace(TOY, parallel=replace(TOY.parallel, replicas=3)))
     if rank == 1:
         full.setattr(shutil, "disk_usage", lambda path: usage(10, 9, 1))
     attempt("space", short, run="small")
@@ -149,7 +149,7 @@ def test_what_cannot_be_done_is_said_by_the_first_and_ends_all(tmp_path: Path, t
     assert two(train_as_none_can, tmp_path, tokenizer) == [0, 0]
     first, second = (json.loads((tmp_path / f"said {rank}").read_text()) for rank in (0, 1))
     expected = {
-        "world": r"ValueError the number of processes must be a multiple of parallel\.context = 3, got 2; change --nproc",
+        "world": r"ValueError the number of processes must be a multiple of parallel\.replicas = 3, got 2; change --nproc",
         "space": r"OSError .*small must have room for a checkpoint of 0\.00 GiB, got 0\.00 GiB; free some space",
         "again": r"ValueError .*run already holds a run up to step_00000001; resume it",
         "config": r"ValueError .* got optim\.lr = 0\.5 where .* has 0\.01, videos = 4 where .* has 2; use that, or a new folder",

@@ -1,4 +1,4 @@
-"""What a step computes: the same gradients for any split over parts, processes, shards and shared samples."""
+"""What a step computes: the same gradients for any split over parts, processes and shards."""
 
 import socket
 from dataclasses import replace
@@ -18,8 +18,7 @@ from lumos.sequence.layout import Grid, content_ids, pack
 from lumos.sequence.vocabulary import small_vocabulary
 from lumos.training import parallel
 from lumos.training.config import TrainModelConfig
-from lumos.training.context import Context, make_context
-from lumos.training.objective import Hidden, attention, backward, generator_of, hide, masked_places, work_of
+from lumos.training.objective import MaskedBatch, attention, backward, generator_of, mask_batch, target_places, work_of
 from lumos.training.optim import OptimConfig
 from lumos.training.parallel import ParallelConfig, Ranks, whole
 
@@ -45,23 +44,23 @@ def test_every_rank_step_and_seed_draws_its_own() -> None:
 def test_windows_and_dropped_prompts_come_as_often_as_asked() -> None:
     codes_BTHW = torch.arange(3)[None, :, None, None].expand(50, 3, 4, 4)  # every code says its latent frame
     batch = Batch(torch.zeros(50, 64, dtype=torch.int64), torch.full((50,), 9), codes_BTHW)
-    draws = [hide(batch, False, CONFIG, generator_of(0, 0, step)) for step in range(200)]
+    draws = [mask_batch(batch, False, CONFIG, generator_of(0, 0, step)) for step in range(200)]
     for each in draws:
         assert each.codes_BTHW[0, :, 0, 0].tolist() == [each.first, each.first + 1]
     assert {each.first for each in draws} == {0, 1}
     assert sum(each.first > 0 for each in draws) / 200 == pytest.approx(CONFIG.late_windows, abs=0.1)
     dropped = torch.cat([each.length_B for each in draws]) == 0
     assert dropped.float().mean().item() == pytest.approx(CONFIG.drop_text, abs=0.02)
-    image = hide(batch._replace(codes_BTHW=codes_BTHW[:, :1]), True, CONFIG, generator_of(0, 0, 0))
+    image = mask_batch(batch._replace(codes_BTHW=codes_BTHW[:, :1]), True, CONFIG, generator_of(0, 0, 0))
     assert image.codes_BTHW.shape[1] == image.mask.shape[1] == 1 and image.first == 0
 
 
-def masked_batch() -> Hidden:
+def masked_batch() -> MaskedBatch:
     """Four samples whose mask ratios differ, so that halves of them have different numbers of masked codes."""
     draw = torch.Generator().manual_seed(1)
     text_BS = torch.randint(20, (4, 64), generator=draw)
     codes_BTHW = torch.randint(25, (4, 3, 4, 4), generator=draw)
-    batch = hide(Batch(text_BS, torch.tensor([7, 0, 9, 12]), codes_BTHW), False, CONFIG, draw)
+    batch = mask_batch(Batch(text_BS, torch.tensor([7, 0, 9, 12]), codes_BTHW), False, CONFIG, draw)
     assert batch.mask[:2].sum() != batch.mask[2:].sum()
     return batch
 
@@ -70,13 +69,12 @@ def new_model(config: TrainModelConfig, ranks: Ranks = ALONE) -> Transformer:
     return parallel.build(config.model, config.parallel, ranks, seed=3)
 
 
-def gradients(config: TrainModelConfig, ranks: Ranks = ALONE, context: Context | None = None) -> dict[str, Tensor]:
+def gradients(config: TrainModelConfig, ranks: Ranks = ALONE) -> dict[str, Tensor]:
     """Of the four samples, shared out among the ranks."""
-    context = context or Context()
-    share = 4 * context.size // ranks.world
-    first = ranks.rank // context.size * share
+    share = 4 // ranks.world
+    first = ranks.rank * share
     model = new_model(config, ranks)
-    backward(model, VOCABULARY, masked_batch().part(slice(first, first + share)), False, config, ranks, context)
+    backward(model, VOCABULARY, masked_batch().part(slice(first, first + share)), config, ranks)
     if not config.parallel.shard:
         parallel.average_gradients(model.parameters(), ranks)
     return {name: whole(parameter.grad) for name, parameter in model.named_parameters() if parameter.grad is not None}
@@ -84,7 +82,7 @@ def gradients(config: TrainModelConfig, ranks: Ranks = ALONE, context: Context |
 
 def test_gradients_are_those_of_the_mean_over_all_masked_codes() -> None:
     batch, model = masked_batch(), new_model(CONFIG)
-    loss_T = backward(model, VOCABULARY, batch, False, CONFIG, ALONE)
+    loss_T = backward(model, VOCABULARY, batch, CONFIG, ALONE)
     found = {name: parameter.grad for name, parameter in model.named_parameters()}
 
     plain = new_model(CONFIG)
@@ -145,28 +143,22 @@ def test_causal_frames_are_no_prefixes() -> None:
         attention(block_BL, torch.tensor([5]), 64, replace(GRID, causal=True), 2, ParallelConfig(attention="prefix"))
 
 
-@pytest.mark.parametrize("size", [1, 2, 3])
-def test_every_masked_code_is_one_rank_s_and_found_at_its_place(size: int) -> None:
+def test_every_masked_code_is_found_at_its_place() -> None:
     batch = masked_batch()
     content = torch.where(batch.mask, VOCABULARY.mask, content_ids(VOCABULARY, batch.codes_BTHW))
     ids_BL, _, _ = pack(VOCABULARY, GRID, batch.text_BS, batch.length_B, content, 1, 8)
-    found = []
-    for rank in range(size):
-        context = Context(rank, size)
-        index_M, code_M, frame_M = masked_places(batch.mask, 64, GRID, context)
-        assert (context.share(ids_BL, 0).flatten()[index_M] == VOCABULARY.mask).all()
-        assert torch.equal(frame_M, code_M // 16 % 2)
-        found.append(code_M)
-    assert torch.equal(torch.cat(found).sort().values, batch.mask[..., :-1].flatten().nonzero()[:, 0])
-    assert work_of(batch, CONFIG, VOCABULARY).targets == round(len(torch.cat(found)) / 4)
+    index_M, code_M, frame_M = target_places(batch.target_BTHW, 64, GRID)
+    assert (ids_BL.flatten()[index_M] == VOCABULARY.mask).all()
+    assert torch.equal(frame_M, code_M // 16 % 2)
+    assert torch.equal(code_M, batch.mask[..., :-1].flatten().nonzero()[:, 0])
+    assert work_of(batch, CONFIG, VOCABULARY).targets == round(len(code_M) / 4)
 
 
 PLANS = {
     "averaged": ParallelConfig(),
     "sharded": ParallelConfig(shard=True, recompute="full", attention="prefix"),
     "replicas": ParallelConfig(shard=True, replicas=2),
-    "context prefix": ParallelConfig(shard=True, context=2, attention="prefix", recompute="selective"),
-    "context dense": ParallelConfig(context=2, attention="dense"),
+    "selective": ParallelConfig(shard=True, recompute="selective", attention="dense"),
 }
 
 
@@ -178,8 +170,7 @@ def worker(rank: int, world: int, port: int, out: Path) -> None:
         torch.set_num_threads(1)
         ranks = parallel.start()
         for name, plan in PLANS.items():
-            context = make_context(ranks, plan.context)
-            save_file(gradients(replace(CONFIG, parallel=plan), ranks, context), out / f"{name} {rank}.safetensors")
+            save_file(gradients(replace(CONFIG, parallel=plan), ranks), out / f"{name} {rank}.safetensors")
         # what fails on one rank ends all, and rank 0 tells
         try:
             with parallel.together(ranks):
@@ -205,11 +196,9 @@ def test_two_processes_equal_one_however_the_work_is_spread(tmp_path: Path) -> N
 
 
 def test_processes_that_cannot_be_divided_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"must be a multiple of parallel\.context = 4, got 6; change --nproc-per-node"):
-        ParallelConfig(context=4).check(6)
-    with pytest.raises(ValueError, match=r"multiple of parallel\.replicas = 2, got 3"):
+    with pytest.raises(ValueError, match=r"multiple of parallel\.replicas = 2, got 3; change --nproc-per-node"):
         ParallelConfig(shard=True, replicas=2).check(3)
     with pytest.raises(ValueError, match=r"set parallel\.shard=true"):
         ParallelConfig(replicas=2)
-    with pytest.raises(ValueError, match=r"parallel\.context must be at least 1, got 0"):
-        ParallelConfig(context=0)
+    with pytest.raises(ValueError, match=r"parallel\.replicas must be at least 1, got 0"):
+        ParallelConfig(replicas=0)
