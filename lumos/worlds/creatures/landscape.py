@@ -48,7 +48,7 @@ PLACES = {
     "leaves": Place((0.36, 0.14, 0.03), (0.48, 0.30, 0.06), 0.6, 0.9, haze=0.02),
     "rock": Place((0.17, 0.16, 0.155), (0.37, 0.355, 0.33), 0.6, 0.7),
     "tiles": Place((0.55, 0.53, 0.50), (0.12, 0.14, 0.17), 0.05, 0.05, tiles=1.0),
-    "water": Place((0.26, 0.27, 0.19), (0.44, 0.41, 0.28), 0.4, 0.3, ripples=0.25, haze=0.15, water=1.0),
+    "water": Place((0.26, 0.27, 0.19), (0.44, 0.41, 0.28), 0.4, 0.3, ripples=0.25, haze=0.13, water=1.0),
 }
 TIMES = {
     "day": Time((1.30, 1.22, 1.08), (0.46, 0.52, 0.62), 1.0, (0.12, 0.30, 0.72), (0.62, 0.76, 0.90), (0.95, 0.95, 0.97)),
@@ -86,7 +86,7 @@ class Landscape:
         light_H3, bounced_H3 = self.light_B3[clip_H], self.ground_B23[clip_H].mean(1)
         around = self.ambient_B3[clip_H] * (0.45 + 0.55 * upward) + 0.25 * light_H3 * bounced_H3 * (1 - upward)
         seen = paint_H3 * (light_H3 * (0.95 * sun + 0.10 * front.abs()) + around)
-        haze = 1 - torch.exp(-self.pattern_BP[clip_H, 4, None] * distance / unit_B[clip_H, None])
+        haze = 1 - torch.exp(-0.6 * self.pattern_BP[clip_H, 4, None] * distance / unit_B[clip_H, None])
         return torch.lerp(seen, self.horizon_B3[clip_H], haze)
 
     def behind(self, camera: "Cameras", seconds_F: Tensor, focal: float, shadow_BFHW: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lumos.worlds.creatures.glb import MOST_BYTES, POSES_PER_SECOND, Floats, Mesh, Surface, read_glb
-from lumos.worlds.creatures.subjects import ACTIONS, SUBJECTS, Subject, actions, is_hidden
+from lumos.worlds.creatures.subjects import ACTIONS, GLIDING, SUBJECTS, Subject, actions, is_hidden
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,8 @@ class Gait:
     poses: int
     seconds: float
     speed: float  # metres per second
+    reach: float  # how far a part is from the middle, over the ground, at most
+    top: float  # the highest that a part is
 
 
 @dataclass(frozen=True)
@@ -125,8 +127,9 @@ def _body(mesh: Mesh, subject: Subject, place: list[int]) -> tuple[Body, Floats]
     low, high = points.min(0), points.max(0)
     scale = subject.metres / float((high - low).max())
     shift = np.array([-(low[0] + high[0]) / 2, -low[1], -(low[2] + high[2]) / 2], np.float32)
-    lowest = points[:, 1] < low[1] + 0.15 * (high - low)[1]
+    lowest = points[:, 1] < low[1] + 0.06 * (high - low)[1]
     feet = surface._replace(**{name: getattr(surface, name)[lowest] for name in ("vertices_V3", "bones_V4", "weights_V4")})
+    some = surface._replace(**{name: getattr(surface, name)[::5] for name in ("vertices_V3", "bones_V4", "weights_V4")})
     gaits: dict[str, Gait] = {}
     rows: list[Floats] = []
     count = place[2]
@@ -139,8 +142,14 @@ def _body(mesh: Mesh, subject: Subject, place: list[int]) -> tuple[Body, Floats]
         if action == "flop":  # high over its swimming place
             moved[..., 1, 3] -= min(_posed(surface, pose)[:, 1].min() for pose in moved)
         pace = ACTIONS[action].pace
-        speed = _speed(feet, moved) * pace if pace > 0 else abs(pace) * subject.metres
-        gaits[action] = Gait(count, len(poses), (len(poses) - 1) / POSES_PER_SECOND, speed)
+        pace = -GLIDING[subject.name] if pace > 0 and subject.name in GLIDING else pace
+        speed = _speed(feet, moved) if pace > 0 else -pace * subject.metres
+        extent = np.stack([_posed(some, pose) for pose in moved[:: max(1, len(moved) // 12)]])
+        lift = extent[..., 1].min(1).max() / (high - low)[1] / scale
+        if action in ("jump", "leap") and lift < 0.1:
+            continue  # some only start
+        reach, top = float(np.hypot(extent[..., 0], extent[..., 2]).max()), float(extent[..., 1].max())
+        gaits[action] = Gait(count, len(poses), (len(poses) - 1) / POSES_PER_SECOND, speed, reach, top)
         rows.append(moved.reshape(-1, 3, 4))
         count += len(rows[-1])
     wide, tall, long = (float(extent) for extent in (high - low) * scale)
@@ -157,7 +166,7 @@ def _posed(surface: Surface, pose_J34: Floats) -> Floats:
 def _speed(feet: Surface, poses: Floats) -> float:
     """How fast the ground passes under the feet, in metres per second: the speed at which they go backwards."""
     points = np.stack([_posed(feet, pose) for pose in poses])
-    floor = points[..., 1].min()
-    touching = points[..., 1].min(0) < floor + 0.02 * np.ptp(points[..., 2])
-    back = np.maximum(points[:-1, touching, 2] - points[1:, touching, 2], 0) * POSES_PER_SECOND
-    return float(np.median((back**2).sum(0) / np.maximum(back.sum(0), 1e-6)))
+    floor = np.median(points[..., 1].min(1))
+    touching = points[:-1, :, 1] < floor + 0.1 * np.ptp(points[..., 1])
+    back = (points[:-1, :, 2] - points[1:, :, 2]) * POSES_PER_SECOND
+    return float(np.median(back[touching & (back > 0.15 * back.max())]))

@@ -205,11 +205,12 @@ def _camera(
 ) -> tuple[Camera, tuple[Item, ...]]:
     """A camera that has them in its picture for all of the time, and the creatures, moved to where it looks."""
     first = creatures[0]
-    size = max(_size(bodies[item.file]) for item in creatures)
+    gaits = [bodies[item.file].gaits[item.action] for item in creatures]
+    size = max(max(_size(bodies[item.file]), 1.5 * gait.reach) for item, gait in zip(creatures, gaits, strict=True))
     length = first.speed * SECONDS
     draw = rng.random()
     if first.speed:
-        follow = draw < (0.3 if length < 2.5 * size else 0.7)
+        follow = draw < (0.25 if length < 2 * size else 0.65 if length < 3.5 * size else 1.0)
         circling = rng.choice((-1, 1)) * rng.uniform(0.3, 0.6) if rng.random() < (0.3 if follow else 0.12) else 0.0
         approach = 0.0
     else:
@@ -217,10 +218,11 @@ def _camera(
         circling = rng.choice((-1, 1)) * rng.uniform(0.3, 0.75) if draw < 0.3 else 0.0
         approach = rng.choice((0.22, 0.22, -0.3)) if 0.3 <= draw < 0.5 else 0.0
     apart = math.hypot(creatures[-1].x - first.x, creatures[-1].z - first.z)
-    high = max(item.y + bodies[item.file].high * (1.4 if item.action in ("jump", "leap", "flop") else 1.0) for item in creatures)
+    high = max(item.y + gait.top for item, gait in zip(creatures, gaits, strict=True))
     low = min(item.y for item in creatures)
     gone = 0.0 if follow else length
     off = first.heading - azimuth
+    size *= 1.0 if circling or first.turn else 0.6 + 0.4 * abs(math.sin(off))  # shorter from the front
     reach = max((size + apart + gone * abs(math.sin(off))) / 2, (high - low) / 2)
     distance = FOCAL * reach / rng.triangular(0.5, 1.0, 0.85) + size * 0.25 + gone * abs(math.cos(off)) / 2
     distance *= {True: 1 / (1 - approach * SECONDS), False: 1.0}[approach > 0]

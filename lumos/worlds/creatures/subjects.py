@@ -60,9 +60,9 @@ YellowTang 0.5 yellow tang, yellow fish
 ZebraClownFish 0.5 zebra clownfish, black and white fish
 fish_pack fish
 Dolphin 2.2 dolphin
-Fish1 0.5 fish
-Fish2 0.5 fish
-Fish3 0.5 fish
+Fish1 0.5 pink fish, fish
+Fish2 0.5 blue fish, fish
+Fish3 0.5 clownfish, orange fish
 Manta_ray 2.4 manta ray, ray
 Shark 3 shark
 Whale 8 whale
@@ -107,19 +107,19 @@ tank_pack vehicle
 Tank 6 tank
 nature_pack plant
 BirchTree_1235 6 birch tree, tree
-BirchTree_Autumn_1235 6 autumn birch, yellow tree
+BirchTree_Autumn_1235 6 autumn birch, autumn tree
 BirchTree_Dead_12345 6 bare birch, bare tree
-BirchTree_Dead_Snow_12345 6 bare birch with snow on it, snowy bare tree
+BirchTree_Dead_Snow_12345 6 bare birch, bare tree
 BirchTree_Snow_1235 6 snowy birch, snowy tree
 CommonTree_345 7 tree, green tree
 CommonTree_Autumn_345 7 autumn tree
 CommonTree_Dead_345 7 bare tree, dead tree
-CommonTree_Dead_Snow_345 7 snowy bare tree
+CommonTree_Dead_Snow_345 7 bare tree, dead tree
 CommonTree_Snow_345 7 snowy tree
 BushBerries_12 1.4 bush with berries, bush
 Bush_12 1.2 bush, green bush
 Bush_Snow_12 1.2 snowy bush
-CactusFlower_1 2 flowering cactus, cactus
+CactusFlower_1 1.2 agave, succulent
 CactusFlowers_2345 2 flowering cactus, cactus
 Cactus_12345 2 cactus, green cactus
 Corn_12 2 corn plant
@@ -187,6 +187,8 @@ ACTIONS = {
     "lie": Action("Lie_Down", once=True),
     "bow": Action("Pickup|PickUp"),
 }
+# Those that walk or run without feet, in body lengths per second.
+GLIDING = {"snake": 0.35, "angry snake": 0.35, "flying robot": 0.7}
 _PATTERNS = {action: re.compile(rf"(?:.*\|(?:[A-Za-z]+_)?)?(?:{rule.pattern})") for action, rule in ACTIONS.items()}
 
 
