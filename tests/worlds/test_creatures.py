@@ -13,7 +13,7 @@ import torch
 from lumos.worlds.creatures import captions
 from lumos.worlds.creatures.library import Library, load_library
 from lumos.worlds.creatures.render import cameras, pack, project, render
-from lumos.worlds.creatures.scene import Camera, Item, Scene, held_out, sample_scene, seen, way
+from lumos.worlds.creatures.scene import Camera, Item, Scene, held_out, sample_scene, seen, shows, way
 from lumos.worlds.creatures.subjects import SUBJECTS
 
 CORNERS = np.array(list(product((-0.5, 0.5), (0.0, 1.0), (-1.0, 1.0))), np.float32)  # x, y, z
@@ -173,7 +173,7 @@ def test_everything_that_a_caption_names_is_in_the_picture(library: Library) -> 
                 across, up, depth = seen(drawn, *_place(item, 1.0), 1.0)
                 assert depth > 0 and abs(across) < 1.0 and abs(up) < 1.3
         if "background" in words:
-            assert any(captions._shows(drawn, plant) for plant in drawn.scenery)
+            assert any(shows(drawn, plant) for plant in drawn.scenery)
 
 
 def test_feet_do_not_slide(library: Library) -> None:

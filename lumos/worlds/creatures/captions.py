@@ -9,7 +9,7 @@ import random
 import re
 from itertools import pairwise
 
-from lumos.worlds.creatures.scene import FIGHTING, SECONDS, Item, Scene, seen, way
+from lumos.worlds.creatures.scene import FIGHTING, SECONDS, Item, Scene, seen, shows, way
 from lumos.worlds.creatures.subjects import SUBJECTS
 
 PLACE_WORDS = {
@@ -22,6 +22,7 @@ PLACE_WORDS = {
     "tiles": ("on tiles", "on a tiled floor", "on a checkered floor"),
     "water": ("under water", "underwater", "in the sea", "in the ocean", "above the sea floor"),
 }
+LEAF_WORDS = ("on fallen leaves", "on orange leaves")  # where no tree of the autumn forest is seen
 TIME_WORDS = {
     "day": ("by day", "during the day", "in daylight"),
     "dusk": ("at dusk", "at sunset", "in the evening"),
@@ -74,29 +75,38 @@ OWN_VERBS = {
     **{("run", name): ("gallop", "run", "gallop") for name in ("horse", "white horse", "donkey", "cow", "bull", "deer", "stag")},
 }
 WAYS = {
-    "left": ("to the left", "left", "from right to left", "towards the left"),
-    "right": ("to the right", "right", "from left to right", "towards the right"),
+    "left": ("to the left", "left", "towards the left", "from right to left"),
+    "right": ("to the right", "right", "towards the right", "from left to right"),
     "nearer": ("towards the camera", "towards us", "closer"),
     "farther": ("away from the camera", "away from us", "away"),
 }
 FACINGS = {"left": "facing left", "right": "facing right", "nearer": "seen from the front", "farther": "seen from behind"}
+CAMERA_WORDS = {
+    "still": ("the camera is still", "static camera"),
+    "circling": ("the camera circles around", "the camera circles", "the camera orbits"),
+    "follow": ("the camera follows", "the camera moves along", "followed by the camera"),
+    "approach": ("the camera moves closer", "the camera comes closer"),
+    "retreat": ("the camera moves away", "the camera backs away"),
+}
 OPENINGS = ("there is", "we see", "a video of", "a short clip of", "an animation of", "a scene with")
+IMAGE_OPENINGS = ("there is", "we see", "a picture of", "an image of", "a scene with")
 GERUNDS = {"run": "running", "swim": "swimming", "sit": "sitting", "lie": "lying", "nod": "nodding", "spin": "spinning"}
 GERUNDS |= {"hop": "hopping", "flop": "flopping", "butt": "butting", "headbutt": "headbutting", "shake": "shaking"}
 # Words that are the same for two, and those whose plural is not made by rule.
-ALIKE = ("deer", "koi", "wrasse", "snapper", "tuna", "flowers")
+ALIKE = ("deer", "koi", "wrasse", "snapper", "tuna", "flowers", "pads")
 PLURALS = {"thief": "thieves", "wolf": "wolves", "man": "men", "person": "people", "cactus": "cacti"}
 
 
 def direction(scene: Scene, item: Item) -> str:
     """Which way someone goes in the picture: "left", "right", "nearer", "farther", or "" if it cannot be said.
 
-    With a camera that goes along, it is the way it looks, if that stays; the ground passes the other way then.
+    With a camera that goes along, it is left or right if that is where it looks all the time: the ground goes the other way.
     """
     if not item.speed:
         return ""
     if scene.camera.follow:
-        return facing(scene, item)
+        told = facing(scene, item)
+        return told if told in ("left", "right") else ""
     steps = [seen(scene, *_at(item, SECONDS * step / 4), SECONDS * step / 4) for step in range(5)]
     ways = {"right": [one[0] for one in steps], "nearer": [-one[2] for one in steps]}
     across, nearer = (values[-1] - values[0] for values in ways.values())
@@ -125,26 +135,29 @@ def _at(item: Item, seconds: float) -> tuple[float, float, float]:
     return x, item.y, z
 
 
-def caption(scene: Scene, rng: random.Random) -> str:
-    """One of many true captions."""
-    return _caption(scene, rng, plain=False)
+def caption(scene: Scene, rng: random.Random, image: bool = False) -> str:
+    """One of many true captions; image: of the first frame alone, without what is done."""
+    return _caption(scene, rng, False, image)
 
 
-def canonical_caption(scene: Scene) -> str:
+def canonical_caption(scene: Scene, image: bool = False) -> str:
     """The plainest true caption, always the same one."""
-    return _caption(scene, random.Random(0), plain=True)
+    return _caption(scene, random.Random(0), True, image)
 
 
-def _caption(scene: Scene, rng: random.Random, plain: bool) -> str:
-    opening = "" if plain or rng.random() < 0.7 else rng.choice(OPENINGS)
-    body = _who_does_what(scene, rng, plain, gerund=bool(opening))
-    where = _pick(rng, PLACE_WORDS[scene.place], plain) if plain or rng.random() < 0.8 else ""
+def _caption(scene: Scene, rng: random.Random, plain: bool, image: bool) -> str:
+    opening = "" if plain or rng.random() < 0.7 else rng.choice(IMAGE_OPENINGS if image else OPENINGS)
+    body = _who(scene, rng, plain)[0] if image else _who_does_what(scene, rng, plain, gerund=bool(opening))
+    if opening == "there is" and body.startswith("two "):
+        opening = "there are"
+    alone = scene.place == "leaves" and not any(shows(scene, plant) for plant in scene.scenery)
+    where = _pick(rng, LEAF_WORDS if alone else PLACE_WORDS[scene.place], plain) if plain or rng.random() < 0.8 else ""
     said = scene.time != "day" if plain else rng.random() < (0.12 if scene.time == "day" else 0.75)
     hour = _pick(rng, TIME_WORDS[scene.time], plain) if said else ""
     circumstances = [words for words in (where, hour) if words]
     if not plain and rng.random() < 0.2:
         circumstances.reverse()
-    details = [] if plain else _details(scene, rng)
+    details = [] if plain else _details(scene, rng, image)
     if circumstances and not plain and not opening and rng.random() < 0.12:
         text = f"{circumstances[0]}, " + " ".join([body, *circumstances[1:]])
     else:
@@ -156,26 +169,35 @@ def _pick(rng: random.Random, words: tuple[str, ...], plain: bool) -> str:
     return words[0] if plain else rng.choice((words[0], *words))
 
 
+def _who(scene: Scene, rng: random.Random, plain: bool) -> tuple[str, str, str]:
+    """All together, and each with its article."""
+    first, last = (SUBJECTS[item.file] for item in (scene.creatures[0], scene.creatures[-1]))
+    one = _pick(rng, first.words, plain)
+    if len(scene.creatures) == 1:
+        return _article(one), _article(one), ""
+    if first.name == last.name:
+        return f"two {_plural(one)}", _article(one), f"another {one}"
+    other = _article(_pick(rng, last.words, plain))
+    return f"{_article(one)} and {other}", _article(one), other
+
+
 def _who_does_what(scene: Scene, rng: random.Random, plain: bool, gerund: bool) -> str:
     first, last = scene.creatures[0], scene.creatures[-1]
-    one = _noun(first, rng, plain)
-    if len(scene.creatures) == 1:
-        return " ".join([_article(one), _does(scene, first, rng, plain, "ing" if gerund else "s")])
-    alike = SUBJECTS[first.file].name == SUBJECTS[last.file].name
-    other = one if alike else _noun(last, rng, plain)
-    together = f"two {_plural(one)}" if alike else f"{_article(one)} and {_article(other)}"
+    together, one, other = _who(scene, rng, plain)
+    if not other:
+        return f"{one} {_does(scene, first, rng, plain, 'ing' if gerund else 's')}"
     form = "ing" if gerund else ""
     faced = facing(scene, first) == "right" and facing(scene, last) == "left"
     if faced and first.action in FIGHTING and last.action in FIGHTING:
         return f"{together} {_form(_pick(rng, ('fight', 'fight each other'), plain), form)}"
     if not plain and rng.random() < 0.6 and _chases(first, last):
         verb = rng.choice(("chase", "follow", "go after"))
-        return f"{_article(other)} {_form(verb, form or 's')} {'another ' + one if alike else _article(one)}"
+        chaser, chased = (one, other) if other.startswith("another") else (other, one)
+        return f"{chaser} {_form(verb, form or 's')} {chased}"
     if first.action == last.action:
         return f"{together} {_does(scene, first, rng, plain, form)}"
-    second = "another " + other if alike else _article(other)
     both = [_does(scene, item, rng, plain, form or "s") for item in (first, last)]
-    return f"{_article(one)} {both[0]} and {second} {both[1]}"
+    return f"{one} {both[0]} and {other} {both[1]}"
 
 
 def _chases(first: Item, last: Item) -> bool:
@@ -184,11 +206,9 @@ def _chases(first: Item, last: Item) -> bool:
     return first.speed > 0 and x * math.sin(first.heading) + z * math.cos(first.heading) < -0.8 * math.hypot(x, z)
 
 
-def _noun(item: Item, rng: random.Random, plain: bool) -> str:
-    return _pick(rng, SUBJECTS[item.file].words, plain)
-
-
 def _article(noun: str) -> str:
+    if noun.endswith(("flowers", "pads")):
+        return noun
     return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
 
 
@@ -214,7 +234,8 @@ def _does(scene: Scene, item: Item, rng: random.Random, plain: bool, form: str) 
     if item.speed:
         ways = {direction(scene, one) for one in scene.creatures}  # all go the same way
         told = ways.pop() if len(ways) == 1 else ""
-        return f"{verb} {_pick(rng, WAYS[told], plain)}" if told and (plain or rng.random() < 0.85) else verb
+        if told and (plain or rng.random() < 0.85):
+            return f"{verb} {_pick(rng, WAYS[told][: 3 if scene.camera.follow else None], plain)}"
     return verb
 
 
@@ -227,37 +248,22 @@ def _form(verb: str, form: str) -> str:
     return " ".join([first, *rest])
 
 
-def _details(scene: Scene, rng: random.Random) -> list[str]:
-    """What may be added: the camera, the side from which it looks, the plants that are seen."""
+def _details(scene: Scene, rng: random.Random, image: bool) -> list[str]:
+    """What may be added: the side from which the camera looks, what it does, and the plants that are seen."""
     camera, first = scene.camera, scene.creatures[0]
+    side = facing(scene, first) if len(scene.creatures) == 1 else ""
     told = []
-    if camera.circling and rng.random() < 0.6:
-        around = "them" if len(scene.creatures) > 1 else "it" if SUBJECTS[first.file].kind != "person" else "the scene"
-        told.append(rng.choice((f"the camera circles around {around}", "the camera circles", f"the camera orbits {around}")))
-    elif camera.follow and rng.random() < 0.6:
-        told.append(rng.choice(("the camera follows", "the camera moves along", "followed by the camera")))
-    elif camera.approach and rng.random() < 0.6:
-        nearer = camera.approach > 0
-        told.append(
-            rng.choice(
-                ("the camera moves closer", "the camera comes closer")
-                if nearer
-                else ("the camera moves away", "the camera backs away")
-            )
-        )
-    elif not camera.circling and not camera.follow and rng.random() < 0.08:
-        told.append(rng.choice(("the camera is still", "static camera")))
     if camera.elevation > 0.5 and rng.random() < 0.5:
-        told.insert(0, "seen from above")
-    elif not first.speed and not camera.circling and len(scene.creatures) == 1 and facing(scene, first) and rng.random() < 0.35:
-        told.insert(0, FACINGS[facing(scene, first)])
-    plants = sorted({_plural(SUBJECTS[item.file].words[-1]) for item in scene.scenery if _shows(scene, item)})
-    if plants and rng.random() < 0.3:
+        told.append("seen from above")
+    elif side and (image or not first.speed) and SUBJECTS[first.file].kind != "plant" and rng.random() < 0.35:
+        told.append(FACINGS[side])
+    does = "circling" if camera.circling else "follow" if camera.follow else "still"
+    if camera.approach:
+        does = "approach" if camera.approach > 0 else "retreat"
+    if not image and rng.random() < (0.08 if does == "still" else 0.6):
+        told.append(rng.choice(CAMERA_WORDS[does]))
+    names = [SUBJECTS[item.file].name for item in scene.scenery if shows(scene, item)]
+    if names and rng.random() < 0.3:
+        plants = [_plural(name) if names.count(name) > 1 else _article(name) for name in sorted(set(names))]
         told.append("with " + " and ".join(plants[:2]) + " in the background")
     return told
-
-
-def _shows(scene: Scene, plant: Item) -> bool:
-    """Whether a plant is in the picture at first."""
-    across, _, depth = seen(scene, plant.x, 0.0, plant.z, 0.0)
-    return depth > scene.camera.distance and abs(across) < 0.8

@@ -23,6 +23,12 @@ MOST_SECONDS = 60.0
 MOST_TEXELS = 1 << 24
 _TYPES = {5120: np.int8, 5121: np.uint8, 5122: np.int16, 5123: np.uint16, 5125: np.uint32, 5126: np.float32}
 _WIDTHS = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4, "MAT4": 16}
+MOST_ANIMATIONS = 200
+MOST_MATRICES = 300_000  # poses * nodes of an animation
+_FAULTS = (
+    *(ValueError, LookupError, TypeError, AttributeError, ArithmeticError, OSError, EOFError, SyntaxError),
+    *(struct.error, Image.DecompressionBombError),
+)
 _STILL = {"translation": [0, 0, 0], "rotation": [0, 0, 0, 1], "scale": [1, 1, 1]}
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
@@ -51,8 +57,9 @@ class Mesh:
 def read_glb(content: bytes, wanted: Callable[[str], bool], hidden: Callable[[str], bool]) -> Mesh:
     """The mesh of a GLB file's bytes, with the animations whose names are wanted and without the nodes that are hidden."""
     try:
-        return _read(content, wanted, hidden)
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError, OverflowError, OSError, struct.error) as error:
+        with np.errstate(all="ignore"):
+            return _read(content, wanted, hidden)
+    except _FAULTS as error:
         reason = " ".join(str(error).split())[:120]
         raise ValueError(
             f"not a GLB file that can be drawn: {type(error).__name__} {reason}; export it as plain glTF 2.0"
@@ -83,7 +90,7 @@ def _read(content: bytes, wanted: Callable[[str], bool], hidden: Callable[[str],
 
     poses = {"": posed({path: values[None] for path, values in rest.items()})}
     for animation in file.json.get("animations", []):
-        if wanted(str(animation["name"])):
+        if wanted(str(animation["name"])) and len(poses) < MOST_ANIMATIONS:
             poses[str(animation["name"])] = posed(_sampled(file, animation, rest))
     arrays: tuple[NDArray[Any], ...] = (*surface, *poses.values())
     if not all(np.isfinite(array).all() for array in arrays):
@@ -185,6 +192,8 @@ def _sampled(file: _File, animation: dict[str, Any], rest: dict[str, NDArray[Any
     if not 0 <= seconds <= MOST_SECONDS:
         raise ValueError(f"an animation of 0 to {MOST_SECONDS:.0f} seconds, got {seconds:.3g}")
     at = np.linspace(0, seconds, max(2, round(seconds * POSES_PER_SECOND) + 1))
+    if len(at) * len(rest["scale"]) > MOST_MATRICES:
+        raise ValueError(f"an animation of at most {MOST_MATRICES} poses of nodes, got {len(at) * len(rest['scale'])}")
     paths = {path: np.repeat(values[None], len(at), 0) for path, values in rest.items()}
     for target, times, values in channels:
         if target["path"] == "rotation":  # q and -q are one turn: stay on one side

@@ -118,7 +118,10 @@ def _draw(rng: random.Random, bodies: Mapping[str, Body], names: dict[str, dict[
         creatures = _two(rng, bodies, names, first, azimuth)
     camera, creatures = _camera(rng, bodies, creatures, azimuth)
     scene = Scene(place, time, creatures, camera, sun=azimuth + camera.circling + rng.uniform(-1.1, 1.1))
-    return replace(scene, scenery=_scenery(rng, bodies, scene))
+    scene = replace(scene, scenery=_scenery(rng, bodies, scene))
+    if place == "forest" and not any(shows(scene, plant) for plant in scene.scenery):
+        return replace(scene, place="grass", scenery=())  # no forest is seen
+    return scene
 
 
 def _action(rng: random.Random, body: Body) -> str:
@@ -283,6 +286,15 @@ def _scenery(rng: random.Random, bodies: Mapping[str, Body], scene: Scene) -> tu
                 items.append(item)
                 break
     return tuple(items)
+
+
+def shows(scene: Scene, plant: Item) -> bool:
+    """Whether a plant is behind the creatures and well in the picture, at first or at last."""
+    for seconds in (0.0, SECONDS):
+        across, up, depth = seen(scene, plant.x, SUBJECTS[plant.file].metres * plant.scale / 3, plant.z, seconds)
+        if depth > scene.camera.distance and abs(across) < 0.85 and abs(up) < 0.95:
+            return True
+    return False
 
 
 def _clear(scene: Scene, bodies: Mapping[str, Body], plant: Item) -> bool:

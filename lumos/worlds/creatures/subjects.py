@@ -6,129 +6,45 @@ What a subject can do comes from the names of its file's animations: "Armature|R
 import re
 from dataclasses import dataclass
 
-# A line of one word or two is a folder and the kind of all in it; others are file, greatest extent in metres, words.
-# A plant's name is followed by the numbers of its files. The first word is the name; the others are as true of what is seen.
+# Folder and kind, then files: greatest extent in metres (0.5), words (the file's name). The first word is the name, the others
+# are as true of what is seen. A plant's name is followed by the numbers of its files.
 _TABLE = """
-animals_pack beast
-Alpaca 1.8 alpaca
-Bull 2.6 bull
-Cow 2.5 cow
-Deer 1.9 deer, doe
-Donkey 1.9 donkey
-Fox 1.2 fox, red fox
-Horse 2.4 horse, brown horse
-Horse_White 2.4 white horse, horse
-Husky 1.1 husky, dog, husky dog
-ShibaInu 1.0 shiba inu, dog, brown dog
-Stag 2.3 stag, deer with antlers
-Wolf 1.5 wolf, gray wolf
-cute_fish_pack fish
-Anglerfish 0.6 anglerfish, deep-sea fish
-ArmoredCatfish 0.5 armored catfish, catfish
-Betta 0.5 betta, betta fish
-BlackLionFish 0.6 black lionfish
-Blobfish 0.5 blobfish
-BlueGoldfish 0.5 blue goldfish
-BlueTang 0.5 blue tang, blue fish
-ButterflyFish 0.5 butterflyfish
-CardinalFish 0.5 cardinalfish
-Clownfish 0.5 clownfish, orange and white fish
-CoralGrouper 0.6 coral grouper, grouper
-Cowfish 0.5 cowfish
-Flatfish 0.5 flatfish
-FlowerHorn 0.5 flowerhorn, flowerhorn fish
-GoblinShark 1.2 goblin shark
-Goldfish 0.5 goldfish
-Humphead 0.7 humphead, humphead wrasse
-Koi 0.6 koi, koi fish
-Lionfish 0.6 lionfish
-MandarinFish 0.5 mandarinfish
-MoorishIdol 0.5 moorish idol
-ParrotFish 0.5 parrotfish
-Piranha 0.5 piranha
-Puffer 0.5 pufferfish, puffer
-RedSnapper 0.6 red snapper, snapper
-RoyalGramma 0.4 royal gramma
-Shark 1.2 small shark, cartoon shark
-Sunfish 1.2 sunfish
-Swordfish 1.4 swordfish
-Tang 0.5 tang
-Tetra 0.4 tetra
-Tuna 0.9 tuna
-Turbot 0.5 turbot
-YellowTang 0.5 yellow tang, yellow fish
-ZebraClownFish 0.5 zebra clownfish, black and white fish
-fish_pack fish
-Dolphin 2.2 dolphin
-Fish1 0.5 pink fish, fish
-Fish2 0.5 blue fish, fish
-Fish3 0.5 clownfish, orange fish
-Manta_ray 2.4 manta ray, ray
-Shark 3 shark
-Whale 8 whale
-cyberpunk_pack robot
-Enemy_2Legs 1.6 two-legged robot, round robot, robot
-Enemy_Large 2.2 big robot, robot
-dinosaurs_pack beast
-Apatosaurus 14 apatosaurus, long-necked dinosaur, dinosaur
-Parasaurolophus 8 parasaurolophus, dinosaur
-Stegosaurus 8 stegosaurus, dinosaur with plates
-Trex 11 tyrannosaurus, t-rex, tyrannosaurus rex
-Triceratops 8 triceratops, horned dinosaur
-Velociraptor 3 velociraptor, raptor
-easy_enemies_pack beast
-Frog 0.4 frog, green frog
-Rat 0.5 rat
-Snake 0.8 snake
-Snake_angry 0.8 angry snake, snake
-Spider 0.5 spider
-kaykit_adventurers person
-Knight 1.9 knight
-Mage 2.0 mage, wizard
-Barbarian 1.9 barbarian, viking
-Rogue 1.8 rogue, thief
-mech_pack robot
-Leela 3.5 white mech, mech, robot
-Stan 3.5 green mech, green robot, battle robot
-platformer_game_pack beast
-Character 1.2 blue bunny, blue rabbit, bunny
-Crab 0.6 crab
-Enemy 0.8 green monster, horned monster, monster
-Skull 0.7 skull
-easy_enemies_pack flyer
-Wasp 0.4 wasp
-platformer_game_pack flyer
-Bee 0.5 bee
-cyberpunk_pack flyer
-Enemy_Flying 1.4 flying robot, drone
-single_knight_pack person
-KnightCharacter 1.8 man, man in gray, person
-tank_pack vehicle
-Tank 6 tank
-nature_pack plant
-BirchTree_1235 6 birch tree, tree
-BirchTree_Autumn_1235 6 autumn birch, autumn tree
-BirchTree_Dead_12345 6 bare birch, bare tree
-BirchTree_Dead_Snow_12345 6 bare birch, bare tree
-BirchTree_Snow_1235 6 snowy birch, snowy tree
-CommonTree_345 7 tree, green tree
-CommonTree_Autumn_345 7 autumn tree
-CommonTree_Dead_345 7 bare tree, dead tree
-CommonTree_Dead_Snow_345 7 bare tree, dead tree
-CommonTree_Snow_345 7 snowy tree
-BushBerries_12 1.4 bush with berries, bush
-Bush_12 1.2 bush, green bush
-Bush_Snow_12 1.2 snowy bush
-CactusFlower_1 1.2 agave, succulent
-CactusFlowers_2345 2 flowering cactus, cactus
-Cactus_12345 2 cactus, green cactus
-Corn_12 2 corn plant
-nature_pack cover
-Flowers 0.6 flowers
-Grass 0.5 tuft of grass
-Grass_2 0.5 tuft of grass
-Grass_Short 0.4 tuft of grass
-Lilypad 0.7 lily pads
+animals_pack beast: Alpaca 1.8; Bull 2.6; Cow 2.5; Deer 1.9 deer, doe; Donkey 1.9; Fox 1.2 fox, red fox;
+    Horse 2.4 horse, brown horse; Horse_White 2.4 white horse, horse; Husky 1.1 husky, dog, husky dog;
+    ShibaInu 1.0 shiba inu, dog, brown dog; Stag 2.3 stag, deer with antlers; Wolf 1.5 wolf, gray wolf
+cute_fish_pack fish: Anglerfish 0.6 anglerfish, deep-sea fish; ArmoredCatfish armored catfish, catfish;
+    Betta betta, betta fish; BlackLionFish 0.6 black lionfish; Blobfish; BlueGoldfish; BlueTang blue tang, blue fish;
+    ButterflyFish butterflyfish; CardinalFish cardinalfish; Clownfish clownfish, orange and white fish;
+    CoralGrouper 0.6 coral grouper, grouper; Cowfish; Flatfish; FlowerHorn flowerhorn, flowerhorn fish; GoblinShark 1.2;
+    Goldfish; Humphead 0.7 humphead, humphead wrasse; Koi 0.6 koi, koi fish; Lionfish 0.6; MandarinFish mandarinfish;
+    MoorishIdol; ParrotFish parrotfish; Piranha; Puffer pufferfish, puffer; RedSnapper 0.6 red snapper, snapper;
+    RoyalGramma 0.4; Shark 1.2 small shark, cartoon shark; Sunfish 1.2; Swordfish 1.4; Tang; Tetra 0.4; Tuna 0.9; Turbot;
+    YellowTang yellow tang, yellow fish; ZebraClownFish zebra clownfish, black and white fish
+fish_pack fish: Dolphin 2.2; Fish1 pink fish, fish; Fish2 blue fish, fish; Fish3 clownfish, orange fish;
+    Manta_ray 2.4 manta ray, ray; Shark 3; Whale 8
+cyberpunk_pack robot: Enemy_2Legs 1.6 two-legged robot, round robot, robot; Enemy_Large 2.2 big robot, robot
+dinosaurs_pack beast: Apatosaurus 14 apatosaurus, long-necked dinosaur, dinosaur; Parasaurolophus 8 parasaurolophus, dinosaur;
+    Stegosaurus 8 stegosaurus, dinosaur with plates; Trex 11 tyrannosaurus, t-rex, tyrannosaurus rex;
+    Triceratops 8 triceratops, horned dinosaur; Velociraptor 3 velociraptor, raptor
+easy_enemies_pack beast: Frog 0.4 frog, green frog; Rat; Snake 0.8; Snake_angry 0.8 angry snake, snake; Spider
+kaykit_adventurers person: Knight 1.9; Mage 2.0 mage, wizard; Barbarian 1.9 barbarian, viking; Rogue 1.8 rogue, thief
+mech_pack robot: Leela 3.5 white mech, mech, robot; Stan 3.5 green mech, green robot, battle robot
+platformer_game_pack beast: Character 1.2 blue bunny, blue rabbit, bunny; Crab 0.6;
+    Enemy 0.8 green monster, horned monster, monster; Skull 0.7
+easy_enemies_pack flyer: Wasp 0.4
+platformer_game_pack flyer: Bee
+cyberpunk_pack flyer: Enemy_Flying 1.4 flying robot, drone
+single_knight_pack person: KnightCharacter 1.8 man, man in gray, person
+tank_pack vehicle: Tank 6
+nature_pack plant: BirchTree_1235 6 birch tree, tree; BirchTree_Autumn_1235 6 autumn birch, autumn tree;
+    BirchTree_Dead_12345 6 bare birch, bare tree; BirchTree_Dead_Snow_12345 6 bare birch, bare tree;
+    BirchTree_Snow_1235 6 snowy birch, snowy tree; CommonTree_345 7 tree, green tree; CommonTree_Autumn_345 7 autumn tree;
+    CommonTree_Dead_345 7 bare tree, dead tree; CommonTree_Dead_Snow_345 7 bare tree, dead tree;
+    CommonTree_Snow_345 7 snowy tree; BushBerries_12 1.4 bush with berries, bush; Bush_12 1.2 bush, green bush;
+    Bush_Snow_12 1.2 snowy bush; CactusFlower_1 1.2 agave, succulent; CactusFlowers_2345 2 flowering cactus, cactus;
+    Cactus_12345 2 cactus, green cactus; Corn_12 2 corn plant
+nature_pack cover: Flowers 0.6; Grass tuft of grass; Grass_2 tuft of grass; Grass_Short 0.4 tuft of grass;
+    Lilypad 0.7 lily pads
 """
 
 
@@ -206,18 +122,17 @@ def is_hidden(node: str) -> bool:
 
 
 def _subjects() -> dict[str, Subject]:
-    found: list[Subject] = []
-    folder = kind = ""
-    for line in _TABLE.strip().splitlines():
-        first, second, *rest = line.split(maxsplit=2)
-        if not rest:
-            folder, kind = first, second
-            continue
-        stem, _, numbers = first.rpartition("_") if kind == "plant" else (first, "", "")
-        for number in numbers or ("",):
-            file = f"{folder}/{stem}" + (f"_{number}" if number else "")
-            found.append(Subject(file, float(second), tuple(rest[0].split(", ")), kind))
-    return {subject.file: subject for subject in found}
+    found = {}
+    for line in re.split(r"\n(?=\S)", _TABLE.strip()):
+        head, entries = line.split(": ")
+        folder, kind = head.split()
+        for first, *rest in map(str.split, entries.split(";")):
+            metres = float(rest.pop(0)) if rest and rest[0][0].isdigit() else 0.5
+            words = " ".join(rest) or re.sub("(?<=[a-z])(?=[A-Z])", " ", first).replace("_", " ").lower()
+            stem, _, numbers = first.rpartition("_") if kind == "plant" else (first, "", "")
+            for file in [f"{folder}/{stem}_{number}" for number in numbers] or [f"{folder}/{first}"]:
+                found[file] = Subject(file, metres, tuple(words.split(", ")), kind)
+    return found
 
 
 SUBJECTS = _subjects()
