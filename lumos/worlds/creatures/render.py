@@ -130,7 +130,7 @@ def _render(packed: PackedScenes, library: Library, seconds_F: Tensor, size: int
     way_M13 = light.sun_B3[clip_M][:, None]
     flat_MF3 = points_MF3 - way_M13 * (points_MF3[..., 1:2] / way_M13[..., 1:2])
     shade_MF3 = project(flat_MF3, eye, axes, size)
-    shadow = (_rasterize(shade_MF3, corners_T3, clip_T, torch.ones_like(two_sided_T), clips, size) > 0).float()
+    shadow = (_rasterize(shade_MF3, corners_T3, clip_T, two_sided_T, clips, size) > 0).float()
     shadow = shadow.view(-1, 1, size, size)
     for _ in range(2):
         shadow = functional.avg_pool2d(functional.pad(shadow, (1, 1, 1, 1), mode="replicate"), 3, 1)

@@ -127,7 +127,8 @@ def _draw(rng: random.Random, bodies: Mapping[str, Body], names: dict[str, dict[
 def _action(rng: random.Random, body: Body) -> str:
     moving = [action for action in body.gaits if action in MOVING]
     resting = [action for action in body.gaits if action not in MOVING]
-    return rng.choice(moving if moving and (not resting or rng.random() < 0.55) else resting)
+    chosen = moving if moving and (not resting or rng.random() < 0.55) else resting
+    return rng.choices(chosen, [{"eat": 2.5, "fall": 0.4}.get(action, 1.0) for action in chosen])[0]
 
 
 def _place(rng: random.Random, kind: str, action: str) -> str:
