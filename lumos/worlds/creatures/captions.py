@@ -93,8 +93,8 @@ IMAGE_OPENINGS = ("there is", "we see", "a picture of", "an image of", "a scene 
 GERUNDS = {"run": "running", "swim": "swimming", "sit": "sitting", "lie": "lying", "nod": "nodding", "spin": "spinning"}
 GERUNDS |= {"hop": "hopping", "flop": "flopping", "butt": "butting", "headbutt": "headbutting", "shake": "shaking"}
 # Words that are the same for two, and those whose plural is not made by rule.
-ALIKE = ("deer", "koi", "wrasse", "snapper", "tuna", "flowers", "pads")
-PLURALS = {"thief": "thieves", "wolf": "wolves", "man": "men", "person": "people", "cactus": "cacti"}
+ALIKE = ("deer", "triceratops", "parasaurolophus", "koi", "wrasse", "snapper", "tuna", "flowers", "pads")
+PLURALS = {"thief": "thieves", "wolf": "wolves", "man": "men", "person": "people", "cactus": "cacti", "mech": "mechs"}
 
 
 def direction(scene: Scene, item: Item) -> str:

@@ -212,16 +212,16 @@ def _camera(
     gaits = [bodies[item.file].gaits[item.action] for item in creatures]
     size = max(max(_size(bodies[item.file]), 1.5 * gait.reach) for item, gait in zip(creatures, gaits, strict=True))
     length = first.speed * SECONDS
+    apart = math.hypot(creatures[-1].x - first.x, creatures[-1].z - first.z)
     draw = rng.random()
     if first.speed:
-        follow = draw < (0.25 if length < 2 * size else 0.65 if length < 3.5 * size else 1.0)
+        follow = draw < (0.25 if length + apart < 1.7 * size else 0.65 if length + apart < 2.7 * size else 0.95)
         circling = rng.choice((-1, 1)) * rng.uniform(0.3, 0.6) if rng.random() < (0.3 if follow else 0.12) else 0.0
         approach = 0.0
     else:
         follow = False
         circling = rng.choice((-1, 1)) * rng.uniform(0.3, 0.75) if draw < 0.3 else 0.0
         approach = rng.choice((0.22, 0.22, -0.3)) if 0.3 <= draw < 0.5 else 0.0
-    apart = math.hypot(creatures[-1].x - first.x, creatures[-1].z - first.z)
     high = max(item.y + gait.top for item, gait in zip(creatures, gaits, strict=True))
     low = min(item.y for item in creatures)
     gone = 0.0 if follow else length
