@@ -19,7 +19,7 @@ from tempfile import TemporaryDirectory
 from lumos.data.clips import Cut, read_clips
 from lumos.data.manifest import Entry
 from lumos.data.prepare import PrepareConfig, Share, prepare
-from lumos.tokenizer.load import load_any_tokenizer
+from lumos.tokenizer.model import load_tokenizer
 from lumos.weights import find_weights
 
 
@@ -43,7 +43,7 @@ def main() -> None:
         if not manifest.is_dir():
             manifest = Path(folder) / "clips.csv"
             manifest.write_text("path,caption\n" + "".join(f"{path.absolute()},x\n" for path in args.videos))
-        tokenizer = load_any_tokenizer(find_weights(args.tokenizer, "tokenizer"))
+        tokenizer = load_tokenizer(find_weights(args.tokenizer, "tokenizer"))
         share = Share(device=args.device, workers=args.threads)
         found = [
             prepare(manifest, Path(folder) / f"shards{number}", PrepareConfig(cut), tokenizer, share)

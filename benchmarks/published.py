@@ -24,7 +24,8 @@ from lumos.media.video import write_video
 from lumos.model.transformer import LUMOS_1B, LUMOS_3B, ModelConfig
 from lumos.published.import_weights import import_weights
 from lumos.published.official import config_to_official, official_shapes
-from lumos.tokenizer.cosmos import CosmosConfig, CosmosTokenizer, save_cosmos
+from lumos.tokenizer.cosmos import CosmosConfig
+from lumos.tokenizer.model import VideoTokenizer, save_tokenizer
 
 SIZES = {"1b": LUMOS_1B, "3b": LUMOS_3B}
 TOY = ModelConfig(LUMOS_1B.vocabulary, layers=2, width=16, heads=2, kv_heads=1, head_width=32, ffn=24)
@@ -84,9 +85,9 @@ def main() -> None:
         place = Path(name)
         with part("make a checkpoint"):
             write_checkpoint(place / "checkpoint", TOY if args.toy else SIZES[args.size])
-            cosmos = CosmosTokenizer(CosmosConfig(channels=8, blocks=1) if args.toy else CosmosConfig())
+            cosmos = VideoTokenizer(CosmosConfig(channels=8, blocks=1) if args.toy else CosmosConfig())
             cosmos.initialise(torch.Generator().manual_seed(0))
-            save_cosmos(place / "cosmos", cosmos)
+            save_tokenizer(place / "cosmos", cosmos)
             write_text_tokenizer(place / "text_tokenizer.json")
         with part("import-weights"):
             import_weights(place / "checkpoint", place / "weights", place / "text_tokenizer.json", place / "cosmos", (672, 384))

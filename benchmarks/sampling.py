@@ -32,7 +32,8 @@ from lumos.model.quantise import Precision, multiply, quantise, to_fp8
 from lumos.model.transformer import LUMOS_1B, LUMOS_3B, ModelConfig, Transformer
 from lumos.sequence.layout import Grid
 from lumos.sequence.vocabulary import LUMOS, Vocabulary, small_vocabulary
-from lumos.tokenizer.cosmos import CosmosConfig, CosmosTokenizer
+from lumos.tokenizer.cosmos import CosmosConfig
+from lumos.tokenizer.model import VideoTokenizer
 
 GIB = 2**30
 PROMPT = 60  # text ids
@@ -279,7 +280,7 @@ def precision_error(bench: Bench, cell: Cell, vocabulary: Vocabulary, dtype: tor
 
 def decoding(bench: Bench, sizes: list[tuple[int, int]], toy: bool) -> None:
     """The Cosmos tokenizer's streaming decode of 7 latent frames, float32 as it is loaded, and under bf16 autocast."""
-    tokenizer = CosmosTokenizer(CosmosConfig(channels=8, blocks=1) if toy else CosmosConfig()).to(bench.device).eval()
+    tokenizer = VideoTokenizer(CosmosConfig(channels=8, blocks=1) if toy else CosmosConfig()).to(bench.device).eval()
     tokenizer.initialise(torch.Generator(bench.device).manual_seed(0))
     for width, height in sizes:
         codes_BTHW = torch.randint(0, 64_000, (1, 7, height // 8, width // 8), device=bench.device)

@@ -21,9 +21,7 @@ from lumos.data.shards import ShardReader
 from lumos.evaluation.distances import psnr
 from lumos.generate import pick_device
 from lumos.media.sheet import contact_sheet
-from lumos.tokenizer.cosmos import CosmosTokenizer
-from lumos.tokenizer.load import load_any_tokenizer
-from lumos.tokenizer.model import VideoTokenizer
+from lumos.tokenizer.model import VideoTokenizer, load_tokenizer
 from lumos.weights import find_weights
 
 SHOWN = 6
@@ -40,7 +38,7 @@ def main() -> None:
     parser.add_argument("--device", default=None, help="cpu or cuda (default: cuda if there is one)")
     args = parser.parse_args()
     device = pick_device(args.device)
-    tokenizer = load_any_tokenizer(find_weights(args.tokenizer, "tokenizer")).to(device).eval()
+    tokenizer = load_tokenizer(find_weights(args.tokenizer, "tokenizer")).to(device).eval()
     index = open_pixels(args.pictures, args.size)
     reader = ShardReader(index, ["picture", "F", "height", "width", "captions"])
     rows = np.arange(len(index)) if args.all else split_rows(index)[1]
@@ -81,7 +79,7 @@ def first_frames(values: dict, frames: int, size: int) -> Tensor:
 
 
 @torch.inference_mode()
-def there_and_back(tokenizer: VideoTokenizer | CosmosTokenizer, pixels_BCFHW: Tensor) -> Tensor:
+def there_and_back(tokenizer: VideoTokenizer, pixels_BCFHW: Tensor) -> Tensor:
     """Encoded whole, decoded frame by frame."""
     decoder = tokenizer.start_stream()
     codes_BTHW = tokenizer.encode(pixels_BCFHW)

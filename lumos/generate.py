@@ -6,7 +6,6 @@ one frame, image-to-video is "the first frame is given", continuation is "these 
 cache and random streams, is `diffusion/job.py`.
 """
 
-import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -27,8 +26,8 @@ from lumos.sequence.layout import Grid, clock
 from lumos.sequence.prompt_template import said_frames
 from lumos.sequence.text import TextTokenizer
 from lumos.sequence.token_file import About, Tokens
-from lumos.tokenizer.cosmos import CosmosTokenizer
 from lumos.tokenizer.model import VideoTokenizer
+from lumos.weights import fingerprint
 
 CONTINUE = 16  # frames added to a given video unless the user says how many
 
@@ -41,7 +40,7 @@ class Generator:
         config: FolderConfig,
         model: Transformer,
         text: TextTokenizer,
-        tokenizer: VideoTokenizer | CosmosTokenizer,
+        tokenizer: VideoTokenizer,
         device: torch.device,
         dtype: torch.dtype,
         compute: Compute | None = None,
@@ -66,7 +65,7 @@ class Generator:
         lora: folder of an adapter, merged into the weights.
         """
         where = pick_device(device)
-        config, model, text, tokenizer = load_model(name_or_folder)
+        config, model, text, tokenizer = load_model(name_or_folder, where)
         if lora is not None:
             merge_adapter(model, lora)
         # bfloat16 halves the time of matrix products where the hardware has it, and slows them down elsewhere.
@@ -273,12 +272,3 @@ def pick_device(name: str | None) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ValueError(f"device {name} needs a CUDA GPU, {torch.cuda.device_count()} found; use cpu")
     return device
-
-
-def fingerprint(tokenizer: torch.nn.Module) -> str:
-    """Changes when any weight of the tokenizer does: codes mean nothing to another one."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(tokenizer.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().to("cpu", torch.float32).contiguous().view(-1).numpy().tobytes())
-    return digest.hexdigest()[:16]

@@ -1,59 +1,46 @@
 """A folder with config.json and model.safetensors is a model (or a tokenizer): save it, find it, load it.
 
-In go a config as plain JSON values and named tensors; out come the same, checked. Saving is whole or nothing, loading
-tells what is wrong with a damaged folder in one line, and nothing in a folder can run code: JSON and safetensors only.
+In go a config as plain JSON values and named tensors; out come the same, checked. A large model lies in several files with
+an index, named as Hugging Face does it. Saving is whole or nothing; nothing in a folder can run code (JSON and safetensors).
 """
 
-from __future__ import annotations
-
-import dataclasses
 import hashlib
 import json
-import math
 import os
+import re
 import shutil
-import types
-import typing
-from collections.abc import Callable, Mapping
+import zlib
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from safetensors.torch import save_file
+from torch import Tensor, nn
 
+from lumos.config import check_not_a_pointer, read_json
 from lumos.files import flush
 
-T = TypeVar("T")
 Kind = Literal["model", "tokenizer"]
 
 FORMAT = 1
-CONFIG = "config.json"
-TENSORS = "model.safetensors"
+CONFIG, TENSORS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+OURS = re.compile(r"model(-\d{5}){0,1}(-of-\d{5})?\.safetensors(\.index\.json)?")
 PRETRAINED = Path(__file__).parent / "pretrained"
-# types a weights file may hold, as safetensors calls them
-TYPES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.bfloat16: "BF16",
-    torch.float16: "F16",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
+FILE_BYTES = 700_000_000  # tensors are gathered up to about this size before a file is written: all that saving keeps in memory
+SUMS = "sums"  # metadata: a checksum for each tensor
 
 
-@dataclasses.dataclass(frozen=True)
-class Deferred:
-    """A tensor that is read when its turn to be written has come, so that a large model is never in memory as a whole."""
+@dataclass(frozen=True)
+class Stored:
+    """Where a tensor lies, and what the header of its file says of it."""
 
-    dtype: torch.dtype
+    file: Path
+    dtype: str  # as safetensors calls it
     shape: tuple[int, ...]
-    read: Callable[[], Tensor]
 
 
 def find_weights(name_or_folder: str | Path, kind: Kind) -> Path:
@@ -64,14 +51,17 @@ def find_weights(name_or_folder: str | Path, kind: Kind) -> Path:
     """
     text = str(name_or_folder)
     folder = PRETRAINED / text if text in pretrained_names() else Path(text)
+    _recover(folder)
     if not folder.exists():
         known = ", ".join(pretrained_names()) or "none in this installation"
         raise FileNotFoundError(
             f"no weights named {text!r} and no such folder; use one of {known}, or a folder that holds {CONFIG} and {TENSORS}"
         )
-    if kind == "tokenizer" and _read_json(folder).get("kind") == "model":
+    config = _config(folder)
+    if kind == "tokenizer" and config.get("kind") == "model":
         folder = folder / "tokenizer"
-    _check_header(_read_json(folder), kind, folder)
+        config = _config(folder)
+    _check_header(config, kind, folder)
     return folder
 
 
@@ -81,119 +71,138 @@ def pretrained_names() -> list[str]:
 
 
 def save_folder(
-    folder: Path, config: dict[str, Any], tensors: Mapping[str, Tensor | Deferred], files: Mapping[str, bytes | Path] = {}
+    folder: Path,
+    config: dict[str, Any],
+    tensors: Mapping[str, Tensor] | Iterable[tuple[str, Tensor]],
+    files: Mapping[str, bytes | Path] = {},
 ) -> None:
-    """Write config.json, model.safetensors and `files` (relative path -> content, or a file to copy): whole or nothing.
+    """Write config.json, the tensors and `files` (relative path -> content, or a file to copy): whole or nothing.
 
     All of it is written to a hidden sibling, flushed to the disk, then renamed into place, so that a kill at any moment
     leaves the old folder or the new one. An existing folder is replaced when it holds nothing but files that are
-    written again and weights folders of their own (a model's tokenizer/), which stay; otherwise FileExistsError.
-    Tensors may live on any device, and are written one by one. Raises OSError when the disk is full.
+    written again, or that a killed save has left; otherwise FileExistsError.
+    `tensors` may be an iterator that reads a large model bit by bit. Raises OSError when the disk is full.
     """
-    contents: dict[str, bytes | Path | None] = {CONFIG: _json_bytes(config), TENSORS: None}
+    contents: dict[str, bytes | Path] = {CONFIG: (json.dumps(config, indent=2, allow_nan=False) + "\n").encode()}
     for name, file in files.items():
         inside = PurePosixPath(name)
-        if inside.is_absolute() or ".." in inside.parts or name in contents:
+        if inside.is_absolute() or ".." in inside.parts or name in contents or OURS.fullmatch(name):
             raise ValueError(f"a file of a weights folder needs a relative path of its own, got {name!r}; rename it")
         contents[inside.as_posix()] = file
     folder = Path(os.path.abspath(folder))
-    recover(folder)
-    kept = [path for path in _inner_folders(folder) if not any(name.startswith(f"{path.name}/") for name in contents)]
-    _check_replaceable(folder, set(contents), kept)
+    _recover(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = folder.with_name(f".{folder.name}.partial")
-    previous = folder.with_name(f".{folder.name}.previous")
-    for leftover in (partial, previous):  # of a save that was killed: deleted unless something else lies in it
-        _check_replaceable(leftover, set(contents), _inner_folders(leftover))
-        _remove(leftover)
+    for place in (folder, partial, _previous(folder)):
+        _check_replaceable(place, set(contents))
+    _remove(partial)  # of a save that was killed
+    _remove(_previous(folder))
     try:
         partial.mkdir()
         for name, content in contents.items():
             path = partial / name
             path.parent.mkdir(parents=True, exist_ok=True)
-            if content is None:
-                _write_tensors(path, tensors)
-            elif isinstance(content, Path):
+            if isinstance(content, Path):
                 shutil.copyfile(content, path)
             else:
                 path.write_bytes(content)
-        for inner in kept:
-            shutil.copytree(inner, partial / inner.name)
-        _flush_all(partial)
+        _write_tensors(partial, tensors.items() if isinstance(tensors, Mapping) else tensors, is_ours="kind" in config)
+        for path in (*partial.rglob("*"), partial):
+            flush(path)
         _put_in_place(partial, folder)
     finally:
         _remove(partial)
 
 
-def load_folder(folder: Path, kind: Kind | None = None) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Read config.json and model.safetensors: (config, name -> tensor on the CPU).
+def load_folder(
+    folder: Path, kind: Kind | None = None, device: str | torch.device = "cpu"
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Read config.json and the tensors: (config, name -> tensor on the device).
 
     With `kind`, config.json must be exactly {"kind": kind, "format": 1, "config": {...}}. Raises FileNotFoundError for a
-    missing folder or file, ValueError for anything unreadable, truncated, edited or of the wrong kind.
+    missing folder or file, ValueError for anything unreadable, truncated, damaged or of the wrong kind.
     """
     folder = Path(folder)
-    recover(folder)
-    config = _read_json(folder)
+    _recover(folder)
+    config = _config(folder)
     if kind is not None:
         _check_header(config, kind, folder)
-    return config, read_tensors(folder / TENSORS)
+    tensors: dict[str, Tensor] = {}
+    for path in dict.fromkeys(entry.file for entry in stored_tensors(folder).values()):
+        tensors |= read_tensors(path, device)
+    return config, tensors
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of one safetensors file, on the CPU; its checksum is verified where `save_folder` wrote one."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing; copy the whole weights folder again")
-    try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            checksum = (file.metadata() or {}).get("sha256")
-            names = file.keys()
-            tensors = {name: file.get_tensor(name) for name in names}
-    except SafetensorError as error:
-        raise ValueError(f"{path} is truncated or is no safetensors file ({error}); copy or train it again") from error
-    if checksum is not None and checksum != _digest(tensors):
-        raise ValueError(f"{path} was edited or damaged: its checksum does not match; copy or train it again")
+def stored_tensors(folder: Path) -> dict[str, Stored]:
+    """Every tensor of a folder, from the headers of model.safetensors or of the files that its index names."""
+    if (folder / TENSORS).is_file() or not (folder / INDEX).is_file():
+        return _header(folder / TENSORS)
+    places = read_json(folder / INDEX).get("weight_map")
+    if not isinstance(places, dict) or not places or not all(isinstance(name, str) for name in places.values()):
+        raise ValueError(f"{folder / INDEX} must hold a weight_map from tensor names to file names")
+    stored: dict[str, Stored] = {}
+    for file in sorted(set(places.values())):
+        if Path(file).name != file or not file.endswith(".safetensors"):
+            raise ValueError(f"{folder / INDEX} must name .safetensors files beside it, got {file!r}")
+        for name, entry in _header(folder / file).items():
+            if places.get(name) != file:
+                raise ValueError(f"{folder / file} holds {name}, which {INDEX} says is elsewhere; copy the whole folder again")
+            stored[name] = entry
+    lost = [name for name in places if name not in stored]
+    if lost:
+        raise ValueError(f"{folder / places[lost[0]]} lacks {some_of(lost)}, which {INDEX} promises; copy it again")
+    return stored
+
+
+def read_tensors(path: Path, device: str | torch.device = "cpu") -> dict[str, Tensor]:
+    """The tensors of one safetensors file. ValueError for NaN and infinity, and for changed bits where lumos wrote the file."""
+    _header(path)
+    with safe_open(path, framework="pt", device=str(device)) as file:
+        sums = (file.metadata() or {}).get(SUMS)
+        # A copy on the CPU: what stays mapped would change, or end the process, when somebody overwrites the file.
+        is_mapped = torch.device(device).type == "cpu"
+        names = file.keys()
+        tensors = {name: file.get_tensor(name).clone() if is_mapped else file.get_tensor(name) for name in names}
+    expected = None if sums is None else dict(zip(sorted(tensors), sums.split(), strict=False))
+    for name, tensor in tensors.items():
+        if expected is not None and expected.get(name) != _checksum(name, tensor):
+            raise ValueError(f"{path}: {name} was edited or damaged, its checksum does not match; copy or train it again")
+        check_finite(tensor, f"{path}: {name}")
     return tensors
 
 
+def check_finite(tensor: Tensor, what: str) -> None:
+    """ValueError for NaN or infinite numbers. One pass at the speed of memory: torch.isfinite is forty times slower."""
+    if tensor.is_floating_point() and tensor.numel() and not torch.stack(torch.aminmax(tensor)).isfinite().all():
+        raise ValueError(f"{what} holds NaN or infinite numbers; use weights of a run that did not diverge")
+
+
 def check_names(tensors: Mapping[str, Tensor], module_state: Mapping[str, Tensor], where: str | Path) -> None:
-    """Raise ValueError unless `tensors` has exactly the names and shapes of `module_state` (a state_dict)."""
-    missing = [name for name in module_state if name not in tensors]
-    unexpected = [name for name in tensors if name not in module_state]
-    if missing or unexpected:
-        parts = [f"lacks {some_of(missing)}"] if missing else []
-        parts += [f"has the unknown {some_of(unexpected)}"] if unexpected else []
-        raise ValueError(f"{where} does not fit its config: it {' and '.join(parts)}; use the config it was saved with")
+    """Raise ValueError unless `tensors` has exactly the names, shapes and kinds of numbers of `module_state` (a state_dict)."""
+    differing = differences(list(tensors), list(module_state))
+    if differing:
+        raise ValueError(f"{where} does not fit its config: it {differing}; use the config it was saved with")
     for name, expected in module_state.items():
-        if tensors[name].shape != expected.shape:
+        found = tensors[name]
+        if found.shape != expected.shape:
             raise ValueError(
-                f"{where}: {name} must have shape {list(expected.shape)} by its config, got {list(tensors[name].shape)}; "
+                f"{where}: {name} must have shape {list(expected.shape)} by its config, got {list(found.shape)}; "
                 "use the config it was saved with"
             )
+        if expected.is_floating_point() and (not found.is_floating_point() or found.dtype.itemsize < 2):
+            raise ValueError(f"{where}: {name} must hold floating point numbers of 16 bits or more, got {found.dtype}")
 
 
-def read_config(kind: type[T], values: Mapping[str, Any], where: str | Path) -> T:
-    """Build the (nested) dataclass `kind` from plain JSON values, strictly.
-
-    Every field must be there (but those that later versions added, `metadata={"later": True}`), with a value of its type
-    (bool, int, float, str, Literal, tuple, Optional, dataclass; an int is taken for a float), and nothing else. Raises
-    ValueError naming the field, its value and `where`.
-    """
-    if not isinstance(values, Mapping):
-        raise ValueError(f"{where} must hold an object with the fields of {kind.__name__}, got {values!r}; see the docs")
-    hints = typing.get_type_hints(kind)
-    names = [field.name for field in dataclasses.fields(kind) if field.init]  # type: ignore[arg-type]
-    later = [field.name for field in dataclasses.fields(kind) if field.metadata.get("later")]  # type: ignore[arg-type]
-    for name in values:
-        if name not in names:
-            raise ValueError(f"{where} has an unknown field {name!r}; remove it, known fields: {', '.join(names)}")
-    for name in names:
-        if name not in values and name not in later:
-            raise ValueError(f"{where} lacks the field {name!r} of {kind.__name__}; add it, or use the file it was saved with")
-    arguments = {name: _read_value(hints[name], values[name], f"{where}: {name}") for name in names if name in values}
-    try:
-        return kind(**arguments)
-    except ValueError as error:  # a rule of the dataclass itself, from its __post_init__
-        raise ValueError(f"{where}: {error}") from error
+def differences(found: list[str], expected: list[str]) -> str:
+    """What names are missing or unknown, in words; "" when none are. A prefix that a wrapper left on all of them is named."""
+    known, wanted = set(found), set(expected)
+    missing, unknown = [name for name in expected if name not in known], [name for name in found if name not in wanted]
+    if missing:
+        wrapped = [name.removesuffix(missing[0]) for name in unknown if name.endswith(f".{missing[0]}")]
+        if wrapped:
+            return f"has names that begin with {wrapped[0]!r}, which another program put there; remove that prefix"
+    parts = [f"lacks {some_of(missing)}"] if missing else []
+    return " and ".join(parts + ([f"has the unknown {some_of(unknown)}"] if unknown else []))
 
 
 def some_of(names: list[str]) -> str:
@@ -201,166 +210,127 @@ def some_of(names: list[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
-def recover(folder: Path) -> None:
-    """Put back the old folder when a save was killed between its two renames."""
-    previous = folder.with_name(f".{folder.name}.previous")
-    if not folder.exists() and (previous / CONFIG).is_file():
-        with suppress(FileNotFoundError):  # another process was faster
-            previous.rename(folder)
+def fingerprint(*modules: nn.Module) -> str:
+    """Tells weights apart: by config and parameters as bfloat16 (a folder saved in that form holds the same weights)."""
+    digest = hashlib.sha256()
+    for module in modules:
+        config: Any = module.config
+        digest.update(getattr(config, "network", type(module).__name__).encode())
+        digest.update(json.dumps(asdict(config), sort_keys=True).encode())
+        for name, tensor in sorted(module.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().to("cpu", torch.bfloat16).contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
-def _read_value(kind: Any, value: Any, where: str) -> Any:
-    origin, choices = typing.get_origin(kind), typing.get_args(kind)
-    if dataclasses.is_dataclass(kind):
-        return read_config(typing.cast(type, kind), value, where)
-    if origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in choices:
-            return None
-        kinds = [choice for choice in choices if choice is not type(None)]
-        assert len(kinds) == 1, f"{where}: a config field may be one type or None, not {kind}"
-        return _read_value(kinds[0], value, where)
-    if origin is Literal:
-        if not any(value == choice and type(value) is type(choice) for choice in choices):
-            raise ValueError(f"{where} must be one of {', '.join(map(str, choices))}, got {value!r}; correct it")
-        return value
-    if origin is tuple:
-        return _read_tuple(choices, value, where)
-    assert kind in (bool, int, float, str), f"{where}: a config field cannot be of type {kind}"
-    if kind is float and type(value) is int:
-        return float(value)
-    if type(value) is not kind:
-        raise ValueError(f"{where} must be of type {kind.__name__}, got {value!r}; correct it")
-    return value
+def _write_tensors(folder: Path, tensors: Iterable[tuple[str, Tensor]], is_ours: bool) -> None:
+    """One file or several with an index; a tensor is held only until its file is written."""
+    files: list[list[str]] = []
+    batch: dict[str, Tensor] = {}
+    total = 0
+
+    def write() -> None:
+        nonlocal total
+        sums = " ".join(_checksum(name, batch[name]) for name in sorted(batch))
+        total += sum(tensor.nbytes for tensor in batch.values())
+        files.append(list(batch))
+        # one entry alone: safetensors writes several in random order
+        save_file(batch, folder / f"model-{len(files):05}.safetensors", {SUMS: sums} if is_ours else {"format": "pt"})
+        batch.clear()
+
+    for name, tensor in tensors:
+        batch[name] = tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+        del tensor  # before the next one is read
+        if sum(held.nbytes for held in batch.values()) >= FILE_BYTES:
+            write()
+    if batch or not files:
+        write()
+    places: dict[str, str] = {}
+    for number, names in enumerate(files, 1):
+        name = f"model-{number:05}-of-{len(files):05}.safetensors" if len(files) > 1 else TENSORS
+        (folder / f"model-{number:05}.safetensors").rename(folder / name)
+        shutil.copymode(folder / CONFIG, folder / name)  # safetensors makes files that only their owner can read
+        places |= dict.fromkeys(names, name)
+    if len(files) > 1:
+        document = {"metadata": {"total_size": total}, "weight_map": places}
+        (folder / INDEX).write_text(json.dumps(document, indent=2) + "\n", "utf-8")
 
 
-def _read_tuple(kinds: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
-    if not isinstance(value, list | tuple):
-        raise ValueError(f"{where} must be a list, got {value!r}; correct it")
-    if len(kinds) == 2 and kinds[1] is Ellipsis:
-        kinds = (kinds[0],) * len(value)
-    if len(kinds) != len(value):
-        raise ValueError(f"{where} must have {len(kinds)} items, got {len(value)}; correct it")
-    return tuple(_read_value(kind, item, f"{where}[{i}]") for i, (kind, item) in enumerate(zip(kinds, value, strict=True)))
+def _checksum(name: str, tensor: Tensor) -> str:
+    """Its description and the sum of its 64-bit words: any changed bit shows, at the speed of memory on any device."""
+    raw = tensor.reshape(-1).view(torch.uint8)
+    whole = len(raw) // 8 * 8
+    words = int(raw[:whole].view(torch.int64).sum()) + int(raw[whole:].sum())
+    return f"{(words + zlib.crc32(f'{name} {tensor.dtype} {list(tensor.shape)}'.encode())) % 2**64:x}"
 
 
-def _read_json(folder: Path) -> dict[str, Any]:
+def _header(path: Path) -> dict[str, Stored]:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing; copy the whole folder again")
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  # it is no mapping
+            return {name: Stored(path, part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()}
+    except SafetensorError as error:
+        with path.open("rb") as start:
+            check_not_a_pointer(path, start.read(64))
+        raise ValueError(f"{path} is truncated or is no safetensors file ({error}); copy it again") from error
+
+
+def _config(folder: Path) -> dict[str, Any]:
     if not folder.exists():
         raise FileNotFoundError(f"there is no folder {folder}; check the path")
-    path = folder / CONFIG
-    if not folder.is_dir() or not path.is_file():
+    if not (folder / CONFIG).is_file():
         raise ValueError(f"{folder} is no weights folder: it has no {CONFIG}; give a folder that holds {CONFIG} and {TENSORS}")
-    try:
-        config = json.loads(path.read_bytes())
-    except ValueError as error:  # also bytes that are no text
-        raise ValueError(f"{path} is not readable JSON ({error}); copy it again") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"{path} must hold a JSON object, got {type(config).__name__}; copy it again")
-    return config
+    return read_json(folder / CONFIG)
 
 
 def _check_header(config: dict[str, Any], kind: Kind, folder: Path) -> None:
-    path = folder / CONFIG
-    for name in ("kind", "format", "config"):
-        if name not in config:
-            raise ValueError(f"{path} lacks the field {name!r}; use a folder that lumos saved")
-    for name in config:
-        if name not in ("kind", "format", "config"):
-            raise ValueError(f"{path} has an unknown field {name!r}; remove it, known fields: kind, format, config")
+    if set(config) != {"kind", "format", "config"}:
+        raise ValueError(f"{folder / CONFIG} must hold kind, format and config, got {some_of(sorted(config))}")
     if config["kind"] != kind:
         raise ValueError(f"{folder} must hold a {kind}, but its kind is {config['kind']!r}; give the folder of a {kind}")
     if config["format"] != FORMAT:
-        raise ValueError(f"{path} must have format {FORMAT}, got {config['format']!r}; use a newer lumos or save it again")
+        raise ValueError(f"{folder / CONFIG} must have format {FORMAT}, got {config['format']!r}; use a newer lumos")
 
 
-def _inner_folders(folder: Path) -> list[Path]:
-    return [path.parent for path in folder.glob(f"*/{CONFIG}") if (path.parent / TENSORS).is_file()]
-
-
-def _check_replaceable(folder: Path, names: set[str], kept: list[Path]) -> None:
+def _check_replaceable(folder: Path, names: set[str]) -> None:
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"{folder} is a file, not a folder; choose another name")
-    files = [path for path in folder.rglob("*") if not path.is_dir() and not any(path.is_relative_to(inner) for inner in kept)]
-    others = sorted({path.relative_to(folder).as_posix() for path in files} - names)
+    found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()}
+    others = sorted(name for name in found - names if not OURS.fullmatch(name))
     if others:
         raise FileExistsError(f"saving to {folder} would delete {some_of(others)} in it; choose another folder")
 
 
-def _write_tensors(path: Path, tensors: Mapping[str, Tensor | Deferred]) -> None:
-    """A safetensors file (length of the header, header in JSON, contents), holding one tensor in memory at a time."""
-    places: dict[str, tuple[int, int]] = {}
-    size = 0
-    for name in sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name)):  # keeps every tensor aligned
-        end = size + math.prod(tensors[name].shape) * tensors[name].dtype.itemsize
-        places[name], size = (size, end), end
-    first = len(_tensors_header(tensors, places, "0" * 64))
-    digest = hashlib.sha256()
-    with path.open("wb") as file:
-        for name in sorted(tensors):  # the order of `_digest`
-            entry = tensors[name]
-            tensor = entry.read() if isinstance(entry, Deferred) else entry.detach()
-            assert (tensor.dtype, tuple(tensor.shape)) == (entry.dtype, tuple(entry.shape)), f"{name} is not as promised"
-            tensor = tensor.cpu().contiguous()
-            _add_to(digest, name, tensor)
-            file.seek(first + places[name][0])
-            file.write(_bytes_of(tensor))
-            del tensor  # before the next one is read
-        file.seek(0)
-        file.write(_tensors_header(tensors, places, digest.hexdigest()))
-
-
-def _tensors_header(tensors: Mapping[str, Tensor | Deferred], places: Mapping[str, tuple[int, int]], checksum: str) -> bytes:
-    header: dict[str, Any] = {"__metadata__": {"format": "pt", "sha256": checksum}}
-    for name, place in places.items():
-        if tensors[name].dtype not in TYPES:
-            raise ValueError(
-                f"{name} must have one of the types {', '.join(TYPES.values())}, got {tensors[name].dtype}; convert it"
-            )
-        header[name] = {"dtype": TYPES[tensors[name].dtype], "shape": list(tensors[name].shape), "data_offsets": list(place)}
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text
-
-
-def _digest(tensors: Mapping[str, Tensor]) -> str:
-    """A checksum over names, types, shapes and contents: safetensors itself does not notice a changed number."""
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        _add_to(digest, name, tensors[name])
-    return digest.hexdigest()
-
-
-def _add_to(digest: hashlib._Hash, name: str, tensor: Tensor) -> None:
-    digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-    digest.update(_bytes_of(tensor))
-
-
-def _bytes_of(tensor: Tensor) -> memoryview:
-    return tensor.reshape(-1).view(torch.uint8).numpy().data
-
-
 def _put_in_place(partial: Path, folder: Path) -> None:
-    previous = folder.with_name(f".{folder.name}.previous")
-    if folder.exists():
-        folder.rename(previous)  # a folder with content cannot be renamed over; `recover` undoes this after a kill
-    try:
-        partial.rename(folder)
-    except OSError:
-        recover(folder)
-        raise
+    """Swap the new folder for the old one. A reader may put the old one back in between, so there is a second try."""
+    for attempt in (1, 2):
+        if folder.exists():
+            folder.rename(_previous(folder))  # a folder with content cannot be renamed over; `_recover` undoes this after a kill
+        try:
+            partial.rename(folder)
+            break
+        except OSError:
+            _recover(folder)
+            if attempt == 2:
+                raise
     flush(folder.parent)
-    _remove(previous)
+    _remove(_previous(folder))
 
 
-def _flush_all(folder: Path) -> None:
-    for path in folder.rglob("*"):
-        flush(path)
-    flush(folder)
+def _recover(folder: Path) -> None:
+    """Put back a folder, or the one it lies in, whose save was killed between its two renames."""
+    for path in (folder.parent, folder):
+        if not path.exists() and (_previous(path) / CONFIG).is_file():
+            with suppress(OSError):  # another process was faster, or nothing may be written here
+                _previous(path).rename(path)
+
+
+def _previous(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.previous")
 
 
 def _remove(folder: Path) -> None:
     if folder.exists():
         shutil.rmtree(folder)
-
-
-def _json_bytes(config: dict[str, Any]) -> bytes:
-    return (json.dumps(config, indent=2, allow_nan=False) + "\n").encode()

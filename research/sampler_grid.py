@@ -15,6 +15,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from lumos.config import read_config
 from lumos.diffusion.sampler import SamplerConfig
 from lumos.evaluation.making import measure
 from lumos.evaluation.prompts import Prompt, benchmark, smaller
@@ -22,7 +23,6 @@ from lumos.evaluation.shapes import check_model, weights_fingerprint
 from lumos.evaluation.workers import Workers, usual_workers
 from lumos.files import add_line, read_lines
 from lumos.generate import Generator
-from lumos.weights import read_config
 from research.one_object import measure_one_object
 
 AROUND: dict[str, tuple[float, ...]] = {

@@ -137,10 +137,10 @@ def run_distances(args: EvaluateArgs) -> None:
 def run_tokenizer(args: EvaluateArgs) -> None:
     from lumos.evaluation.fidelity import measure_tokenizer
     from lumos.generate import pick_device
-    from lumos.tokenizer.load import load_any_tokenizer
+    from lumos.tokenizer.model import load_tokenizer
     from lumos.weights import find_weights
 
-    tokenizer = load_any_tokenizer(find_weights(args.weights, "tokenizer"))
+    tokenizer = load_tokenizer(find_weights(args.weights, "tokenizer"))
     _finish(
         args,
         REPORTS["tokenizer"],

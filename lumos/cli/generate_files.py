@@ -17,7 +17,7 @@ from lumos.diffusion.engine import Compute
 from lumos.diffusion.estimate import EFFICIENCY, check_memory, matrix_rate
 from lumos.diffusion.job import Progress
 from lumos.diffusion.sampler import SamplerConfig
-from lumos.generate import CONTINUE, Generator, fingerprint
+from lumos.generate import CONTINUE, Generator
 from lumos.media.video import Clip, check_output, read_image, read_video, write_video
 from lumos.sequence.token_file import Tokens, load_tokens, save_tokens
 
@@ -151,7 +151,7 @@ def _start(request: Request, generator: Generator) -> Start:
     height, width = request.height or video.height, request.width or video.width
     if request.from_tokens:
         tokenizer = generator.tokenizer
-        return Start(None, load_tokens(request.from_tokens, fingerprint(tokenizer), tokenizer.codebook_size))
+        return Start(None, load_tokens(request.from_tokens, tokenizer, tokenizer.codebook_size))
     if request.image:
         return Start(read_image(request.image, height, width), None)
     if request.video:

@@ -53,7 +53,7 @@ def choose(what: str, name: str, known: Mapping[str, T]) -> T:
 
 def with_settings(config: T, settings: Sequence[str]) -> T:
     """A copy of a (nested) dataclass with NAME=VALUE applied: dotted names, values as JSON or plain words."""
-    from lumos.weights import read_config
+    from lumos.config import read_config
 
     values = json.loads(json.dumps(asdict(config)))  # type: ignore[call-overload]
     known = list(_dotted(values))

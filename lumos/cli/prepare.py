@@ -66,11 +66,11 @@ class PrepareArgs:
 
 def run_prepare(args: PrepareArgs) -> int:
     from lumos.data.prepare import look, prepare
-    from lumos.tokenizer.load import load_any_tokenizer
+    from lumos.tokenizer.model import load_tokenizer
     from lumos.weights import find_weights
 
     folder = None if args.pixels else find_weights(args.tokenizer, "tokenizer")
-    tokenizer = load_any_tokenizer(folder) if folder else None
+    tokenizer = load_tokenizer(folder) if folder else None
     latent = (tokenizer.temporal, tokenizer.spatial) if tokenizer else None
     config = _config(args, _video_of(folder) if folder else {}, latent)
     if args.dry_run:

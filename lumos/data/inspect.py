@@ -10,7 +10,7 @@ from torch.nn.functional import interpolate
 
 from lumos.data.clips import unpack_picture
 from lumos.data.shards import PIXELS, TOKENS, ShardIndex, ShardReader, check_tokenizer, read_settings, unpack_codes
-from lumos.tokenizer.load import load_any_tokenizer
+from lumos.tokenizer.model import load_tokenizer
 from lumos.weights import find_weights
 
 SAMPLE = 2000  # captions looked at
@@ -54,7 +54,7 @@ def draw_clips(index: ShardIndex, count: int, tokenizer: str | None) -> tuple[Te
         pixels_BCFHW = torch.from_numpy(np.stack(clips)).permute(0, 4, 1, 2, 3).float() / 127.5 - 1
     else:
         made_by = tokenizer or read_settings(index.folder).get("name") or "tiny"
-        model = load_any_tokenizer(find_weights(made_by, "tokenizer"))
+        model = load_tokenizer(find_weights(made_by, "tokenizer"))
         check_tokenizer(index, model)
         pixels_BCFHW = torch.cat([model.decode(unpack_codes(*(row[name] for name in contents))[None]) for row in found])
     side = max(pixels_BCFHW.shape[3:])

@@ -25,10 +25,11 @@ import torch
 
 from lumos.data.clips import Clip, Cut, nearest_size, pack_picture, promised, read_clips
 from lumos.data.manifest import Entry, is_url, read_manifest
-from lumos.data.shards import CODES, PIXELS, SETTINGS, ShardReader, fingerprint, open_shards, pack_codes, read_json, rejected_in
+from lumos.data.shards import CODES, PIXELS, SETTINGS, ShardReader, open_shards, pack_codes, read_json, rejected_in
 from lumos.data.shards import write_shard as write
 from lumos.files import write_text
-from lumos.tokenizer.layers import Tokenizer
+from lumos.tokenizer.model import VideoTokenizer
+from lumos.weights import fingerprint
 
 AHEAD = 8  # clips of a file decoded in one go
 LONGEST_DRY_LOOK = 2000  # files whose headers a dry run reads
@@ -62,7 +63,7 @@ def prepare(
     manifest: Path,
     out: Path,
     config: PrepareConfig,
-    tokenizer: torch.nn.Module | None,
+    tokenizer: VideoTokenizer | None,
     share: Share,
     progress: Progress | None = None,
     say: Callable[[str], None] = lambda line: None,
@@ -161,7 +162,7 @@ class _Maker:
     """Rows of the manifest -> rows of a shard."""
 
     def __init__(
-        self, config: PrepareConfig, tokenizer: torch.nn.Module | None, mark: str, share: Share, stored: ShardReader | None
+        self, config: PrepareConfig, tokenizer: VideoTokenizer | None, mark: str, share: Share, stored: ShardReader | None
     ) -> None:
         self.config, self.mark, self.share, self.stored = config, mark, share, stored
         self.encode = _encoder(tokenizer, torch.device(share.device)) if tokenizer is not None else None
@@ -268,7 +269,7 @@ def _reason(error: Exception) -> str:
     return text or type(error).__name__
 
 
-def _encoder(tokenizer: torch.nn.Module, device: torch.device) -> Callable[[torch.Tensor], torch.Tensor]:
+def _encoder(tokenizer: VideoTokenizer, device: torch.device) -> Callable[[torch.Tensor], torch.Tensor]:
     tokenizer = tokenizer.to(device).eval()
     # bfloat16 halves the time where the hardware has it, and moves a few codes in a hundred to their neighbours.
     fast = device.type == "cuda" or torch.cpu._is_avx512_bf16_supported()
@@ -277,15 +278,10 @@ def _encoder(tokenizer: torch.nn.Module, device: torch.device) -> Callable[[torc
     def encode(rgb_BFHWC: torch.Tensor) -> torch.Tensor:
         pixels_BCFHW = rgb_BFHWC.to(device, non_blocking=True).permute(0, 4, 1, 2, 3).float() / 127.5 - 1
         with torch.autocast(device.type, torch.bfloat16, enabled=fast):
-            codes_BTHW: torch.Tensor = _as_tokenizer(tokenizer).encode(pixels_BCFHW)
+            codes_BTHW: torch.Tensor = tokenizer.encode(pixels_BCFHW)
         return codes_BTHW.cpu()
 
     return encode
-
-
-def _as_tokenizer(module: Any) -> Tokenizer:
-    found: Tokenizer = module
-    return found
 
 
 def _reader(manifest: Path, entries: Sequence[Entry]) -> ShardReader | None:

@@ -11,15 +11,18 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lumos.files import whole_file
+from lumos.tokenizer.cosmos import CosmosConfig
+from lumos.tokenizer.model import VideoTokenizer
+from lumos.weights import fingerprint
 
 CODES, PIXELS, TOKENS = "lumos-clips-1", "lumos-pixels-1", "lumos-tokens-1"  # TOKENS: what import-tokens writes
 SETTINGS = "prepare.json"
@@ -57,25 +60,13 @@ class ShardIndex:
         return len(self.sizes_N3)
 
 
-def fingerprint(tokenizer: nn.Module) -> str:
-    """Tells tokenizers apart: by their parameters, as bfloat16 (a folder saved in that form is the same tokenizer)."""
-    digest = hashlib.sha256(type(tokenizer).__name__.encode())
-    digest.update(json.dumps(asdict(tokenizer.config), sort_keys=True).encode())  # type: ignore[call-overload]
-    for name, tensor in sorted(tokenizer.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().to("cpu", torch.bfloat16).contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
-def check_tokenizer(index: ShardIndex, tokenizer: nn.Module) -> None:
+def check_tokenizer(index: ShardIndex, tokenizer: VideoTokenizer) -> None:
     """ValueError unless `tokenizer` made the codes of these shards."""
-    from lumos.tokenizer.cosmos import CosmosTokenizer
-
     if index.form == PIXELS:
         raise ValueError(
             f"{index.folder} holds pictures, not codes; tokenise them: lumos prepare {index.folder} NEW --tokenizer ..."
         )
-    if index.tokenizer == COSMOS and isinstance(tokenizer, CosmosTokenizer):
+    if index.tokenizer == COSMOS and isinstance(tokenizer.config, CosmosConfig):
         return
     found = fingerprint(tokenizer)
     if index.tokenizer != found:

@@ -12,7 +12,6 @@ from lumos.evaluation.distances import FeatureNetwork, Features, distances, feat
 from lumos.evaluation.making import batches, usual_batch
 from lumos.evaluation.prompts import Prompt
 from lumos.generate import Generator
-from lumos.tokenizer.cosmos import CosmosTokenizer
 from lumos.tokenizer.model import VideoTokenizer
 from lumos.worlds.shapes.render import pack, render
 from lumos.worlds.shapes.scene import sample_scene
@@ -52,7 +51,7 @@ def measure_distances(
 
 @torch.inference_mode()
 def measure_tokenizer(
-    tokenizer: VideoTokenizer | CosmosTokenizer,
+    tokenizer: VideoTokenizer,
     device: torch.device,
     clips: int = 64,
     frames: int = 17,

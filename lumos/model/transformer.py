@@ -5,11 +5,13 @@ Published sizes are `LUMOS_1B` and `LUMOS_3B`.
 """
 
 from dataclasses import dataclass, field
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding, layer_norm, rms_norm, silu
 
+from lumos.config import Count, Range, Scale, Size
 from lumos.model.attention import Attend
 from lumos.model.cache import Cache
 from lumos.model.quantise import multiply, some_rows
@@ -18,19 +20,19 @@ from lumos.model.rope import RopeKind, Rotation, axis_of_channel, inverse_freque
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Shape of the decoder. `head_width` is K; `ffn` the inner width of SwiGLU; `rope_theta` the base of the frequencies;
-    `causal`: no id sees a later one of its own frame (the paper's comparison)."""
+    """Shape of the decoder."""
 
-    vocabulary: int
-    layers: int
-    width: int
-    heads: int
-    kv_heads: int
-    head_width: int
-    ffn: int
+    vocabulary: Annotated[int, Range(0, 2**20)]  # 0 in presets: decided by the text tokenizer
+    layers: Count
+    width: Size
+    heads: Count
+    kv_heads: Count
+    head_width: Annotated[int, Range(2, 1024)]
+    ffn: Size  # inner width of SwiGLU
     rope: RopeKind = "mm-rope"
-    rope_theta: float = 10_000.0
-    norm_eps: float = 1e-5
+    rope_theta: Scale = 10_000.0  # base of the frequencies
+    norm_eps: Scale = 1e-5
+    # no id sees a later one of its own frame (the paper's comparison)
     causal: bool = field(default=False, metadata={"later": True})
 
     def __post_init__(self) -> None:

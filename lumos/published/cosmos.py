@@ -8,9 +8,12 @@ import torch
 from torch import Tensor
 
 from lumos.published.archive import read_archive
-from lumos.tokenizer.cosmos import DV4X8X8, CosmosConfig, CosmosTokenizer, header_of
+from lumos.tokenizer.cosmos import DV4X8X8, CosmosConfig
 from lumos.tokenizer.cosmos_layers import Downsample, Upsample
-from lumos.weights import check_names, save_folder
+from lumos.tokenizer.model import VideoTokenizer, tokenizer_header
+from lumos.weights import check_finite, check_names, save_folder
+
+ARCHIVES = ("autoencoder.jit", "encoder.jit", "decoder.jit")
 
 
 def import_cosmos(folder: Path, out: Path, config: CosmosConfig = DV4X8X8) -> None:
@@ -29,7 +32,7 @@ def import_cosmos(folder: Path, out: Path, config: CosmosConfig = DV4X8X8) -> No
     tensors: dict[str, Tensor] = {}
     for path in _archives(folder):
         tensors |= read_archive(path)
-    save_folder(out, header_of(config), from_released(config, tensors, folder))
+    save_folder(out, tokenizer_header(config), from_released(config, tensors, folder))
 
 
 def from_released(config: CosmosConfig, released: Mapping[str, Tensor], where: str | Path) -> dict[str, Tensor]:
@@ -39,7 +42,7 @@ def from_released(config: CosmosConfig, released: Mapping[str, Tensor], where: s
     may be missing (zeros then). Buffers (anything not called weight or bias) follow from the config and are ignored.
     """
     with torch.device("meta"):
-        tokenizer = CosmosTokenizer(config)
+        tokenizer = VideoTokenizer(config)
     ours = tokenizer.state_dict()
     expected = {released_name(name): _released_kernel(tensor) for name, tensor in ours.items()}
     weights = {name: tensor for name, tensor in released.items() if name.endswith((".weight", ".bias"))}
@@ -47,8 +50,7 @@ def from_released(config: CosmosConfig, released: Mapping[str, Tensor], where: s
         weights.setdefault(name, torch.zeros(expected[name].shape))
     check_names(weights, expected, where)
     for name, tensor in weights.items():
-        if not tensor.is_floating_point():
-            raise ValueError(f"{where}: {name} must hold floating point numbers, got {tensor.dtype}; download it again")
+        check_finite(tensor, f"{where}: {name}")
     return {name: weights[released_name(name)].reshape(tensor.shape) for name, tensor in ours.items()}
 
 
@@ -67,7 +69,7 @@ def _released_kernel(ours: Tensor) -> Tensor:
     return ours
 
 
-def _unused(tokenizer: CosmosTokenizer) -> list[str]:
+def _unused(tokenizer: VideoTokenizer) -> list[str]:
     """Parameters of the convolutions of levels that change neither space nor time."""
     names = []
     for path, module in tokenizer.named_modules():
@@ -81,12 +83,12 @@ def _unused(tokenizer: CosmosTokenizer) -> list[str]:
 def _archives(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}; give the one that holds the tokenizer's .jit files")
-    if (folder / "autoencoder.jit").is_file():
-        return [folder / "autoencoder.jit"]
-    pair = [folder / "encoder.jit", folder / "decoder.jit"]
-    missing = [path.name for path in pair if not path.is_file()]
-    if missing:
+    found = [folder / name for name in ARCHIVES if (folder / name).is_file()]
+    if folder / ARCHIVES[0] in found:
+        return found[:1]
+    if len(found) < 2:
+        missing = [name for name in ARCHIVES[1:] if folder / name not in found]
         raise FileNotFoundError(
-            f"{folder} must hold autoencoder.jit, or encoder.jit and decoder.jit, but lacks {' and '.join(missing)}; download it"
+            f"{folder} must hold {ARCHIVES[0]}, or {' and '.join(ARCHIVES[1:])}, but lacks {' and '.join(missing)}; download it"
         )
-    return pair
+    return found

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lumos.config import Count, Scale, Size, read_config, read_value
 from lumos.model.transformer import ModelConfig, Transformer
 
 IGNORED_PREFIX = "model.vqmodel."  # a released file may also hold a tokenizer that generation does not use
@@ -32,7 +33,7 @@ PER_LAYER = {
 }
 
 # our field -> the field of a Hugging Face Llama config
-SIZES = {
+OFFICIAL_SIZES = {
     "vocabulary": "vocab_size",
     "layers": "num_hidden_layers",
     "width": "hidden_size",
@@ -40,18 +41,22 @@ SIZES = {
     "kv_heads": "num_key_value_heads",
     "ffn": "intermediate_size",
 }
-# what such a config may also say, and the only values that leave this network what it is
+# What such a config may also say, and the only values that leave this network what it is; None is "not used" to all of them.
 FIXED: dict[str, tuple[Any, ...]] = {
-    "hidden_act": ("silu", "swish"),
-    "attention_bias": (False,),
-    "mlp_bias": (False,),
-    "tie_word_embeddings": (False,),
-    "swin_norm": (False,),
+    **dict.fromkeys(("attention_bias", "mlp_bias", "tie_word_embeddings", "swin_norm"), (False,)),
+    **dict.fromkeys(("use_bias", "qkv_bias", "alibi", "parallel_attn", "rope_interleave", "use_qk_norm"), (False,)),
+    **dict.fromkeys(("hidden_act", "hidden_activation"), ("silu", "swish")),
+    **dict.fromkeys(("partial_rotary_factor", "rotary_pct", "rotary_percent"), (1,)),
+    **dict.fromkeys(("embedding_multiplier", "residual_multiplier", "logits_scaling", "logit_scale", "scale_emb"), (1,)),
+    **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts", "num_nextn_predict_layers"), (0,)),
+    **dict.fromkeys(("attn_logit_softcapping", "final_logit_softcapping", "query_pre_attn_scalar", "attention_multiplier"), ()),
+    **dict.fromkeys(("sliding_window", "attention_chunk_size", "no_rope_layers", "no_rope_layer_interval", "clip_qkv"), ()),
+    **dict.fromkeys(("quantization_config", "kv_lora_rank", "q_lora_rank", "scale_depth"), ()),
 }
+ROPE_FIELDS = ("rope_type", "type", "rope_theta", "partial_rotary_factor", "mrope_section")
 PLAIN_ROPE = ("default", "mrope")  # kinds of rotary positions that leave the frequencies alone
 OTHER = "this is a checkpoint of another model"
 PUBLISHED = {"rope_theta": 10_000, "rms_norm_eps": 1e-5}  # said in errors, never taken for granted
-LARGEST = 2**18  # of any size in a config
 
 
 def official_names(config: ModelConfig) -> dict[str, tuple[str, ...]]:
@@ -93,26 +98,25 @@ def to_official(config: ModelConfig, read: Callable[[str], Tensor]) -> Iterator[
 def config_from_official(values: Mapping[str, Any], where: str | Path) -> ModelConfig:
     """A released config.json -> ours. Sizes, eps and the base of the rotary frequencies are taken from it, never assumed.
 
-    Raises ValueError, naming the field, for one that is missing, is no positive number, or describes another network.
+    Raises ValueError, naming the field, for one that is missing, is out of range, or describes another network.
     """
-    sizes: dict[str, Any] = {ours: _count(values, theirs, where) for ours, theirs in SIZES.items()}
-    for name, allowed in FIXED.items():
-        if name in values and values[name] not in allowed:
-            raise ValueError(f"{where}: {name} must be {allowed[0]!r} for a Lumos-1 model, got {values[name]!r}; {OTHER}")
+    counts = ("layers", "heads", "kv_heads")
+    sizes: dict[str, Any] = {
+        ours: _number(Count if ours in counts else Size, values, theirs, where) for ours, theirs in OFFICIAL_SIZES.items()
+    }
+    _check_fixed(values, where)
     head_width = sizes["width"] // sizes["heads"]  # what Llama's config means when it leaves it out
     if values.get("head_dim") is not None:
-        head_width = _count(values, "head_dim", where)
-    theta, eps = _rope_theta(values, where), _positive(values, "rms_norm_eps", where)
-    try:
-        return ModelConfig(**sizes, head_width=head_width, rope_theta=theta, norm_eps=eps)
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from error
+        head_width = _number(Size, values, "head_dim", where)
+    eps = _number(Scale, values, "rms_norm_eps", where)
+    document = {**sizes, "head_width": head_width, "rope_theta": _rope_theta(values, where), "norm_eps": eps}
+    return read_config(ModelConfig, {"rope": "mm-rope", **document}, where)
 
 
 def config_to_official(config: ModelConfig) -> dict[str, Any]:
     """Our config -> the fields of a released config.json that `config_from_official` reads."""
-    numbers = {theirs: getattr(config, ours) for ours, theirs in SIZES.items()}
-    fixed = {name: allowed[0] for name, allowed in FIXED.items()}
+    numbers = {theirs: getattr(config, ours) for ours, theirs in OFFICIAL_SIZES.items()}
+    fixed = {name: FIXED[name][0] for name in ("hidden_act", "attention_bias", "mlp_bias", "tie_word_embeddings", "swin_norm")}
     return {
         **numbers,
         "head_dim": config.head_width,
@@ -133,28 +137,42 @@ def _stacked(config: ModelConfig, ours: str, rows: int) -> list[int]:
             return [rows]
 
 
+def _check_fixed(values: Mapping[str, Any], where: str | Path) -> None:
+    for name, allowed in FIXED.items():
+        value = values.get(name)
+        unused = name == "sliding_window" and values.get("use_sliding_window") is False
+        if value is not None and value not in allowed and not unused:
+            usual = repr(allowed[0]) if allowed else "null"
+            raise ValueError(f"{where}: {name} must be {usual} for a Lumos-1 model, got {value!r}; {OTHER}")
+    kinds = values.get("layer_types")
+    if kinds is not None and set(map(str, kinds)) != {"full_attention"}:
+        raise ValueError(f"{where}: layer_types must be full_attention, got {kinds!r:.80}; {OTHER}")
+
+
 def _rope_theta(values: Mapping[str, Any], where: str | Path) -> float:
-    # Newer Hugging Face configs keep everything about rotary positions in `rope_parameters`, older ones beside the rest.
-    nested = values.get("rope_parameters") or {}
-    for name, kind in (("rope_scaling", values.get("rope_scaling") or {}), ("rope_parameters", nested)):
-        found = kind.get("rope_type", kind.get("type", "default")) if isinstance(kind, dict) else kind
-        if found not in PLAIN_ROPE:
-            raise ValueError(f"{where}: {name} must leave the rotary frequencies alone, got {found!r}; {OTHER}")
-    return _positive(values if "rope_theta" in values else nested, "rope_theta", where)
+    """The one base of the frequencies: older configs keep it beside the rest, newer ones in `rope_parameters`."""
+    found = {"rope_theta": values["rope_theta"]} if "rope_theta" in values else {}
+    for name in ("rope_scaling", "rope_parameters"):
+        inner = values.get(name) or {}
+        if not isinstance(inner, dict) or any(isinstance(value, dict) for value in inner.values()):
+            raise ValueError(f"{where}: {name} must be one set of values for all layers, got {inner!r:.80}; {OTHER}")
+        kind = inner.get("rope_type", inner.get("type", "default"))
+        if kind not in PLAIN_ROPE:
+            raise ValueError(f"{where}: {name} must leave the rotary frequencies alone, got {kind!r}; {OTHER}")
+        strange = [field for field in inner if field not in ROPE_FIELDS]
+        if strange:
+            raise ValueError(f"{where}: {name} must leave the rotary frequencies alone, got {strange[0]!r}; {OTHER}")
+        _check_fixed(inner, f"{where}: {name}")
+        if "rope_theta" in inner:
+            found[f"{name}.rope_theta"] = inner["rope_theta"]
+    if any(value != next(iter(found.values())) for value in found.values()):
+        said = " and ".join(f"{name} = {value!r}" for name, value in found.items())
+        raise ValueError(f"{where} must name one base of the rotary frequencies, got {said}; {OTHER}")
+    return float(_number(Scale, {"rope_theta": next(iter(found.values()))} if found else {}, "rope_theta", where))
 
 
-def _count(values: Mapping[str, Any], name: str, where: str | Path) -> int:
-    value = _positive(values, name, where)
-    if value != int(value) or value > LARGEST:
-        raise ValueError(f"{where}: {name} must be a whole number up to {LARGEST}, got {value!r}; copy the file again")
-    return int(value)
-
-
-def _positive(values: Mapping[str, Any], name: str, where: str | Path) -> float:
+def _number(kind: Any, values: Mapping[str, Any], name: str, where: str | Path) -> Any:
     if name not in values:
         remedy = f"add it, the published models have {PUBLISHED[name]}" if name in PUBLISHED else OTHER
         raise ValueError(f"{where} lacks the field {name!r}; {remedy}")
-    value = values[name]
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
-        raise ValueError(f"{where}: {name} must be a number above 0, got {value!r}; copy the file again")
-    return value
+    return read_value(kind, values[name], f"{where}: {name}")

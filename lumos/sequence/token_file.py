@@ -3,30 +3,33 @@
 One safetensors file: codes_BTHW, and prompts, seeds and the fingerprint of the tokenizer whose codes they are as its header.
 """
 
+import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
+from lumos.config import Range, read_config
 from lumos.files import whole_file
+from lumos.weights import fingerprint
 
-FORMAT = "lumos-tokens-1"
+TOKENS_FORMAT = "lumos-tokens-1"
 
 
 @dataclass(frozen=True)
 class About:
-    """A prompt and a seed for each video, frames a second, how many latent frames were given (an image, the start of a video)
-    rather than made, and which tokenizer's codes they are."""
+    """What the videos of a tokens file are."""
 
-    prompts: tuple[str, ...]
-    seeds: tuple[int, ...]
-    fps: int
-    given: int
-    tokenizer: str
+    prompts: tuple[str, ...]  # one per video
+    seeds: tuple[int, ...]  # one per video
+    fps: Annotated[int, Range(1, 1000)]
+    given: Annotated[int, Range(0, 2**18)]  # latent frames that were given (an image, the start of a video) rather than made
+    tokenizer: str  # whose codes they are
 
 
 @dataclass(frozen=True)
@@ -39,31 +42,40 @@ class Tokens:
 
 def save_tokens(file: Path, tokens: Tokens) -> None:
     """Write a tokens file, whole or not at all."""
-    header = {"format": FORMAT, "about": json.dumps(asdict(tokens.about))}
+    header = {"format": TOKENS_FORMAT, "about": json.dumps(asdict(tokens.about))}
     with whole_file(file) as partial:
         save_file({"codes": tokens.codes_BTHW.to("cpu", torch.int32).contiguous()}, partial, metadata=header)
 
 
-def load_tokens(file: Path, tokenizer: str, codebook_size: int) -> Tokens:
-    """Read a tokens file. ValueError, in one line, for another file, or codes of another tokenizer than this fingerprint's."""
+def load_tokens(file: Path, tokenizer: nn.Module, codebook_size: int) -> Tokens:
+    """Read a tokens file. ValueError, in one line, for another file, or codes of another tokenizer than this."""
     if not file.is_file():
         raise FileNotFoundError(f"there is no tokens file {file}; make one with --save-tokens")
     try:
         with safe_open(file, "pt") as stored:
             header = stored.metadata() or {}
             codes_BTHW = stored.get_tensor("codes").to(torch.int64)
-        values = json.loads(header["about"])
-        about = About(tuple(values["prompts"]), tuple(values["seeds"]), values["fps"], values["given"], values["tokenizer"])
-        whole = header["format"] == FORMAT and len(about.prompts) == len(about.seeds) == len(codes_BTHW) and codes_BTHW.ndim == 4
-    except (SafetensorError, KeyError, TypeError, ValueError, AttributeError):
+        about = read_config(About, json.loads(header["about"]), "about")
+        whole = header["format"] == TOKENS_FORMAT and len(about.prompts) == len(about.seeds) == len(codes_BTHW)
+    except (SafetensorError, KeyError, TypeError, ValueError, RecursionError):
         whole = False
-    if not whole:
+    if not whole or codes_BTHW.ndim != 4:
         raise ValueError(f"{file} must be a tokens file made with --save-tokens, got another or a damaged one; make it again")
-    if about.tokenizer != tokenizer:
+    found = fingerprint(tokenizer)
+    if about.tokenizer not in (found, _former_fingerprint(tokenizer)):
         raise ValueError(
-            f"{file} holds codes of another tokenizer ({about.tokenizer}) than these weights have ({tokenizer}); "
+            f"{file} holds codes of another tokenizer ({about.tokenizer}) than these weights have ({found}); "
             "use the weights it was made with"
         )
     if codes_BTHW.numel() == 0 or int(codes_BTHW.min()) < 0 or int(codes_BTHW.max()) >= codebook_size:
         raise ValueError(f"{file} must hold codes of 0 to {codebook_size - 1}, got others or none; make it again")
     return Tokens(codes_BTHW, about)
+
+
+def _former_fingerprint(tokenizer: nn.Module) -> str:
+    """What tokens files of version 0.1 say of a tokenizer: its parameters as float32."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tokenizer.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().to("cpu", torch.float32).contiguous().view(-1).numpy().tobytes())
+    return digest.hexdigest()[:16]

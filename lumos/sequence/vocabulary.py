@@ -4,7 +4,7 @@ The only file with a literal id. `LUMOS` is the vocabulary of the published mode
 64,000 codes of Cosmos DV4x8x8); `small_vocabulary` makes one of the same form for a model trained from scratch.
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,13 @@ class Vocabulary:
     mask: int
     first_code: int  # visual code c is id first_code + c
     codes: int
+
+    def __post_init__(self) -> None:
+        values = asdict(self)
+        ends = {**values, "number_zero": self.number_zero + self.numbers - 1, "first_code": self.first_code + self.codes - 1}
+        for name, last in ends.items():
+            if values[name] < 0 or last >= self.size + (name in ("size", "text_size", "numbers", "codes")):
+                raise ValueError(f"{name} must lie inside the vocabulary of {self.size} ids, got {values[name]}")
 
     def number(self, n: int) -> int:
         """Id of the number n (a grid size in units of 32 pixels, a duration in seconds, or frames per second)."""

@@ -9,12 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, conv2d, pad, scaled_dot_product_attention, silu
 
-Memory = dict[nn.Module, Tensor] | None
-
-TIME_KERNEL = 3
+from lumos.tokenizer.layers import TIME_KERNEL, Memory, as_images, as_video
 
 
-class SpaceConv(nn.Module):
+class CosmosSpaceConv(nn.Module):
     """3x3 convolution inside every frame. Stride 1: zeros around it; stride 2: one zero to the right and below."""
 
     def __init__(self, inputs: int, outputs: int, stride: int = 1) -> None:
@@ -31,7 +29,7 @@ class SpaceConv(nn.Module):
         return as_video(convolved_NCHW, features_BTHWC.shape[0])
 
 
-class TimeConv(nn.Module):
+class CosmosTimeConv(nn.Module):
     """Convolution over time, pixel by pixel, that sees the present and two earlier frames; before the first frame, that frame.
 
     With stride 2, 1 + 2k frames become 1 + k: the first alone, then two at a time.
@@ -55,13 +53,13 @@ class TimeConv(nn.Module):
         return convolved_BCTP.permute(0, 2, 3, 1).unflatten(2, features_BTHWC.shape[2:4])
 
 
-class Conv(nn.Module):
+class CosmosConv(nn.Module):
     """A "factorised" 3x3x3 convolution: over space, then over time."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
-        self.space = SpaceConv(inputs, outputs)
-        self.time = TimeConv(outputs, outputs)
+        self.space = CosmosSpaceConv(inputs, outputs)
+        self.time = CosmosTimeConv(outputs, outputs)
 
     def forward(self, features_BTHWC: Tensor, memory: Memory) -> Tensor:
         return self.time(self.space(features_BTHWC), memory)
@@ -82,13 +80,13 @@ class FrameNorm(nn.Module):
         return torch.addcmul(self.bias - mean * scale, x, scale).to(features_BTHWC.dtype)
 
 
-class ResidualBlock(nn.Module):
+class CosmosBlock(nn.Module):
     """norm, SiLU, convolution, norm, SiLU, convolution, plus the input (through a matrix when the width changes)."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
-        self.norm1, self.conv1 = FrameNorm(inputs), Conv(inputs, outputs)
-        self.norm2, self.conv2 = FrameNorm(outputs), Conv(outputs, outputs)
+        self.norm1, self.conv1 = FrameNorm(inputs), CosmosConv(inputs, outputs)
+        self.norm2, self.conv2 = FrameNorm(outputs), CosmosConv(outputs, outputs)
         self.nin_shortcut = nn.Linear(inputs, outputs) if inputs != outputs else None
 
     def forward(self, features_BTHWC: Tensor, memory: Memory) -> Tensor:
@@ -164,9 +162,9 @@ class Middle(nn.Module):
 
     def __init__(self, width: int, window: int) -> None:
         super().__init__()
-        self.block_1 = ResidualBlock(width, width)
+        self.block_1 = CosmosBlock(width, width)
         self.attn_1 = Attention(width, window)
-        self.block_2 = ResidualBlock(width, width)
+        self.block_2 = CosmosBlock(width, width)
 
     def forward(self, features_BTHWC: Tensor, memory: Memory) -> Tensor:
         return self.block_2(self.attn_1(self.block_1(features_BTHWC, memory), memory), memory)
@@ -181,8 +179,8 @@ class Downsample(nn.Module):
     def __init__(self, width: int, space: bool, time: bool) -> None:
         super().__init__()
         self.space, self.time = space, time
-        self.conv1 = SpaceConv(width, width, stride=2)
-        self.conv2 = TimeConv(width, width, stride=2)
+        self.conv1 = CosmosSpaceConv(width, width, stride=2)
+        self.conv2 = CosmosTimeConv(width, width, stride=2)
         self.conv3 = nn.Linear(width, width)
 
     def forward(self, features_BTHWC: Tensor, memory: Memory) -> Tensor:
@@ -207,8 +205,8 @@ class Upsample(nn.Module):
     def __init__(self, width: int, space: bool, time: bool) -> None:
         super().__init__()
         self.space, self.time = space, time
-        self.conv1 = TimeConv(width, width)
-        self.conv2 = SpaceConv(width, width)
+        self.conv1 = CosmosTimeConv(width, width)
+        self.conv2 = CosmosSpaceConv(width, width)
         self.conv3 = nn.Linear(width, width)
 
     def forward(self, features_BTHWC: Tensor, memory: Memory) -> Tensor:
@@ -223,16 +221,6 @@ class Upsample(nn.Module):
             x = x.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
             x = x + self.conv2(x)
         return self.conv3(x)
-
-
-def as_images(features_BTHWC: Tensor) -> Tensor:
-    """All frames as images_NCHW with the memory of channels-last images: nothing is copied."""
-    return features_BTHWC.flatten(0, 1).permute(0, 3, 1, 2)
-
-
-def as_video(images_NCHW: Tensor, batch: int) -> Tensor:
-    """The inverse of `as_images`."""
-    return images_NCHW.permute(0, 2, 3, 1).unflatten(0, (batch, -1))
 
 
 def _kernel(*shape: int) -> nn.Parameter:

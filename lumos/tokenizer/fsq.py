@@ -9,14 +9,16 @@ import math
 import torch
 from torch import Tensor, nn
 
+MOST_CODES = 2**31
+
 
 class FSQ(nn.Module):
     """Rounds D channels to `levels` (one number a channel). No parameters, float32 throughout."""
 
     def __init__(self, levels: tuple[int, ...]) -> None:
         super().__init__()
-        if not levels or min(levels) < 2:
-            raise ValueError(f"FSQ levels must be one or more numbers of at least 2, got {levels}; use (7, 5, 5, 5, 5)")
+        if not levels or min(levels) < 2 or math.prod(levels) > MOST_CODES:
+            raise ValueError(f"FSQ levels must be numbers of at least 2 and make at most {MOST_CODES} codes, got {levels}")
         self.levels = levels
         self.codebook_size = math.prod(levels)
         levels_D = torch.tensor(levels)

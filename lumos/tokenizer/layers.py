@@ -5,42 +5,24 @@ convolution over space reads the same memory as a channels-last image. The ideas
 """
 
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle, silu
 
+Memory = dict[nn.Module, Tensor] | None  # each temporal layer's last inputs; None: a whole clip, nothing to remember
+
 TIME_KERNEL = 3
+PATCH = 4  # two Haar levels: 4x4x4 pixels of 3 channels become one place of 192
+PATCH_CHANNELS = 3 * PATCH**3
 
 
 @dataclass
 class StreamState:
-    """What a stream remembers between calls: each temporal layer's last inputs, so its size does not grow with length."""
+    """What a stream remembers between calls; its size does not grow with length."""
 
-    memory: dict[nn.Module, Tensor] = field(default_factory=dict)
+    memory: Memory = field(default_factory=dict)
     started: bool = False
-
-
-class Tokenizer(Protocol):
-    """What the rest of lumos needs to know about a tokenizer: pixels_BCFHW in [-1, 1] <-> codes_BTHW."""
-
-    @property
-    def codebook_size(self) -> int: ...
-
-    @property
-    def temporal(self) -> int: ...
-
-    @property
-    def spatial(self) -> int: ...
-
-    def encode(self, pixels_BCFHW: Tensor) -> Tensor: ...
-
-    def decode(self, codes_BTHW: Tensor) -> Tensor: ...
-
-    def start_stream(self) -> StreamState: ...
-
-    def decode_next(self, codes_BHW: Tensor, state: StreamState) -> Tensor: ...
 
 
 def haar(video_BCFHW: Tensor) -> Tensor:
@@ -64,6 +46,19 @@ def inverse_haar(bands_BCFHW: Tensor) -> Tensor:
     return bands.flatten(1, 2)
 
 
+def patch(pixels_BCFHW: Tensor, first: bool) -> Tensor:
+    """Pixels -> patches_BTHWC of two Haar levels; `first` when they start a video, whose first frame stands for four."""
+    if first:
+        pixels_BCFHW = torch.cat((pixels_BCFHW[:, :, :1].expand(-1, -1, PATCH - 1, -1, -1), pixels_BCFHW), dim=2)
+    return haar(haar(pixels_BCFHW)).permute(0, 2, 3, 4, 1)
+
+
+def unpatch(patches_BTHWC: Tensor, first: bool) -> Tensor:
+    """The inverse of `patch`: patches -> pixels_BCFHW float32."""
+    pixels_BCFHW = inverse_haar(inverse_haar(patches_BTHWC.float().permute(0, 4, 1, 2, 3)))
+    return pixels_BCFHW[:, :, PATCH - 1 :] if first else pixels_BCFHW
+
+
 class SpaceConv(nn.Module):
     """3x3 convolution inside every frame, zeros around it."""
 
@@ -72,7 +67,7 @@ class SpaceConv(nn.Module):
         self.conv = nn.Conv2d(inputs, outputs, 3, padding=1)
 
     def forward(self, features_BTHWC: Tensor) -> Tensor:
-        return _as_video(self.conv(_as_images(features_BTHWC)), features_BTHWC.shape[0])
+        return as_video(self.conv(as_images(features_BTHWC)), features_BTHWC.shape[0])
 
 
 class TimeConv(nn.Module):
@@ -82,7 +77,7 @@ class TimeConv(nn.Module):
         super().__init__()
         self.linear = nn.Linear(TIME_KERNEL * inputs, outputs)
 
-    def forward(self, features_BTHWC: Tensor, memory: dict[nn.Module, Tensor] | None) -> Tensor:
+    def forward(self, features_BTHWC: Tensor, memory: Memory) -> Tensor:
         past = None if memory is None else memory.get(self)
         if past is None:
             past = features_BTHWC[:, :1].expand(-1, TIME_KERNEL - 1, -1, -1, -1)
@@ -114,7 +109,7 @@ class ResidualBlock(nn.Module):
         self.norm_space, self.space = Norm(width), SpaceConv(width, width)
         self.norm_time, self.time = Norm(width), TimeConv(width, width)
 
-    def forward(self, features_BTHWC: Tensor, memory: dict[nn.Module, Tensor] | None) -> Tensor:
+    def forward(self, features_BTHWC: Tensor, memory: Memory) -> Tensor:
         x = self.space(silu(self.norm_space(features_BTHWC)))
         return features_BTHWC + self.time(silu(self.norm_time(x)), memory)
 
@@ -127,7 +122,7 @@ class Down(nn.Module):
         self.linear = nn.Linear(4 * inputs, outputs)
 
     def forward(self, features_BTHWC: Tensor) -> Tensor:
-        return self.linear(_as_video(pixel_unshuffle(_as_images(features_BTHWC), 2), features_BTHWC.shape[0]))
+        return self.linear(as_video(pixel_unshuffle(as_images(features_BTHWC), 2), features_BTHWC.shape[0]))
 
 
 class Up(nn.Module):
@@ -138,14 +133,16 @@ class Up(nn.Module):
         self.linear = nn.Linear(inputs, 4 * outputs)
 
     def forward(self, features_BTHWC: Tensor) -> Tensor:
-        return _as_video(pixel_shuffle(_as_images(self.linear(features_BTHWC)), 2), features_BTHWC.shape[0])
+        return as_video(pixel_shuffle(as_images(self.linear(features_BTHWC)), 2), features_BTHWC.shape[0])
 
 
-def _as_images(features_BTHWC: Tensor) -> Tensor:
-    return features_BTHWC.flatten(0, 1).permute(0, 3, 1, 2)  # the memory of a channels-last image: nothing is copied
+def as_images(features_BTHWC: Tensor) -> Tensor:
+    """All frames as images_NCHW with the memory of channels-last images: nothing is copied."""
+    return features_BTHWC.flatten(0, 1).permute(0, 3, 1, 2)
 
 
-def _as_video(images_NCHW: Tensor, batch: int) -> Tensor:
+def as_video(images_NCHW: Tensor, batch: int) -> Tensor:
+    """The inverse of `as_images`."""
     return images_NCHW.permute(0, 2, 3, 1).unflatten(0, (batch, -1))
 
 

@@ -24,9 +24,8 @@ from lumos.model_folder import FolderConfig, load_model, save_model
 from lumos.sequence.prompt_template import check_text
 from lumos.sequence.text import TextTokenizer, train_text_tokenizer
 from lumos.sequence.vocabulary import LUMOS, Vocabulary, small_vocabulary
-from lumos.tokenizer.cosmos import CosmosTokenizer
-from lumos.tokenizer.load import load_any_tokenizer
-from lumos.tokenizer.model import VideoTokenizer
+from lumos.tokenizer.cosmos import CosmosConfig
+from lumos.tokenizer.model import VideoTokenizer, load_tokenizer
 from lumos.training import estimate, shared_checkpoint
 from lumos.training.clock import Budget, Clock
 from lumos.training.config import TrainModelConfig, check_same, recorded
@@ -177,7 +176,7 @@ class Parts(NamedTuple):
     config: TrainModelConfig
     text: TextTokenizer
     vocabulary: Vocabulary
-    tokenizer: VideoTokenizer | CosmosTokenizer
+    tokenizer: VideoTokenizer
     initial: dict[str, Tensor] | None
     shards: ShardIndex | None
 
@@ -188,7 +187,7 @@ def gather(
     """Tokenizers and vocabulary, the same on every rank. ValueError for weights of another shape or foreign shards."""
     if config.shapes is None and data is None:
         raise ValueError("this preset trains on shards, got none; give --data FOLDER (lumos prepare makes one)")
-    tokenizer = load_any_tokenizer(tokenizer_folder)
+    tokenizer = load_tokenizer(tokenizer_folder)
     shards = None if data is None else open_shards(data)
     if shards is not None:
         check_tokenizer(shards, tokenizer)
@@ -279,7 +278,7 @@ def open_stream(config: TrainModelConfig, parts: Parts, ranks: Ranks, step: int)
     slots = config.video.slots
     shapes: ShapesStream | None = None
     if config.shapes is not None and (parts.shards is None or config.data_share < 1):
-        if isinstance(parts.tokenizer, CosmosTokenizer):
+        if isinstance(parts.tokenizer.config, CosmosConfig):
             raise ValueError("the built-in world needs a tokenizer trained on it, got a Cosmos one; give --tokenizer")
         chunks = Chunks(config.shapes, parts.text, parts.vocabulary, slots, config.seed, ranks.rank)
         shapes = ShapesStream(config.shapes, chunks, parts.tokenizer, ranks.device, config.videos, step)
@@ -335,7 +334,7 @@ def _sample_sheet(
     folder: FolderConfig,
     weights: dict[str, Tensor],
     text: TextTokenizer,
-    tokenizer: VideoTokenizer | CosmosTokenizer,
+    tokenizer: VideoTokenizer,
     device: torch.device,
     prompts: tuple[str, ...],
 ) -> "Image":

@@ -95,8 +95,6 @@ def test_weights_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
 
     (copy / "model.safetensors").write_bytes(whole[: len(whole) // 2])
     assert "truncated" in refused(capsys, tmp_path, "a red circle", "--weights", str(copy), *out)
-    (copy / "model.safetensors").write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-    assert "model.safetensors" in refused(capsys, tmp_path, "a red circle", "--weights", str(copy), *out)
     (copy / "model.safetensors").write_bytes(whole)
 
     for change, expected in [({"colour": 3}, "colour"), ({"layers": None}, "layers"), ({"layers": 7}, "layers.7")]:

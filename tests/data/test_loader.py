@@ -23,10 +23,11 @@ from lumos.data.loader import (
     kind_number,
     kinds_after,
 )
-from lumos.data.shards import CODES, COSMOS, ShardIndex, check_tokenizer, fingerprint, open_shards, pack_codes, write_shard
+from lumos.data.shards import CODES, COSMOS, ShardIndex, check_tokenizer, open_shards, pack_codes, write_shard
 from lumos.sequence.text import train_text_tokenizer
 from lumos.sequence.vocabulary import small_vocabulary
 from lumos.tokenizer.model import TokenizerConfig, VideoTokenizer
+from lumos.weights import fingerprint
 
 WORDS = ["one", "two", "three", "red", "blue"]
 TEXT = train_text_tokenizer([" ".join(WORDS)], 80)

@@ -22,9 +22,10 @@ from lumos.cli.main import main
 from lumos.data.clips import Cut, unpack_picture
 from lumos.data.manifest import Entry
 from lumos.data.prepare import PrepareConfig, Share, _finish, prepare
-from lumos.data.shards import fingerprint, open_shards, unpack_codes
+from lumos.data.shards import open_shards, unpack_codes
 from lumos.media.video import write_video
 from lumos.tokenizer.model import TokenizerConfig, VideoTokenizer, load_tokenizer, save_tokenizer
+from lumos.weights import fingerprint
 from lumos.worlds.shapes.render import pack, render
 from lumos.worlds.shapes.scene import sample_scene
 

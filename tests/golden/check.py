@@ -26,7 +26,9 @@ from lumos.published.cosmos import from_released
 from lumos.published.official import from_official
 from lumos.sequence.layout import Batch, Grid, content_ids, content_of, pack, unpack
 from lumos.sequence.vocabulary import LUMOS
-from lumos.tokenizer.cosmos import CosmosConfig, CosmosTokenizer, patch
+from lumos.tokenizer.cosmos import CosmosConfig
+from lumos.tokenizer.layers import patch
+from lumos.tokenizer.model import VideoTokenizer
 
 TOLERANCE = 1e-4
 
@@ -195,7 +197,7 @@ COSMOS_FIXED = {"in_channels": 3, "out_channels": 3, "patch_size": 4, "patch_met
 COSMOS_FIXED |= {"num_groups": 1, "z_factor": 1, "encoder": "FACTORIZED", "decoder": "FACTORIZED"}
 
 
-def build_cosmos(info: dict[str, Any]) -> CosmosTokenizer:
+def build_cosmos(info: dict[str, Any]) -> VideoTokenizer:
     recorded = info["config"]
     for name, value in COSMOS_FIXED.items():
         if recorded.get(name, value) != value:
@@ -209,7 +211,7 @@ def build_cosmos(info: dict[str, Any]) -> CosmosTokenizer:
         blocks=recorded["num_res_blocks"],
         latent_channels=recorded["z_channels"],
     )
-    tokenizer = CosmosTokenizer(config)
+    tokenizer = VideoTokenizer(config)
     weights = {name: formula_weight(name, shape, cosmos=True) for name, shape in info["parameters"].items()}
     tokenizer.load_state_dict(from_released(config, weights, "the recording"))
     return tokenizer.eval()

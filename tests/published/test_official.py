@@ -53,6 +53,8 @@ def test_what_a_config_may_leave_out_or_say_elsewhere() -> None:
     theta = values.pop("rope_theta")
     nested = {**values, "rope_parameters": {"rope_type": "default", "rope_theta": theta}, "model_type": "anything", "x": [1]}
     assert config_from_official(nested, "here") == LUMOS_1B
+    unused = {"sliding_window": 4096, "use_sliding_window": False, "partial_rotary_factor": 1.0, "layer_types": None}
+    assert config_from_official({**nested, **unused}, "here") == LUMOS_1B
     del values["head_dim"], values["hidden_act"], values["tie_word_embeddings"]
     assert config_from_official({**values, "rope_theta": theta, "rope_scaling": None}, "here") == LUMOS_1B
 
@@ -60,16 +62,28 @@ def test_what_a_config_may_leave_out_or_say_elsewhere() -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"num_hidden_layers": None}, ["num_hidden_layers", "above 0", "None"]),
-        ({"hidden_size": 2048.5}, ["hidden_size", "whole number", "2048.5"]),
-        ({"vocab_size": 10**9}, ["vocab_size", "whole number up to"]),
+        ({"num_hidden_layers": None}, ["num_hidden_layers", "of type int", "None"]),
+        ({"hidden_size": 2048.5}, ["hidden_size", "of type int", "2048.5"]),
+        ({"vocab_size": 10**9}, ["vocab_size", "must be 1 to"]),
         ({"num_attention_heads": True}, ["num_attention_heads", "True"]),
         ({"num_key_value_heads": 7}, ["multiple of kv_heads"]),
         ({"head_dim": 24}, ["head_width must be"]),
-        ({"rms_norm_eps": 0}, ["rms_norm_eps", "above 0"]),
+        ({"rms_norm_eps": 0}, ["rms_norm_eps", "got 0"]),
         ({"rope_theta": "big"}, ["rope_theta", "'big'"]),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 32}}, ["rope_scaling", "'llama3'", "another model"]),
         ({"rope_scaling": {"type": "linear", "factor": 2}}, ["rope_scaling", "'linear'"]),
+        ({"num_hidden_layers": 100_000}, ["num_hidden_layers must be 1 to", "100000"]),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}, ["one base", "rope_theta = 10000", "= 500000"]),
+        ({"rope_scaling": {"rope_type": "default", "factor": 2.0}}, ["rope_scaling", "'factor'"]),
+        ({"rope_parameters": {"partial_rotary_factor": 0.5}}, ["rope_parameters: partial_rotary_factor must be 1", "0.5"]),
+        ({"rope_parameters": {"full_attention": {"rope_theta": 1e4}}}, ["rope_parameters must be one set", "full_attention"]),
+        ({"rope_parameters": [1]}, ["rope_parameters must be one set"]),
+        ({"partial_rotary_factor": 0.5}, ["partial_rotary_factor must be 1"]),
+        ({"sliding_window": 4096}, ["sliding_window must be null", "4096"]),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, ["layer_types must be full_attention"]),
+        ({"final_logit_softcapping": 30.0}, ["final_logit_softcapping must be null"]),
+        ({"num_local_experts": 8}, ["num_local_experts must be 0"]),
+        ({"quantization_config": {"bits": 4}}, ["quantization_config must be null"]),
         ({"hidden_act": "gelu"}, ["hidden_act must be 'silu'", "'gelu'", "another model"]),
         ({"attention_bias": True}, ["attention_bias must be False"]),
         ({"tie_word_embeddings": True}, ["tie_word_embeddings must be False"]),

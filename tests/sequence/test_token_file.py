@@ -8,8 +8,13 @@ import torch
 from safetensors.torch import save_file
 
 from lumos.sequence.token_file import About, Tokens, load_tokens, save_tokens
+from lumos.tokenizer.model import TokenizerConfig, VideoTokenizer
+from lumos.weights import fingerprint
 
-ABOUT = About(("a red circle", "ein Kreis"), (3, -1), 8, 1, "abc")
+OURS, OTHER = (VideoTokenizer(TokenizerConfig((5, 5), (8, 8), (1, 1), (8, 8), (1, 1))) for _ in range(2))
+for number, tokenizer in enumerate((OURS, OTHER)):
+    tokenizer.initialise(torch.Generator().manual_seed(number))
+ABOUT = About(("a red circle", "ein Kreis"), (3, -1), 8, 1, fingerprint(OURS))
 CODES = torch.arange(2 * 3 * 4 * 5).view(2, 3, 4, 5) % 50
 
 
@@ -20,16 +25,17 @@ def file(tmp_path: Path) -> Path:
 
 
 def test_saved_tokens_come_back(file: Path) -> None:
-    tokens = load_tokens(file, "abc", 50)
+    tokens = load_tokens(file, OURS, 50)
     assert tokens.about == ABOUT and torch.equal(tokens.codes_BTHW, CODES)
     assert [path.name for path in file.parent.iterdir()] == ["x.tokens"]
 
 
 def test_codes_of_another_tokenizer_are_refused(file: Path) -> None:
-    with pytest.raises(ValueError, match=r"another tokenizer \(abc\) than these weights have \(xyz\)"):
-        load_tokens(file, "xyz", 50)
+    words = rf"another tokenizer \({fingerprint(OURS)}\) than these weights have \({fingerprint(OTHER)}\)"
+    with pytest.raises(ValueError, match=words):
+        load_tokens(file, OTHER, 50)
     with pytest.raises(ValueError, match="codes of 0 to 48"):
-        load_tokens(file, "abc", 49)
+        load_tokens(file, OURS, 49)
 
 
 def test_other_files_are_refused(file: Path, tmp_path: Path) -> None:
@@ -38,12 +44,17 @@ def test_other_files_are_refused(file: Path, tmp_path: Path) -> None:
     for wrong in (b"", b"not a tokens file at all", whole[:40], whole[: len(whole) // 2]):
         other.write_bytes(wrong)
         with pytest.raises(ValueError, match="must be a tokens file"):
-            load_tokens(other, "abc", 50)
+            load_tokens(other, OURS, 50)
     save_file({"codes": CODES}, other)
     with pytest.raises(ValueError, match="must be a tokens file"):
-        load_tokens(other, "abc", 50)
+        load_tokens(other, OURS, 50)
     save_tokens(other, Tokens(CODES, replace(ABOUT, seeds=(1,))))  # a seed is missing
     with pytest.raises(ValueError, match="must be a tokens file"):
-        load_tokens(other, "abc", 50)
+        load_tokens(other, OURS, 50)
     with pytest.raises(FileNotFoundError, match="no tokens file"):
-        load_tokens(tmp_path / "none", "abc", 50)
+        load_tokens(tmp_path / "none", OURS, 50)
+
+
+def test_files_of_version_0_1_are_read(tmp_path: Path) -> None:
+    save_tokens(tmp_path / "x", Tokens(CODES, replace(ABOUT, tokenizer="18d3d3bd6a2f9c63")))
+    assert load_tokens(tmp_path / "x", OURS, 50).about.fps == 8

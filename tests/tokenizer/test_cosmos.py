@@ -12,11 +12,10 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, conv3d, pad
 
 from lumos.published.cosmos import from_released, import_cosmos, released_name
-from lumos.tokenizer.cosmos import DV4X8X8, DV8X8X8, DV8X16X16, CosmosConfig, CosmosTokenizer, save_cosmos
+from lumos.tokenizer.cosmos import DV4X8X8, DV8X8X8, DV8X16X16, CosmosConfig
 from lumos.tokenizer.cosmos_layers import Downsample, FrameNorm, SpaceAttention, TimeAttention, Upsample
-from lumos.tokenizer.layers import Tokenizer
-from lumos.tokenizer.load import load_any_tokenizer
-from lumos.tokenizer.model import TokenizerConfig, VideoTokenizer, save_tokenizer, unpatch
+from lumos.tokenizer.layers import unpatch
+from lumos.tokenizer.model import VideoTokenizer, load_tokenizer, save_tokenizer
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 SMALL = CosmosConfig(levels=(8, 5, 5), channels=8, multipliers=(1, 2, 2), blocks=1, latent_channels=4)
@@ -37,9 +36,9 @@ def randomise(module: nn.Module) -> nn.Module:
     return module.eval()
 
 
-def small(name: str = "4x8x8", **changes: int) -> CosmosTokenizer:
+def small(name: str = "4x8x8", **changes: int) -> VideoTokenizer:
     temporal, spatial = COMPRESSIONS[name]
-    tokenizer = CosmosTokenizer(replace(SMALL, temporal=temporal, spatial=spatial, **changes))
+    tokenizer = VideoTokenizer(replace(SMALL, temporal=temporal, spatial=spatial, **changes))
     randomise(tokenizer)
     with torch.no_grad():
         tokenizer.quant_conv.weight *= 3  # so that codes differ from place to place
@@ -48,22 +47,22 @@ def small(name: str = "4x8x8", **changes: int) -> CosmosTokenizer:
 
 
 @pytest.fixture(scope="module", params=list(COMPRESSIONS))
-def tokenizer(request: pytest.FixtureRequest) -> CosmosTokenizer:
+def tokenizer(request: pytest.FixtureRequest) -> VideoTokenizer:
     return small(request.param)
 
 
-def clip(tokenizer: CosmosTokenizer, latent_frames: int, rows: int = 2, columns: int = 3, batch: int = 2) -> Tensor:
+def clip(tokenizer: VideoTokenizer, latent_frames: int, rows: int = 2, columns: int = 3, batch: int = 2) -> Tensor:
     frames = 1 + tokenizer.temporal * (latent_frames - 1)
     generator = torch.Generator().manual_seed(latent_frames)
     return torch.rand(batch, 3, frames, rows * tokenizer.spatial, columns * tokenizer.spatial, generator=generator) * 2 - 1
 
 
-def some_codes(tokenizer: CosmosTokenizer, latent_frames: int, batch: int = 2) -> Tensor:
+def some_codes(tokenizer: VideoTokenizer, latent_frames: int, batch: int = 2) -> Tensor:
     generator = torch.Generator().manual_seed(latent_frames)
     return torch.randint(tokenizer.codebook_size, (batch, latent_frames, 2, 3), generator=generator)
 
 
-def whole_decode(tokenizer: CosmosTokenizer, codes: Tensor) -> Tensor:
+def whole_decode(tokenizer: VideoTokenizer, codes: Tensor) -> Tensor:
     with torch.no_grad():
         latents = tokenizer.post_quant_conv(tokenizer.fsq.values(codes))
         patches = tokenizer.decoder(latents, None)  # without any memory: the slow twin of every stream
@@ -72,7 +71,7 @@ def whole_decode(tokenizer: CosmosTokenizer, codes: Tensor) -> Tensor:
 
 def test_the_published_size_and_names() -> None:
     with torch.device("meta"):
-        tokenizer = CosmosTokenizer(DV4X8X8)
+        tokenizer = VideoTokenizer(DV4X8X8)
     assert sum(parameter.numel() for parameter in tokenizer.parameters()) == 112_472_182
     assert tokenizer.codebook_size == 64_000 and (tokenizer.temporal, tokenizer.spatial) == (4, 8)
     recorded = json.loads((GOLDEN / "cosmos_dv4x8x8.json").read_text())["parameters"]
@@ -83,23 +82,22 @@ def test_the_published_size_and_names() -> None:
 @pytest.mark.parametrize("config", [DV8X8X8, DV8X16X16])
 def test_other_compressions_have_the_same_parameters(config: CosmosConfig) -> None:
     with torch.device("meta"):
-        ours, published = CosmosTokenizer(config).state_dict(), CosmosTokenizer(DV4X8X8).state_dict()
+        ours, published = VideoTokenizer(config).state_dict(), VideoTokenizer(DV4X8X8).state_dict()
     assert {name: tensor.shape for name, tensor in ours.items()} == {name: tensor.shape for name, tensor in published.items()}
 
 
-def test_shapes_and_ranges(tokenizer: CosmosTokenizer) -> None:
-    as_interface: Tokenizer = tokenizer
+def test_shapes_and_ranges(tokenizer: VideoTokenizer) -> None:
     pixels = clip(tokenizer, 3)
-    codes = as_interface.encode(pixels)
+    codes = tokenizer.encode(pixels)
     assert codes.shape == (2, 3, 2, 3) and codes.dtype == torch.int64
     assert codes.min() >= 0 and codes.max() < tokenizer.codebook_size == 200
     assert codes.unique().numel() > 10
-    again = as_interface.decode(codes)
+    again = tokenizer.decode(codes)
     assert again.shape == pixels.shape and again.dtype == torch.float32 and again.abs().max() <= 1
 
 
 @pytest.mark.parametrize("latent_frames", [1, 2, 7, 13])
-def test_streaming_decode_equals_whole_decode(tokenizer: CosmosTokenizer, latent_frames: int) -> None:
+def test_streaming_decode_equals_whole_decode(tokenizer: VideoTokenizer, latent_frames: int) -> None:
     codes = some_codes(tokenizer, latent_frames)
     whole = whole_decode(tokenizer, codes).clamp(-1, 1)
     assert whole.std() > 0.1 and (whole.abs() < 1).float().mean() > 0.2
@@ -113,7 +111,7 @@ def test_streaming_decode_equals_whole_decode(tokenizer: CosmosTokenizer, latent
 
 
 @pytest.mark.parametrize("latent_frames", [1, 2, 7])
-def test_streaming_encode_equals_whole_encode(tokenizer: CosmosTokenizer, latent_frames: int) -> None:
+def test_streaming_encode_equals_whole_encode(tokenizer: VideoTokenizer, latent_frames: int) -> None:
     pixels = clip(tokenizer, latent_frames)
     with torch.no_grad():
         whole = tokenizer.latents(pixels, tokenizer.start_stream())
@@ -147,17 +145,7 @@ def test_a_streams_memory_stops_growing_at_the_window() -> None:
     assert (unbounded - whole).abs().max() > 1e-3
 
 
-def test_two_streams_do_not_disturb_each_other() -> None:
-    tokenizer = small("8x16x16")
-    codes = some_codes(tokenizer, 3)
-    alone, one, other = tokenizer.start_stream(), tokenizer.start_stream(), tokenizer.start_stream()
-    for t in range(3):
-        expected = tokenizer.decode_next(codes[:, t], alone)
-        assert torch.equal(tokenizer.decode_next(codes[:, t], one), expected)
-        tokenizer.decode_next(codes[:, 2 - t], other)
-
-
-def test_a_changed_frame_leaves_earlier_latent_frames_bitwise_equal(tokenizer: CosmosTokenizer) -> None:
+def test_a_changed_frame_leaves_earlier_latent_frames_bitwise_equal(tokenizer: VideoTokenizer) -> None:
     pixels = clip(tokenizer, 3)
     for frame in (1, tokenizer.temporal, tokenizer.temporal + 1):
         changed = pixels.clone()
@@ -169,7 +157,7 @@ def test_a_changed_frame_leaves_earlier_latent_frames_bitwise_equal(tokenizer: C
         assert (before[:, latent] - after[:, latent]).abs().max() > 1e-3
 
 
-def test_a_changed_latent_frame_leaves_earlier_pixels_bitwise_equal(tokenizer: CosmosTokenizer) -> None:
+def test_a_changed_latent_frame_leaves_earlier_pixels_bitwise_equal(tokenizer: VideoTokenizer) -> None:
     codes = some_codes(tokenizer, 3)
     changed = codes.clone()
     changed[:, 2] = (changed[:, 2] + 1) % tokenizer.codebook_size
@@ -179,7 +167,7 @@ def test_a_changed_latent_frame_leaves_earlier_pixels_bitwise_equal(tokenizer: C
     assert not torch.equal(before[:, :, first], after[:, :, first])
 
 
-def test_rows_of_a_batch_are_independent(tokenizer: CosmosTokenizer) -> None:
+def test_rows_of_a_batch_are_independent(tokenizer: VideoTokenizer) -> None:
     codes = some_codes(tokenizer, 2)
     torch.testing.assert_close(tokenizer.decode(codes[1:]), tokenizer.decode(codes)[1:], rtol=0, atol=1e-5)
 
@@ -263,49 +251,44 @@ def test_bf16_is_close_to_float32() -> None:
 
 
 def test_initialised_weights_follow_the_generator() -> None:
-    first, second = CosmosTokenizer(SMALL), CosmosTokenizer(SMALL)
+    first, second = VideoTokenizer(SMALL), VideoTokenizer(SMALL)
     for tokenizer in (first, second):
         tokenizer.initialise(torch.Generator().manual_seed(3))
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
     assert first.decode(some_codes(first, 2)).isfinite().all()
 
 
-def test_saving_and_loading_is_the_identity(tokenizer: CosmosTokenizer, tmp_path: Path) -> None:
-    save_cosmos(tmp_path / "a", tokenizer)
-    loaded = load_any_tokenizer(tmp_path / "a")
-    assert isinstance(loaded, CosmosTokenizer) and loaded.config == tokenizer.config and not loaded.training
+def test_saving_and_loading_is_the_identity(tokenizer: VideoTokenizer, tmp_path: Path) -> None:
+    save_tokenizer(tmp_path / "a", tokenizer)
+    loaded = load_tokenizer(tmp_path / "a")
+    assert isinstance(loaded, VideoTokenizer) and loaded.config == tokenizer.config and not loaded.training
     codes = some_codes(tokenizer, 2)
     assert torch.equal(loaded.decode(codes), tokenizer.decode(codes))
     kernels = [parameter for parameter in loaded.parameters() if parameter.ndim == 4]
     assert kernels and all(kernel.is_contiguous(memory_format=torch.channels_last) for kernel in kernels)
 
 
-def test_our_own_tokenizer_loads_too(tmp_path: Path) -> None:
-    tokenizer = VideoTokenizer(TokenizerConfig((5, 5), (8, 8), (1, 1), (8, 8), (1, 1)))
-    save_tokenizer(tmp_path / "a", tokenizer)
-    loaded = load_any_tokenizer(tmp_path / "a")
-    assert isinstance(loaded, VideoTokenizer) and loaded.config == tokenizer.config
-
-
 def test_a_wrong_config_is_refused(tmp_path: Path) -> None:
-    save_cosmos(tmp_path / "a", small())
+    save_tokenizer(tmp_path / "a", small())
     path = tmp_path / "a" / "config.json"
     text = path.read_text()
     for old, new, words in (
         ('"blocks": 1', '"blocks": 2', "lacks encoder.down.0.block.1"),
+        ('"blocks": 1', '"blocks": 100000', "blocks must be 1 to 1024, got 100000"),
+        ('"window": 64', '"window": 0', "window must be 1 to"),
         ('"spatial": 8', '"spatial": 12', r"config.json: spatial compression must be one of \[4, 8, 16\]"),
         ('"spatial": 8', '"sides": 8', "unknown field 'sides'"),
-        ('"cosmos": {', '"levels": [5], "cosmos": {', "nothing but cosmos"),
+        ('"cosmos": {', '"levels": [5], "cosmos": {', "unknown field 'cosmos'"),
     ):
         assert old in text
         path.write_text(text.replace(old, new))
         with pytest.raises(ValueError, match=words):
-            load_any_tokenizer(tmp_path / "a")
+            load_tokenizer(tmp_path / "a")
 
 
-@pytest.mark.parametrize("changes", [{"temporal": 2}, {"spatial": 32}, {"temporal": 12}, {"blocks": 0}, {"window": 0}])
-def test_impossible_configs_are_refused(changes: dict[str, int]) -> None:
-    with pytest.raises(ValueError, match="correct it"):
+@pytest.mark.parametrize("changes", [{"temporal": 2}, {"spatial": 32}, {"temporal": 12}])
+def test_impossible_compressions_are_refused(changes: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match=r"compression must be one of \[4, 8, 16\]"):
         replace(DV4X8X8, **changes)
 
 
@@ -334,7 +317,7 @@ def save_archive(path: Path, tensors: dict[str, Tensor]) -> None:
         torch.jit.save(torch.jit.script(top), path)
 
 
-def released_tensors(tokenizer: CosmosTokenizer) -> dict[str, Tensor]:
+def released_tensors(tokenizer: VideoTokenizer) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for name, tensor in tokenizer.state_dict().items():
         kernel = "time" if tensor.ndim == 4 and tensor.shape[3] == 1 else "other"
@@ -350,12 +333,12 @@ ENCODER = ("encoder.", "quant_conv.", "quantizer.")
 
 
 @pytest.fixture(scope="module")
-def source() -> CosmosTokenizer:
+def source() -> VideoTokenizer:
     return small()
 
 
 @pytest.fixture(scope="module")
-def archives(source: CosmosTokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def archives(source: VideoTokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with encoder.jit (float32) and decoder.jit (bf16), constants among their tensors."""
     folder = tmp_path_factory.mktemp("cosmos")
     tensors = released_tensors(source) | {"quantizer._levels": torch.tensor([8, 5, 5]), "encoder.patcher._range": torch.arange(2)}
@@ -365,9 +348,9 @@ def archives(source: CosmosTokenizer, tmp_path_factory: pytest.TempPathFactory) 
     return folder
 
 
-def test_importing_encoder_and_decoder(source: CosmosTokenizer, archives: Path, tmp_path: Path) -> None:
+def test_importing_encoder_and_decoder(source: VideoTokenizer, archives: Path, tmp_path: Path) -> None:
     import_cosmos(archives, tmp_path / "out", SMALL)
-    loaded = load_any_tokenizer(tmp_path / "out")
+    loaded = load_tokenizer(tmp_path / "out")
     pixels, codes = clip(source, 3), some_codes(source, 3)
     assert torch.equal(loaded.encode(pixels), source.encode(pixels))
     expected = released_tensors(source)
@@ -377,13 +360,13 @@ def test_importing_encoder_and_decoder(source: CosmosTokenizer, archives: Path, 
     assert (loaded.decode(codes) - source.decode(codes)).abs().mean() < 0.05
 
 
-def test_importing_the_autoencoder(source: CosmosTokenizer, tmp_path: Path) -> None:
+def test_importing_the_autoencoder(source: VideoTokenizer, tmp_path: Path) -> None:
     folder = tmp_path / "in"
     folder.mkdir()
     save_archive(folder / "autoencoder.jit", released_tensors(source))
     import_cosmos(folder, tmp_path / "out", SMALL)
     codes = some_codes(source, 2)
-    assert torch.equal(load_any_tokenizer(tmp_path / "out").decode(codes), source.decode(codes))
+    assert torch.equal(load_tokenizer(tmp_path / "out").decode(codes), source.decode(codes))
 
 
 def test_a_folder_named_after_another_compression_is_refused(archives: Path, tmp_path: Path) -> None:
@@ -426,7 +409,7 @@ def test_importing_incomplete_folders_is_refused(archives: Path, tmp_path: Path)
     assert not (tmp_path / "out").exists()
 
 
-def test_only_unused_convolutions_may_be_missing(source: CosmosTokenizer) -> None:
+def test_only_unused_convolutions_may_be_missing(source: VideoTokenizer) -> None:
     tensors = released_tensors(source)
     encoder = ("encoder.down.1.downsample", "encoder.down.0.downsample.conv2")
     decoder = ("decoder.up.1.upsample", "decoder.up.2.upsample.conv1")
@@ -434,7 +417,7 @@ def test_only_unused_convolutions_may_be_missing(source: CosmosTokenizer) -> Non
     assert len(unused) == 16
     for name in unused:
         del tensors[name]
-    loaded = CosmosTokenizer(SMALL)
+    loaded = VideoTokenizer(SMALL)
     loaded.load_state_dict(from_released(SMALL, tensors, "test"))
     codes, pixels = some_codes(source, 3), clip(source, 3)
     assert torch.equal(loaded.decode(codes), source.decode(codes)) and torch.equal(loaded.encode(pixels), source.encode(pixels))
@@ -442,46 +425,8 @@ def test_only_unused_convolutions_may_be_missing(source: CosmosTokenizer) -> Non
         from_released(replace(SMALL, temporal=8), tensors, "test")
 
 
-def test_weights_that_are_no_real_numbers_are_refused(source: CosmosTokenizer) -> None:
+def test_weights_that_are_no_real_numbers_are_refused(source: VideoTokenizer) -> None:
     tensors = released_tensors(source)
     tensors["quant_conv.conv3d.bias"] = torch.zeros(3, dtype=torch.int64)
-    with pytest.raises(ValueError, match="quant_conv.conv3d.bias must hold floating point numbers, got torch.int64"):
+    with pytest.raises(ValueError, match="quant_conv.conv3d.bias must hold floating point numbers .* got torch.int64"):
         from_released(SMALL, tensors, "test")
-
-
-@pytest.mark.parametrize(
-    "shape, words",
-    [
-        ((1, 3, 16, 32, 32), r"frames must be 1 \+ 4k for this tokenizer, got 16; use 17"),
-        ((1, 3, 0, 32, 32), "got 0; use 1"),
-        ((1, 3, 5, 36, 32), "multiples of 8, got 36x32; use 32x32"),
-        ((1, 4, 5, 32, 32), "pixels must have shape B, 3, F, H, W"),
-        ((3, 5, 32, 32), "pixels must have shape B, 3, F, H, W"),
-    ],
-)
-def test_bad_pixels_are_refused(source: CosmosTokenizer, shape: tuple[int, ...], words: str) -> None:
-    with pytest.raises(ValueError, match=words):
-        source.encode(torch.zeros(shape))
-
-
-def test_bad_codes_are_refused(source: CosmosTokenizer) -> None:
-    codes = torch.full((1, 2, 4, 4), source.codebook_size)
-    with pytest.raises(ValueError, match=r"0 \.\.\. 199"):
-        source.decode(codes)
-    with pytest.raises(ValueError, match="0 ... 199"):
-        source.decode_next(codes[:, 0], source.start_stream())
-    with pytest.raises(ValueError, match="4 dimensions"):
-        source.decode(codes[0])
-    with pytest.raises(ValueError, match="3 dimensions"):
-        source.decode_next(codes, source.start_stream())
-    with pytest.raises(ValueError, match="at least 1, got 0"):
-        source.decode(codes % 200, at_once=0)
-
-
-def test_a_stream_takes_one_frame_then_as_many_as_a_latent_frame(tokenizer: CosmosTokenizer) -> None:
-    state = tokenizer.start_stream()
-    with pytest.raises(ValueError, match="give 1"):
-        tokenizer.encode_next(clip(tokenizer, 2), state)
-    tokenizer.encode_next(clip(tokenizer, 1), state)
-    with pytest.raises(ValueError, match=f"give {tokenizer.temporal}"):
-        tokenizer.encode_next(clip(tokenizer, 1), state)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from lumos.tokenizer.compression import check_sides, latent_frames, pixel_frames
 from lumos.tokenizer.layers import haar, inverse_haar
 from lumos.tokenizer.model import TokenizerConfig, VideoTokenizer, load_tokenizer, save_tokenizer
 
@@ -169,14 +170,23 @@ def test_default_size_and_codebook() -> None:
 
 
 def test_widths_and_blocks_of_other_numbers_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"equally many, at least 2, got \[3, 2, 2, 2\]"):
+    with pytest.raises(ValueError, match=r"equally many, 2 to 6, got \[3, 2, 2, 2\]"):
         TokenizerConfig(encoder_widths=(8, 8, 8))
+
+
+def test_latent_frames_and_sides_of_other_compressions() -> None:
+    assert [latent_frames(frames, 8) for frames in (1, 9, 17)] == [1, 2, 3]
+    assert [pixel_frames(count, 8) for count in range(4)] == [0, 1, 9, 17]
+    check_sides(16, 48, 16)
+    for height, width in ((16, 40), (0, 16), (8, 16)):
+        with pytest.raises(ValueError, match="multiples of 16"):
+            check_sides(height, width, 16)
 
 
 @pytest.mark.parametrize(
     "pixels, words",
     [
-        (torch.zeros(1, 3, 16, 32, 32), r"frames must be 1 \+ 4k for this tokenizer, got 16; use 17"),
+        (torch.zeros(1, 3, 16, 32, 32), r"frames must be 1 \+ 4k, got 16; use 17"),
         (torch.zeros(1, 3, 0, 32, 32), "got 0; use 1"),
         (torch.zeros(1, 3, 5, 36, 32), "multiples of 8, got 36x32; use 32x32"),
         (torch.zeros(1, 3, 5, 32, 3), "multiples of 8, got 32x3; use 32x8"),

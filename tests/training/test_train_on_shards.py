@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from lumos.cli.main import main
 from lumos.data.loader import Deal, LoaderConfig, MixedStream, Plan
 from lumos.data.shapes import ShapesConfig, sample_captions
-from lumos.data.shards import CODES, fingerprint, open_shards, pack_codes, write_shard
+from lumos.data.shards import CODES, open_shards, pack_codes, write_shard
 from lumos.diffusion.sampler import SamplerConfig
 from lumos.model.transformer import ModelConfig
 from lumos.model_folder import VideoConfig, load_model
@@ -21,6 +21,7 @@ from lumos.training.config import TrainModelConfig
 from lumos.training.lora import LoraSettings
 from lumos.training.optim import OptimConfig
 from lumos.training.train_model import check_enough, train_model
+from lumos.weights import fingerprint
 
 TOY = TrainModelConfig(
     model=ModelConfig(vocabulary=0, layers=1, width=32, heads=1, kv_heads=1, head_width=32, ffn=32),

@@ -1,0 +1,120 @@
+"""Settings files: JSON -> frozen dataclasses, strictly.
+
+Every field must be there, of its type and inside its range, and nothing else. Whatever is wrong is a ValueError of one line that
+names the file, the field and its value.
+"""
+
+import dataclasses
+import json
+import reprlib
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+C = TypeVar("C")
+
+MOST = 2**63  # of a number without a range of its own
+LONGEST = 10_000  # items of a list
+LFS_POINTER = b"version https://git-lfs"
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """Bounds of a number, both allowed: `width: Annotated[int, Range(1, 4096)]`."""
+
+    least: float
+    most: float
+
+
+Count = Annotated[int, Range(1, 1024)]  # layers, blocks, heads: more would take minutes to build
+Size = Annotated[int, Range(1, 2**18)]  # widths and vocabularies
+Scale = Annotated[float, Range(1e-30, 1e30)]  # factors above zero
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file. FileNotFoundError when there is none, ValueError for anything else."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing")
+    content = path.read_bytes()
+    check_not_a_pointer(path, content)
+    try:
+        values = json.loads(content)
+    except (ValueError, RecursionError) as error:  # also bytes that are no text, and brackets without end
+        raise ValueError(f"{path} is not readable JSON ({error})") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} must hold a JSON object, got {type(values).__name__}")
+    return values
+
+
+def check_not_a_pointer(path: Path, start: bytes) -> None:
+    """ValueError when a file starts as what Git LFS leaves in a clone in place of a large file."""
+    if start.startswith(LFS_POINTER):
+        raise ValueError(f"{path} is a Git LFS pointer, not the file itself; run git lfs pull")
+
+
+def read_config(kind: type[C], values: Any, where: str | Path) -> C:
+    """Build the (nested) dataclass `kind` from plain JSON values.
+
+    Every field must be there, but those that later versions added (`metadata={"later": True}`). Types: bool, int, float, str,
+    Literal, tuple, Optional, dataclass, and Annotated numbers with a Range; an int is taken for a float.
+    """
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{where} must hold an object with the fields of {kind.__name__}, got {reprlib.repr(values)}")
+    hints = typing.get_type_hints(kind, include_extras=True)
+    fields = {field.name: field for field in dataclasses.fields(kind) if field.init}  # type: ignore[arg-type]
+    for name in values:
+        if name not in fields:
+            raise ValueError(f"{where} has an unknown field {reprlib.repr(name)}; remove it, known fields: {', '.join(fields)}")
+    for name, field in fields.items():
+        if name not in values and not field.metadata.get("later"):
+            raise ValueError(f"{where} lacks the field {name!r} of {kind.__name__}; add it, or use the file it was saved with")
+    arguments = {name: read_value(hints[name], values[name], f"{where}: {name}") for name in fields if name in values}
+    try:
+        return kind(**arguments)
+    except ValueError as error:  # a rule of the dataclass itself, from its __post_init__
+        raise ValueError(f"{where}: {error}") from error
+
+
+def read_value(kind: Any, value: Any, where: str) -> Any:
+    """One JSON value as the type of a config's field."""
+    origin, choices = typing.get_origin(kind), typing.get_args(kind)
+    if dataclasses.is_dataclass(kind):
+        return read_config(typing.cast(type, kind), value, where)
+    if origin in (typing.Union, types.UnionType):
+        kinds = [choice for choice in choices if choice is not type(None)]
+        assert len(kinds) == 1, f"{where}: a config field may be one type or None, not {kind}"
+        return None if value is None and len(kinds) < len(choices) else read_value(kinds[0], value, where)
+    if origin is Literal:
+        if not any(value == choice and type(value) is type(choice) for choice in choices):
+            raise ValueError(f"{where} must be one of {', '.join(map(str, choices))}, got {reprlib.repr(value)}")
+        return value
+    if origin is tuple:
+        return _read_tuple(choices, value, where)
+    if origin is Annotated:
+        return _read_number(choices[0], choices[1], value, where)
+    if kind in (int, float):
+        return _read_number(kind, Range(-MOST, MOST), value, where)
+    assert kind in (bool, str), f"{where}: a config field cannot be of type {kind}"
+    if type(value) is not kind:
+        raise ValueError(f"{where} must be of type {kind.__name__}, got {reprlib.repr(value)}")
+    return value
+
+
+def _read_number(kind: Any, limits: Range, value: Any, where: str) -> Any:
+    if type(value) is not kind and not (kind is float and type(value) is int):
+        raise ValueError(f"{where} must be of type {kind.__name__}, got {reprlib.repr(value)}")
+    if not limits.least <= value <= limits.most:  # also false for NaN
+        raise ValueError(f"{where} must be {limits.least:g} to {limits.most:g}, got {reprlib.repr(value)}")
+    return kind(value)
+
+
+def _read_tuple(kinds: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
+    if not isinstance(value, list | tuple) or len(value) > LONGEST:
+        raise ValueError(f"{where} must be a list of at most {LONGEST} items, got {reprlib.repr(value)}")
+    if len(kinds) == 2 and kinds[1] is Ellipsis:
+        kinds = (kinds[0],) * len(value)
+    if len(kinds) != len(value):
+        raise ValueError(f"{where} must have {len(kinds)} items, got {len(value)}")
+    return tuple(read_value(kind, item, f"{where}[{i}]") for i, (kind, item) in enumerate(zip(kinds, value, strict=True)))

@@ -1,0 +1,133 @@
+"""Settings read from JSON: what fits is taken as it is, everything else is one line that names the field."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lumos.config import MOST, Range, read_config, read_json
+
+
+@dataclasses.dataclass(frozen=True)
+class Inner:
+    levels: tuple[int, ...]
+    pair: tuple[int, str]
+    maybe: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Outer:
+    width: Annotated[int, Range(-1000, 1000)]
+    rate: float
+    name: str
+    on: bool
+    norm: Literal["layer", "rms"]
+    inner: Inner
+    other: Inner | None = None
+
+    def __post_init__(self) -> None:
+        if self.width % 2:
+            raise ValueError(f"width must be even, got {self.width}; use {self.width + 1}")
+
+
+INNER = Inner((8, 5), (1, "a"), None)
+OUTER = Outer(4, 0.5, "x", True, "rms", INNER, Inner((), (2, "b"), 1.5))
+
+
+def as_json(config: Any) -> dict[str, Any]:
+    result: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
+    return result
+
+
+@given(
+    st.builds(
+        Outer,
+        width=st.integers(-500, 500).map(lambda n: 2 * n),
+        rate=st.floats(-MOST, MOST),
+        name=st.text(),
+        on=st.booleans(),
+        norm=st.sampled_from(["layer", "rms"]),
+        inner=st.builds(
+            Inner,
+            levels=st.lists(st.integers(-MOST, MOST)).map(tuple),
+            pair=st.tuples(st.integers(-MOST, MOST), st.text()),
+            maybe=st.none() | st.floats(-MOST, MOST),
+        ),
+        other=st.none(),
+    )
+)
+def test_a_config_survives_json(config: Outer) -> None:
+    assert read_config(Outer, as_json(config), "here") == config
+
+
+def test_nested_optional_config_and_int_for_float() -> None:
+    values = as_json(OUTER) | {"rate": 3}
+    config = read_config(Outer, values, "here")
+    assert config == dataclasses.replace(OUTER, rate=3.0)
+    assert type(config.rate) is float
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"width": 1.5}, ["width", "int", "1.5"]),
+        ({"width": True}, ["width", "int", "True"]),
+        ({"width": 3}, ["width must be even", "got 3", "use 4"]),
+        ({"rate": "fast"}, ["rate", "float", "'fast'"]),
+        ({"rate": True}, ["rate", "float", "True"]),
+        ({"name": None}, ["name", "str", "None"]),
+        ({"on": 1}, ["on", "bool", "1"]),
+        ({"norm": "batch"}, ["norm", "layer, rms", "'batch'"]),
+        ({"inner": 5}, ["inner", "Inner", "5"]),
+        ({"inner": {"levels": [1, "2"], "pair": [1, "a"], "maybe": None}}, ["inner: levels[1]", "int", "'2'"]),
+        ({"inner": {"levels": 1, "pair": [1, "a"], "maybe": None}}, ["levels", "list"]),
+        ({"inner": {"levels": [], "pair": [1], "maybe": None}}, ["pair", "2 items", "got 1"]),
+        ({"inner": {"levels": [], "pair": [1, "a"]}}, ["inner", "lacks", "'maybe'"]),
+        ({"width": 1002}, ["width must be -1000 to 1000", "got 1002"]),
+        ({"width": -(10**400)}, ["width must be -1000 to 1000"]),
+        ({"rate": float("nan")}, ["rate must be", "got nan"]),
+        ({"rate": float("inf")}, ["rate must be", "got inf"]),
+        ({"rate": 10**400}, ["rate must be"]),
+        ({"name": ["x"] * 100_000}, ["name must be of type str"]),
+        ({"inner": {"levels": [1] * 100_000, "pair": [1, "a"], "maybe": None}}, ["levels must be a list of at most"]),
+        ({"surprise": 1}, ["unknown field 'surprise'", "width"]),
+    ],
+)
+def test_a_wrong_config_value_is_named(change: dict[str, Any], words: list[str]) -> None:
+    with pytest.raises(ValueError, match=r"^a/config\.json") as caught:
+        read_config(Outer, as_json(OUTER) | change, "a/config.json")
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 300
+
+
+def test_a_missing_field_is_named_even_when_it_has_a_default() -> None:
+    values = as_json(OUTER)
+    del values["other"]
+    with pytest.raises(ValueError, match="lacks the field 'other'"):
+        read_config(Outer, values, "here")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (b"{", "is not readable JSON"),
+        (b"\xff\xfe\x00", "is not readable JSON"),
+        (b"", "is not readable JSON"),
+        (b"[" * 100_000, "is not readable JSON"),
+        (b"[1]", "must hold a JSON object, got list"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n", "run git lfs pull"),
+    ],
+)
+def test_a_file_that_is_no_object_is_refused(tmp_path: Path, text: bytes, words: str) -> None:
+    path = tmp_path / "a.json"
+    path.write_bytes(text)
+    with pytest.raises(ValueError, match=rf"a\.json .*{words}"):
+        read_json(path)
+    with pytest.raises(FileNotFoundError, match="b.json is missing"):
+        read_json(tmp_path / "b.json")
+    path.write_text('{"a": 1}')
+    assert read_json(path) == {"a": 1}
