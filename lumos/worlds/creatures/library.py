@@ -149,6 +149,8 @@ def _body(mesh: Mesh, subject: Subject, place: list[int]) -> tuple[Body, Floats]
         if action in ("jump", "leap") and lift < 0.1:
             continue  # some only start
         reach, top = float(np.hypot(extent[..., 0], extent[..., 2]).max()), float(extent[..., 1].max())
+        if ACTIONS[action].once and reach > 1.1 * subject.metres:
+            continue  # some fall out of the picture
         gaits[action] = Gait(count, len(poses), (len(poses) - 1) / POSES_PER_SECOND, speed, reach, top)
         rows.append(moved.reshape(-1, 3, 4))
         count += len(rows[-1])

@@ -228,7 +228,7 @@ def _camera(
     off = first.heading - azimuth
     size *= 1.0 if circling or first.turn else 0.6 + 0.4 * abs(math.sin(off))  # shorter from the front
     reach = max((size + apart + gone * abs(math.sin(off))) / 2, (high - low) / 2)
-    distance = FOCAL * reach / rng.triangular(0.5, 1.0, 0.85) + size * 0.25 + gone * abs(math.cos(off)) / 2
+    distance = FOCAL * reach / rng.triangular(0.5, 1.0, 0.85) + size * 0.25 + gone * abs(math.cos(off)) * 0.7
     distance *= {True: 1 / (1 - approach * SECONDS), False: 1.0}[approach > 0]
     elevation = rng.choices((rng.uniform(0.04, 0.14), rng.uniform(0.14, 0.4), rng.uniform(0.55, 0.95)), (25, 60, 15))[0]
     # The way's middle, of both creatures, lies at the origin.
