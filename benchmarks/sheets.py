@@ -12,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -21,8 +22,9 @@ from lumos.data.shards import ShardReader, open_shards
 from lumos.evaluation.making import to_pixels, usual_batch
 from lumos.evaluation.prompts import Prompt, benchmark
 from lumos.generate import Generator
+from lumos.media.picture import of_rgb
 from lumos.media.sheet import contact_sheet
-from lumos.media.video import fit, write_video
+from lumos.media.video import write_video
 from lumos.worlds.shapes.render import pack, render
 
 # In words that no training caption has, and the code points of the emoji whose first frame the image to video starts from.
@@ -126,7 +128,7 @@ def first_frames(folder: str, stems: list[str]) -> list[Tensor]:
             raise SystemExit(f"{folder} must hold the emoji {stem}, got none of that name; prepare all of them")
         row = reader.row(rows[stem])
         rgb_HWC = unpack_picture(row["picture"], row["F"], row["height"], row["width"])[0]
-        found.append(to_pixels(fit(rgb_HWC, 128, 128, 1.0)[0].numpy())[:, None])
+        found.append(to_pixels(np.moveaxis(of_rgb(rgb_HWC).draw(128, 128), 2, 0))[:, None])
     return found
 
 

@@ -18,7 +18,7 @@ from lumos.diffusion.estimate import EFFICIENCY, check_memory, matrix_rate
 from lumos.diffusion.job import Progress
 from lumos.diffusion.sampler import SamplerConfig
 from lumos.generate import CONTINUE, Generator
-from lumos.media.video import Clip, check_output, read_image, read_video, write_video
+from lumos.media.video import Footage, check_output, read_image, read_video, write_video
 from lumos.sequence.token_file import Tokens, load_tokens, save_tokens
 
 LONGEST_START = 257  # frames of a given video that are read
@@ -56,7 +56,7 @@ class Request:
 class Start:
     """What a request begins with: frames of an image or video, or the tokens of an earlier one; and what to say about it."""
 
-    clip: Clip | None
+    clip: Footage | None
     tokens: Tokens | None
 
     @property
@@ -159,7 +159,7 @@ def _start(request: Request, generator: Generator) -> Start:
         count = clip.pixels_CFHW.shape[1]
         keep = (count - 1) // 4 * 4 + 1
         note = clip.note + (f"; last {count - keep} frames left out, as frames come in 1 + 4k" if keep < count else "")
-        return Start(Clip(clip.pixels_CFHW[:, :keep], note), None)
+        return Start(Footage(clip.pixels_CFHW[:, :keep], note), None)
     return Start(None, None)
 
 

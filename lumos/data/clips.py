@@ -1,101 +1,109 @@
-"""Video and image files -> clips of 1 + 4k frames at one frame rate, in size buckets by shape: uint8 rgb_FHWC.
+"""Pictures of an input -> clips of 1 + `step` k frames at one frame rate, in the size nearest in shape: uint8 rgb_FHWC.
 
-Frames are picked by time (so variable rates come out right), deinterlaced where the file says so, turned upright, scaled to
-cover the bucket nearest in shape, and cropped in the middle. Animated WebP, GIF and PNG are read with Pillow; neither they nor
-the pictures stored in shards need PyAV.
+Frames are picked by time, so variable rates come out right; `lumos.media.source` reads the files. Clips stored in picture
+shards are cut the same way, and need no PyAV.
 """
 
 import io
 import math
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain, groupby, islice
+from operator import itemgetter
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lumos.data.manifest import Entry, is_url
 from lumos.data.shards import ShardReader
-from lumos.media.video import (
-    ACCURATE,
-    DEMUXERS,
-    IMAGE_FORMATS,
-    check_size,
-    fit,
-    image_rgb,
-    pick,
-    pixel_aspect_of,
-    readable_file,
-    timed_frames,
-    turned_upright,
-    upright_image,
-    video_stream,
-)
+from lumos.media.picture import Picture, Timed, of_rgb
+from lumos.media.source import decoding, pick, timed_pictures
 
-if TYPE_CHECKING:
-    from av.video.frame import VideoFrame
-    from av.video.reformatter import VideoReformatter
-    from av.video.stream import VideoStream
-
-Array = np.ndarray[Any, Any]
-MOST_RATIO = 8  # of an input's sides: a wider one would lose nearly everything to the crop
+WIDEST = 8  # ratio of an input's sides; a wider one would lose nearly everything to the crop
+LARGEST_SIDE = 16_383  # of a WebP picture
+QUALITY = 92  # of the WebP pictures in shards
+Framed = tuple[int, float, NDArray[np.uint8]]  # number of the scene, seconds, rgb_HWC
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
 class Cut:
-    """How to cut: clips of `frames` frames (the rest of a video: 1 + `step` k of them, if that is `least` or
-    more) at `fps`; `sizes`: (height, width) buckets; `every`: seconds between the starts of clips, None = one after another;
-    `scenes`: split where the share of pixels whose colour changes exceeds this, None = nowhere; `loop`: a video shorter than
-    a clip starts again, as animations do."""
+    """How to cut inputs into clips."""
 
-    frames: int
+    frames: int  # of a whole clip
     fps: float
-    sizes: tuple[tuple[int, int], ...]
-    step: int = 4
-    least: int = 5
-    every: float | None = None
-    scenes: float | None = None
-    loop: bool = False
+    sizes: tuple[tuple[int, int], ...]  # (height, width) buckets
+    step: int = 4  # a shorter clip has 1 + `step` k frames: the tokenizer's compression in time
+    least: int = 5  # frames of the shortest clip, unless the whole input is one frame
+    every: float | None = None  # seconds from the start of a clip to the next; None = one after another
+    scenes: float | None = None  # split where the share of pixels whose colour changes exceeds this; None = nowhere
+    loop: bool = False  # a video shorter than a clip starts again, as animations do
+
+    @property
+    def hop(self) -> int:
+        """Frames from the start of a clip to the start of the next."""
+        return self.frames if self.every is None else max(1, round(self.every * self.fps))
 
 
 class Clip(NamedTuple):
     """rgb_FHWC uint8 of one clip, and where it starts in its source, in seconds."""
 
-    rgb_FHWC: Array
+    rgb_FHWC: NDArray[np.uint8]
     start: float
-
-
-class Shown(NamedTuple):
-    """A frame as it will be shown: its shape, and how to get its pixels at a size (rgb_HWC)."""
-
-    width: float
-    height: float
-    draw: Callable[[int, int], Array]
 
 
 def read_clips(entry: Entry, cut: Cut, stored: ShardReader | None = None) -> Iterator[Clip]:
     """The clips of one input, in order. Raises ValueError or OSError, in one line, for one that cannot be read to its end."""
-    start = entry.start or 0.0
-    limit = None if entry.end is None else max(1, math.floor((entry.end - start) * cut.fps + 1e-6))
-    if entry.stored >= 0:
-        assert stored is not None, "an input of a picture shard comes with its reader"
-        frames = _stored_frames(stored.row(entry.stored))
-        yield from _cut(pick(frames, cut.fps, start, limit), cut, start)
-        return
-    with _local(entry.path) as path:
-        readable_file(path)
-        count = _images_in(path)
-        if count == 1:
-            rgb_HWC, _ = upright_image(path)
-            yield from _cut(iter([_whole(rgb_HWC)]), cut, 0.0)
-        elif count:
-            yield from _cut(pick(_animation(path), cut.fps, start, limit), cut, start)
+    with _opened(entry, stored) as timed, decoding(entry.path):
+        frames = _drawn(pick(timed, cut.fps, entry.start, entry.end), cut)
+        head = list(islice(frames, max(cut.frames, 2)))
+        if not head:
+            raise ValueError("the video must have frames in the part asked for, got none; check start and end")
+        if len(head) == 1:
+            yield _clip(head)
+        elif cut.loop and len(head) < cut.frames:
+            yield _clip([head[i % len(head)] for i in range(cut.frames)])
         else:
-            with _decoded(path, start) as timed:
-                yield from _cut(pick(timed, cut.fps, start, limit), cut, start)
+            made = 0
+            for _, scene in groupby(chain(head, frames), key=itemgetter(0)):
+                for window in windows(scene, cut):
+                    made += 1
+                    yield _clip(window)
+            if not made:
+                found = f"got {len(head)}" if len(head) < cut.least else "got shorter scenes"
+                raise ValueError(
+                    f"a video must have at least {cut.least} frames at {cut.fps:g} fps, {found}; use a longer one or --least"
+                )
+
+
+def windows(frames: Iterable[Item], cut: Cut) -> Iterator[list[Item]]:
+    """Frames of one scene -> those of each clip: whole ones `hop` frames apart, and what fits of the rest.
+
+    The rest makes a clip if it is long enough and begins with a frame that no clip has yet.
+    """
+    window: list[Item] = []
+    first = used = 0
+    for number, frame in enumerate(frames):
+        if number >= first:
+            window.append(frame)
+        if len(window) == cut.frames:
+            yield window
+            window, first, used = window[cut.hop :], first + cut.hop, number + 1
+    length = 1 + (len(window) - 1) // cut.step * cut.step
+    if first >= used and length >= cut.least:
+        yield window[:length]
+
+
+def expected_lengths(seconds: float, cut: Cut) -> list[int]:
+    """Frames of each clip that a video of so many seconds makes, scenes aside; 0 seconds is an image."""
+    frames = max(1, round(seconds * cut.fps))
+    if frames == 1 or (cut.loop and frames < cut.frames):
+        return [1 if frames == 1 else cut.frames]
+    return [len(window) for window in windows(range(frames), cut)]
 
 
 def nearest_size(width: float, height: float, sizes: tuple[tuple[int, int], ...]) -> tuple[int, int]:
@@ -103,30 +111,7 @@ def nearest_size(width: float, height: float, sizes: tuple[tuple[int, int], ...]
     return min(sizes, key=lambda size: abs(math.log(width / height) - math.log(size[1] / size[0])))
 
 
-def promised(entry: Entry) -> tuple[float, float, float]:
-    """(seconds, width, height) as the header of a local file promises; 0 seconds for an image. For --dry-run."""
-    path = readable_file(entry.path)
-    count = _images_in(path)
-    if count:
-        from PIL import Image
-
-        with Image.open(path, formats=IMAGE_FORMATS) as image:
-            width, height = image.size
-            seconds = 0.0 if count == 1 else count * _seconds_shown(image)
-    else:
-        import av
-
-        try:
-            with av.open(f"file:{path}", options={"format_whitelist": DEMUXERS}) as container:
-                stream = video_stream(container, path)
-                seconds = float(container.duration or 0) / 1e6
-                width, height = stream.width, stream.height
-        except av.FFmpegError as error:
-            raise unreadable(path, error) from error
-    return max(0.0, min(seconds, entry.end or math.inf) - (entry.start or 0.0)), width, height
-
-
-def pack_picture(rgb_FHWC: Array) -> bytes:
+def pack_picture(rgb_FHWC: NDArray[np.uint8]) -> bytes:
     """A clip as one WebP picture, its frames side by side in rows: small, and readable without PyAV."""
     from PIL import Image
 
@@ -144,7 +129,7 @@ def pack_picture(rgb_FHWC: Array) -> bytes:
     return content.getvalue()
 
 
-def unpack_picture(content: bytes, F: int, H: int, W: int) -> Array:
+def unpack_picture(content: bytes, F: int, H: int, W: int) -> NDArray[np.uint8]:
     """The inverse of `pack_picture`, but for what WebP loses: rgb_FHWC."""
     from PIL import Image
 
@@ -155,75 +140,51 @@ def unpack_picture(content: bytes, F: int, H: int, W: int) -> Array:
     return np.ascontiguousarray(tiles[:F])
 
 
-LARGEST_SIDE = 16_383  # of a WebP picture
-QUALITY = 92
+def _clip(frames: list[Framed]) -> Clip:
+    return Clip(np.stack([rgb_HWC for _, _, rgb_HWC in frames]), frames[0][1])
 
 
-def _cut(frames: Iterator[Shown], cut: Cut, start: float) -> Iterator[Clip]:
-    """Collect drawn frames into clips. `first`: number of the frame that the buffer starts with."""
-    step = cut.frames if cut.every is None else max(1, round(cut.every * cut.fps))
-    size: tuple[int, int] | None = None
-    buffer: list[Array] = []
-    shown: Shown | None = None
-    scene: Array | None = None
-    first, number, count, fresh = 0, 0, 0, True
-    for frame in frames:
-        if frame is not shown:
-            if size is None:
-                _check_shape(frame)
-                size = nearest_size(frame.width, frame.height, cut.sizes)
-            shown, drawn = frame, frame.draw(*size)
+def _drawn(picked: Iterator[tuple[float, Picture]], cut: Cut) -> Iterator[Framed]:
+    """Pictures at the size nearest to the first one's shape, each with the number of its scene."""
+    shown: Picture | None = None
+    size, scene = (0, 0), 0
+    shares: NDArray[np.float64] | None = None
+    for seconds, picture in picked:
+        if picture is not shown:
+            if shown is None:
+                _check_shape(picture)
+                size = nearest_size(picture.width, picture.height, cut.sizes)
+            shown, rgb_HWC = picture, picture.draw(*size)
             if cut.scenes is not None:
-                before, scene = scene, _colours(drawn)
-                if before is not None and 0.5 * np.abs(scene - before).sum() > cut.scenes:
-                    for clip in _rest(buffer, cut, start, first, fresh):
-                        count += 1
-                        yield clip
-                    buffer, first, fresh = [], number, True
-        if number >= first:  # behind a gap, when clips start farther apart than they are long
-            buffer.append(drawn)
-        number += 1
-        if len(buffer) == cut.frames:
-            count += 1
-            yield Clip(np.stack(buffer), start + first / cut.fps)
-            buffer, first, fresh = buffer[step:], first + step, cut.every is None
-    if number == 0:
-        raise ValueError("the video must have frames in the part asked for, got none; check start and end")
-    if number == 1:  # an image, or a video of one frame
-        yield Clip(np.stack(buffer), start)
-        return
-    if cut.loop and not count and number < cut.frames and first == 0:
-        count = 1
-        yield Clip(np.stack([buffer[i % number] for i in range(cut.frames)]), start)
-        return
-    for clip in _rest(buffer, cut, start, first, fresh):
-        count += 1
-        yield clip
-    if not count:
-        raise ValueError(
-            f"a video must have at least {cut.least} frames at {cut.fps:g} fps, got {number}; use a longer one or --least"
-        )
+                before, shares = shares, _colour_shares(rgb_HWC)
+                scene += before is not None and bool(0.5 * np.abs(shares - before).sum() > cut.scenes)
+        yield scene, seconds, rgb_HWC
 
 
-def _rest(buffer: list[Array], cut: Cut, start: float, first: int, fresh: bool) -> Iterator[Clip]:
-    """What is left of a video or scene, unless it is too short or (`fresh` is False) was all in the clip before."""
-    frames = 1 + (len(buffer) - 1) // cut.step * cut.step
-    if buffer and fresh and frames >= cut.least:
-        yield Clip(np.stack(buffer[:frames]), start + first / cut.fps)
-
-
-def _colours(rgb_HWC: Array) -> Array:
+def _colour_shares(rgb_HWC: NDArray[np.uint8]) -> NDArray[np.float64]:
     """Shares of 64 colours: moving things change them little, another scene much."""
     bins = (rgb_HWC[::2, ::2] >> 6).astype(np.int64)
     counts = np.bincount((bins[..., 0] * 16 + bins[..., 1] * 4 + bins[..., 2]).ravel(), minlength=64)
     return counts / counts.sum()
 
 
-def _check_shape(frame: Shown) -> None:
-    if max(frame.width, frame.height) > MOST_RATIO * min(frame.width, frame.height):
-        raise ValueError(
-            f"one side must be at most {MOST_RATIO} times the other, got {frame.width:.0f}x{frame.height:.0f}; crop it first"
-        )
+def _check_shape(picture: Picture) -> None:
+    width, height = picture.width, picture.height
+    if max(width, height) > WIDEST * min(width, height):
+        raise ValueError(f"one side must be at most {WIDEST} times the other, got {width:.0f}x{height:.0f}; crop it first")
+
+
+@contextmanager
+def _opened(entry: Entry, stored: ShardReader | None) -> Iterator[Iterator[Timed]]:
+    """The pictures of an input: a row of a picture shard, a file, or a URL."""
+    if entry.stored >= 0:
+        assert stored is not None, "an input of a picture shard comes with its reader"
+        row = stored.row(entry.stored)
+        rgb_FHWC = unpack_picture(row["picture"], row["F"], row["height"], row["width"])
+        yield ((i / row["fps"], 1 / row["fps"], of_rgb(rgb_HWC)) for i, rgb_HWC in enumerate(rgb_FHWC))
+    else:
+        with _local(entry.path) as path:
+            yield timed_pictures(path, entry.start or 0.0)
 
 
 @contextmanager
@@ -247,140 +208,3 @@ def _local(path: str) -> Iterator[Path]:
         except Exception as error:  # every fsspec file system has errors of its own
             raise OSError(f"cannot fetch {path} ({type(error).__name__}: {error}); try again later") from error
         yield copy
-
-
-def _images_in(path: Path) -> int:
-    """How many frames Pillow sees in a file; 0 for a file that is no image, 1 for a bad one (reading it says why)."""
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path, formats=IMAGE_FORMATS) as image:
-                return 1 if image.format == "TIFF" else int(getattr(image, "n_frames", 1))
-    except UnidentifiedImageError:
-        return 0
-    except (Image.DecompressionBombError, OSError, SyntaxError, ValueError):
-        return 1
-
-
-def _animation(path: Path) -> Iterator[tuple[float, float, Shown]]:
-    """The frames of an animated WebP, GIF or PNG."""
-    from PIL import Image
-
-    time = 0.0
-    try:
-        with Image.open(path, formats=IMAGE_FORMATS) as image:
-            check_size(path, *image.size)
-            for number in range(int(getattr(image, "n_frames", 1))):
-                image.seek(number)
-                image.load()
-                duration = _seconds_shown(image)
-                yield time, duration, _picture(image.copy(), path)
-                time += duration
-    except (OSError, SyntaxError, EOFError) as error:
-        raise ValueError(f"{path} is damaged {time:.2f} s in ({error}); copy it again") from error
-
-
-def _seconds_shown(image: Any) -> float:
-    return float(image.info.get("duration") or 100) / 1000  # what browsers take when a file says 0
-
-
-def _stored_frames(row: dict[str, Any]) -> Iterator[tuple[float, float, Shown]]:
-    """The frames of a row of a picture shard."""
-    rgb_FHWC = unpack_picture(row["picture"], row["F"], row["height"], row["width"])
-    for number, rgb_HWC in enumerate(rgb_FHWC):
-        yield number / row["fps"], 1 / row["fps"], _whole(rgb_HWC)
-
-
-@contextmanager
-def _decoded(path: Path, start: float) -> Iterator[Iterator[tuple[float, float, Shown]]]:
-    """The frames of a video file, through FFmpeg."""
-    import av
-    from av.video.reformatter import VideoReformatter
-
-    try:
-        with av.open(f"file:{path}", options={"format_whitelist": DEMUXERS}) as container:
-            stream = video_stream(container, path)
-            stream.codec_context.thread_count = 1  # several files are read at once instead
-            timed = _progressive(timed_frames(container, stream, start, path), stream)
-            scaler = VideoReformatter()  # one for all frames: each would set up its filters anew
-            yield ((time, duration, _frame(frame, stream, scaler)) for time, duration, frame in timed)
-    except av.FFmpegError as error:
-        raise unreadable(path, error) from error
-
-
-def unreadable(path: Path, error: Exception) -> ValueError:
-    """What to say of a file that FFmpeg gives up on."""
-    why = getattr(error, "strerror", None) or error
-    return ValueError(f"{path} is no readable video ({why}); copy it again or convert it to .mp4")
-
-
-def _progressive(
-    timed: Iterator[tuple[float, float, "VideoFrame"]], stream: "VideoStream"
-) -> Iterator[tuple[float, float, "VideoFrame"]]:
-    """The same frames, those of interlaced video made whole by FFmpeg's filter (which is one frame behind)."""
-    from av.filter import Graph
-
-    graph: Graph | None = None
-    waiting: list[tuple[float, float]] = []
-    for time, duration, frame in timed:
-        if graph is None and not frame.interlaced_frame:
-            yield time, duration, frame
-            continue
-        if graph is None:
-            graph = Graph()
-            graph.link_nodes(
-                graph.add_buffer(template=stream), graph.add("bwdif", "mode=send_frame"), graph.add("buffersink")
-            ).configure()
-        waiting.append((time, duration))
-        graph.vpush(frame)
-        yield from _pulled(graph, waiting)
-    if graph is not None:
-        graph.vpush(None)
-        yield from _pulled(graph, waiting)
-
-
-def _pulled(graph: Any, waiting: list[tuple[float, float]]) -> Iterator[tuple[float, float, "VideoFrame"]]:
-    import av
-
-    while waiting:
-        try:
-            frame = graph.vpull()
-        except (av.BlockingIOError, av.EOFError):
-            return
-        yield *waiting.pop(0), frame
-
-
-def _picture(image: Any, path: Path) -> Shown:
-    """An image of Pillow's, converted when it is drawn: of an animation, few are."""
-    return Shown(image.width, image.height, lambda height, width: _whole(image_rgb(image, path)).draw(height, width))
-
-
-def _whole(rgb_HWC: Array) -> Shown:
-    """A picture that is there already."""
-
-    def draw(height: int, width: int) -> Array:
-        if rgb_HWC.shape[:2] == (height, width):
-            return rgb_HWC
-        return fit(rgb_HWC, height, width, 1.0)[0].permute(1, 2, 0).numpy()
-
-    return Shown(rgb_HWC.shape[1], rgb_HWC.shape[0], draw)
-
-
-def _frame(frame: "VideoFrame", stream: "VideoStream", scaler: "VideoReformatter") -> Shown:
-    """A decoded frame, converted and scaled in one go when it is drawn."""
-    turns, aspect = round(frame.rotation / 90) % 4, pixel_aspect_of(stream, frame)
-    width, height = (frame.height, frame.width) if turns % 2 else (frame.width, frame.height)
-
-    def draw(rows: int, columns: int) -> Array:
-        if frame.format.has_palette or any(component.is_alpha for component in frame.format.components):
-            return fit(turned_upright(frame)[0], rows, columns, aspect)[0].permute(1, 2, 0).numpy()
-        scale = max(columns / (width * aspect), rows / height)  # covers the asked shape
-        wide, high = max(columns, round(width * aspect * scale)), max(rows, round(height * scale))
-        sides = (high, wide) if turns % 2 else (wide, high)
-        rgb_HWC = scaler.reformat(frame, *sides, format="rgb24", interpolation=ACCURATE).to_ndarray()
-        top, left = (high - rows) // 2, (wide - columns) // 2
-        return np.ascontiguousarray(np.rot90(rgb_HWC, turns)[top : top + rows, left : left + columns])
-
-    return Shown(width * aspect, height, draw)

@@ -10,6 +10,7 @@ import csv
 import hashlib
 import io
 import json
+import math
 import re
 import time
 from collections import defaultdict, deque
@@ -23,11 +24,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from lumos.data.clips import Clip, Cut, nearest_size, pack_picture, promised, read_clips
+from lumos.data.clips import Clip, Cut, expected_lengths, nearest_size, pack_picture, read_clips
 from lumos.data.manifest import Entry, is_url, read_manifest
 from lumos.data.shards import CODES, PIXELS, SETTINGS, ShardReader, open_shards, pack_codes, read_json, rejected_in
 from lumos.data.shards import write_shard as write
 from lumos.files import write_text
+from lumos.media.source import read_header
 from lumos.tokenizer.model import VideoTokenizer
 from lumos.weights import fingerprint
 
@@ -115,7 +117,6 @@ def look(manifest: Path, config: PrepareConfig, latent: tuple[int, int] | None) 
     entries = read_manifest(manifest)
     cut, problems = config.cut, [entry for entry in entries if entry.problem]
     good = [entry for entry in entries if not entry.problem]
-    step = cut.frames if cut.every is None else max(1, round(cut.every * cut.fps))
     clips = ids = codes = 0
     seconds, unreadable = 0.0, 0
     looked = [entry for entry in good if not is_url(entry.path)][:LONGEST_DRY_LOOK]
@@ -126,22 +127,20 @@ def look(manifest: Path, config: PrepareConfig, latent: tuple[int, int] | None) 
                 F, H, W = stored.sizes_N3[entry.stored].tolist()
                 length, width, height = F / stored.fps, W, H
             else:
-                length, width, height = promised(entry)
+                header = read_header(entry.path)
+                width, height = header.width, header.height
+                length = max(0.0, min(header.seconds, entry.end or math.inf) - (entry.start or 0.0))
         except (ValueError, OSError):
             unreadable += 1
             continue
-        frames = max(1, round(length * cut.fps))
-        frames = max(frames, cut.frames) if cut.loop and frames > 1 else frames
-        count = max(1, 1 + (frames - cut.frames) // step)
-        count += cut.every is None and frames > cut.frames and frames % cut.frames >= cut.least
-        rows, columns = nearest_size(width, height, cut.sizes)
         mirrored = latent and (config.mirror == "all" or (config.mirror == "marked" and entry.mirror))
-        copies = count * (2 if mirrored else 1)
-        clips, seconds = clips + copies, seconds + length
+        lengths = expected_lengths(length, cut) * (2 if mirrored else 1)
+        clips, seconds = clips + len(lengths), seconds + length
         if latent:
-            T = 1 + (min(frames, cut.frames) - 1) // latent[0]
+            rows, columns = nearest_size(width, height, cut.sizes)
+            T = sum(1 + (frames - 1) // latent[0] for frames in lengths)
             H, W = rows // latent[1], columns // latent[1]
-            ids, codes = ids + copies * T * (H * (W + 1) + 4), codes + copies * T * H * W
+            ids, codes = ids + T * (H * (W + 1) + 4), codes + T * H * W
     document: dict[str, Any] = {
         "rows": len(entries),
         "problems": len(problems),
@@ -256,10 +255,10 @@ def _in_order(
 def _next_items(items: Iterator[Any]) -> list[Any] | str:
     try:
         return list(islice(items, AHEAD))
-    except (ValueError, OSError, EOFError) as error:
-        return _reason(error)
     except MemoryError:
         return "it needs more memory than there is; make it smaller first"
+    except Exception as error:  # one strange file never ends a run
+        return _reason(error)
 
 
 def _reason(error: Exception) -> str:

@@ -11,18 +11,14 @@ import multiprocessing
 import os
 import resource
 import sys
-import warnings
 from dataclasses import dataclass
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from lumos.serving.config import ServeConfig
 from lumos.serving.store import START
-
-if TYPE_CHECKING:
-    from lumos.media.video import Clip
 
 # what the process that everything is forked from loads beforehand; loading starts no threads
 PRELOAD = ["lumos.serving.worker", "lumos.media.video", "lumos.generate", "PIL.Image", "av", "safetensors.torch"]
@@ -128,16 +124,14 @@ def _decode(source: Path, folder: Path, height: int, width: int, fps: float, con
     from PIL import Image
     from safetensors.torch import save_file
 
-    from lumos.media import video
+    from lumos.media import picture
+    from lumos.media.video import read_video
 
-    video.MAX_PIXELS = config.upload_pixels  # this process reads one stranger's file and ends
-    kind = _kind(source)
-    if kind == "image":
-        clip, frames = video.read_image(source, height, width), 1
-        note = clip.note
-    else:
-        most = config.max_frames - 4  # at least four new ones
-        clip = _read_video(source, fps, height, width, most + 1)
+    picture.MAX_PIXELS = config.upload_pixels  # this process reads one stranger's file and ends
+    most = config.max_frames - 4  # at least four new ones
+    clip = read_video(source, fps, height, width, most + 1)
+    frames, note = 1, clip.note
+    if clip.kind == "video":
         read = clip.pixels_CFHW.shape[1]
         if read > most:
             raise ValueError(f"a video to continue may have at most {most} frames at {fps:g} fps ({most / fps:g} s); cut it")
@@ -149,32 +143,4 @@ def _decode(source: Path, folder: Path, height: int, width: int, fps: float, con
     pictures = [Image.fromarray(rgb.permute(1, 2, 0).contiguous().numpy()) for rgb in rgb_CFHW.unbind(1)]
     step = round(1000 / fps)
     pictures[0].save(folder / PREVIEW, "WEBP", save_all=True, append_images=pictures[1:], duration=step, loop=0, quality=85)
-    return Decoded(kind, frames, note)
-
-
-def _read_video(source: Path, fps: float, height: int, width: int, most: int) -> Clip:
-    from lumos.media.video import IMAGE_FORMATS, read_video
-
-    try:
-        return read_video(source, fps, height, width, max_frames=most)
-    except ValueError as error:
-        if "no readable video" in str(error):
-            raise ValueError(f"the file is no picture ({', '.join(IMAGE_FORMATS)}) or video that can be read") from error
-        raise
-
-
-def _kind(source: Path) -> Literal["image", "video"]:
-    """An image if Pillow knows its header and it does not move; everything else is tried as a video."""
-    from PIL import Image
-
-    from lumos.media.video import IMAGE_FORMATS
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # read_image has a rule of its own
-        try:
-            with Image.open(source, formats=IMAGE_FORMATS) as image:
-                return "video" if image.format == "GIF" and getattr(image, "n_frames", 1) > 1 else "image"
-        except Image.DecompressionBombError:
-            return "image"
-        except Exception:
-            return "video"
+    return Decoded(clip.kind, frames, note)

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from lumos.media import video
 from lumos.media.sheet import contact_sheet
-from lumos.media.video import check_output, pick, read_image, read_video, write_video
+from lumos.media.source import pick
+from lumos.media.video import check_output, read_image, read_video, write_video
 
 TOP_LEFT = [1.0, -1.0, -1.0]  # red
 
@@ -155,13 +156,13 @@ def test_variable_frame_rate_shows_what_a_player_shows(tmp_path: Path) -> None:
 )
 def test_pick_gives_evenly_spaced_frames(rate: float, fps: float, frames: int) -> None:
     timed = [(round(i / rate, 3), 1 / rate, i) for i in range(frames)]
-    picked = list(pick(timed, fps, 0.0, None))
+    picked = [item for _, item in pick(timed, fps)]
     assert picked[0] == 0
     assert picked == sorted(picked)
     assert abs(len(picked) - frames / rate * fps) <= 1
     for i, item in enumerate(picked):
         assert abs(item / rate - i / fps) <= 1 / rate + 0.001
-    assert list(pick(timed, fps, 0.0, 3)) == picked[:3]
+    assert [item for _, item in pick(timed, fps, most=3)] == picked[:3]
     if rate == fps:
         assert picked == list(range(frames))
 
@@ -174,7 +175,8 @@ def test_pick_does_not_read_past_the_limit() -> None:
             yield i / 8, 1 / 8, i
             i += 1
 
-    assert list(pick(endless(), 8, 0.0, 5)) == [0, 1, 2, 3, 4]
+    assert [item for _, item in pick(endless(), 8, most=5)] == [0, 1, 2, 3, 4]
+    assert [item for _, item in pick(endless(), 8, 0.25, 0.75)] == [2, 3, 4, 5]
 
 
 @pytest.mark.parametrize("degrees", [90, 180, 270])
@@ -199,7 +201,7 @@ def test_oblong_pixels_are_squared(tmp_path: Path) -> None:
     path = write_av(
         tmp_path / "sar.mp4", [0, 0.1], [50, 50], lambda s: setattr(s.codec_context, "sample_aspect_ratio", Fraction(3, 4))
     )
-    assert read_video(path, 10, 48, 48).note.startswith("resized to 48x48")  # 64x48 of 3:4 pixels is a square picture
+    assert "crop" not in read_video(path, 10, 48, 48).note  # 64x48 of 3:4 pixels is a square picture
 
 
 def image_file(tmp_path: Path, image: Image.Image, name: str = "a.png", **options: Any) -> Path:

@@ -1,0 +1,243 @@
+"""Video files -> timed pictures, through FFmpeg: the default stream, from the moment asked for, whole, upright, deinterlaced.
+
+Decoding keeps one thread: several files are read at once instead, and with threads by frames FFmpeg hides damage.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lumos.media.picture import HDR, Header, Picture, Timed, check_size, of_rgb, over_white
+
+if TYPE_CHECKING:
+    from av.container import InputContainer
+    from av.packet import Packet
+    from av.video.frame import VideoFrame
+    from av.video.stream import VideoStream
+
+# What may be read: a playlist or a text file must not make the decoder open other files (or the network).
+DEMUXERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,mpegvideo,flv,ogg,asf,h264,hevc,ivf,nut,y4m,yuv4mpegpipe,mxf,dv"
+HEADED = ("mov", "avi", "matroska", "flv", "asf")  # formats whose header says how long the file is
+PHOTOS = ("heic", "heix", "heim", "heis", "hevc", "hevx", "mif1", "msf1", "avif", "avis")  # brands of photos in boxes
+# libswscale's bicubic + accurate rounding + full chroma interpolation: its default darkens by a level and costs 9 dB.
+ACCURATE = 0x4 | 0x40000 | 0x2000
+RETREATS = (0.0, 4.0, 20.0)  # seconds before the moment asked for, to look for a frame to begin at
+
+TimedFrame = tuple[float, float, "VideoFrame"]
+
+
+def video_header(path: Path) -> Header:
+    """What the header of a video file promises. ValueError for a file without pictures, or of a kind that cannot be read."""
+    with _open(path) as (container, stream):
+        context = stream.codec_context
+        tick = float(stream.time_base or 0)
+        seconds = _promised_end(container, stream) - (stream.start_time or 0) * tick
+        return Header("video", context.width, context.height, max(seconds, 0.0), float(stream.average_rate or 0), tick)
+
+
+def video_pictures(path: Path, start: float) -> Iterator[Timed]:
+    """Pictures in order of time from `start` seconds or a little earlier on. ValueError where the file is damaged or cut off.
+
+    The first frame decoded after a seek may lie behind the moment asked for or lack what it refers to: reading begins
+    farther back until it is a key frame from before `start`, at last at the beginning of the file.
+    """
+    import av
+    from av.video.reformatter import VideoReformatter
+
+    for seek in [*(start - back for back in RETREATS if start > back), None]:
+        with _open(path) as (container, stream):
+            frames = _timed(container, stream, path, seek)
+            first = None
+            with nullcontext() if seek is None else suppress(ValueError, av.FFmpegError):
+                first = next(frames, None)
+            trusted = first and first[0] <= start and first[2].key_frame and container.format.name != "mpeg"
+            if seek is not None and not trusted:  # program streams: their times are guesses after a seek
+                continue
+            scaler = VideoReformatter()  # one for all frames: each would set up its filters anew
+            for time, duration, frame in _deinterlaced(chain([first] if first else [], frames)):
+                yield time, duration, _picture(frame, stream, scaler, path)
+            return
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    import av
+
+    try:
+        yield
+    except av.FFmpegError as error:
+        why = error.strerror or error
+        raise ValueError(f"{path} is no picture and no readable video ({why}); copy it again or convert it to .mp4") from error
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
+    import av
+
+    options = {"format_whitelist": DEMUXERS}
+    with _named(path), av.open(f"file:{path}", options=options, metadata_errors="replace") as container:
+        if container.metadata.get("major_brand") in PHOTOS:
+            raise ValueError(f"{path} is a HEIC or AVIF photo, which cannot be read; convert it to .jpg")
+        yield container, _stream(container, path)
+
+
+def _stream(container: InputContainer, path: Path) -> VideoStream:
+    """The pictures that players show; ValueError when there are none, or ones of an impossible size."""
+    from av.stream import Disposition
+
+    streams = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
+    if not streams:
+        held = "only sound" if container.streams.audio else "no pictures"
+        raise ValueError(f"{path} holds {held}; give a video file")
+    best = container.streams.best("video")
+    stream = best if best in streams else streams[0]
+    if stream.codec_context is None:
+        raise ValueError(f"{path} holds pictures of an unknown codec; convert it to .mp4")
+    check_size(path, stream.codec_context.width, stream.codec_context.height)
+    return stream
+
+
+def _decoder(stream: VideoStream) -> Any:
+    """The stream's decoder; of VP8 and VP9 with transparency, which FFmpeg's own ignore, libvpx."""
+    import av
+
+    context: Any = stream.codec_context
+    metadata = {name.lower(): value for name, value in stream.metadata.items()}
+    if metadata.get("alpha_mode") == "1" and context.name in ("vp8", "vp9"):
+        context = av.CodecContext.create({"vp8": "libvpx", "vp9": "libvpx-vp9"}[context.name], "r")
+    context.thread_count = 1
+    return context
+
+
+def _timed(container: InputContainer, stream: VideoStream, path: Path, seek: float | None) -> Iterator[TimedFrame]:
+    """Every frame from the first one that decodes whole, with its time; ValueError for a damaged one after that."""
+    import av
+
+    tick, zero = float(stream.time_base or 0), (container.start_time or 0) / 1e6
+    usual = 1 / float(stream.average_rate) if stream.average_rate else 0.04
+    decoder = _decoder(stream)
+    if seek is not None:
+        container.seek(round((zero + seek) / tick), stream=stream)
+    end = 0.0 if seek is None else math.nan  # frames without a time of their own have none after a seek
+    latest, count, reached, problem = -math.inf, 0, 0.0, None
+    for packet in container.demux():
+        reached = max(reached, _end_of(packet))
+        if packet.stream.index != stream.index:
+            continue
+        try:
+            frames = decoder.decode(packet)
+        except av.error.InvalidDataError as error:
+            frames, problem = [], error
+        if count and (problem or any(frame.is_corrupt for frame in frames)):
+            raise ValueError(f"{path} is damaged {end:.2f} s in; copy it again, or read fewer frames")
+        for frame in frames:
+            if frame.is_corrupt:
+                continue
+            time = frame.pts * tick - zero if frame.pts is not None else end
+            if time < latest:  # program streams date few of their frames, and FFmpeg guesses the others
+                time = end
+            duration = frame.duration * tick if frame.duration else usual
+            latest, end, count, problem = time, time + duration, count + 1, None
+            yield time, duration, frame
+    if problem:
+        raise problem
+    if seek is None and stream.frames and count >= 0.9 * stream.frames:
+        return
+    own, promised = _own_end(container, stream), _promised_end(container, stream)
+    found = end + zero if own else max(end + zero, reached)
+    if found < promised - 0.1 * (promised - zero):
+        raise ValueError(
+            f"{path} is cut off: it holds {found - zero:.2f} of its {promised - zero:.2f} s; copy it again, or read fewer frames"
+        )
+
+
+def _end_of(packet: Packet) -> float:
+    return 0.0 if packet.pts is None else float((packet.pts + (packet.duration or 0)) * packet.time_base)
+
+
+def _own_end(container: InputContainer, stream: VideoStream) -> float:
+    """When the pictures end, as the header says of them alone, on the container's clock; 0 where it does not say."""
+    written = stream.metadata.get("DURATION", "")  # Matroska's statistics, 00:00:10.313000000
+    with suppress(ValueError):
+        hours, minutes, seconds = (float(part) for part in written.split(":"))
+        return 3600 * hours + 60 * minutes + seconds
+    if container.format.name.startswith(("mov", "avi")) and stream.duration:
+        return float(((stream.start_time or 0) + stream.duration) * (stream.time_base or 0))
+    return 0.0
+
+
+def _promised_end(container: InputContainer, stream: VideoStream) -> float:
+    """When the pictures end, or else the whole file, as a header says."""
+    headed = container.format.name.startswith(HEADED)
+    return _own_end(container, stream) or ((container.duration or 0) / 1e6 if headed else 0.0)
+
+
+def _deinterlaced(timed: Iterator[TimedFrame]) -> Iterator[TimedFrame]:
+    """The same frames, those of interlaced video made whole by FFmpeg's filter (which is one frame behind)."""
+    from av.filter import Graph
+
+    graph: Graph | None = None
+    shape: tuple[int, int, str] | None = None
+    waiting: list[tuple[float, float]] = []
+    for time, duration, frame in timed:
+        before, shape = shape, (frame.width, frame.height, frame.format.name)
+        if graph is None and not frame.interlaced_frame:
+            yield time, duration, frame
+            continue
+        if graph is None or before != shape:
+            yield from _pulled(graph, waiting, last=True)
+            graph = Graph()
+            source = graph.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base)
+            graph.link_nodes(source, graph.add("bwdif", "mode=send_frame"), graph.add("buffersink")).configure()
+        waiting.append((time, duration))
+        graph.vpush(frame)
+        yield from _pulled(graph, waiting)
+    yield from _pulled(graph, waiting, last=True)
+
+
+def _pulled(graph: Any, waiting: list[tuple[float, float]], last: bool = False) -> Iterator[TimedFrame]:
+    import av
+
+    if graph and last:
+        graph.vpush(None)
+    while waiting:
+        try:
+            frame = graph.vpull()
+        except (av.BlockingIOError, av.EOFError):
+            return
+        yield *waiting.pop(0), frame
+
+
+def _picture(frame: VideoFrame, stream: VideoStream, scaler: Any, path: Path) -> Picture:
+    """A decoded frame, converted, scaled and turned when it is drawn."""
+    extra: Any = frame.side_data
+    if frame.color_trc in HDR or extra.get("DOVI_METADATA"):
+        kind = HDR.get(frame.color_trc, "Dolby Vision")
+        raise ValueError(f"{path} is HDR video ({kind}), which would be read in wrong colours; convert it to SDR")
+    a, b, c, d = (1, 0, 0, 1)  # what is at (x, y) is shown at (a x + c y, b x + d y)
+    if matrix := extra.get("DISPLAYMATRIX"):
+        a, b, _, c, d = np.frombuffer(matrix, np.int32)[:5].tolist()
+    sideways = abs(b) > abs(a)
+    down, right = (b, c) if sideways else (d, a)
+    aspect = float(stream.sample_aspect_ratio or 0) or 1.0
+
+    def scaled(rows: int, columns: int) -> NDArray[np.uint8]:
+        high, wide = (columns, rows) if sideways else (rows, columns)
+        if frame.format.has_palette or any(component.is_alpha for component in frame.format.components):
+            rgb_HWC = of_rgb(over_white(frame.to_ndarray(format="rgba", interpolation=ACCURATE))).scaled(high, wide)
+        else:
+            rgb_HWC = scaler.reformat(frame, wide, high, format="rgb24", interpolation=ACCURATE).to_ndarray()
+        upright_HWC = rgb_HWC.transpose(1, 0, 2) if sideways else rgb_HWC
+        return upright_HWC[:: -1 if down < 0 else 1, :: -1 if right < 0 else 1]
+
+    width, height = frame.width * aspect, float(frame.height)
+    done = "turned upright" if sideways or min(down, right) < 0 else ""
+    return Picture(height, width, scaled, done) if sideways else Picture(width, height, scaled, done)

@@ -1,0 +1,120 @@
+"""Photos and animations -> timed pictures, through Pillow: upright, 8 bits, over white."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lumos.media import picture
+from lumos.media.picture import HDR, Header, Picture, Timed, check_size, of_rgb, over_white
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+MOVING = ("PNG", "WEBP", "GIF", "AVIF")  # of several pictures in a JPEG or TIFF file the first one is meant
+SHORTEST = 0.011  # seconds: what claims less is shown for a tenth of a second, as browsers do
+MOMENT = 1e-9  # for which a photo is shown: at any rate it is one frame
+
+
+def image_header(path: Path) -> Header | None:
+    """What a photo or animation says of itself; None for a file that is neither."""
+    from PIL import UnidentifiedImageError
+
+    try:
+        with _opened(path) as image:
+            frames = _frames(image)
+            if len(frames) < 2:
+                return Header("image", *image.size)
+            image.seek(frames[0])
+            image.load()
+            shown = _seconds_shown(image)
+            return Header("video", *image.size, len(frames) * shown, 1 / shown, 0.01 if image.format == "GIF" else 0.001)
+    except UnidentifiedImageError:
+        return None
+
+
+def image_pictures(path: Path, start: float) -> Iterator[Timed]:
+    """The photo, at the moment asked for, or all frames of an animation."""
+    from PIL import ImageOps
+
+    with _opened(path) as image:
+        frames = _frames(image)
+        if len(frames) < 2:
+            done = "turned upright" if image.getexif().get(0x0112, 1) != 1 else ""
+            several = "first of several frames" if getattr(image, "n_frames", 1) > 1 else ""
+            note = ", ".join(filter(None, [several, done]))
+            yield start, MOMENT, of_rgb(_rgb(ImageOps.exif_transpose(image), path), note)
+            return
+        time = 0.0
+        for number in frames:
+            image.seek(number)
+            image.load()
+            shown = _seconds_shown(image)
+            yield time, shown, _picture(image.copy(), path)
+            time += shown
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image]:
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of large pictures, for which our own rule follows, and of odd EXIF data
+            with Image.open(path, formats=IMAGE_FORMATS) as image:
+                check_size(path, *image.size)
+                _check_range(path)
+                yield image
+    except Image.DecompressionBombError as error:
+        limit = picture.MAX_PIXELS // 10**6
+        raise ValueError(f"{path} must have at most {limit} million pixels; make it smaller first") from error
+    except UnidentifiedImageError:
+        raise
+    except (OSError, SyntaxError, EOFError) as error:  # Pillow raises SyntaxError for a broken PNG
+        raise ValueError(f"{path} is damaged ({error}); copy it again") from error
+
+
+def _check_range(path: Path) -> None:
+    """ValueError for an AVIF or PNG file whose header says that it is HDR, which Pillow does not look at."""
+    with open(path, "rb") as file:
+        head = file.read(2**16)
+    for name, width in ((b"colrnclx", 2), (b"cICP", 1)):
+        _, _, numbers = head.partition(name)
+        kind = int.from_bytes(numbers[width : 2 * width], "big")
+        if kind in HDR:
+            raise ValueError(f"{path} is an HDR picture ({HDR[kind]}), which would be read in wrong colours; convert it to SDR")
+
+
+def _frames(image: Any) -> range:
+    """The numbers of the frames that move. A PNG may begin with a cover for viewers that show no animations."""
+    count = int(getattr(image, "n_frames", 1)) if image.format in MOVING else 1
+    return range(1 if count > 1 and getattr(image, "default_image", False) else 0, count)
+
+
+def _seconds_shown(image: Any) -> float:
+    seconds = float(image.info.get("duration") or 0) / 1000
+    return seconds if seconds >= SHORTEST else 0.1
+
+
+def _picture(image: Image, path: Path) -> Picture:
+    """A frame of an animation, converted when it is drawn: few are."""
+    return Picture(image.width, image.height, lambda rows, columns: of_rgb(_rgb(image, path)).scaled(rows, columns))
+
+
+def _rgb(image: Image, path: Path) -> NDArray[np.uint8]:
+    """An open image as rgb_HWC, 8 bits, transparency over white."""
+    if image.mode.startswith("I"):  # 16 bits, which Pillow's own conversion would clip
+        gray_HW = (np.asarray(image, dtype=np.float64) / 257).round().clip(0, 255).astype(np.uint8)
+        return gray_HW[..., None].repeat(3, axis=-1)
+    if image.mode == "F":
+        raise ValueError(f"{path} holds floating-point pixels of unknown range; save it as an 8-bit PNG")
+    if image.has_transparency_data:
+        return over_white(np.asarray(image.convert("RGBA")))
+    return np.array(image.convert("RGB"))
