@@ -13,7 +13,7 @@ import torch
 from lumos.worlds.creatures import captions
 from lumos.worlds.creatures.library import Library, load_library
 from lumos.worlds.creatures.render import cameras, pack, project, render
-from lumos.worlds.creatures.scene import Camera, Item, Scene, held_out, sample_scene, seen, shows, way
+from lumos.worlds.creatures.scene import Camera, Item, Scene, held_out, sample_scene, seen, way
 from lumos.worlds.creatures.subjects import SUBJECTS
 
 CORNERS = np.array(list(product((-0.5, 0.5), (0.0, 1.0), (-1.0, 1.0))), np.float32)  # x, y, z
@@ -121,9 +121,9 @@ def test_bodies_stand_on_the_ground_and_throw_a_shadow(library: Library) -> None
     scene = Scene("snow", "day", (Item(FOX),), Camera(0.0, 0.3, 4.0, look_y=0.3), sun=1.5)
     empty = Scene("snow", "day", (Item(FOX, x=90.0),), scene.camera, sun=1.5)
     there, bare = (render(pack([one], library), library, 1, 96)[0, :, 0] for one in (scene, empty))
-    changed = ((there - bare).abs().amax(0) > 0.05).nonzero()
+    red = (there[0] - there[2] > 0.5).nonzero()
     _, up, _ = seen(scene, 0.0, 0.0, 0.5 * library.bodies[FOX].long, 0.0)
-    assert abs(changed[:, 0].max() - 48 * (1 - up)) < 3  # the lowest pixel that changes is where the near side meets the ground
+    assert abs(red[:, 0].max() - 48 * (1 - up)) < 3  # the lowest pixel is where the near side meets the ground
     darker = (there - bare).sum(0) < -0.2  # the sun is on the right
     assert darker[:, :40].sum() > 20 and not darker[:, 56:].any()
 
@@ -164,7 +164,7 @@ def _place(item: Item, seconds: float) -> tuple[float, float, float]:
 
 
 def test_everything_that_a_caption_names_is_in_the_picture(library: Library) -> None:
-    for number in range(200):
+    for number in range(800):
         drawn = sample_scene(library.bodies, 7, number)
         words = captions.caption(drawn, random.Random(number))
         for item in drawn.creatures:
@@ -173,7 +173,9 @@ def test_everything_that_a_caption_names_is_in_the_picture(library: Library) -> 
                 across, up, depth = seen(drawn, *_place(item, 1.0), 1.0)
                 assert depth > 0 and abs(across) < 1.0 and abs(up) < 1.3
         if "background" in words:
-            assert any(shows(drawn, plant) for plant in drawn.scenery)
+            ways = [[seen(drawn, plant.x, 1.0, plant.z, time) for time in (0.0, 2.0)] for plant in drawn.scenery]
+            visible = [any(depth > 0 and abs(across) < 1 for across, _, depth in way_seen) for way_seen in ways]
+            assert sum(visible) >= 1 + ("trees" in words)
 
 
 def test_feet_do_not_slide(library: Library) -> None:
