@@ -1,42 +1,27 @@
 """The tensors of a TorchScript archive, read as data: a .jit file goes in, parameter and buffer names -> tensors come out.
 
-Such a file is a zip with the module tree in data.pkl, one entry of raw numbers for every tensor, and program code.
-Nothing is executed: the code is never opened, and data.pkl is not unpickled but interpreted here, by the few
-instructions that build containers, modules (as plain records) and tensors. Everything else in it is an error.
+Such a file is a zip with the module tree in data.pkl, one entry of raw numbers for every tensor, and program code. The code is
+never opened, and in data.pkl only containers, modules (as plain records) and tensors may occur.
 """
 
 import math
-import pickletools
 import struct
 import zipfile
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-DTYPES = {
-    "torch.FloatStorage": torch.float32,
-    "torch.HalfStorage": torch.float16,
-    "torch.BFloat16Storage": torch.bfloat16,
-    "torch.DoubleStorage": torch.float64,
-    "torch.LongStorage": torch.int64,
-    "torch.IntStorage": torch.int32,
-    "torch.ShortStorage": torch.int16,
-    "torch.CharStorage": torch.int8,
-    "torch.ByteStorage": torch.uint8,
-    "torch.BoolStorage": torch.bool,
-}
-MODULES = "__torch__."  # script modules and classes of the archive's own code
-TENSOR = "torch._utils._rebuild_tensor_v2"
-DICT = "collections.OrderedDict"
-# these stand for their first argument: a list, a container and the name of its type, a device's name
-PLAIN = {f"torch.jit._pickle.build_{kind}list" for kind in ("int", "double", "bool", "tensor")}
-PLAIN |= {"torch.jit._pickle.restore_type_tag", "torch.device"}
-# what zipfile raises for damaged files, not all of it on purpose
-ZIP_ERRORS = (zipfile.BadZipFile, RuntimeError, EOFError, OSError, ValueError, struct.error)
+from lumos.config import check_not_a_pointer
+from lumos.published.pickles import RefusedPickle, read_pickle
+
+INSTRUCTIONS = """PROTO STOP MARK NONE NEWTRUE NEWFALSE EMPTY_DICT EMPTY_LIST EMPTY_TUPLE BININT BININT1 BININT2 LONG1
+BINFLOAT BINUNICODE TUPLE TUPLE1 TUPLE2 TUPLE3 APPEND APPENDS SETITEM SETITEMS BINPUT LONG_BINPUT BINGET LONG_BINGET GLOBAL
+BINPERSID NEWOBJ REDUCE BUILD"""
+# what zipfile, struct and torch raise for damaged files, not all of it on purpose
+DAMAGE = (zipfile.BadZipFile, struct.error, EOFError, OSError, RuntimeError, LookupError, TypeError, ValueError, OverflowError)
 
 
 def read_archive(path: Path) -> dict[str, Tensor]:
@@ -47,214 +32,143 @@ def read_archive(path: Path) -> dict[str, Tensor]:
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing; download it")
+    with path.open("rb") as start:
+        check_not_a_pointer(path, start.read(64))
     try:
-        file = zipfile.ZipFile(path)
-    except ZIP_ERRORS as error:
-        raise _damaged(path, error) from error
-    with file:
-        tensors = dict(_named_tensors(_Reader(path, file).module()))
-    if not tensors:
-        raise ValueError(f"{path} holds no tensors with names (a frozen archive?); use the archive as it was published")
-    return tensors
+        with zipfile.ZipFile(path) as file:
+            return _Archive(file, path.stat().st_size).tensors()
+    except RefusedPickle as error:
+        raise ValueError(f"{path} may hold tensors, containers and its own modules, but {error}; do not use it") from None
+    except DAMAGE as error:
+        raise ValueError(f"{path} is truncated, damaged or no TorchScript archive ({error}); download it again") from error
 
 
-@dataclass(frozen=True)
-class _Name:
-    """A class or function that the data names: its name and nothing else."""
+class _Archive:
+    """One open archive. Everything wrong in it is an exception among DAMAGE."""
 
-    text: str
-
-
-@dataclass(frozen=True)
-class _Storage:
-    key: str
-    dtype: torch.dtype
-    count: int
-
-
-@dataclass(eq=False)
-class _Record:
-    attributes: dict[Any, Any] = field(default_factory=dict)
-
-
-class _Reader:
-    """One open archive."""
-
-    def __init__(self, path: Path, file: zipfile.ZipFile) -> None:
-        self.path, self.file = path, file
-        self.bytes_left = path.stat().st_size
+    def __init__(self, file: zipfile.ZipFile, size: int) -> None:
+        self.file, self.bytes_left = file, size
         self.numbers: dict[_Storage, Tensor] = {}
         data = [name for name in file.namelist() if name.endswith("/data.pkl") and name.count("/") == 1]
         if len(data) != 1:
-            raise ValueError(f"{path} is no TorchScript archive: it must hold one data.pkl, got {len(data)}; give a .jit file")
+            raise ValueError(f"it must hold one data.pkl, got {len(data)}")
         self.root = data[0].removesuffix("data.pkl")
 
-    def module(self) -> _Record:
-        """The module at the top of data.pkl."""
+    def tensors(self) -> dict[str, Tensor]:
         if f"{self.root}byteorder" in self.file.namelist() and self._read("byteorder") != b"little":
-            raise ValueError(f"{self.path} must hold little-endian numbers; save it again on a machine that writes those")
-        try:
-            top = self._interpret(self._read("data.pkl"))
-        except (IndexError, KeyError, TypeError, OverflowError, RuntimeError) as error:  # instructions that do not fit each other
-            raise _damaged(self.path, error) from error
-        if not isinstance(top, _Record):
-            raise ValueError(f"{self.path} must hold a TorchScript module, got {type(top).__name__}; give a .jit file")
-        return top
+            raise ValueError("it must hold little-endian numbers")
+        top = read_pickle(self._read("data.pkl"), set(INSTRUCTIONS.split()), _find, _storage)
+        if not isinstance(top, _Module):
+            raise ValueError(f"it must hold a module, got {type(top).__name__}")
+        tensors = {name: self._tensor(view) for name, view in _named_views(top)}
+        if not tensors:
+            raise ValueError("it holds no tensors with names; is it frozen?")
+        return tensors
 
-    def _interpret(self, data: bytes) -> object:
-        """Run the instructions of data.pkl on a stack, as the pickle machine would, without its power to call anything."""
-        stack: list[Any] = []
-        marks: list[int] = []
-        memory: dict[int, Any] = {}
-        for name, value in self._instructions(data):
-            match name:
-                case "PROTO":
-                    pass
-                case "STOP":
-                    return stack.pop()
-                case "MARK":
-                    marks.append(len(stack))
-                case "NONE" | "NEWTRUE" | "NEWFALSE" | "EMPTY_DICT" | "EMPTY_LIST" | "EMPTY_TUPLE":
-                    stack.append(_constant(name))
-                case "BININT" | "BININT1" | "BININT2" | "LONG1" | "BINFLOAT" | "BINUNICODE":
-                    stack.append(value)
-                case "TUPLE" | "TUPLE1" | "TUPLE2" | "TUPLE3":
-                    start = marks.pop() if name == "TUPLE" else len(stack) - int(name[-1])
-                    stack.append(tuple(_take(stack, start)))
-                case "APPEND" | "APPENDS":
-                    items = _take(stack, marks.pop() if name == "APPENDS" else -1)
-                    _expect(list, stack[-1]).extend(items)
-                case "SETITEM" | "SETITEMS":
-                    items = _take(stack, marks.pop() if name == "SETITEMS" else -2)
-                    _expect(dict, stack[-1]).update(_pairs(items))
-                case "BINPUT" | "LONG_BINPUT":
-                    memory[value] = stack[-1]
-                case "BINGET" | "LONG_BINGET":
-                    stack.append(memory[value])
-                case "GLOBAL":
-                    stack.append(self._allowed(value))
-                case "BINPERSID":
-                    stack.append(_storage(*_expect(tuple, stack.pop())))
-                case "NEWOBJ":
-                    stack.append(self._new(*_take(stack, -2)))
-                case "REDUCE":
-                    stack.append(self._call(*_take(stack, -2)))
-                case "BUILD":
-                    attributes = stack.pop()
-                    _expect(_Record, stack[-1]).attributes = attributes if isinstance(attributes, dict) else {}
-                case _:
-                    raise ValueError(
-                        f"{self.path} must be made by torch.jit.save, got the pickle instruction {name}; do not use it"
-                    )
-        raise AssertionError("pickletools ends with STOP or raises")
-
-    def _instructions(self, data: bytes) -> Iterator[tuple[str, Any]]:
-        try:
-            for instruction, value, _ in pickletools.genops(data):
-                yield instruction.name, value
-        except ValueError as error:
-            raise _damaged(self.path, error) from error
-
-    def _allowed(self, text: str) -> _Name:
-        name = text.replace(" ", ".", 1)
-        if name in DTYPES or name in PLAIN or name in (TENSOR, DICT) or name.startswith(MODULES):
-            return _Name(name)
-        raise ValueError(f"{self.path} may name tensors, containers and its own modules, but names {name}; do not use it")
-
-    def _new(self, kind: _Name, arguments: tuple[Any, ...]) -> _Record:
-        if not _expect(_Name, kind).text.startswith(MODULES) or arguments != ():
-            raise TypeError(f"{kind} is no module")
-        return _Record()
-
-    def _call(self, function: _Name, arguments: tuple[Any, ...]) -> object:
-        name = _expect(_Name, function).text
-        if name == TENSOR:
-            return self._tensor(*arguments[:4])
-        if name == DICT and arguments == ():
-            return {}
-        if name in PLAIN:
-            return arguments[0]
-        raise TypeError(f"{name} is no function")
-
-    def _tensor(self, storage: _Storage, offset: int, size: tuple[int, ...], stride: tuple[int, ...]) -> Tensor:
-        if len(size) != len(stride) or any(type(number) is not int or number < 0 for number in (offset, *size, *stride)):
-            raise TypeError("no size of a tensor")
+    def _tensor(self, view: "_View") -> Tensor:
+        storage, offset, size, stride = view
         last = offset + sum((length - 1) * step for length, step in zip(size, stride, strict=True))
-        if math.prod(size) and last >= _expect(_Storage, storage).count:
-            raise IndexError(f"a tensor of {storage.count} numbers cannot have size {size}")
-        return torch.as_strided(self._numbers(storage), size, stride, offset)
-
-    def _numbers(self, storage: _Storage) -> Tensor:
+        if math.prod(size) and last >= storage.length:
+            raise ValueError(f"a tensor of {storage.length} numbers cannot have size {size}")
         if storage not in self.numbers:
             content = self._read(f"data/{storage.key}")
-            if len(content) != storage.count * storage.dtype.itemsize:
-                raise IndexError(f"{storage} has {len(content)} bytes")
+            if len(content) != storage.length * storage.dtype.itemsize:
+                raise ValueError(f"data/{storage.key} has {len(content)} bytes")
             # a bytearray, because torch warns of memory that it must not write to
-            self.numbers[storage] = (
-                torch.frombuffer(bytearray(content), dtype=storage.dtype) if content else torch.empty(0, dtype=storage.dtype)
-            )
-        return self.numbers[storage]
+            empty = torch.empty(0, dtype=storage.dtype)
+            self.numbers[storage] = torch.frombuffer(bytearray(content), dtype=storage.dtype) if content else empty
+        return torch.as_strided(self.numbers[storage], size, stride, offset)
 
     def _read(self, name: str) -> bytes:
         entry = self.file.getinfo(f"{self.root}{name}")
         self.bytes_left -= entry.file_size
         if entry.compress_type != zipfile.ZIP_STORED or self.bytes_left < 0:  # a small file could fill the memory
-            raise ValueError(f"{self.path} must store {name} uncompressed and once, as torch.jit.save does; download it again")
-        try:
-            return self.file.read(entry)
-        except ZIP_ERRORS as error:
-            raise _damaged(self.path, error) from error
+            raise ValueError(f"it must store {name} uncompressed and once")
+        return self.file.read(entry)
 
 
-def _constant(instruction: str) -> object:
-    match instruction:
-        case "EMPTY_DICT":
-            return {}
-        case "EMPTY_LIST":
-            return []
-        case "EMPTY_TUPLE":
-            return ()
-    return {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}[instruction]
+class _Storage(NamedTuple):
+    key: str
+    dtype: torch.dtype
+    length: int
 
 
-def _take(stack: list[Any], start: int) -> list[Any]:
-    if not -len(stack) <= start <= len(stack):
-        raise IndexError("too few values")
-    items = stack[start:]
-    del stack[start:]
-    return items
+class _View(NamedTuple):
+    """A tensor, not read yet."""
+
+    storage: _Storage
+    offset: int
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
 
 
-def _pairs(items: list[Any]) -> list[tuple[Any, Any]]:
-    if len(items) % 2 or not all(isinstance(key, str | int | float) for key in items[::2]):
-        raise TypeError("no keys with values")
-    return list(zip(items[::2], items[1::2], strict=True))
+class _Module:
+    """A module or an object of the archive's own code: its attributes and nothing else."""
+
+    __slots__ = ("attributes",)
+
+    def __init__(self) -> None:
+        raise TypeError("a module cannot be called")
+
+    def __setstate__(self, attributes: Any) -> None:
+        self.attributes = attributes if isinstance(attributes, dict) else {}
 
 
-def _expect(kind: type, value: Any) -> Any:
-    if not isinstance(value, kind):
-        raise TypeError(f"a {kind.__name__.strip('_')} is needed, got {type(value).__name__}")
-    return value
+class _Function:
+    """What may be called; unlike a plain function, a pickle cannot change it."""
+
+    __slots__ = ("run",)
+
+    def __init__(self, run: Callable[..., Any]) -> None:
+        self.run = run
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self.run(*arguments)
+
+    def __setstate__(self, state: Any) -> None:
+        raise TypeError("a function has no state")
 
 
-def _storage(word: str, kind: _Name, key: str, device: str, count: int) -> _Storage:
-    if word != "storage" or not isinstance(key, str) or type(count) is not int or count < 0:
+def _view(storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> _View:
+    if type(storage) is not _Storage or type(size) is not tuple or type(stride) is not tuple or len(size) != len(stride):
+        raise TypeError("no description of a tensor")
+    if any(type(number) is not int or number < 0 for number in (offset, *size, *stride)):
+        raise TypeError("no size of a tensor")
+    return _View(storage, offset, size, stride)
+
+
+def _storage(reference: Any) -> _Storage:
+    word, dtype, key, _, count = reference
+    if word != "storage" or type(dtype) is not torch.dtype or type(key) is not str or type(count) is not int or count < 0:
         raise TypeError("no description of a tensor's numbers")
-    return _Storage(key, DTYPES[_expect(_Name, kind).text], count)
+    return _Storage(key, dtype, count)
 
 
-def _named_tensors(top: _Record) -> Iterator[tuple[str, Tensor]]:
+STORAGES = ("Float", "Half", "BFloat16", "Double", "Long", "Int", "Short", "Bool")
+ITSELF = _Function(lambda value, *rest: value)  # a list, a container with the name of its type, a device
+KNOWN: dict[str, Any] = {f"torch.{name}Storage": getattr(torch, name.lower()) for name in STORAGES}
+KNOWN |= {"torch.CharStorage": torch.int8, "torch.ByteStorage": torch.uint8}
+KNOWN |= {f"torch.jit._pickle.build_{kind}list": ITSELF for kind in ("int", "double", "bool", "tensor")}
+KNOWN |= {"torch.jit._pickle.restore_type_tag": ITSELF, "torch.device": ITSELF}
+KNOWN |= {"torch._utils._rebuild_tensor_v2": _Function(_view), "collections.OrderedDict": _Function(dict)}
+
+
+def _find(name: str) -> Any:
+    if name.startswith("__torch__."):  # script modules and classes of the archive's own code
+        return _Module
+    if name not in KNOWN:
+        raise RefusedPickle(f"names {name:.80}, which could run code")
+    return KNOWN[name]
+
+
+def _named_views(top: _Module) -> Iterator[tuple[str, _View]]:
     """Every module is visited once, so that a made-up tree that contains itself ends too."""
     seen, waiting = {id(top)}, [("", top)]
     while waiting:
-        prefix, record = waiting.pop()
-        for name, value in record.attributes.items():
-            if isinstance(value, Tensor):
-                yield f"{prefix}{name}", value
-            elif isinstance(value, _Record) and id(value) not in seen:
+        prefix, module = waiting.pop()
+        for name, value in getattr(module, "attributes", {}).items():
+            if isinstance(value, _View):
+                yield f"{prefix}{name:s}", value
+            elif isinstance(value, _Module) and id(value) not in seen:
                 seen.add(id(value))
-                waiting.append((f"{prefix}{name}.", value))
-
-
-def _damaged(path: Path, error: Exception) -> ValueError:
-    return ValueError(f"{path} is truncated, damaged or no TorchScript archive ({error}); download it again")
+                waiting.append((f"{prefix}{name:s}.", value))

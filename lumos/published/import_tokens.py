@@ -1,10 +1,9 @@
 """Records of the authors' pre-tokenisation (one pickle a sample) -> Parquet shards: codes, text ids, size, rate, source.
 
-The pickles are read as data by an interpreter of their few harmless instructions: dictionaries, lists, text and numbers;
-one that names a class or function is refused. Every record must be rebuilt exactly by our own layout, or nothing is written.
+The pickles are read as data: dictionaries, lists, text and numbers; one that names a class or function is refused. Every record
+must be rebuilt exactly by our own layout, or nothing is written.
 """
 
-import pickletools
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -16,12 +15,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lumos.data.shards import COSMOS, TOKENS, pack_codes, unpack_codes, write_parquet
+from lumos.data.shards import COSMOS, TOKENS, pack_codes, write_parquet
+from lumos.published.pickles import RefusedPickle, read_pickle
 from lumos.sequence.layout import Grid, content_ids, pack, unpack
 from lumos.sequence.prompt_template import fill_numbers, said_frames
 from lumos.sequence.vocabulary import LUMOS, OPEN_FPS, OPEN_FRAMES
 
 FINGERPRINT = COSMOS  # the tokenizer that made the codes
+DATA = """PROTO FRAME STOP MARK EMPTY_DICT EMPTY_LIST DICT LIST APPEND APPENDS SETITEM SETITEMS MEMOIZE PUT BINPUT LONG_BINPUT
+GET BINGET LONG_BINGET INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT UNICODE BINUNICODE SHORT_BINUNICODE
+BINUNICODE8"""
 IGNORED_LABEL = -100
 GROUP = 64  # records written at once
 GROUPS = 64  # in a file
@@ -29,17 +32,16 @@ Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
-class Record:
-    """One sample. `text`: prompt ids, complete; `text_open`: the same with the numbers of frames and of frames a second left
-    open, for a part of the video (`sequence/prompt_template.py:fill_numbers`). `frames`: what `text` says."""
+class Sample:
+    """One record, checked."""
 
     codes_THW: Tensor
-    text: tuple[int, ...]
-    text_open: tuple[int, ...]
+    text: tuple[int, ...]  # prompt ids, complete
+    text_open: tuple[int, ...]  # the same with the numbers of frames and of frames per second left open, for a part of the video
     seconds: int
     fps: int
-    frames: int
-    source: str
+    frames: int  # what `text` says
+    source: str  # file and id
     tokenizer: str = FINGERPRINT
 
 
@@ -58,7 +60,7 @@ def import_tokens(files: Sequence[Path], out: Path, progress: Progress | None = 
     partial.mkdir()
     counts = {"videos": 0, "images": 0, "codes": 0}
 
-    def records() -> Iterator[Record]:
+    def records() -> Iterator[Sample]:
         for number, path in enumerate(paths, 1):
             record = read_record(path)
             counts["images" if len(record.codes_THW) == 1 else "videos"] += 1
@@ -80,121 +82,19 @@ def import_tokens(files: Sequence[Path], out: Path, progress: Progress | None = 
     return {"shards": str(out), **counts}
 
 
-def read_record(path: Path) -> Record:
+def read_record(path: Path) -> Sample:
     """One pickled record -> a checked sample. Raises ValueError naming the file and what is wrong with it."""
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing; give the .pkl files of a pre-tokenised data set, or their folder")
     try:
-        value = read_plain_pickle(path.read_bytes())
-        return _record(value, path.name)
+        return _record(read_pickle(path.read_bytes(), set(DATA.split())), path.name)
+    except RefusedPickle as error:
+        raise ValueError(f"{path} must be made of dict, list, str, int and float, but it {error}; do not open it") from None
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
 
-def read_shard(path: Path) -> Iterator[Record]:
-    """The records of one Parquet shard, in order."""
-    import pyarrow.parquet as parquet
-
-    with parquet.ParquetFile(path) as file:
-        for group in range(file.num_row_groups):
-            for row in file.read_row_group(group).to_pylist():
-                yield Record(
-                    unpack_codes(row["codes"], row["T"], row["H"], row["W"]),
-                    tuple(row["text"]),
-                    tuple(row["text_open"]),
-                    *(row[name] for name in ("seconds", "fps", "frames", "source", "tokenizer")),
-                )
-
-
-def read_plain_pickle(content: bytes) -> Any:
-    """The value of a pickle made of dict, list, str, int and float alone. ValueError for any other instruction.
-
-    Nothing is looked up or called: every instruction that is understood is written out below.
-    """
-    stack: list[Any] = []
-    marks: list[int] = []
-    memo: dict[int, Any] = {}
-    try:
-        for instruction, argument, _ in pickletools.genops(content):
-            if instruction.name == "STOP":
-                (value,) = stack
-                return value
-            _execute(instruction.name, argument, stack, marks, memo)
-    except (IndexError, KeyError, TypeError, AttributeError, UnicodeError) as error:
-        raise ValueError(f"the file must be a whole pickle, it is damaged ({type(error).__name__}); copy it again") from error
-    except ValueError as error:
-        if isinstance(error, Refused):
-            raise
-        raise ValueError(f"the file must be a whole pickle, it is not ({error}); copy it again") from error
-    raise ValueError("the file must be a whole pickle, it ends too early; copy it again")
-
-
-class Refused(ValueError):
-    """A pickle that is more than data."""
-
-
-def _execute(name: str, argument: Any, stack: list[Any], marks: list[int], memo: dict[int, Any]) -> None:
-    """One instruction of the pickle machine."""
-    match name:
-        case _ if name in NUMBERS_AND_TEXT and type(argument) in (int, float, str):
-            stack.append(argument)
-        case "PROTO" | "FRAME":
-            pass
-        case "MARK":
-            marks.append(len(stack))
-        case "EMPTY_DICT":
-            stack.append({})
-        case "EMPTY_LIST":
-            stack.append([])
-        case "DICT":
-            stack.append(_pairs(_since_mark(stack, marks)))
-        case "LIST":
-            stack.append(_since_mark(stack, marks))
-        case "APPEND":
-            item = stack.pop()
-            stack[-1].append(item)
-        case "APPENDS":
-            items = _since_mark(stack, marks)
-            stack[-1].extend(items)
-        case "SETITEM":
-            item, key = stack.pop(), stack.pop()
-            stack[-1][key] = item
-        case "SETITEMS":
-            items = _since_mark(stack, marks)
-            stack[-1].update(_pairs(items))
-        case "MEMOIZE":
-            memo[len(memo)] = stack[-1]
-        case "PUT" | "BINPUT" | "LONG_BINPUT":
-            memo[argument] = stack[-1]
-        case "GET" | "BINGET" | "LONG_BINGET":
-            stack.append(memo[argument])
-        case "GLOBAL" | "INST" | "STACK_GLOBAL":
-            what = ".".join(map(str, stack[-2:])) if argument is None else str(argument).replace(" ", ".")
-            raise Refused(f"{ONLY}, this one names {what:.80}, which could run code; do not open it with anything")
-        case _:
-            raise Refused(f"{ONLY}, this one holds the instruction {name}; is this another data set?")
-
-
-ONLY = "a record's pickle must be made of dict, list, str, int and float"
-NUMBERS_AND_TEXT = {
-    *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4"),
-    *("FLOAT", "BINFLOAT"),
-    *("UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
-}
-
-
-def _since_mark(stack: list[Any], marks: list[int]) -> list[Any]:
-    start = marks.pop()
-    items = stack[start:]
-    del stack[start:]
-    return items
-
-
-def _pairs(items: list[Any]) -> dict[Any, Any]:
-    return dict(zip(items[::2], items[1::2], strict=True))
-
-
-def _record(value: Any, name: str) -> Record:
+def _record(value: Any, name: str) -> Sample:
     if not isinstance(value, dict) or "token" not in value or not set(value) <= {"token", "label", "id"}:
         found = ", ".join(map(str, value)) if isinstance(value, dict) else type(value).__name__
         raise ValueError(f"a record must be a dict of token, label and id, got {found:.80}; is this another data set?")
@@ -225,7 +125,7 @@ def rebuild(text: Sequence[int], codes_THW: Tensor, seconds: int, fps: int) -> l
     return ids
 
 
-def _complete(text: list[int], codes_THW: Tensor, seconds: int, fps: int, source: str) -> Record:
+def _complete(text: list[int], codes_THW: Tensor, seconds: int, fps: int, source: str) -> Sample:
     holes = [i for i in text if i in (OPEN_FRAMES, OPEN_FPS)]
     if sorted(holes) not in ([], [OPEN_FRAMES, OPEN_FPS]):
         raise ValueError(f"the prompt must leave each of its two numbers open once, or none, got {len(holes)}; copy it again")
@@ -234,7 +134,7 @@ def _complete(text: list[int], codes_THW: Tensor, seconds: int, fps: int, source
         raise ValueError(f"text ids must be below {LUMOS.text_size}, got {beyond[0]}; is this another vocabulary?")
     frames = said_frames(len(codes_THW), seconds, fps)
     filled = fill_numbers(text, frames, fps)
-    return Record(codes_THW, tuple(filled), tuple(text), seconds, fps, frames, source)
+    return Sample(codes_THW, tuple(filled), tuple(text), seconds, fps, frames, source)
 
 
 def _check_ids(ids: Any, size: int, name: str, least: int) -> None:
@@ -257,15 +157,13 @@ def _paths(files: Sequence[Path]) -> list[Path]:
 def _schema() -> Any:
     import pyarrow
 
-    number, ids = pyarrow.int32(), pyarrow.list_(pyarrow.int32())
+    number, ids, word = pyarrow.int32(), pyarrow.list_(pyarrow.int32()), pyarrow.string()
     columns = {"codes": pyarrow.binary(), "T": number, "H": number, "W": number, "text": ids, "text_open": ids}
-    columns |= {"seconds": number, "fps": number, "frames": number, "source": pyarrow.string(), "tokenizer": pyarrow.string()}
+    columns |= {"seconds": number, "fps": number, "frames": number, "source": word, "tokenizer": word}
     # codes: T * H * W numbers of two bytes, little end first
     return pyarrow.schema(list(columns.items()), metadata={"format": TOKENS, "codes": "uint16 little-endian, T H W"})
 
 
-def _row(record: Record) -> dict[str, Any]:
-    names = ("seconds", "fps", "frames", "source", "tokenizer")
-    row: dict[str, Any] = {"codes": pack_codes(record.codes_THW), **dict(zip("THW", record.codes_THW.shape, strict=True))}
-    row |= {"text": list(record.text), "text_open": list(record.text_open)}
-    return row | {name: getattr(record, name) for name in names}
+def _row(sample: Sample) -> dict[str, Any]:
+    row = {name: value for name, value in vars(sample).items() if name != "codes_THW"}
+    return row | {"codes": pack_codes(sample.codes_THW), **dict(zip("THW", sample.codes_THW.shape, strict=True))}

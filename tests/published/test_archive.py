@@ -3,6 +3,7 @@
 import pickle
 import warnings
 import zipfile
+import zlib
 from pathlib import Path
 
 import pytest
@@ -118,8 +119,8 @@ class Shell:
 @pytest.mark.parametrize("protocol", [2, 4])
 def test_a_command_is_refused_by_name_and_not_run(archive: Path, tmp_path: Path, protocol: int) -> None:
     path = rewritten(archive, tmp_path / "a.jit", pickle.dumps(Shell(), protocol))
-    words = "names posix.system" if protocol == 2 else "the pickle instruction"
-    with pytest.raises(ValueError, match=rf"a.jit .*{words}"):
+    words = "names posix.system, which could run code" if protocol == 2 else "holds the pickle instruction FRAME"
+    with pytest.raises(ValueError, match=f"a.jit .*but {words}; do not use it"):
         read_archive(path)
 
 
@@ -128,7 +129,7 @@ def test_a_command_is_refused_by_name_and_not_run(archive: Path, tmp_path: Path,
 )
 def test_other_names_are_refused_by_name(archive: Path, tmp_path: Path, name: str) -> None:
     path = rewritten(archive, tmp_path / "a.jit", b"\x80\x02c" + name.replace(" ", "\n").encode() + b"\n)R.")
-    with pytest.raises(ValueError, match=f"but names {name.replace(' ', '.')}; do not use it"):
+    with pytest.raises(ValueError, match=f"but names {name.replace(' ', '.')}, which could run code; do not use it"):
         read_archive(path)
 
 
@@ -142,6 +143,11 @@ def test_other_names_are_refused_by_name(archive: Path, tmp_path: Path, name: st
         b"\x80\x02ccollections\nOrderedDict\n(K\x01tR.",
         b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n(K\x01K\x00))tR.",  # a tensor without numbers
         b"\x80\x02h\x07.",  # a value that was never stored
+        b"\x80\x02}r\xff\xff\xff\x7f.",  # a place in memory that a whole table would be made for
+        b"\x80\x02})" + b"\x85" * 100_000 + b"K\x01s.",  # a key whose hash would overflow the stack
+        b"\x80\x02ctorch\ndevice\n}X\x03\x00\x00\x00runK\x01sb.",  # changes what the reader itself calls
+        b"\x80\x02ctorch\ndevice\nN}X\x03\x00\x00\x00runK\x01s\x86b.",
+        b"\x80\x02ccollections\nOrderedDict\n)RK\x01)b.",
         b"\x80\x02]}s.",
         b"\x80\x02K\x01",  # no end
         b"\x80\x02\xff.",
@@ -173,9 +179,41 @@ def test_compressed_numbers_are_refused(archive: Path, tmp_path: Path) -> None:
         read_archive(rewritten(archive, tmp_path / "a.jit", compression=zipfile.ZIP_DEFLATED))
 
 
+def archive_of_bytes(path: Path, sizes: list[int]) -> Path:
+    """A well-formed archive of uint8 tensors whose entries claim so many bytes, from where they start."""
+
+    def text(word: str) -> bytes:
+        return b"X" + len(word).to_bytes(4, "little") + word.encode()
+
+    data = b"\x80\x02c__torch__\nA\n)\x81}("
+    for number, size in enumerate(sizes):
+        count = b"J" + size.to_bytes(4, "little")
+        storage = b"(" + text("storage") + b"ctorch\nByteStorage\n" + text(str(number)) + text("cpu") + count + b"tQ"
+        view = b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + b"K\x00" + count + b"\x85K\x01\x85tR"
+        data += text(f"t{number}") + view
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("a/data.pkl", data + b"ub.")
+        for number in range(len(sizes)):
+            file.writestr(f"a/data/{number}", bytes(100))
+        end = file.fp.tell()
+        for entry, size in zip(file.filelist[1:], sizes, strict=True):
+            file.fp.seek(entry.header_offset + 30 + len(entry.filename))
+            content = file.fp.read(size)
+            entry.file_size, entry.compress_size, entry.CRC = len(content), len(content), zlib.crc32(content)
+        file.fp.seek(end)
+    return path
+
+
+def test_entries_that_overlap_are_refused(tmp_path: Path) -> None:
+    """Each may claim all that follows it: a small file would fill the memory."""
+    assert {len(tensor) for tensor in read_archive(archive_of_bytes(tmp_path / "a.jit", [100, 100])).values()} == {100}
+    with pytest.raises(ValueError, match=r"must store data/\d+ uncompressed and once|Overlapped"):
+        read_archive(archive_of_bytes(tmp_path / "a.jit", [2000 - 110 * number for number in range(16)]))
+
+
 def test_other_files_are_refused(tmp_path: Path) -> None:
     torch.save({"weight": torch.ones(2)}, tmp_path / "state.pt")
-    with pytest.raises(ValueError, match="must hold a TorchScript module, got dict"):
+    with pytest.raises(ValueError, match="must hold a module, got dict"):
         read_archive(tmp_path / "state.pt")
     with zipfile.ZipFile(tmp_path / "other.zip", "w") as file:
         file.writestr("a/readme", "words")

@@ -7,13 +7,16 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lumos.cli.main import main
-from lumos.published.import_tokens import FINGERPRINT, import_tokens, read_plain_pickle, read_record, read_shard, rebuild
+from lumos.data.shards import unpack_codes
+from lumos.published.import_tokens import DATA, FINGERPRINT, Sample, import_tokens, read_record, rebuild
+from lumos.published.pickles import read_pickle
 from lumos.sequence.prompt_template import fill_numbers, sentence_ids
 
 CAPTION = [17170, 16704, 16641, 17362, 16397]
@@ -31,6 +34,24 @@ def token_ids(shape: tuple[int, int, int], seconds: int, fps: int, seed: int = 0
             ids += [*(65_536 + code for code in row), 8803]
         ids.append(8196)
     return [*ids, 9005, 8710]
+
+
+def read_plain_pickle(content: bytes) -> Any:
+    return read_pickle(content, set(DATA.split()))
+
+
+def read_shard(path: Path) -> list[Sample]:
+    numbers = ("seconds", "fps", "frames", "source", "tokenizer")
+    rows = pyarrow.parquet.read_table(path).to_pylist()
+    return [
+        Sample(
+            unpack_codes(row["codes"], row["T"], row["H"], row["W"]),
+            tuple(row["text"]),
+            tuple(row["text_open"]),
+            *(row[name] for name in numbers),
+        )
+        for row in rows
+    ]
 
 
 def record(shape: tuple[int, int, int] = VIDEO, seconds: int = 2, fps: int = 12, **other: Any) -> dict[str, Any]:
@@ -122,24 +143,25 @@ def test_a_pickle_that_names_a_function_is_refused(
     ("content", "words"),
     [
         (b"cos\nsystem\n(S'ls'\ntR.", "names os.system"),
-        (b"(S'ls'\nios\nsystem\n.", "holds the instruction STRING"),
+        (b"(S'ls'\nios\nsystem\n.", "holds the pickle instruction STRING"),
         (b"(ios\nsystem\n.", "names os.system"),
-        (b"Pmodule\n.", "holds the instruction PERSID"),
-        (b"\x80\x02\x82\x01.", "holds the instruction EXT1"),
+        (b"Pmodule\n.", "holds the pickle instruction PERSID"),
+        (b"\x80\x02\x82\x01.", "holds the pickle instruction EXT1"),
         (pickle.dumps((1, 2)), "instruction TUPLE2"),
         (pickle.dumps(None), "instruction NONE"),
         (pickle.dumps(b"1", 4), "instruction SHORT_BINBYTES"),
         (pickle.dumps({1}), "instruction EMPTY_SET"),
         (pickle.dumps(OrderedDict()), "names collections.OrderedDict"),
-        (b"", "whole pickle"),
-        (b".", "whole pickle"),
-        (b"]]a", "whole pickle"),
-        (b"e.", "whole pickle"),
-        (b"(a.", "whole pickle"),
-        (b"]q\xffh\x01.", "whole pickle"),
-        (b"\x8f" * 10, "EMPTY_SET"),
-        (b"not a pickle at all", "whole pickle"),
-        (b"\x8d\xff\xff\xff\xff\xff\xff\xff\x7fabc.", "whole pickle"),
+        (b"", "the pickle is damaged"),
+        (b".", "the pickle is damaged"),
+        (b"]]a", "the pickle is damaged"),
+        (b"e.", "the pickle is damaged"),
+        (b"(a.", "the pickle is damaged"),
+        (b"]q\xffh\x01.", "the pickle is damaged"),
+        (b"\x8f" * 10, "instruction EMPTY_SET"),
+        (b"not a pickle at all", "the pickle is damaged"),
+        (b"\x80\x02}r\xff\xff\xff\x7f.", "made-up sizes"),  # a place in memory that a whole table would be made for
+        (b"\x8d\xff\xff\xff\xff\xff\xff\xff\x7fabc.", "the pickle is damaged"),
     ],
 )
 def test_other_pickles_are_refused(content: bytes, words: str) -> None:
@@ -156,7 +178,7 @@ def small() -> bytes:
 def test_every_cut_is_noticed(small: bytes, tmp_path: Path) -> None:
     for end in range(0, len(small), 11):
         (tmp_path / "cut.pkl").write_bytes(small[:end])
-        with pytest.raises(ValueError, match=r"cut\.pkl: .*(whole|ends)"):
+        with pytest.raises(ValueError, match=r"cut\.pkl: .*damaged"):
             read_record(tmp_path / "cut.pkl")
 
 
