@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from lumos.cli.options import UsageError, arguments, option, progress_line, report, required
+from lumos.files import text_lines
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,7 @@ def read_prompts(words: Sequence[str], file: Path | None) -> list[str]:
     prompts = list(words)
     if file is not None:
         try:
-            prompts = [line for line in file.read_text("utf-8").splitlines() if line.strip()]
+            prompts = [line for line in text_lines(file) if line.strip()]
         except UnicodeDecodeError as error:
             raise ValueError(
                 f"{file} must be a text file in UTF-8 with one prompt a line, got other bytes; save it as one"

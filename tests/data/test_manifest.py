@@ -1,6 +1,7 @@
 """A manifest in any form gives the same entries; every bad row is named, every unreadable manifest refused."""
 
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lumos.data.manifest import MAX_CAPTION, Entry, read_manifest
+from lumos.data.manifest import MAX_CAPTION, Entry, is_url, read_manifest
 
 
 @pytest.fixture
@@ -69,6 +70,69 @@ def test_a_folder_with_side_files_or_file_names(clips: Path) -> None:
     assert [entry.row for entry in found.values()] == [1, 2, 3, 4] and not any(entry.problem for entry in found.values())
 
 
+def test_what_text_editors_and_systems_add_is_no_caption(clips: Path) -> None:
+    """Byte-order marks, line ends that are none, companions of macOS."""
+    (clips / "a.txt").write_bytes("\ufeffa red cat\r\nit\u2028sleeps\x0c\x85\n".encode())
+    (clips / "b.json").write_bytes('\ufeff{"caption": "a cat"}'.encode())
+    (clips / "._a.mp4").write_bytes(b"Mac OS X")
+    (clips / ".hidden").mkdir()
+    (clips / ".hidden" / "c.mp4").write_bytes(b"x")
+    first, second = read_manifest(clips)
+    assert first.captions == ("a red cat", "it sleeps") and second.captions == ("a cat",)
+    assert not first.problem and not second.problem
+    (clips / "clips.jsonl").write_bytes('\ufeff{"path": "a.mp4", "caption": "a\u2028b\x85c"}'.encode())
+    (entry,) = read_manifest(clips / "clips.jsonl")
+    assert entry.captions == ("a b c",) and not entry.problem
+
+
+def test_a_caption_may_be_a_list_and_null_is_nothing(clips: Path) -> None:
+    rows = [{"path": "a.mp4", "caption": ["a cat", "a cat sleeps"]}, {"path": "b.mp4", "captions": ["a cat", None]}]
+    assert [entry.captions for entry in read_manifest(write(clips, rows, "jsonl"))] == [("a cat", "a cat sleeps"), ("a cat",)]
+    missing = [{"path": "a.mp4", "caption": "a", "start": math.nan}, {"path": "b.mp4", "caption": None, "start": 1.0}]
+    first, second = read_manifest(write(clips, missing, "parquet"))
+    assert (first.start, first.problem) == (None, "") and "caption must say" in second.problem
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+def test_a_folder_as_hugging_face_lays_it_out(kind: str, clips: Path) -> None:
+    (clips / "train").mkdir()
+    (clips / "train" / "c.png").write_bytes(b"x")
+    rows = [{"file_name": "train/c.png", "text": "a cat"}, {"file_name": "a.mp4", "text": "a dog, asleep"}]
+    write(clips, rows, kind).rename(clips / f"metadata.{kind}")
+    first, second, third = read_manifest(clips)
+    assert (first.path, first.captions) == (str(clips / "train" / "c.png"), ("a cat",))
+    assert (second.path, second.captions) == (str(clips / "a.mp4"), ("a dog, asleep",))
+    assert Path(third.path).name == "b.mp4" and "must have a row for every file" in third.problem
+
+
+def test_every_picture_and_video_of_a_folder_is_read_or_named(clips: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Also what cannot be read, what lies behind links, and links to nothing."""
+    for name in ("c.heic", "d.3gp", "e.MTS", "f.avif", "g.jfif", "h.psd"):
+        (clips / name).write_bytes(b"x")
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    (elsewhere / "i.mp4").write_bytes(b"x")
+    (clips / "linked").symlink_to(elsewhere)
+    (elsewhere / "back").symlink_to(clips)
+    (clips / "lost.mp4").symlink_to(clips / "nothing.mp4")
+    found = {Path(entry.path).name: entry.problem for entry in read_manifest(clips)}
+    assert sorted(found) == ["a.mp4", "b.mp4", "c.heic", "d.3gp", "e.MTS", "f.avif", "g.jfif", "h.psd", "i.mp4", "lost.mp4"]
+    assert [name for name, problem in found.items() if problem] == ["lost.mp4"] and "there is no file" in found["lost.mp4"]
+
+
+def test_names_that_look_like_urls_and_paths_through_links(clips: Path) -> None:
+    (clips / "clip::1.mp4").write_bytes(b"x")
+    (clips / "s3:").mkdir()
+    (clips / "s3:" / "c.mp4").write_bytes(b"x")
+    (clips / "deep" / "er").mkdir(parents=True)
+    (clips / "link").symlink_to(clips / "deep" / "er")
+    (clips / "deep" / "d.mp4").write_bytes(b"x")
+    names = ["clip::1.mp4", "s3://c.mp4", "link/../d.mp4", "gs://bucket/e.mp4", "simplecache::s3://bucket/f.mp4"]
+    entries = read_manifest(write(clips, [{"path": name, "caption": "x"} for name in names], "csv"))
+    assert not any(entry.problem for entry in entries)
+    assert [is_url(entry.path) for entry in entries] == [False, False, False, True, True]
+    assert all(os.path.samefile(entry.path, clips / name) for entry, name in zip(entries[:2], names, strict=False))
+
+
 def test_side_files_that_are_no_captions(clips: Path) -> None:
     (clips / "a.txt").write_bytes(b"caf\xe9")
     (clips / "b.json").write_text("[1")
@@ -83,7 +147,7 @@ def test_side_files_that_are_no_captions(clips: Path) -> None:
     ("row", "words"),
     [
         ({"path": "no.mp4", "caption": "x"}, "there is no file"),
-        ({"path": "", "caption": "x"}, "path must not be empty"),
+        ({"path": "", "caption": "x"}, "path must be a file or URL, got ''"),
         ({"path": ".", "caption": "x"}, "is a folder"),
         ({"path": "empty.mp4", "caption": "x"}, "0 bytes"),
         ({"path": "a.mp4", "caption": ""}, "caption must say"),
@@ -96,6 +160,18 @@ def test_side_files_that_are_no_captions(clips: Path) -> None:
         ({"path": "a.mp4", "caption": "x", "start": "nan"}, "start must be seconds"),
         ({"path": "a.mp4", "caption": "x", "start": 2, "end": 2}, "end must be after start, got 2 to 2"),
         ({"path": "a.mp4", "caption": "x", "mirror": "perhaps"}, "mirror must be true or false"),
+        ({"path": "a.mp4", "caption": math.nan}, "caption must be text, got NaN"),
+        ({"path": "a.mp4", "caption": {"en": "a cat"}}, "caption must be text, got an object"),
+        ({"path": "a.mp4", "caption": True}, "caption must be text, got true"),
+        ({"path": "a.mp4", "caption": 7}, "caption must be text, got 7"),
+        ({"path": "a.mp4", "captions": ["a cat", ["b"]]}, "caption must be text, got a list"),
+        ({"path": "a.mp4", "captions": "[" * 10_000}, "JSON list"),
+        ({"path": 7, "caption": "x"}, "path must be a file or URL, got 7"),
+        ({"path": "a.mp4", "caption": "x", "start": 1e308}, "start must be seconds, 0 to 1e+06, got 1e+308"),
+        ({"path": "a.mp4", "caption": "x", "start": 10**400}, "start must be seconds"),
+        ({"path": "a.mp4", "caption": "x", "end": True}, "end must be seconds, 0 to 1e+06, got true"),
+        ({"path": "a.mp4", "caption": "x", "end": [1]}, "end must be seconds"),
+        ({"path": "a.mp4", "caption": "x", "end": math.inf}, "end must be seconds"),
         ({"path": "b.mp4", "caption": "again"}, "the same clip as row 1"),
     ],
 )
@@ -103,7 +179,7 @@ def test_bad_rows_are_named_and_the_others_stay(row: dict[str, Any], words: str,
     (clips / "empty.mp4").touch()
     good = {"path": "b.mp4", "caption": "fine"}
     first, second, third = read_manifest(write(clips, [good, row, {"path": "b.mp4", "caption": "fine", "start": 3}], "jsonl"))
-    assert words in second.problem and "; " in second.problem and "\n" not in second.problem
+    assert words in second.problem and "\n" not in second.problem
     assert (second.row, first.problem, third.problem) == (2, "", "")
 
 
