@@ -3,7 +3,7 @@ import re
 
 import pytest
 
-from lumos.worlds.shapes.captions import COLOUR_WORDS, SHAPE_WORDS, canonical_caption, caption
+from lumos.worlds.shapes.captions import WORDS, canonical_caption, caption
 from lumos.worlds.shapes.palette import BACKGROUNDS, COLOURS
 from lumos.worlds.shapes.scene import (
     Background,
@@ -17,8 +17,8 @@ from lumos.worlds.shapes.scene import (
 )
 from lumos.worlds.shapes.thing import SHAPES, Thing
 
-COLOUR_OF = {word: colour for colour in COLOURS for word in COLOUR_WORDS.get(colour, (colour,))}
-SHAPE_OF = {word: shape for shape in SHAPES for word in SHAPE_WORDS.get(shape, (shape,))}
+COLOUR_OF = {word: colour for colour in COLOURS for word in WORDS.get(colour, (colour,))}
+SHAPE_OF = {word: shape for shape in SHAPES for word in WORDS.get(shape, (shape,))}
 SHAPE_OF |= {"crosses": "cross", "rhombuses": "diamond"} | {f"{word}s": shape for word, shape in SHAPE_OF.items()}
 MOTION_WORDS = re.compile(
     r"\b(mov|slid|glid|drift|travel|go(es|ing)\b|float|ris(e|ing)|climb|fall|sink|bounc|hop(s|ping)?\b|jump|gr[eo]w|get|becom|expand"

@@ -15,6 +15,7 @@ from lumos.worlds.creatures.library import Library, load_library
 from lumos.worlds.creatures.render import cameras, pack, project, render
 from lumos.worlds.creatures.scene import Camera, Item, Scene, held_out, sample_scene, seen, way
 from lumos.worlds.creatures.subjects import SUBJECTS
+from lumos.worlds.english import plural
 
 CORNERS = np.array(list(product((-0.5, 0.5), (0.0, 1.0), (-1.0, 1.0))), np.float32)  # x, y, z
 FACES = np.array(
@@ -168,7 +169,7 @@ def test_everything_that_a_caption_names_is_in_the_picture(library: Library) -> 
         drawn = sample_scene(library.bodies, 7, number)
         words = captions.caption(drawn, random.Random(number))
         for item in drawn.creatures:
-            assert any(word in words or captions._plural(word) in words for word in SUBJECTS[item.file].words)
+            assert any(word in words or plural(word) in words for word in SUBJECTS[item.file].words)
             if not drawn.camera.follow:
                 across, up, depth = seen(drawn, *_place(item, 1.0), 1.0)
                 assert depth > 0 and abs(across) < 1.0 and abs(up) < 1.3

@@ -6,11 +6,12 @@ plainest: who, what, which way, where. Lowercase English.
 
 import math
 import random
-import re
+from collections.abc import Callable
 from itertools import pairwise
 
 from lumos.worlds.creatures.scene import FIGHTING, SECONDS, Item, Scene, seen, shows, way
 from lumos.worlds.creatures.subjects import SUBJECTS
+from lumos.worlds.english import article, gerund, plural, third_person
 
 PLACE_WORDS = {
     "grass": ("on grass", "on the grass", "in a meadow", "in a green field", "on a lawn"),
@@ -89,12 +90,8 @@ CAMERA_WORDS = {
     "retreat": ("the camera moves away", "the camera backs away"),
 }
 OPENINGS = ("there is", "we see", "a video of", "a short clip of", "an animation of", "a scene with")
+FORMS: dict[str, Callable[[str], str]] = {"": str, "s": third_person, "ing": gerund}
 IMAGE_OPENINGS = ("there is", "we see", "a picture of", "an image of", "a scene with")
-GERUNDS = {"run": "running", "swim": "swimming", "sit": "sitting", "lie": "lying", "nod": "nodding", "spin": "spinning"}
-GERUNDS |= {"hop": "hopping", "flop": "flopping", "butt": "butting", "headbutt": "headbutting", "shake": "shaking"}
-# Words that are the same for two, and those whose plural is not made by rule.
-ALIKE = ("deer", "triceratops", "parasaurolophus", "koi", "wrasse", "snapper", "tuna", "flowers", "pads")
-PLURALS = {"thief": "thieves", "wolf": "wolves", "man": "men", "person": "people", "cactus": "cacti", "mech": "mechs"}
 
 
 def direction(scene: Scene, item: Item) -> str:
@@ -174,11 +171,11 @@ def _who(scene: Scene, rng: random.Random, plain: bool) -> tuple[str, str, str]:
     first, last = (SUBJECTS[item.file] for item in (scene.creatures[0], scene.creatures[-1]))
     one = _pick(rng, first.words, plain)
     if len(scene.creatures) == 1:
-        return _article(one), _article(one), ""
+        return article(one), article(one), ""
     if first.name == last.name:
-        return f"two {_plural(one)}", _article(one), f"another {one}"
-    other = _article(_pick(rng, last.words, plain))
-    return f"{_article(one)} and {other}", _article(one), other
+        return f"two {plural(one)}", article(one), f"another {one}"
+    other = article(_pick(rng, last.words, plain))
+    return f"{article(one)} and {other}", article(one), other
 
 
 def _who_does_what(scene: Scene, rng: random.Random, plain: bool, gerund: bool) -> str:
@@ -189,11 +186,11 @@ def _who_does_what(scene: Scene, rng: random.Random, plain: bool, gerund: bool) 
     form = "ing" if gerund else ""
     faced = facing(scene, first) == "right" and facing(scene, last) == "left"
     if faced and first.action in FIGHTING and last.action in FIGHTING:
-        return f"{together} {_form(_pick(rng, ('fight', 'fight each other'), plain), form)}"
+        return f"{together} {FORMS[form](_pick(rng, ('fight', 'fight each other'), plain))}"
     if not plain and rng.random() < 0.6 and _chases(first, last):
         verb = rng.choice(("chase", "follow", "go after"))
         chaser, chased = (one, other) if other.startswith("another") else (other, one)
-        return f"{chaser} {_form(verb, form or 's')} {chased}"
+        return f"{chaser} {FORMS[form or 's'](verb)} {chased}"
     if first.action == last.action:
         return f"{together} {_does(scene, first, rng, plain, form)}"
     both = [_does(scene, item, rng, plain, form or "s") for item in (first, last)]
@@ -206,46 +203,16 @@ def _chases(first: Item, last: Item) -> bool:
     return first.speed > 0 and x * math.sin(first.heading) + z * math.cos(first.heading) < -0.8 * math.hypot(x, z)
 
 
-def _article(noun: str) -> str:
-    if noun.endswith(("flowers", "pads")):
-        return noun
-    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
-
-
-def _plural(noun: str) -> str:
-    """Two of a noun; what is after "with", "in" or "of" stays."""
-    head, *rest = re.split("( with | in | of )", noun, maxsplit=1)
-    start, last = head.rpartition(" ")[0], head.split()[-1]
-    if last not in ALIKE and not last.endswith("fish"):
-        last = PLURALS.get(last) or _with_s(last)
-    return f"{start} {last}".strip() + "".join(rest)
-
-
-def _with_s(word: str) -> str:
-    if re.search("[^aeiou]y$", word):
-        return word[:-1] + "ies"
-    return word + ("es" if word.endswith(("s", "h", "x", "o")) else "s")
-
-
 def _does(scene: Scene, item: Item, rng: random.Random, plain: bool, form: str) -> str:
     """The verb in a form ("s", "ing" or plain), and which way."""
     verbs = OWN_VERBS.get((item.action, SUBJECTS[item.file].name), VERBS[item.action])
-    verb = _form(_pick(rng, verbs, plain), form)
+    verb = FORMS[form](_pick(rng, verbs, plain))
     if item.speed:
         ways = {direction(scene, one) for one in scene.creatures}  # all go the same way
         told = ways.pop() if len(ways) == 1 else ""
         if told and (plain or rng.random() < 0.85):
             return f"{verb} {_pick(rng, WAYS[told][: 3 if scene.camera.follow else None], plain)}"
     return verb
-
-
-def _form(verb: str, form: str) -> str:
-    first, *rest = verb.split()
-    if form == "s":
-        first = _with_s(first)
-    elif form == "ing":
-        first = GERUNDS.get(first, (first[:-1] if first.endswith("e") else first) + "ing")
-    return " ".join([first, *rest])
 
 
 def _details(scene: Scene, rng: random.Random, image: bool) -> list[str]:
@@ -264,6 +231,6 @@ def _details(scene: Scene, rng: random.Random, image: bool) -> list[str]:
         told.append(rng.choice(CAMERA_WORDS[does]))
     names = [SUBJECTS[item.file].name for item in scene.scenery if shows(scene, item)]
     if names and rng.random() < 0.3:
-        plants = [_plural(name) if names.count(name) > 1 else _article(name) for name in sorted(set(names))]
+        plants = [plural(name) if names.count(name) > 1 else article(name) for name in sorted(set(names))]
         told.append("with " + " and ".join(plants[:2]) + " in the background")
     return told
