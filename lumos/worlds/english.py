@@ -4,8 +4,9 @@ import re
 from collections.abc import Sequence
 
 # What is not made by rule.
-PLURALS = {"thief": "thieves", "wolf": "wolves", "man": "men", "person": "people", "cactus": "cacti"}
-UNCHANGED = ("deer", "koi", "wrasse", "snapper", "tuna", "flowers", "pads")  # the same in the plural, as is every fish
+PLURALS = {"thief": "thieves", "wolf": "wolves", "man": "men", "person": "people", "cactus": "cacti", "mech": "mechs"}
+# the same in the plural, as is every fish
+UNCHANGED = ("deer", "triceratops", "parasaurolophus", "koi", "wrasse", "snapper", "tuna", "flowers", "pads")
 MANY = ("flowers", "pads")  # already plural: without an article
 DOUBLING = ("flop", "get", "hop", "nod", "run", "sit", "spin", "swim")
 GERUNDS = {"lie": "lying", **{verb: f"{verb}{verb[-1]}ing" for verb in DOUBLING}}

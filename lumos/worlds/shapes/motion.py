@@ -1,11 +1,12 @@
 """How things of the shapes world move: every motion is one set of coefficients (`Law`) of one formula in time.
 
-`law` turns a motion's name, speed and reach into coefficients; `state` is the formula in plain Python. The renderer
-evaluates the same formula on tensors. Places are fractions of the frame (x to the right, y down), time is in seconds.
+`law` turns a motion's name, speed and reach into coefficients; `state` is the formula, for numbers and for tensors. Places are
+fractions of the frame (x to the right, y down), time is in seconds.
 """
 
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 HALF = math.sqrt(0.5)
 DIRECTIONS: dict[str, tuple[float, float]] = {
@@ -58,9 +59,9 @@ class Law(NamedTuple):
 class State(NamedTuple):
     """Where and how a thing is at one moment."""
 
-    x: float  # centre, fraction of the frame's width
-    y: float  # centre, fraction of the frame's height
-    orbit_x: float  # added to the centre, fraction of the frame's shorter side
+    x: float  # without circling: fraction of the frame's width
+    y: float  # and height
+    orbit_x: float  # of the circle's middle: fractions of the frame's shorter side
     orbit_y: float
     scale: float  # of the thing's radius
     turn: float  # clockwise radians added to the thing's angle
@@ -76,43 +77,50 @@ def law(motion: str, speed: str, reach: float, phase: float) -> Law:
     if motion in DIRECTIONS:
         x, y = DIRECTIONS[motion]
         return Law(velocity_x=x * TRAVEL[speed], velocity_y=y * TRAVEL[speed], travel_seconds=reach / TRAVEL[speed])
-    if motion == "circling":
-        return Law(orbit=reach, orbit_rate=math.tau * CIRCLES[speed], orbit_phase=math.radians(phase))
-    if motion == "bouncing":
-        return Law(hop=reach, hop_rate=HOPS[speed])
-    if motion == "growing":
-        return Law(scale_start=SMALLEST, change_seconds=CHANGE[speed])
-    if motion == "shrinking":
-        return Law(scale_end=SMALLEST, change_seconds=CHANGE[speed])
-    if motion == "spinning":
-        return Law(spin_rate=math.tau * TURNS[speed])
-    if motion == "fading in":
-        return Law(opacity_start=0.0, change_seconds=CHANGE[speed])
-    if motion == "fading out":
-        return Law(opacity_end=0.0, change_seconds=CHANGE[speed])
-    if motion == "blinking":
-        return Law(blink=1.0, blink_rate=BLINKS[speed])
-    return Law()
+    laws = {
+        "still": Law(),
+        "circling": Law(orbit=reach, orbit_rate=math.tau * CIRCLES[speed], orbit_phase=math.radians(phase)),
+        "bouncing": Law(hop=reach, hop_rate=HOPS[speed]),
+        "growing": Law(scale_start=SMALLEST, change_seconds=CHANGE[speed]),
+        "shrinking": Law(scale_end=SMALLEST, change_seconds=CHANGE[speed]),
+        "spinning": Law(spin_rate=math.tau * TURNS[speed]),
+        "fading in": Law(opacity_start=0.0, change_seconds=CHANGE[speed]),
+        "fading out": Law(opacity_end=0.0, change_seconds=CHANGE[speed]),
+        "blinking": Law(blink=1.0, blink_rate=BLINKS[speed]),
+    }
+    return laws[motion]
 
 
-def state(law: Law, x: float, y: float, seconds: float) -> State:
+class Functions(NamedTuple):
+    """What the formula needs, for plain numbers here and for tensors in the renderer."""
+
+    cos: Callable[[Any], Any]
+    sin: Callable[[Any], Any]
+    minimum: Callable[[Any, Any], Any]
+    clamp: Callable[[Any], Any]  # to 0 and 1
+
+
+NUMBERS = Functions(math.cos, math.sin, min, lambda value: min(max(value, 0.0), 1.0))
+
+
+def state(law: Any, x: Any, y: Any, seconds: Any, of: Functions = NUMBERS) -> State:
     """The formula: the state at a time of a thing that starts (or hops, or circles around) at x, y."""
-    travelled = min(seconds, law.travel_seconds)
+    travelled = of.minimum(seconds, law.travel_seconds)
     angle = law.orbit_phase + law.orbit_rate * seconds
     hop = law.hop_rate * seconds % 1.0
-    change = _ease(seconds / law.change_seconds)
-    lit = _ease(0.5 + 1.2 * math.cos(math.tau * law.blink_rate * seconds))
+    change = ease(of.clamp(seconds / law.change_seconds))
+    lit = ease(of.clamp(0.5 + 1.2 * of.cos(math.tau * law.blink_rate * seconds)))
     return State(
         x=x + law.velocity_x * travelled,
         y=y + law.velocity_y * travelled - law.hop * 4 * hop * (1 - hop),
-        orbit_x=law.orbit * math.cos(angle),
-        orbit_y=law.orbit * math.sin(angle),
+        orbit_x=law.orbit * of.cos(angle),
+        orbit_y=law.orbit * of.sin(angle),
         scale=law.scale_start + (law.scale_end - law.scale_start) * change,
         turn=law.spin_rate * seconds,
         opacity=(law.opacity_start + (law.opacity_end - law.opacity_start) * change) * (1 - law.blink * (1 - lit)),
     )
 
 
-def _ease(value: float) -> float:
-    value = min(max(value, 0.0), 1.0)
-    return value * value * (3 - 2 * value)
+def ease(share: Any) -> Any:
+    """0 to 1 for 0 to 1, slow at both ends."""
+    return share * share * (3 - 2 * share)

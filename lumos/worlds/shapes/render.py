@@ -6,14 +6,15 @@
 """
 
 import math
+from collections import namedtuple
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from lumos.worlds.shapes.motion import Law, law
+from lumos.worlds.shapes.motion import Functions, Law, ease, law, state
 from lumos.worlds.shapes.palette import BACKGROUNDS, COLOURS, tint
 from lumos.worlds.shapes.scene import Scene
 from lumos.worlds.shapes.thing import SIZES, TEXTURES, Thing
@@ -21,6 +22,7 @@ from lumos.worlds.shapes.thing import SIZES, TEXTURES, Thing
 MOST_THINGS = 3
 EDGE = 1.4  # pixels over which an edge goes from 0 to 1
 WEAVE = 0.68  # period of textures, in radii: at least 8 pixels at 128
+_TENSORS = Functions(torch.cos, torch.sin, torch.minimum, lambda value: value.clamp(0, 1))
 
 
 @dataclass(frozen=True)
@@ -80,8 +82,9 @@ def render(
 
 def _seen(objects_BNP: Tensor) -> list[Tensor]:
     """Each scene's things without those that fill up."""
-    opacity_BN = objects_BNP[..., _Object._fields.index("opacity_start")] + objects_BNP[..., _Object._fields.index("opacity_end")]
-    return [objects_NP[: int(count)][None] for objects_NP, count in zip(objects_BNP, (opacity_BN > 0).sum(1), strict=True)]
+    things: Any = _Object(*objects_BNP.unbind(2))
+    count_B = (things.opacity_start + things.opacity_end > 0).sum(1)
+    return [objects_NP[: int(count)][None] for objects_NP, count in zip(objects_BNP, count_B, strict=True)]
 
 
 def _render(
@@ -93,7 +96,7 @@ def _render(
     seconds_F11 = ((torch.arange(frames, device=device) + first_frame) / fps)[:, None, None]
     y_H1 = ((torch.arange(height, device=device) + 0.5) / side)[:, None]
     x_1W = ((torch.arange(width, device=device) + 0.5) / side)[None, :]
-    things = _Object(*objects_BNP[..., None, None, None].unbind(2))
+    things: Any = _Object(*objects_BNP[..., None, None, None].unbind(2))
     cover, shade, light, second = _things(things, seconds_F11, x_1W, y_H1, width / side, height / side, side)
     ground = _ground(background_BP, x_1W * (side / width), y_H1 * (side / height))
     inks = zip((things.red, things.green, things.blue), (things.second_red, things.second_green, things.second_blue), strict=True)
@@ -122,50 +125,9 @@ class _Form(NamedTuple):
     rounding: float = 0.0
 
 
-class _Object(NamedTuple):
-    """One thing as tensors (or, packed, as numbers)."""
-
-    x: Tensor
-    y: Tensor
-    radius: Tensor
-    angle: Tensor
-    # Motion: the fields of Law, in order.
-    velocity_x: Tensor
-    velocity_y: Tensor
-    travel_seconds: Tensor
-    orbit: Tensor
-    orbit_rate: Tensor
-    orbit_phase: Tensor
-    hop: Tensor
-    hop_rate: Tensor
-    scale_start: Tensor
-    scale_end: Tensor
-    opacity_start: Tensor
-    opacity_end: Tensor
-    change_seconds: Tensor
-    spin_rate: Tensor
-    blink: Tensor
-    blink_rate: Tensor
-    # Shape: the fields of _Form, in order.
-    family: Tensor
-    a: Tensor
-    b: Tensor
-    c: Tensor
-    d: Tensor
-    shift_x: Tensor
-    shift_y: Tensor
-    squeeze: Tensor
-    rounding: Tensor
-    # Paint: squared colour, squared second colour, and how much of each texture.
-    red: Tensor
-    green: Tensor
-    blue: Tensor
-    second_red: Tensor
-    second_green: Tensor
-    second_blue: Tensor
-    stripes: Tensor
-    dots: Tensor
-    checks: Tensor
+# One thing as tensors (or, packed, as numbers): colours are squared, the second one is that of the texture.
+_PAINT = ("red", "green", "blue", "second_red", "second_green", "second_blue", *TEXTURES[1:])
+_Object = namedtuple("_Object", ("x", "y", "radius", "angle", *Law._fields, *_Form._fields, *_PAINT))  # type: ignore[misc]
 
 
 def _star(points: int, sharpness: float, radius: float, rounding: float, shift_y: float = 0.0, squeeze: float = 1.0) -> _Form:
@@ -193,38 +155,30 @@ _FORMS = {
 def _object(thing: Thing) -> tuple[float, ...]:
     """The fields of _Object as numbers."""
     angle = math.radians(thing.angle) + (math.pi / 4 if thing.shape == "square" else 0.0)
-    red, green, blue = _SQUARED[thing.colour]
     weave = tuple(float(thing.texture == texture) for texture in TEXTURES[1:])
     return (
         *(thing.x, thing.y, SIZES[thing.size], angle),
         *law(thing.motion, thing.speed, thing.reach, thing.phase),
         *_FORMS[thing.shape],
-        *(red, green, blue, *_SQUARED_TINT[thing.colour], *weave),
+        *(*_SQUARED[thing.colour], *_square(tint(thing.colour)), *weave),
     )
 
 
 def _square(rgb: tuple[int, int, int]) -> tuple[float, float, float]:
-    red, green, blue = rgb
-    return (red / 255) ** 2, (green / 255) ** 2, (blue / 255) ** 2
+    red, green, blue = ((value / 255) ** 2 for value in rgb)
+    return red, green, blue
 
 
-_SQUARED = {name: _square(rgb) for name, rgb in COLOURS.items()}
-_SQUARED_TINT = {name: _square(tint(name)) for name in COLOURS}
-_SQUARED_BACKGROUND = {name: _square(rgb) for name, rgb in BACKGROUNDS.items()}
-_UNSEEN: tuple[float, ...] = (
-    *(0.5, 0.5, 0.1, 0.0),
-    *Law(opacity_start=0.0, opacity_end=0.0),
-    *_FORMS["circle"],
-    *(0.0,) * 9,
-)
+_SQUARED = {name: _square(rgb) for name, rgb in (COLOURS | BACKGROUNDS).items()}
+_UNSEEN = (0.5, 0.5, 0.1, 0.0, *Law(opacity_start=0.0, opacity_end=0.0), *_FORMS["circle"], *(0.0 for _ in _PAINT))
 _SLOPES = {"plain": (0.0, 0.0), "across": (1.0, 0.0), "down": (0.0, 1.0), "diagonal": (0.5, 0.5)}
 
 
 def _background(scene: Scene) -> tuple[float, ...]:
     """First colour, second colour, how much of the second each step to the right and down brings."""
     background = scene.background
-    first = _SQUARED_BACKGROUND[background.colour]
-    second = first if background.gradient == "plain" else _SQUARED_BACKGROUND[background.other]
+    first = _SQUARED[background.colour]
+    second = first if background.gradient == "plain" else _SQUARED[background.other]
     return (*first, *second, *_SLOPES[background.gradient])
 
 
@@ -238,51 +192,40 @@ def _ground(background_BP: Tensor, x_1W: Tensor, y_H1: Tensor) -> list[Tensor]:
 
 
 def _things(
-    thing: _Object, seconds: Tensor, x: Tensor, y: Tensor, wide: float, high: float, side: int
+    thing: Any, seconds: Tensor, x: Tensor, y: Tensor, wide: float, high: float, side: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """For each thing and pixel: how much it covers, how dark its shadow is, its light, and how much of its second colour."""
-    # The motion formula of motion.py, on tensors.
-    travelled = torch.minimum(seconds, thing.travel_seconds)
-    orbit_angle = thing.orbit_phase + thing.orbit_rate * seconds
-    hop = torch.frac(thing.hop_rate * seconds)
-    change = _ease(seconds / thing.change_seconds)
-    lit = _ease(0.5 + 1.2 * torch.cos(math.tau * thing.blink_rate * seconds))
-    centre_x = (thing.x + thing.velocity_x * travelled) * wide + thing.orbit * torch.cos(orbit_angle)
-    centre_y = (thing.y + thing.velocity_y * travelled - thing.hop * 4 * hop * (1 - hop)) * high
-    centre_y = centre_y + thing.orbit * torch.sin(orbit_angle)
-    radius = thing.radius * (thing.scale_start + (thing.scale_end - thing.scale_start) * change)
-    angle = thing.angle + thing.spin_rate * seconds
-    opacity = (thing.opacity_start + (thing.opacity_end - thing.opacity_start) * change) * (1 - thing.blink * (1 - lit))
-
+    at = state(thing, thing.x, thing.y, seconds, _TENSORS)
+    centre_x, centre_y = at.x * wide + at.orbit_x, at.y * high + at.orbit_y
+    radius, angle, opacity = thing.radius * at.scale, thing.angle + at.turn, at.opacity
     right, up = (x - centre_x) / radius, (centre_y - y) / radius
     cos, sin = torch.cos(angle), torch.sin(angle)
     local_x, local_y = right * cos - up * sin, right * sin + up * cos
     distance = _distance(thing, local_x, local_y)
-    cover = opacity * _ease(0.5 - distance * radius * (side / EDGE))
+    cover = opacity * _soft(0.5 - distance * radius * (side / EDGE))
     # The same shape a little lower, with a wide edge, is its shadow.
     below = up + 0.14
     shadow = _distance(thing, right * cos - below * sin, right * sin + below * cos)
-    shade = 0.30 * opacity * _ease(0.5 - (shadow - 0.02) / 0.44)
-    light = 1.0 + 0.13 * (0.8 * up - 0.35 * right) - 0.10 * _ease(1 + distance / 0.22)
+    shade = 0.30 * opacity * _soft(0.5 - (shadow - 0.02) / 0.44)
+    light = 1.0 + 0.13 * (0.8 * up - 0.35 * right) - 0.10 * _soft(1 + distance / 0.22)
     return cover, shade, light, _texture(thing, local_x, local_y)
 
 
-def _ease(value: Tensor) -> Tensor:
-    value = value.clamp(0, 1)
-    return value * value * (3 - 2 * value)
+def _soft(value: Tensor) -> Tensor:
+    return ease(value.clamp(0, 1))
 
 
-def _texture(thing: _Object, x: Tensor, y: Tensor) -> Tensor:
+def _texture(thing: Any, x: Tensor, y: Tensor) -> Tensor:
     """How much of the second colour: 0 or 1, with soft edges; turns and grows with the thing."""
     along, across = x * (math.tau / WEAVE), y * (math.tau / WEAVE)
     cos_along, cos_across = torch.cos(along), torch.cos(across)
-    stripes = _ease(0.5 + 0.9 * torch.cos((along + across) * math.sqrt(0.5)))
-    dots = _ease(0.5 + 0.9 * (cos_along + cos_across - 0.75))
-    checks = _ease(0.5 + 1.3 * torch.cos(along * 0.75) * torch.cos(across * 0.75))
+    stripes = _soft(0.5 + 0.9 * torch.cos((along + across) * math.sqrt(0.5)))
+    dots = _soft(0.5 + 0.9 * (cos_along + cos_across - 0.75))
+    checks = _soft(0.5 + 1.3 * torch.cos(along * 0.75) * torch.cos(across * 0.75))
     return thing.stripes * stripes + thing.dots * dots + thing.checks * checks
 
 
-def _distance(thing: _Object, x: Tensor, y: Tensor) -> Tensor:
+def _distance(thing: Any, x: Tensor, y: Tensor) -> Tensor:
     """Signed distance to the edge in radii, negative inside (after Inigo Quilez, "2D distance functions")."""
     x, y = (x - thing.shift_x) * thing.squeeze, y - thing.shift_y
     length = torch.sqrt(x * x + y * y + 1e-12)
