@@ -4,7 +4,7 @@
 
 Weights are random, made on the device: speed does not depend on them. 24 frames are 7 latent frames; guidance is on; a run that
 warms up comes first and is reported as the cold start; decoding is timed apart. Every measurement is a line of --out at once.
-The engine is that of `lumos generate` (diffusion/job.py); the matrix-product peak is measured in the same process.
+The engine is that of `lumos generate` (diffusion/sampler.py); the matrix-product peak is measured in the same process.
 """
 
 import argparse
@@ -15,17 +15,17 @@ import time
 import typing
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lumos.diffusion.engine import Compute, prepare
-from lumos.diffusion.estimate import estimate, matrix_rate
-from lumos.diffusion.job import Job, Plan
-from lumos.diffusion.sampler import SamplerConfig, Shortcuts
+from lumos.diffusion.compute import Compute, prepare_model
+from lumos.diffusion.cost import generation_cost, matrix_rate
+from lumos.diffusion.frame_model import FrameModel, VideoSpec
+from lumos.diffusion.sampler import SamplerConfig, sample_video
 from lumos.files import add_line
 from lumos.generate import Generator
 from lumos.model.quantise import Precision, multiply, quantise, to_fp8
@@ -37,6 +37,7 @@ from lumos.tokenizer.model import VideoTokenizer
 
 GIB = 2**30
 PROMPT = 60  # text ids
+PROMPT_IDS = [number % 90 for number in range(PROMPT)]
 SEVEN = 25  # frames that 7 latent frames decode to
 PROMPTS = ("a red circle moves to the right", "a blue star spins", "two green squares stay still", "a yellow ring falls")
 ACCELERATED = 12  # steps: what `SamplerConfig` has
@@ -76,7 +77,7 @@ class Variant:
     steps: int
     compute: Compute
     eager: bool = False
-    shortcuts: Shortcuts = field(default_factory=Shortcuts)
+    only_visible: bool = False
     every_cell: bool = True
 
 
@@ -86,7 +87,7 @@ def variants(steps: int) -> list[Variant]:
     return [
         Variant("exact bf16", steps, plain),
         Variant("accelerated bf16", ACCELERATED, plain),
-        Variant("accelerated bf16, visible history", ACCELERATED, plain, shortcuts=Shortcuts(only_visible=True)),
+        Variant("accelerated bf16, visible history", ACCELERATED, plain, only_visible=True),
         Variant("not compiled", 4, plain, eager=True, every_cell=False),
         Variant("flash kernel", 4, replace(plain, attention="flash"), every_cell=False),
         Variant("no CUDA graphs", 4, replace(plain, graphs=False), every_cell=False),
@@ -157,30 +158,30 @@ def make_model(config: ModelConfig, device: torch.device, dtype: torch.dtype) ->
     return model
 
 
-def plan_of(cell: Cell) -> Plan:
-    return Plan(Grid(cell.height // 8, cell.width // 8), SEVEN, fps=12, window=22, latest=21, trained=SEVEN)
+def spec_of(cell: Cell) -> VideoSpec:
+    grid = Grid(cell.height // 8, cell.width // 8)
+    return VideoSpec(grid, 1 + SEVEN // 4, SEVEN, fps=12, window=22, latest=21)
 
 
-def job_of(model: Transformer, cell: Cell, vocabulary: Vocabulary, settings: SamplerConfig, variant: Variant) -> Job:
-    prompt = [number % 90 for number in range(PROMPT)]
+def frames_of(
+    model: Transformer, cell: Cell, vocabulary: Vocabulary, settings: SamplerConfig, variant: Variant
+) -> Iterator[Tensor]:
+    """Codes of one latent frame after another: prompt, frames and history, as `lumos generate` makes them, but for decoding."""
     compiled = variant.compute.compile is True and not variant.eager and model.embedding.is_cuda
-    return Job(model, vocabulary, plan_of(cell), [prompt], [0], settings, variant.compute, compiled)
+    spec = spec_of(cell)
+    made = FrameModel(model, vocabulary, spec, [PROMPT_IDS], [0], settings, variant.compute, compiled)
+    codes = spec.grid.rows * spec.grid.columns
+    return sample_video(made, settings, torch.zeros(1, 0, codes, dtype=torch.int64, device=made.device))
 
 
 def make_video(model: Transformer, cell: Cell, vocabulary: Vocabulary, settings: SamplerConfig, variant: Variant) -> Tensor:
-    """All codes of one video, codes_BTHW: prompt, frames and history, as `lumos generate` makes them, but for decoding."""
-    job = job_of(model, cell, vocabulary, settings, variant)
-    frames = []
-    for number in range(job.plan.latent_frames):
-        frames.append(job.sample())
-        if number + 1 < job.plan.latent_frames:
-            job.commit(frames[-1])
-    return torch.stack(frames, dim=1)
+    """All codes of one video, codes_BTN."""
+    return torch.stack(list(frames_of(model, cell, vocabulary, settings, variant)), dim=1)
 
 
 def measure(bench: Bench, cell: Cell, vocabulary: Vocabulary, model: Transformer, variant: Variant, rate: float) -> None:
     """One variant: cold start, then a video. With fewer measured steps than the video's, the difference is multiplied."""
-    settings = SamplerConfig(steps=variant.steps, guidance=15.0, shortcuts=variant.shortcuts)
+    settings = SamplerConfig(steps=variant.steps, guidance=15.0, only_visible=variant.only_visible)
 
     def run(steps: int) -> Tensor:
         with torch.compiler.set_stance("force_eager" if variant.eager else "default"):
@@ -192,7 +193,8 @@ def measure(bench: Bench, cell: Cell, vocabulary: Vocabulary, model: Transformer
     with bench.peak() as peak:
         seconds = bench.seconds(lambda: run(measured))
     whole = seconds if measured == variant.steps else warm + (seconds - warm) * (variant.steps - 2) / max(1, measured - 2)
-    counted = estimate(model.config, plan_of(cell), PROMPT + 2, vocabulary.codes, 1, model.embedding.dtype.itemsize, settings)
+    item = model.embedding.dtype.itemsize
+    counted = generation_cost(model.config, spec_of(cell), 0, PROMPT + 2, vocabulary.codes, 1, item, settings)
     bench.keep(
         what="video",
         cell=cell.name,
@@ -215,14 +217,14 @@ def profile_steps(bench: Bench, cell: Cell, vocabulary: Vocabulary, model: Trans
     from torch.profiler import ProfilerActivity, profile
 
     steps = 4
-    job = job_of(model, cell, vocabulary, SamplerConfig(steps=steps, guidance=15.0, shortcuts=variant.shortcuts), variant)
-    for _ in range(3):
-        job.commit(job.sample())
-    job.sample()
+    settings = SamplerConfig(steps=steps, guidance=15.0, only_visible=variant.only_visible)
+    frames = frames_of(model, cell, vocabulary, settings, variant)
+    for _ in range(4):
+        next(frames)
     bench.wait()
     activity = ProfilerActivity.CUDA if bench.cuda else ProfilerActivity.CPU
     with profile(activities=[activity]) as found:
-        seconds = bench.seconds(job.sample)
+        seconds = bench.seconds(lambda: next(frames))
     times: dict[str, float] = {}
     for event in found.key_averages():
         times[event.key] = (event.self_device_time_total if bench.cuda else event.self_cpu_time_total) / 1e6
@@ -261,10 +263,10 @@ def precision_error(bench: Bench, cell: Cell, vocabulary: Vocabulary, dtype: tor
     for precision in typing.get_args(Precision):
         model = make_model(cell.model, bench.device, dtype)
         quantise(model, precision)
-        job = job_of(model, cell, vocabulary, SamplerConfig(steps=2), Variant("", 2, Compute(compile=False)))
-        hidden = job._run(job.template_BN, job._turn(0), len(job.starts))[:, job.slot_N[:256]]
-        logits[precision] = multiply(hidden, job.head_VD).float()
-        del model, job
+        made = FrameModel(model, vocabulary, spec_of(cell), [PROMPT_IDS], [0], SamplerConfig(steps=2), Compute(compile=False))
+        hidden = made._pass(made._rotation(0), len(made.starts))(made.template_BN)[:, made.slot_N[:256]]
+        logits[precision] = multiply(hidden, made.head_VD).float()
+        del model, made
         bench.free()
     for precision in ("fp8", "int8"):
         error = (logits[precision] - logits["plain"]).norm() / logits["plain"].norm()
@@ -357,9 +359,9 @@ def run_cell(
                     bench.free()
                     model = make_model(cell.model, bench.device, dtype)
                 precision = variant.compute.precision
-                prepare(model, replace(variant.compute, compile=not variant.eager), bench.device)
+                prepare_model(model, replace(variant.compute, compile=not variant.eager), bench.device)
             elif variant is chosen[0]:
-                prepare(model, variant.compute, bench.device)
+                prepare_model(model, variant.compute, bench.device)
             measure(bench, cell, vocabulary, model, variant, rate)
             if variant.name.startswith("exact"):
                 profile_steps(bench, cell, vocabulary, model, variant)

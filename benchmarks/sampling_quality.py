@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from lumos.diffusion.sampler import SamplerConfig, Shortcuts
+from lumos.diffusion.sampler import SamplerConfig
 from lumos.evaluation.making import to_bytes
 from lumos.evaluation.prompts import one_object
 from lumos.evaluation.workers import Workers, usual_workers
@@ -26,44 +26,26 @@ from lumos.generate import Generator
 from research.one_object import look_without_scene
 
 STEPS = (4, 6, 8, 12, 18, 25, 50)
-SAMPLERS = ("paper", "random", "halton", "entropy", "remask")
-SCHEDULES = {
-    "constant": Shortcuts(),
-    "rising": Shortcuts(guidance_schedule="rising"),
-    "off in the first quarter": Shortcuts(guidance_from=0.25),
-    "off in the last quarter": Shortcuts(guidance_until=0.75),
-    "off in the last half": Shortcuts(guidance_until=0.5),
-}
-HISTORIES = {
-    "full (paper)": Shortcuts(),
-    "first frame kept": Shortcuts(keep_first=True),
-    "window of 3": Shortcuts(window=3),
-    "window of 3, first frame kept": Shortcuts(window=3, keep_first=True),
-    "visible places only": Shortcuts(only_visible=True),
-    "packed": Shortcuts(pack=True),
-    "packed, visible only, first frame kept": Shortcuts(pack=True, only_visible=True, keep_first=True),
+SAMPLERS = ("paper", "random", "halton", "remask")
+GUIDANCE = {"constant": 1.0, "off in the last quarter": 0.75, "off in the last half": 0.5}  # guidance_until
+HISTORIES: dict[str, dict[str, Any]] = {
+    "full (paper)": {},
+    "window of 3": {"window": 3},
+    "visible places only": {"only_visible": True},
 }
 LENGTHS = (17, 33, 65, 129)
 
 
 def points(own: SamplerConfig) -> list[tuple[str, str, int, SamplerConfig]]:
     """(table, row, frames, settings), the most telling first."""
-    found = [
-        ("history", name, frames, replace(own, shortcuts=shortcuts))
-        for frames in LENGTHS[:1]
-        for name, shortcuts in HISTORIES.items()
-    ]
+    found = [("history", name, frames, replace(own, **changes)) for frames in LENGTHS[:1] for name, changes in HISTORIES.items()]
     found += [
         ("steps", f"{sampler}, {steps}", 17, replace(own, steps=steps, sampler=sampler))  # type: ignore[arg-type]
         for steps in (12, 8, 18, 6, 25, 4, 50)
         for sampler in SAMPLERS
     ]
-    found += [("guidance", name, 17, replace(own, shortcuts=shortcuts)) for name, shortcuts in SCHEDULES.items()]
-    found += [
-        ("history", name, frames, replace(own, shortcuts=shortcuts))
-        for frames in LENGTHS[1:]
-        for name, shortcuts in HISTORIES.items()
-    ]
+    found += [("guidance", name, 17, replace(own, guidance_until=until)) for name, until in GUIDANCE.items()]
+    found += [("history", name, frames, replace(own, **changes)) for frames in LENGTHS[1:] for name, changes in HISTORIES.items()]
     return found
 
 

@@ -1,9 +1,7 @@
-"""Prompts (and perhaps an image or a video) -> an iterator of finished frames (paper section 3.3, sampling).
+"""Prompts (and perhaps an image or the start of a video) -> an iterator of finished frames (paper section 3.3, sampling).
 
-`Generator.stream` is the whole method: prefix once, then for each latent frame `steps` denoising passes over the frame's own
-slots, one more pass that commits it partly masked as history, and its pixels out of the streaming tokenizer. Text-to-image is
-one frame, image-to-video is "the first frame is given", continuation is "these frames are given". The batch itself, with its
-cache and random streams, is `diffusion/job.py`.
+Text-to-image is one frame, image-to-video is "the first frame is given", continuation is "these frames are given". The codes come
+from `diffusion/sampler.py:sample_video`, which is the whole method; the streaming tokenizer turns them into pixels.
 """
 
 import math
@@ -14,15 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lumos.diffusion.engine import Compute, prepare
-from lumos.diffusion.estimate import Estimate, check_memory, estimate
-from lumos.diffusion.job import Job, Plan, Progress
-from lumos.diffusion.sampler import SamplerConfig
+from lumos.diffusion.compute import Compute, prepare_model
+from lumos.diffusion.cost import GenerationCost, check_memory, generation_cost
+from lumos.diffusion.frame_model import FrameModel, VideoSpec
+from lumos.diffusion.sampler import Progress, SamplerConfig, sample_video
 from lumos.model.adapter import merge_adapter
 from lumos.model.rope import PLACES
 from lumos.model.transformer import Transformer
 from lumos.model_folder import FolderConfig, load_model
-from lumos.sequence.layout import Grid, clock
+from lumos.sequence.layout import SIZE_UNIT, Grid, clock
 from lumos.sequence.prompt_template import said_frames
 from lumos.sequence.text import TextTokenizer
 from lumos.sequence.token_file import About, Tokens
@@ -49,7 +47,7 @@ class Generator:
         self.compute = compute or Compute(compile=False)
         self.model = model.to(device, dtype).eval()
         self.model.make_tables(device)  # angles stay float32
-        self.compiled = prepare(self.model, self.compute, device)
+        self.compiled = prepare_model(self.model, self.compute, device)
         self.tokenizer = tokenizer.to(device).eval()
 
     @classmethod
@@ -92,23 +90,20 @@ class Generator:
         progress: Progress | None = None,
         record: list[Tensor] | None = None,
     ) -> Iterator[Tensor]:
-        """Yield pixels_BCFHW in [-1, 1]: the first frame alone, then 4 at a time. Closing it gives its memory back.
+        """Yield pixels_BCFHW in [-1, 1]: the first frame alone, then those of one latent frame at a time.
 
         frames: length of the result in frames, 1 + 4k, given ones included (1 = an image); default the trained length.
         seed: one for all prompts, or one each. A prompt and its seed give the same video whatever else is in the batch.
         given: pixels_CFHW of frames to go on from (an image is one frame), shared by all prompts.
-        progress: called with (denoising passes done, all of them).
-        record: a list that codes_BHW of each latent frame
-        are added to, for `tokens`.
+        progress: called with (denoising steps done, all of them). Close the iterator early to free the cache.
+        record: list to which codes_BHW of every latent frame are appended; pass it to `tokens`.
         """
         batch = [prompts] if isinstance(prompts, str) else list(prompts)
-        video, settings = self.config.video, sampler or self.config.sampler
-        frames = video.frames if frames is None else frames
-        grid = self._grid(height or video.height, width or video.width)
-        self._check_frames(frames, 0 if given is None else given.shape[1])
-        codes_BTHW = self._encode(given, len(batch), grid)
-        plan = self._plan(grid, frames, given=codes_BTHW.shape[1], at_hand=codes_BTHW.shape[1])
-        yield from self._make(plan, batch, seeds_of(seed, len(batch)), settings, codes_BTHW, progress, record)
+        grid = self._grid(height, width)
+        codes_BTHW = self._encode(given, grid).expand(len(batch), -1, -1, -1)
+        frames = self.config.video.frames if frames is None else frames
+        spec = self._spec(grid, frames, given=codes_BTHW.shape[1], known=codes_BTHW.shape[1])
+        yield from self._make(spec, batch, seeds_of(seed, len(batch)), sampler, codes_BTHW, progress, record)
 
     @torch.inference_mode()
     def branch(
@@ -127,27 +122,19 @@ class Generator:
         With the same prompts, seeds and settings the end is the same, too. frames: default the trained length, or 16 more
         than `kept` if that is longer.
         """
-        about, (_, T, rows, columns) = tokens.about, tokens.codes_BTHW.shape
+        about, (videos, T, rows, columns) = tokens.about, tokens.codes_BTHW.shape
         batch = list(about.prompts) if prompts is None else [prompts] if isinstance(prompts, str) else list(prompts)
-        codes_BTHW = tokens.codes_BTHW.to(self.device)
-        if codes_BTHW.shape[0] == 1:
-            codes_BTHW = codes_BTHW.expand(len(batch), -1, -1, -1)
-        if len(batch) != codes_BTHW.shape[0]:
-            raise ValueError(
-                f"prompts must be as many as the {len(codes_BTHW)} videos to branch from, got {len(batch)}; give one each"
-            )
-        if kept % 4 != 1 or not 1 <= kept <= 4 * T - 3:
-            raise ValueError(
-                f"frames to keep must be 1 + 4k, at most the {4 * T - 3} that there are, got {kept}; use {4 * T - 3}"
-            )
+        if videos not in (1, len(batch)):
+            raise ValueError(f"prompts must be as many as the {videos} videos to branch from, got {len(batch)}; give one each")
+        known, most = self._latent(kept), 1 + (T - 1) * self.tokenizer.temporal
+        if known is None or not 1 <= kept <= most:
+            raise ValueError(f"frames to keep must be 1 + 4k, at most the {most} that there are, got {kept}; use {most}")
+        codes_BTHW = tokens.codes_BTHW[:, :known].to(self.device).expand(len(batch), -1, -1, -1)
         frames = max(self.config.video.frames, kept + CONTINUE) if frames is None else frames
-        self._check_frames(frames, kept)
-        hand = 1 + kept // 4
+        spec = self._spec(self._grid_of(rows, columns), frames, given=min(about.given, known), known=known)
         seeds = list(about.seeds) if seed is None else seeds_of(seed, len(batch))
-        plan = self._plan(self._of_codes(rows, columns), frames, given=min(about.given, hand), at_hand=hand)
-        settings = sampler or self.config.sampler
         seeds = seeds * len(batch) if len(seeds) == 1 else seeds
-        yield from self._make(plan, batch, seeds, settings, codes_BTHW[:, :hand], progress, record)
+        yield from self._make(spec, batch, seeds, sampler, codes_BTHW, progress, record)
 
     @torch.inference_mode()
     def decode(self, tokens: Tokens) -> Iterator[Tensor]:
@@ -157,31 +144,21 @@ class Generator:
             yield self.tokenizer.decode_next(codes_BHW, decoder).float().clamp(-1, 1)
 
     def tokens(self, record: Sequence[Tensor], prompts: Sequence[str], seed: int | Sequence[int], given: int = 0) -> Tokens:
-        """What `stream` or `branch` recorded, ready for `save_tokens` and `branch`; `given` frames of it were not made."""
-        about = About(
-            tuple(prompts),
-            tuple(seeds_of(seed, len(prompts))),
-            self.config.video.fps,
-            -(-given // 4),
-            fingerprint(self.tokenizer),
-        )
+        """What `stream` or `branch` recorded, ready for `save_tokens` and `branch`; `given` latent frames came from outside."""
+        seeds = tuple(seeds_of(seed, len(prompts)))
+        about = About(tuple(prompts), seeds, self.config.video.fps, given, fingerprint(self.tokenizer))
         return Tokens(torch.stack([codes_BHW.cpu() for codes_BHW in record], dim=1), about)
 
-    def estimate(
+    def cost(
         self,
         prompts: int,
         frames: int,
-        height: int,
-        width: int,
+        height: int | None = None,
+        width: int | None = None,
         sampler: SamplerConfig | None = None,
-        given: int = 0,
-    ) -> Estimate:
-        """Memory beside the weights, and operations, of making so many videos at once, of which the first `given` frames are at
-        hand. ValueError for impossible sizes."""
-        self._check_frames(frames, given)
-        at_hand = -(-given // 4)
-        plan = self._plan(self._grid(height, width), frames, given=at_hand, at_hand=at_hand)
-        return self._estimate(plan, prompts, sampler or self.config.sampler)
+    ) -> GenerationCost:
+        """Memory beside the weights, and operations, of making so many videos at once. ValueError for impossible sizes."""
+        return self._cost(self._spec(self._grid(height, width), frames), 0, prompts, sampler or self.config.sampler)
 
     def prompt_ids(self, prompt: str, frames: int, height: int, width: int) -> list[int]:
         """Text ids of one prompt inside the model's template; too long a prompt is a ValueError."""
@@ -189,7 +166,7 @@ class Generator:
         ids = self.text.encode(prompt)
         if video.template != "{caption}":
             seconds, fps = clock(min(frames, video.frames), video.fps)
-            said = said_frames(1 + (frames - 1) // 4, seconds, fps)
+            said = said_frames(1 + (frames - 1) // self.tokenizer.temporal, seconds, fps)
             ids = self.text.encode(video.template.format(width=width, height=height, frames=said, fps=fps, caption=prompt))
         if len(ids) > video.slots - 2:
             raise ValueError(f"a prompt may have at most {video.slots - 2} text ids for this model, got {len(ids)}; shorten it")
@@ -197,62 +174,73 @@ class Generator:
 
     def _make(
         self,
-        plan: Plan,
+        spec: VideoSpec,
         prompts: list[str],
         seeds: list[int],
-        settings: SamplerConfig,
-        codes_BTHW: Tensor,
+        sampler: SamplerConfig | None,
+        known_BTHW: Tensor,
         progress: Progress | None,
         record: list[Tensor] | None,
     ) -> Iterator[Tensor]:
-        grid = plan.grid
-        texts = [self.prompt_ids(prompt, plan.frames, grid.rows * 8, grid.columns * 8) for prompt in prompts]
-        check_memory(self._estimate(plan, len(prompts), settings).bytes, self.device)
-        job = Job(self.model, self.config.vocabulary, plan, texts, seeds, settings, self.compute, compiled=self.compiled)
+        settings, grid, known = sampler or self.config.sampler, spec.grid, known_BTHW.shape[1]
+        frames = 1 + (spec.latent_frames - 1) * grid.temporal
+        height, width = grid.rows * grid.spatial, grid.columns * grid.spatial
+        texts = [self.prompt_ids(prompt, frames, height, width) for prompt in prompts]
+        check_memory(self._cost(spec, known, len(prompts), settings).bytes, self.device)
+        # Prompts of equal length lie side by side, so that they share calls of attention.
+        order = sorted(range(len(prompts)), key=lambda row: len(texts[row]))
+        order_B = torch.tensor(order, device=self.device)
+        back_B = order_B.argsort()
+        texts, seeds = [texts[row] for row in order], [seeds[row] for row in order]
+        model = FrameModel(self.model, self.config.vocabulary, spec, texts, seeds, settings, self.compute, self.compiled)
         decoder = self.tokenizer.start_stream()
-        for number in range(plan.latent_frames):
-            codes_BHW = codes_BTHW[:, number] if number < plan.at_hand else job.sample(progress)
+        for codes_BN in sample_video(model, settings, known_BTHW[order_B].flatten(2), progress):
+            codes_BHW = codes_BN[back_B].unflatten(1, (grid.rows, grid.columns))
             if record is not None:
                 record.append(codes_BHW)
             yield self.tokenizer.decode_next(codes_BHW, decoder).float().clamp(-1, 1)
-            if number + 1 < plan.latent_frames:  # once it is shown; nothing will see the last frame
-                job.commit(codes_BHW)
 
-    def _estimate(self, plan: Plan, prompts: int, settings: SamplerConfig) -> Estimate:
+    def _cost(self, spec: VideoSpec, known: int, prompts: int, settings: SamplerConfig) -> GenerationCost:
         codes, item = self.config.vocabulary.codes, self.dtype.itemsize
-        return estimate(self.model.config, plan, self.config.video.slots, codes, prompts, item, settings)
+        return generation_cost(self.model.config, spec, known, self.config.video.slots, codes, prompts, item, settings)
 
-    def _plan(self, grid: Grid, frames: int, given: int = 0, at_hand: int = 0) -> Plan:
-        video = self.config.video
-        return Plan(grid, frames, video.fps, video.window, video.latest, video.frames, given, at_hand)
-
-    def _grid(self, height: int, width: int) -> Grid:
-        for name, side in (("height", height), ("width", width)):
-            if side < 32 or side % 32:
-                raise ValueError(
-                    f"{name} must be a multiple of 32, at least 32, got {side}; use {max(32, round(side / 32) * 32)}"
-                )
-        return self._of_codes(height // 8, width // 8)
-
-    def _of_codes(self, rows: int, columns: int) -> Grid:
-        model = self.config.model
-        return Grid(rows, columns, places=PLACES[model.rope], causal=model.causal)
-
-    def _check_frames(self, frames: int, given: int) -> None:
-        if frames < 1 or frames % 4 != 1:
-            raise ValueError(f"frames must be 1 + 4k, got {frames}; use {max(1, math.ceil((frames - 1) / 4) * 4 + 1)}")
-        if given and (given % 4 != 1 or given >= frames):
-            raise ValueError(f"frames must be more than the {given} given ones (1 + 4k of them), got {frames}; use {given + 16}")
-
-    def _encode(self, given: Tensor | None, rows: int, grid: Grid) -> Tensor:
-        if given is None:
-            return torch.zeros(rows, 0, grid.rows, grid.columns, dtype=torch.int64, device=self.device)
-        codes_BTHW = self.tokenizer.encode(given[None].to(self.device))
-        if codes_BTHW.shape[2:] != (grid.rows, grid.columns):
+    def _spec(self, grid: Grid, frames: int, given: int = 0, known: int = 0) -> VideoSpec:
+        video, temporal = self.config.video, self.tokenizer.temporal
+        latent, known_frames = self._latent(frames), 1 + (known - 1) * temporal
+        if latent is None:
+            nearest = max(1, math.ceil((frames - 1) / temporal) * temporal + 1)
+            raise ValueError(f"frames must be 1 + {temporal}k, got {frames}; use {nearest}")
+        if known and latent <= known:
             raise ValueError(
-                f"given frames must be {grid.columns * 8}x{grid.rows * 8}, got {given.shape[3]}x{given.shape[2]}; resize them"
+                f"frames must be more than the {known_frames} given ones, got {frames}; use {known_frames + CONTINUE}"
             )
-        return codes_BTHW.expand(rows, -1, -1, -1)
+        return VideoSpec(grid, latent, min(frames, video.frames), video.fps, video.window, video.latest, given)
+
+    def _latent(self, frames: int) -> int | None:
+        """Latent frames of so many frames; None for a number that is not 1 + k of them."""
+        k, rest = divmod(frames - 1, self.tokenizer.temporal)
+        return 1 + k if k >= 0 and rest == 0 else None
+
+    def _grid(self, height: int | None, width: int | None) -> Grid:
+        sides = {"height": height or self.config.video.height, "width": width or self.config.video.width}
+        for name, side in sides.items():
+            if side < SIZE_UNIT or side % SIZE_UNIT:
+                nearest = max(SIZE_UNIT, round(side / SIZE_UNIT) * SIZE_UNIT)
+                raise ValueError(f"{name} must be a multiple of {SIZE_UNIT}, at least {SIZE_UNIT}, got {side}; use {nearest}")
+        spatial = self.tokenizer.spatial
+        return self._grid_of(sides["height"] // spatial, sides["width"] // spatial)
+
+    def _grid_of(self, rows: int, columns: int) -> Grid:
+        model, tokenizer = self.config.model, self.tokenizer
+        return Grid(rows, columns, tokenizer.temporal, tokenizer.spatial, PLACES[model.rope], model.causal)
+
+    def _encode(self, given: Tensor | None, grid: Grid) -> Tensor:
+        if given is None:
+            return torch.zeros(1, 0, grid.rows, grid.columns, dtype=torch.int64, device=self.device)
+        height, width = grid.rows * grid.spatial, grid.columns * grid.spatial
+        if given.shape[2:] != (height, width):
+            raise ValueError(f"given frames must be {width}x{height}, got {given.shape[3]}x{given.shape[2]}; resize them")
+        return self.tokenizer.encode(given[None].to(self.device))
 
 
 def seeds_of(seed: int | Sequence[int], prompts: int) -> list[int]:

@@ -1,7 +1,7 @@
 """Every named configuration, as Python: what `lumos train NAME` and `lumos train-tokenizer NAME` run."""
 
 from lumos.data.shapes import ShapesConfig
-from lumos.diffusion.sampler import SamplerConfig, Shortcuts
+from lumos.diffusion.sampler import SamplerConfig
 from lumos.model.transformer import LUMOS_1B, LUMOS_3B, ModelConfig
 from lumos.model_folder import VideoConfig
 from lumos.sequence.prompt_template import TEMPLATE
@@ -53,7 +53,7 @@ MODELS: dict[str, TrainModelConfig] = {
             temperature=0.6,
             noise=2.0,
             history=0.7,
-            shortcuts=Shortcuts(guidance_until=0.5),
+            guidance_until=0.5,
             first=4.0,
         ),
         mask="nested",

@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
-import lumos.diffusion.estimate as estimates
-import lumos.diffusion.job as jobs
+import lumos.diffusion.cost as costs
+import lumos.diffusion.frame_model as frame_model
 from lumos.cli.generate_files import Request, generate_to_files
-from lumos.diffusion.engine import Compute
-from lumos.diffusion.history import most_slots, shrink
-from lumos.diffusion.job import Job, Plan
-from lumos.diffusion.sampler import MASKED, SamplerConfig, Shortcuts, guide
+from lumos.diffusion.compute import Compute
+from lumos.diffusion.draw import guide
+from lumos.diffusion.frame_model import FrameModel, VideoSpec
+from lumos.diffusion.sampler import MASKED, SamplerConfig, sample_video
 from lumos.generate import Generator
 from lumos.media.video import read_video
 from lumos.model.attention import dense
@@ -63,29 +63,36 @@ class Watched:
 
 @pytest.fixture
 def watched(monkeypatch: pytest.MonkeyPatch) -> Watched:
-    watched, guess, sample_frame, hidden = Watched(), jobs.guess, jobs.sample_frame, Job._hidden
+    watched, draw, predict, commit, hidden = (
+        Watched(),
+        frame_model.draw_codes,
+        FrameModel.predict,
+        FrameModel.commit,
+        FrameModel._hidden,
+    )
 
     def keep_logits(hidden_RMD: Tensor, head_VD: Tensor, strength: float, *rest: Any) -> Any:
         logits = hidden_RMD @ head_VD.T
         watched.logits.append(guide(*logits.chunk(2), strength) if strength != 1 else logits)
-        return guess(hidden_RMD, head_VD, strength, *rest)
+        return draw(hidden_RMD, head_VD, strength, *rest)
 
-    def keep_passes(look: Any, *rest: Any) -> Tensor:
-        def seeing(codes_BN: Tensor, places_BM: Tensor, step: int) -> Any:
-            watched.shown.append(codes_BN.clone())
-            watched.places.append(places_BM)
-            return look(codes_BN, places_BM, step)
+    def keep_pass(self: FrameModel, codes_BN: Tensor, places_BM: Tensor, *rest: Any) -> Any:
+        watched.shown.append(codes_BN.clone())
+        watched.places.append(places_BM)
+        return predict(self, codes_BN, places_BM, *rest)
 
-        watched.finished.append(sample_frame(seeing, *rest))
-        return watched.finished[-1]
+    def keep_frame(self: FrameModel, number: int, codes_BN: Tensor) -> None:
+        watched.finished.append(codes_BN)
+        commit(self, number, codes_BN)
 
-    def keep_history(self: Job, *rest: Any) -> Tensor:
+    def keep_history(self: FrameModel, *rest: Any) -> Tensor:
         watched.histories.append(hidden(self, *rest))
         return watched.histories[-1]
 
-    monkeypatch.setattr(jobs, "guess", keep_logits)
-    monkeypatch.setattr(jobs, "sample_frame", keep_passes)
-    monkeypatch.setattr(Job, "_hidden", keep_history)
+    monkeypatch.setattr(frame_model, "draw_codes", keep_logits)
+    monkeypatch.setattr(FrameModel, "predict", keep_pass)
+    monkeypatch.setattr(FrameModel, "commit", keep_frame)
+    monkeypatch.setattr(FrameModel, "_hidden", keep_history)
     return watched
 
 
@@ -149,79 +156,58 @@ def test_seeds_are_one_for_all_or_one_each(toy: Generator) -> None:
 
 
 @pytest.mark.parametrize(
-    ("sampler", "shortcuts"),
+    "changes",
     [
-        ("random", Shortcuts(guidance_schedule="rising", guidance_until=0.7)),
-        ("halton", Shortcuts(only_visible=True)),
-        ("entropy", Shortcuts(pack=True, keep_first=True)),
-        ("remask", Shortcuts(only_visible=True, pack=True, window=2)),
+        {"sampler": "random", "guidance_until": 0.7},
+        {"sampler": "halton", "only_visible": True},
+        {"sampler": "remask", "only_visible": True, "window": 2},
     ],
 )
-def test_every_sampler_and_shortcut_makes_videos(toy: Generator, sampler: Any, shortcuts: Shortcuts) -> None:
-    settings = replace(SAMPLER, sampler=sampler, shortcuts=shortcuts)
+def test_every_sampler_and_setting_makes_videos(toy: Generator, changes: Any) -> None:
+    settings = replace(SAMPLER, **changes)
     video = toy(PROMPTS, frames=13, sampler=settings)
     assert video.shape == (3, 3, 13, 32, 32) and video.isfinite().all()
     assert torch.equal(video, toy(PROMPTS, frames=13, sampler=settings))
 
 
-def plan(toy: Generator, frames: int, given: int = 0) -> Plan:
+def model_of(toy: Generator, latent_frames: int, settings: SamplerConfig) -> FrameModel:
     video = toy.config.video
-    return Plan(Grid(4, 4), frames, video.fps, video.window, video.latest, video.frames, given, given)
+    spec = VideoSpec(Grid(4, 4), latent_frames, video.frames, video.fps, video.window, video.latest)
+    return FrameModel(toy.model, toy.config.vocabulary, spec, [toy.text.encode("a red circle")], [0], settings, Compute())
 
 
-def job_of(toy: Generator, frames: int, settings: SamplerConfig, shortcuts: Shortcuts, given: int = 0) -> Job:
-    prompt = toy.text.encode("a red circle")
-    vocabulary = toy.config.vocabulary
-    return Job(toy.model, vocabulary, plan(toy, frames, given), [prompt], [0], replace(settings, shortcuts=shortcuts), Compute())
-
-
-SHORTCUTS = [
-    Shortcuts(),
-    Shortcuts(window=2),
-    Shortcuts(keep_first=True),
-    Shortcuts(only_visible=True),
-    Shortcuts(pack=True, window=4),
-    Shortcuts(only_visible=True, pack=True, keep_first=True, window=4),
-]
-
-
-@pytest.mark.parametrize(("sampler", "shortcuts"), [("released", Shortcuts()), *(("paper", each) for each in SHORTCUTS)])
-def test_any_length_in_constant_memory_with_positions_in_trained_range(
-    toy: Generator, sampler: Any, shortcuts: Shortcuts
-) -> None:
-    settings = replace(SAMPLER, sampler=sampler, history=0.5)
-    job = job_of(toy, 41, settings, shortcuts)
+@pytest.mark.parametrize("changes", [{"sampler": "released"}, {}, {"window": 2}, {"window": 1}, {"only_visible": True}])
+def test_any_length_in_constant_memory_with_positions_in_trained_range(toy: Generator, changes: Any) -> None:
+    settings = replace(SAMPLER, history=0.5, **changes)
+    model = model_of(toy, 11, settings)
     layer, latest, frame_start = toy.model.layers[0], toy.config.video.latest, toy.config.vocabulary.frame_start
-    capacity = job_of(toy, 401, settings, shortcuts).cache.capacity  # ten times as long, and no larger
+    capacity = model_of(toy, 101, settings).cache.capacity  # ten times as long, and no larger
     used = []
-    for number in range(7):
-        job.commit(job.sample())
-        assert job.cache.length == job.prefix + sum(job.frames) + len(job.frames) * 4 and job._start(0) == job.prefix
-        assert len(job.frames) <= job.window - 1
-        used.append(job.cache.length + job.grid.frame_length)
+    for number, _ in enumerate(sample_video(model, settings, torch.zeros(1, 0, 16, dtype=torch.int64))):
+        # at the yield, frames before `number` are history
+        assert model.cache.length == model.prefix + sum(model.history)
+        assert len(model.history) == min(number, model.window - 1)
+        used.append(model.cache.length + model.grid.frame_length)
         # The first layer's keys depend on ids and positions alone, and the frame-start id is never masked: compare that.
-        seen_from = min(number + 1, latest)
-        for age in range(1, len(job.frames) + 1):
-            frame = len(job.frames) - age
-            first = shortcuts.keep_first and frame == 0
-            shown = 0 if first else seen_from - age  # a frame for every one that was made since, the first where it began
-            position = HEADER + shown * job.grid.frame_length + job.length_B
-            cached = job.cache.keys[0, :, :, job._start(frame)]
+        for age in range(1, len(model.history) + 1):
+            shown = min(number, latest) - age  # one frame for every one that was made since
+            position = HEADER + shown * model.grid.frame_length + model.length_B
+            cached = model.cache.keys[0, :, :, model.prefix + sum(model.history[:-age])]
             torch.testing.assert_close(cached, first_key(toy, layer, frame_start, position), rtol=1e-3, atol=1e-3)
-    assert max(used) == capacity == job.cache.capacity
+    assert max(used) == capacity == model.cache.capacity and number == 10
 
 
 def test_what_is_left_out_of_the_cache_is_what_is_masked(toy: Generator, watched: Watched) -> None:
     """With nothing masked, leaving masked places out changes nothing; otherwise only the visible ones' keys are there."""
     bare = replace(SAMPLER, history=0.0)
     whole = toy("a red circle", frames=13, sampler=bare)
-    assert torch.equal(toy("a red circle", frames=13, sampler=replace(bare, shortcuts=Shortcuts(only_visible=True))), whole)
+    assert torch.equal(toy("a red circle", frames=13, sampler=replace(bare, only_visible=True)), whole)
 
     half = replace(SAMPLER, history=0.5)
-    full, sparse = job_of(toy, 9, half, Shortcuts()), job_of(toy, 9, half, Shortcuts(only_visible=True))
-    codes = torch.randint(0, 64, (1, 4, 4), generator=torch.Generator().manual_seed(3))
-    full.commit(codes)
-    sparse.commit(codes)
+    full, sparse = model_of(toy, 3, half), model_of(toy, 3, replace(half, only_visible=True))
+    codes = torch.randint(0, 64, (1, 16), generator=torch.Generator().manual_seed(3))
+    full.commit(0, codes)
+    sparse.commit(0, codes)
     visible = (~watched.histories[-1].flatten()).nonzero()[:, 0]
     slots = [0, 1, 2, *(3 + visible).tolist(), full.grid.frame_length - 1]
     assert len(visible) == 10
@@ -229,26 +215,16 @@ def test_what_is_left_out_of_the_cache_is_what_is_masked(toy: Generator, watched
     assert torch.equal(sparse.cache.keys[:, :, :, sparse.prefix : sparse.cache.length], there)
 
 
-def test_packing_halves_with_every_frame_of_distance() -> None:
-    frames: list[int] = []
-    for _ in range(6):
-        frames = [count for count in shrink([*frames, 20], 5, Shortcuts(pack=True)) if count is not None]
-    assert frames == [3, 5, 10, 20]
-    assert shrink([20, 10, 20], 9, Shortcuts(pack=True, keep_first=True)) == [20, 5, 20]
-    assert shrink([20, 20, 20], 3, Shortcuts(keep_first=True)) == [20, None, 20]
-    assert most_slots(1, 20, 20, 5, Shortcuts()) == 24 and most_slots(99, 20, 20, 5, Shortcuts()) == 5 * 24
-
-
 def test_rows_that_do_not_pause_change_nothing(toy: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
     """Small passes on a card keep the unconditional rows in steps without guidance, for the sake of one graph."""
-    sampler = replace(SAMPLER, steps=4, shortcuts=Shortcuts(guidance_until=0.5))
+    sampler = replace(SAMPLER, steps=4, guidance_until=0.5)
     paused: list[Tensor] = []
     whole: list[Tensor] = []
     toy(PROMPTS, frames=9, sampler=sampler, record=paused)
     rows: list[int] = []
-    run = Job._run
-    monkeypatch.setattr(Job, "pausing", property(lambda job: False, lambda job, value: None), raising=False)
-    monkeypatch.setattr(Job, "_run", lambda job, ids, turn, count: rows.append(count) or run(job, ids, turn, count))
+    run = frame_model.frame_pass
+    monkeypatch.setattr(FrameModel, "pausing", property(lambda model: False, lambda model, value: None), raising=False)
+    monkeypatch.setattr(frame_model, "frame_pass", lambda *rest: rows.append(len(rest[3].cos_BLK)) or run(*rest))
     toy(PROMPTS, frames=9, sampler=sampler, record=whole)
     assert set(rows) == {2 * len(PROMPTS)}
     assert all(torch.equal(one, other) for one, other in zip(paused, whole, strict=True))
@@ -263,7 +239,7 @@ def test_a_pause_of_guidance_makes_no_unconditional_pass(toy: Generator, monkeyp
         return run(self, ids_BL, *rest)
 
     monkeypatch.setattr(Transformer, "run", counted)
-    toy(PROMPTS, frames=5, sampler=replace(SAMPLER, steps=4, shortcuts=Shortcuts(guidance_until=0.5)))
+    toy(PROMPTS, frames=5, sampler=replace(SAMPLER, steps=4, guidance_until=0.5))
     assert rows == [6, 6, 6, 3, 3, 6, 6, 6, 3, 3]  # text, the first frame, its history, the second frame
 
 
@@ -312,7 +288,7 @@ def test_an_interrupted_stream_gives_its_memory_back_and_can_be_started_again(
             super().__init__(*shape)
             caches.append(weakref.ref(self))
 
-    monkeypatch.setattr(jobs, "Cache", Counted)
+    monkeypatch.setattr(frame_model, "Cache", Counted)
     stream = toy.stream("a red circle", frames=9)
     first = next(stream)
     assert caches[0]() is not None
@@ -332,7 +308,7 @@ def test_an_interrupted_stream_gives_its_memory_back_and_can_be_started_again(
 def recorded(toy: Generator, prompts: list[str], seed: int = 1, given: Tensor | None = None) -> tuple[Tensor, Tokens]:
     record: list[Tensor] = []
     video = toy(prompts, frames=17, seed=seed, record=record, given=given)
-    return video, toy.tokens(record, prompts, seed, 0 if given is None else given.shape[1])
+    return video, toy.tokens(record, prompts, seed, 0 if given is None else 1 + given.shape[1] // 4)
 
 
 @pytest.mark.parametrize("kept", [1, 5, 13])
@@ -360,10 +336,10 @@ def test_a_branch_keeps_the_start_and_tells_another_end(toy: Generator) -> None:
 
 
 def test_too_little_memory_is_told_before_the_work(toy: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
-    needed = toy.estimate(1, 9, 32, 32).bytes
-    assert toy.estimate(4, 9, 32, 32).bytes > 3 * needed < toy.estimate(1, 9, 256, 256).bytes
-    assert toy.estimate(1, 9, 32, 32, replace(SAMPLER, shortcuts=Shortcuts(window=1))).bytes < needed
-    monkeypatch.setattr(estimates, "free_memory", lambda device: needed)
+    needed = toy.cost(1, 9, 32, 32).bytes
+    assert toy.cost(4, 9, 32, 32).bytes > 3 * needed < toy.cost(1, 9, 256, 256).bytes
+    assert toy.cost(1, 9, 32, 32, replace(SAMPLER, window=1)).bytes < needed
+    monkeypatch.setattr(costs, "free_memory", lambda device: needed)
     toy("a red circle", frames=9)
     with pytest.raises(ValueError, match=r"needs about .* GiB of memory .* use fewer prompts"):
         toy(["a red circle"] * 4, frames=9)
@@ -395,7 +371,7 @@ def test_operations_are_counted_as_the_model_computes_them(toy: Generator) -> No
     matrices = sum(parameter.numel() for parameter in toy.model.layers[0].parameters() if parameter.shape[0] > 1 < parameter.ndim)
     layer = 2 * ids * matrices + 4 * ids * keys * config.heads * config.head_width
     one = config.layers * layer + 2 * 16 * config.width * 64
-    assert toy.estimate(1, 1, 32, 32, settings).operations == 2 * one  # the pass, and the one that makes it history
+    assert toy.cost(1, 1, 32, 32, settings).operations == 2 * one  # the pass, and the one that makes it history
 
 
 def test_a_saved_model_generates_the_same_files(toy: Generator, tmp_path: Path) -> None:

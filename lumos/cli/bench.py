@@ -32,7 +32,7 @@ class BenchArgs:
     videos: int = option(1, "videos made at once")
     steps: int | None = option(None, "denoising steps a latent frame", "the model's")
     guidance: float | None = option(None, "strength of guidance; 1 is none", "the model's")
-    history: Literal["full", "visible", "packed"] | None = option(None, "see lumos generate", "the model's")
+    history: Literal["full", "visible"] | None = option(None, "see lumos generate", "the model's")
     precision: Literal["plain", "fp8", "int8"] | None = option(None, "see lumos generate", "plain")
     repeat: int = option(1, "timed runs, after one that warms up")
     device: str | None = option(None, "where to compute: cpu, cuda, cuda:1", "cuda if there is one, else cpu")
@@ -43,7 +43,7 @@ def run_bench(args: BenchArgs) -> None:
     for name in ("videos", "repeat"):
         if getattr(args, name) < 1:
             raise ValueError(f"{name} must be at least 1, got {getattr(args, name)}; leave it out for 1")
-    from lumos.diffusion.engine import Compute
+    from lumos.diffusion.compute import Compute
     from lumos.generate import Generator
 
     generator = Generator.from_folder(args.weights, args.device, Compute(precision=args.precision or "plain"))
@@ -57,7 +57,7 @@ def bench(generator: Generator, args: BenchArgs, progress: Callable[[int, int], 
     import time
     from dataclasses import replace
 
-    from lumos.diffusion.estimate import GIB, matrix_rate
+    from lumos.diffusion.cost import GIB, matrix_rate
 
     video, device = generator.config.video, generator.device
     frames, height, width = args.frames or video.frames, args.height or video.height, args.width or video.width
@@ -65,9 +65,8 @@ def bench(generator: Generator, args: BenchArgs, progress: Callable[[int, int], 
     own = generator.config.sampler
     sampler = replace(own, **{name: value for name, value in asked.items() if value is not None})  # type: ignore[arg-type]
     if args.history:
-        kept = replace(own.shortcuts, only_visible=args.history == "visible", pack=args.history == "packed")
-        sampler = replace(sampler, shortcuts=kept)
-    needed = generator.estimate(args.videos, frames, height, width, sampler)
+        sampler = replace(sampler, only_visible=args.history == "visible")
+    needed = generator.cost(args.videos, frames, height, width, sampler)
     rate = matrix_rate(device, generator.dtype)
     first, whole = [], []
     for _ in range(1 + args.repeat):

@@ -36,10 +36,10 @@ class GenerateArgs:
     guidance: float | None = option(None, "how strongly to follow the prompt; 1 is no guidance and twice as fast", "the model's")
     temperature: float | None = option(None, "randomness of every code; below 1 is safer and duller", "the model's")
     history_mask: float | None = option(None, "share of each finished frame hidden from later ones, 0 up to 1", "the model's")
-    sampler: Literal["paper", "released", "random", "halton", "entropy", "remask"] | None = option(
+    sampler: Literal["paper", "released", "random", "halton", "remask"] | None = option(
         None,
         "which codes a step reveals: the most confident (paper; released: with the authors' deviations), a random or an even "
-        "(halton) order, as many as are sure enough (entropy: up to --steps), or paper with second thoughts (remask)",
+        "(halton) order, or the most confident, with some of those already known hidden again (remask)",
         "the model's",
     )
     height: int | None = option(None, "pixels, a multiple of 32", "the model's")
@@ -49,18 +49,15 @@ class GenerateArgs:
     lora: Path | None = option(
         None, "adapter to use with the weights: OUT/lora of lumos train --lora.rank, or peft's own", "none"
     )
-    history: Literal["full", "visible", "packed"] | None = option(
+    history: Literal["full", "visible"] | None = option(
         None,
-        "what stays of finished frames: all, what is not masked (faster), or half as much with every frame of distance",
+        "what later frames see of finished ones: everything (full), or only unmasked codes (visible, faster)",
         "the model's",
     )
     window: int | None = option(None, "latent frames that see each other; fewer need less memory", "the model's")
-    keep_first: bool = option(False, "keep the first frame in view when the window moves on")
-    guidance_schedule: Literal["constant", "rising"] | None = option(None, "guidance over the steps of a frame", "the model's")
-    guidance_from: float | None = option(
-        None, "share of the steps before which there is no guidance (those are twice as fast)", "the model's, usually 0"
+    guidance_until: float | None = option(
+        None, "share of the steps from which on there is no guidance (those are twice as fast)", "the model's, usually 1"
     )
-    guidance_until: float | None = option(None, "share of the steps from which on there is no guidance", "the model's, usually 1")
     precision: Literal["plain", "fp8", "int8"] | None = option(
         None, "bf16 or float32; or 8-bit matrices, which are faster (fp8, newer cards) or small (int8)", "plain"
     )
@@ -76,21 +73,19 @@ def run_generate(args: GenerateArgs) -> None:
     wants_prompts = args.prompt or args.prompts or not args.from_tokens
     prompts = read_prompts(args.prompt, args.prompts) if wants_prompts else []
     from lumos.cli.generate_files import Request, generate_to_files
-    from lumos.diffusion.engine import Compute
+    from lumos.diffusion.compute import Compute
 
-    asked = {"steps": args.steps, "guidance": args.guidance, "temperature": args.temperature, "history": args.history_mask}
-    settings = {name: value for name, value in {**asked, "sampler": args.sampler}.items() if value is not None}
-    histories = {"full": (False, False), "visible": (True, False), "packed": (False, True)}
-    only_visible, pack = histories[args.history] if args.history else (None, None)
-    changes = {
-        "guidance_schedule": args.guidance_schedule,
-        "guidance_from": args.guidance_from,
+    asked = {
+        "steps": args.steps,
+        "guidance": args.guidance,
+        "temperature": args.temperature,
+        "history": args.history_mask,
+        "sampler": args.sampler,
         "guidance_until": args.guidance_until,
-        "only_visible": only_visible,
-        "pack": pack,
+        "only_visible": args.history == "visible" if args.history else None,
         "window": args.window,
-        "keep_first": args.keep_first or None,
     }
+    settings = {name: value for name, value in asked.items() if value is not None}
     request = Request(
         prompts=tuple(prompts),
         out=args.out,
@@ -104,7 +99,6 @@ def run_generate(args: GenerateArgs) -> None:
         fps=args.fps,
         device=args.device,
         overwrite=args.force,
-        shortcuts={name: value for name, value in changes.items() if value is not None},
         compute=Compute(precision=args.precision or "plain"),
         save_tokens=args.save_tokens,
         from_tokens=args.from_tokens,

@@ -13,10 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lumos.diffusion.engine import Compute
-from lumos.diffusion.estimate import EFFICIENCY, check_memory, matrix_rate
-from lumos.diffusion.job import Progress
-from lumos.diffusion.sampler import SamplerConfig
+from lumos.diffusion.compute import Compute
+from lumos.diffusion.cost import EFFICIENCY, check_memory, matrix_rate
+from lumos.diffusion.sampler import Progress, SamplerConfig
 from lumos.generate import CONTINUE, Generator
 from lumos.media.video import Footage, check_output, read_image, read_video, write_video
 from lumos.sequence.token_file import Tokens, load_tokens, save_tokens
@@ -44,7 +43,6 @@ class Request:
     fps: float | None = None
     device: str | None = None
     overwrite: bool = False
-    shortcuts: Mapping[str, Any] = field(default_factory=dict)
     compute: Compute = field(default_factory=Compute)
     save_tokens: Path | None = None
     from_tokens: Path | None = None
@@ -63,23 +61,24 @@ class Start:
     def frames(self) -> int:
         return self.clip.pixels_CFHW.shape[1] if self.clip else 0
 
+    def latent_frames(self, generator: Generator) -> int:
+        return -(-self.frames // generator.tokenizer.temporal)
+
 
 def generate_to_files(
     request: Request,
-    settings: Mapping[str, float | int | str],
+    settings: Mapping[str, float | int | str | bool | None],
     progress: Progress | None = None,
     say: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
-    """Make every prompt's file and tell what was made. `settings` replace fields of the model's sampler,
-    and `request.shortcuts` those of its shortcuts.
+    """Make every prompt's file and tell what was made. `settings` replace fields of the model's sampler.
 
     say: told how long the work will take, if long.
     """
     _check(request)
     begin = time.monotonic()
     generator = Generator.from_folder(request.weights, request.device, request.compute, request.lora)
-    own = generator.config.sampler
-    sampler = replace(own, **settings, shortcuts=replace(own.shortcuts, **request.shortcuts))  # type: ignore[arg-type]
+    sampler = replace(generator.config.sampler, **settings)  # type: ignore[arg-type]
     start = _start(request, generator)
     prompts = request.prompts or (start.tokens.about.prompts if start.tokens else ())
     files = output_files(request.out, len(prompts))
@@ -215,11 +214,12 @@ def _parts(
 
 def _tokens(request: Request, generator: Generator, start: Start, prompts: tuple[str, ...], record: list[Tensor]) -> Tokens:
     if not start.tokens:
-        return generator.tokens(record, prompts, request.seed or 0, start.frames)
+        return generator.tokens(record, prompts, request.seed or 0, start.latent_frames(generator))
     about = start.tokens.about
     seeds = list(about.seeds) if request.seed is None else [request.seed]
     seeds = seeds * len(prompts) if len(seeds) == 1 else seeds
-    return generator.tokens(record, prompts, seeds, min(4 * about.given, request.branch or 0))
+    kept = 1 + (request.branch or 0) // generator.tokenizer.temporal
+    return generator.tokens(record, prompts, seeds, min(about.given, kept))
 
 
 def _announce(
@@ -232,7 +232,7 @@ def _announce(
     sampler: SamplerConfig,
 ) -> None:
     """Tell the time that long work will take: its operations at the rate that matrix products have here, measured in a moment."""
-    needed = generator.estimate(prompts, frames, height, width, sampler)
+    needed = generator.cost(prompts, frames, height, width, sampler)
     check_memory(needed.bytes, generator.device)
     if needed.operations < 1e12:
         return

@@ -178,5 +178,4 @@ def _tell(todo: Sequence[Batch], work: Sequence[float], ready: int, count: int, 
 
 def _operations(generator: Generator, batch: Batch, sampler: SamplerConfig | None) -> float:
     first = batch.prompts[0]
-    given = 0 if first.given is None else 1
-    return generator.estimate(len(batch.prompts), first.frames, SIZE, SIZE, sampler, given).operations
+    return generator.cost(len(batch.prompts), first.frames, SIZE, SIZE, sampler).operations

@@ -1,7 +1,7 @@
 """Keys and values of everything a frame may see, preallocated (no concatenation, no cropping).
 
 A frame in the making is written into the slots after `length` and overwritten by its next denoising step; `commit` makes it
-history. `keep` drops single slots of what is cached, `forget` whole frames; `turn` shifts the positions of what is cached.
+history. `keep` drops single slots of the newest frame, `forget` a whole frame; `turn` shifts the positions of what is cached.
 """
 
 import torch
@@ -40,15 +40,13 @@ class Cache:
         """The last `count` ids written become history."""
         self.length += count
 
-    def keep(self, start: int, count: int, index_BM: Tensor) -> None:
-        """Of the `count` slots from `start` on keep the M at index_BM (ascending, 0 = `start`); what lies behind moves up."""
-        kept, behind = index_BM.shape[1], slice(start + count, self.length)
-        moved = slice(start + kept, start + kept + behind.stop - behind.start)
+    def keep(self, start: int, index_BM: Tensor) -> None:
+        """Of the slots from `start` to the end keep those at index_BM (ascending, 0 = `start`)."""
         for layer in [*self.keys, *self.values]:  # one layer at a time, so that the copies stay small
             index = index_BM[:, None, :, None].expand(-1, layer.shape[1], -1, layer.shape[3])
-            layer[:, :, start : start + kept] = layer[:, :, start : start + count].gather(2, index)
-            layer[:, :, moved] = layer[:, :, behind].clone()
-        self.length -= count - kept
+            kept = layer[:, :, start : self.length].gather(2, index)
+            layer[:, :, start : start + kept.shape[2]] = kept
+        self.length = start + index_BM.shape[1]
 
     def forget(self, start: int, count: int) -> None:
         """Drop `count` slots from `start` on; what lies behind moves up."""

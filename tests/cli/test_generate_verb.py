@@ -9,7 +9,7 @@ import pytest
 import lumos.cli.generate_files as files
 from lumos.cli.generate_files import Request, generate_to_files
 from lumos.cli.main import main
-from lumos.diffusion.estimate import EFFICIENCY
+from lumos.diffusion.cost import EFFICIENCY
 
 FAST = ["--steps", "1", "--guidance", "1"]
 
@@ -75,7 +75,7 @@ def test_bad_words(saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "folder that exists" in error(capsys, "a red circle", "--save-tokens", str(tmp_path / "no" / "x.safetensors"), *out)
     assert "window must be at most the 9" in error(capsys, "a red circle", "--window", "10", *out)
     assert "window must be at least 1" in error(capsys, "a red circle", "--window", "0", *out)
-    assert "guidance_from must be a share" in error(capsys, "a red circle", "--guidance-from", "nan", *out)
+    assert "guidance_until must be a share" in error(capsys, "a red circle", "--guidance-until", "nan", *out)
     assert "memory beside the weights" in error(capsys, "a red circle", "--height", "16384", "--width", "16384", *out)
     assert list(tmp_path.iterdir()) == [tmp_path / "junk.safetensors"]
 

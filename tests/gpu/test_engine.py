@@ -1,13 +1,15 @@
 """On the card: compiled layers, CUDA graphs and mask-free kernels sample as the plain engine does, without waits."""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from torch import Tensor
 
-import lumos.diffusion.job as jobs
-from lumos.diffusion.engine import Compute, prepare
-from lumos.diffusion.job import Job, Plan
-from lumos.diffusion.sampler import SamplerConfig
+import lumos.diffusion.frame_model as frame_model
+from lumos.diffusion.compute import Compute, prepare_model
+from lumos.diffusion.frame_model import FrameModel, VideoSpec
+from lumos.diffusion.sampler import SamplerConfig, sample_video
 from lumos.model.attention import attend_to_all, fastest
 from lumos.model.quantise import multiply, to_fp8, to_int8
 from lumos.model.transformer import ModelConfig, Transformer
@@ -17,8 +19,9 @@ from lumos.sequence.vocabulary import small_vocabulary
 pytestmark = pytest.mark.gpu
 VOCABULARY = small_vocabulary(100, 512)
 SHAPE = ModelConfig(VOCABULARY.size, layers=3, width=256, heads=4, kv_heads=2, head_width=64, ffn=512)
-PLAN = Plan(Grid(8, 12), 9, fps=8, window=3, latest=3, trained=9)
-PROMPTS = [[1, 2, 3], [4, 5, 6, 7, 8], [9]]
+SPEC = VideoSpec(Grid(8, 12), latent_frames=3, frames=9, fps=8, window=3, latest=3)
+PROMPTS = [[9], [1, 2, 3], [4, 5, 6, 7, 8]]
+SETTINGS = SamplerConfig(steps=5)
 
 
 def model_of(dtype: torch.dtype) -> Transformer:
@@ -30,9 +33,14 @@ def model_of(dtype: torch.dtype) -> Transformer:
     return model
 
 
+def frames_of(model: Transformer, compute: Compute, compiled: bool = False) -> Iterator[Tensor]:
+    made = FrameModel(model, VOCABULARY, SPEC, PROMPTS, [0, 1, 2], SETTINGS, compute, compiled)
+    return sample_video(made, SETTINGS, torch.zeros(3, 0, 96, dtype=torch.int64, device="cuda"))
+
+
 def hidden_states(compute: Compute, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
     """What every pass of two frames finds, the codes being forced to be the same in every run."""
-    model, found, guess = model_of(dtype), [], jobs.guess
+    model, found, guess = model_of(dtype), [], frame_model.draw_codes
 
     def forced(hidden_RMD: Tensor, head_VD: Tensor, *rest: object) -> object:
         found.append(hidden_RMD.float().clone())
@@ -42,12 +50,12 @@ def hidden_states(compute: Compute, dtype: torch.dtype, monkeypatch: pytest.Monk
             code_BM=places.expand_as(drawn.code_BM) % 512, log_probability_BM=places.float().expand(drawn.code_BM.shape)
         )
 
-    monkeypatch.setattr(jobs, "guess", forced)
+    monkeypatch.setattr(frame_model, "draw_codes", forced)
     with torch.inference_mode():
-        compiled = prepare(model, compute, torch.device("cuda"))
-        job = Job(model, VOCABULARY, PLAN, PROMPTS, [0, 1, 2], SamplerConfig(steps=5), compute, compiled)
-        job.commit(job.sample())
-        job.sample()
+        compiled = prepare_model(model, compute, torch.device("cuda"))
+        frames = frames_of(model, compute, compiled)
+        next(frames)
+        next(frames)
     monkeypatch.undo()
     return found
 
@@ -76,11 +84,11 @@ def test_a_fast_engine_is_at_most_twice_as_far_from_float32(compute: Compute, mo
 def test_sampling_a_frame_never_waits_for_the_card(graphs: bool) -> None:
     compute = Compute(compile=False, graphs=graphs)
     with torch.inference_mode():
-        job = Job(model_of(torch.bfloat16), VOCABULARY, PLAN, PROMPTS, [0, 1, 2], SamplerConfig(steps=5), compute)
-        job.commit(job.sample())
+        frames = frames_of(model_of(torch.bfloat16), compute)
+        next(frames)
         try:
             torch.cuda.set_sync_debug_mode("error")
-            job.commit(job.sample())
+            next(frames)  # the first frame becomes history, the second is sampled
         finally:
             torch.cuda.set_sync_debug_mode("default")
 
@@ -89,9 +97,8 @@ def test_graphs_of_many_videos_leave_no_memory_behind() -> None:
     model, reserved = model_of(torch.bfloat16), []
     with torch.inference_mode():
         for _ in range(8):
-            job = Job(model, VOCABULARY, PLAN, PROMPTS, [0, 1, 2], SamplerConfig(steps=5), Compute(compile=False, graphs=True))
-            for _ in range(2):
-                job.commit(job.sample())
+            for _ in frames_of(model, Compute(compile=False, graphs=True)):
+                pass
             reserved.append(torch.cuda.memory_reserved())
     assert reserved[-1] == reserved[2]
 

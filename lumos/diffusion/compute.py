@@ -1,7 +1,7 @@
 """How a model is made ready for sampling on its device: precision, compiled layers, CUDA graphs, the attention kernel.
 
-All of it but `precision` leaves the results as they are, to rounding. `prepare` is done once a model; a `Replay` wraps one
-function of tensors of fixed shapes (a denoising pass over one frame) so that the card is not kept waiting for Python.
+All of it but `precision` leaves the results as they are, to rounding. `prepare_model` runs once per model; a `Replay` wraps one
+function of tensors of fixed shapes (a denoising pass over one frame), so that the card never waits for Python.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,24 +14,24 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend
 
-from lumos.diffusion.sampler import Guess, choose, guide
-from lumos.model.quantise import Fp8, Precision, multiply, quantise
+from lumos.model.quantise import Precision, quantise
 from lumos.model.transformer import Layer, ModelConfig, Transformer
 
-LARGE = 2**28  # parameters from which on compiling layers saves more than it costs
-LOGITS = 2**26  # at once; the more, the more memory
-WORTH_A_GRAPH = 2**39  # operations of a pass from which on a second graph spares more than capturing it costs
-WORTH_COMPILING = 64  # places; a single one would even be compiled anew
+LARGE = 2**28  # compile layers only in models with at least this many parameters
+WORTH_A_GRAPH = 2**39  # above this many operations per pass, a second CUDA graph saves more time than its capture costs
 
 
 @dataclass(frozen=True)
 class Compute:
-    """precision: `plain` is bf16 or float32, `fp8` needs a Hopper card or newer, `int8` halves the memory of the weights.
-    compile: None = for large models. graphs: None = yes; both on CUDA only. attention: the kernel that is tried first on CUDA."""
+    """What a device may do to be faster."""
 
+    # plain: bf16 or float32; fp8: needs an Ada, Hopper or newer card; int8: halves the memory of the weights
     precision: Precision = "plain"
+    # compile layers (CUDA only); none = for large models
     compile: bool | None = None
+    # replay denoising passes as CUDA graphs; none = yes
     graphs: bool | None = None
+    # attention kernel that is tried first on CUDA
     attention: Literal["cudnn", "flash"] = "cudnn"
 
     @property
@@ -39,7 +39,7 @@ class Compute:
         return SDPBackend.CUDNN_ATTENTION if self.attention == "cudnn" else SDPBackend.FLASH_ATTENTION
 
 
-def prepare(model: Transformer, compute: Compute, device: torch.device) -> bool:
+def prepare_model(model: Transformer, compute: Compute, device: torch.device) -> bool:
     """Quantise the model's matrices and compile its layers as `compute` says; returns whether they were compiled.
 
     Raises ValueError for a precision that the device cannot compute in.
@@ -58,29 +58,6 @@ def prepare(model: Transformer, compute: Compute, device: torch.device) -> bool:
         layer.before_attention = torch.compile(layer.before_attention, dynamic=False)  # type: ignore[method-assign]
         layer.after_attention = torch.compile(layer.after_attention, dynamic=False)  # type: ignore[method-assign]
     return True
-
-
-def guess(
-    hidden_RMD: Tensor,
-    head_VD: Tensor | Fp8,
-    strength: float,
-    temperature: float,
-    uniform_BM: Tensor,
-    entropy: bool = False,
-    compiled: bool = False,
-) -> Guess:
-    """Codes drawn at M places of B samples from hidden states of R = 2 B rows (both branches of guidance) or R = B.
-
-    Logits exist for a part of the places at a time, on the visual ids only.
-    """
-    draw = _compiled_draw() if compiled and uniform_BM.shape[1] >= WORTH_COMPILING else _draw
-    step = max(1, LOGITS // (hidden_RMD.shape[0] * head_VD.shape[0]))
-    parts = [
-        draw(multiply(hidden, head_VD), strength, temperature, uniform, entropy)
-        for hidden, uniform in zip(hidden_RMD.split(step, dim=1), uniform_BM.split(step, dim=1), strict=True)
-    ]
-    joined = [torch.cat(group, dim=1) for group in zip(*(part[: 2 + entropy] for part in parts), strict=True)]
-    return Guess(*joined)
 
 
 class Replay:
@@ -120,23 +97,12 @@ def pass_operations(config: ModelConfig, ids: int, keys: int) -> float:
     return 2.0 * config.layers * ids * (matrices + 2 * keys * config.heads * config.head_width)
 
 
-def _draw(logits_RMV: Tensor, strength: float, temperature: float, uniform_BM: Tensor, entropy: bool) -> Guess:
-    if logits_RMV.shape[0] != uniform_BM.shape[0]:
-        conditional, unconditional = logits_RMV.chunk(2)
-        logits_RMV = guide(conditional, unconditional, strength)
-    return choose(logits_RMV, temperature, uniform_BM, entropy)
-
-
-@cache
-def _compiled_draw() -> Callable[..., Guess]:
-    # Fused, the float32 values exist in registers alone; the number of places falls from step to step.
-    return torch.compile(_draw)
-
-
 @cache
 def _keeper(device: torch.device) -> torch.cuda.CUDAGraph:
-    """A graph that is never replayed. It keeps alive the memory that all others use, one after another: with memory of its own
-    for each, what they leave behind would pile up, for the allocator gives nothing back while a graph is captured."""
+    """A graph that is never replayed. It keeps alive the one memory pool that all other graphs use in turn.
+
+    With a pool of its own for each, memory would pile up, since the allocator gives nothing back while a graph is captured.
+    """
     torch.zeros(1, device=device)
     graph = torch.cuda.CUDAGraph()
     with _aside(device):
@@ -148,7 +114,7 @@ def _keeper(device: torch.device) -> torch.cuda.CUDAGraph:
 
 @contextmanager
 def _aside(device: torch.device) -> Iterator[None]:
-    """Inside, work goes to a stream of its own, after all that came before and before all that comes after."""
+    """Run the block on a side stream, synchronised with the current one on entry and exit."""
     current, stream = torch.cuda.current_stream(device), _side_stream(device)
     stream.wait_stream(current)
     with torch.cuda.stream(stream):

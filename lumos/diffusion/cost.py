@@ -9,58 +9,63 @@ from dataclasses import dataclass
 
 import torch
 
-from lumos.diffusion.engine import LOGITS, pass_operations
-from lumos.diffusion.history import STRUCTURE, most_slots, shrink, visible_content
-from lumos.diffusion.job import Plan
-from lumos.diffusion.sampler import SamplerConfig, codes_left, strengths
+from lumos.diffusion.compute import pass_operations
+from lumos.diffusion.draw import MOST_LOGITS
+from lumos.diffusion.frame_model import VideoSpec, most_slots, visible_content
+from lumos.diffusion.sampler import SamplerConfig, codes_left, guidance_strengths
 from lumos.model.transformer import ModelConfig
 from lumos.sequence.layout import HEADER
 
 GIB = 2**30
 EFFICIENCY = 0.5  # of the matrix products' rate that a whole generation reaches; only for telling minutes from hours
+DECODER = 400  # bytes per pixel of a code's area that decoding takes
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """bytes: of cache, activations, logits and decoding, beside the weights. operations: multiplications and additions."""
+class GenerationCost:
+    """What a generation takes beside the weights."""
 
+    # of cache, activations, logits and decoding
     bytes: float
+    # multiplications and additions
     operations: float
 
 
-def estimate(
+def generation_cost(
     config: ModelConfig,
-    plan: Plan,
+    spec: VideoSpec,
+    known: int,
     slots: int,
     codes: int,
     prompts: int,
     item: int,
     settings: SamplerConfig,
-) -> Estimate:
-    """Of generating `prompts` videos with prompts of `slots` ids, `codes` visual codes, and `item` bytes a number."""
-    grid, shortcuts = plan.grid, settings.shortcuts
-    content, places, prefix = grid.content, grid.rows * grid.columns, slots + HEADER
-    per_frame = [settings.for_frame(number, places) for number in range(plan.latent_frames)]
-    guided = any(value != 1 for each in per_frame for value in strengths(each))
-    rows = prompts * (2 if guided else 1)
-    visible, window = visible_content(content, settings.history, shortcuts), shortcuts.window or plan.window
+) -> GenerationCost:
+    """Of `prompts` videos of which `known` latent frames are there, with prompts of `slots` ids, `codes` visual codes, and `item`
+    bytes per number."""
+    grid = spec.grid
+    places, prefix = grid.rows * grid.columns, slots + HEADER
+    per_frame = [settings.for_frame(number, places) for number in range(spec.latent_frames)]
+    rows = prompts * (2 if any(value != 1 for value in guidance_strengths(settings)) else 1)
 
-    capacity = prefix + most_slots(plan.latent_frames, content, visible, window, shortcuts)
+    capacity = prefix + most_slots(spec, settings)
     cache = 2 * config.layers * rows * config.kv_heads * capacity * config.head_width * item
     activations = rows * grid.frame_length * (3 * config.ffn + 6 * config.width) * item
-    logits = min(LOGITS, rows * places * codes) * (item + 16)
-    decoding = prompts * places * 64 * 400
+    logits = min(MOST_LOGITS, rows * places * codes) * (item + 16)
+    decoding = prompts * places * grid.spatial**2 * DECODER
 
-    operations, seen = 0.0, list[int]()
-    for each in per_frame[plan.at_hand :]:
-        looked = sum([places, *codes_left(places, each.steps)[:-1]]) / each.steps  # places a step computes logits of, on average
-        keys = prefix + sum(count + STRUCTURE for count in seen) + grid.frame_length
-        for value in [*strengths(each), 0.0]:  # the last one is the pass that makes it history
+    operations = 0.0
+    seen = visible_content(grid.content, settings) + grid.frame_length - grid.content  # slots of a frame that is history
+    for number, each in enumerate(per_frame):
+        if number < known:
+            continue
+        asked = sum([places, *codes_left(places, each.steps)[:-1]]) / each.steps  # places per step that logits are made for
+        keys = prefix + min(number, (settings.window or spec.window) - 1) * seen + grid.frame_length
+        for value in [*guidance_strengths(each), 0.0]:  # the last one is the pass that makes it history
             running = prompts if value == 1 else rows
             operations += pass_operations(config, running * grid.frame_length, keys)
-            operations += 2.0 * running * looked * config.width * codes
-        seen = [count for count in shrink([*seen, visible], window, shortcuts) if count is not None]
-    return Estimate(cache + activations + logits + decoding, operations)
+            operations += 2.0 * running * asked * config.width * codes
+    return GenerationCost(cache + activations + logits + decoding, operations)
 
 
 def check_memory(needed: float, device: torch.device) -> None:
@@ -87,7 +92,7 @@ def free_memory(device: torch.device) -> float | None:
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype, side: int | None = None) -> float:
-    """Operations a second of square matrix products, measured in a moment (about 0.1 s)."""
+    """Operations per second of square matrix products, measured in about 0.1 s."""
     side = side or (8192 if device.type == "cuda" else 1024)
     one, other = torch.randn(2, side, side, device=device).to(dtype)
     repeats = 10 if device.type == "cuda" else 4

@@ -1,0 +1,244 @@
+"""The decoder as Algorithm 2 needs it: `predict` draws codes of the frame in the making, `commit` makes a frame history.
+
+In: text ids of every prompt, a seed each. A batch has one row per prompt and, with guidance, one more per prompt behind them: the
+unconditional branch, with the same codes behind an empty prompt, in the same pass:
+
+    rows of a pass:   prompt 1 | prompt 2 | ... | empty prompt, codes of 1 | empty prompt, codes of 2 | ...
+
+Every row's random numbers follow from its seed, its prompt and the frame's number alone, so a video is the same in any batch.
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from lumos.diffusion.compute import WORTH_A_GRAPH, Compute, Replay, pass_operations
+from lumos.diffusion.draw import Guess, draw_codes
+from lumos.diffusion.masking import history_mask, released_history_mask
+from lumos.diffusion.sampler import MASKED, SamplerConfig, guidance_strengths
+from lumos.model.attention import Attend, attend_to_all, attend_to_earlier, fastest
+from lumos.model.cache import Cache
+from lumos.model.quantise import some_rows
+from lumos.model.rope import Rotation, rotation
+from lumos.model.transformer import Transformer
+from lumos.sequence.layout import FRAME_HEAD, Grid, clock, content_ids, frame_ids, frame_positions, pack, text_batch
+from lumos.sequence.vocabulary import Vocabulary
+
+
+@dataclass(frozen=True)
+class VideoSpec:
+    """The video to make. Lengths are latent frames, unless they say otherwise."""
+
+    grid: Grid
+    # all of them, known ones included
+    latent_frames: int
+    # pixel frames and their rate, as the header says them
+    frames: int
+    fps: int
+    # latent frames that see each other
+    window: int
+    # the last one whose position the model has met
+    latest: int
+    # how many come from outside (an image, the start of a video): they are history from the beginning
+    given: int = 0
+
+
+class FrameModel:
+    """Rows, cache and place in time of one batch. For each frame: `start_frame`, then `predict` in every step; then `commit`."""
+
+    def __init__(
+        self,
+        model: Transformer,
+        vocabulary: Vocabulary,
+        spec: VideoSpec,
+        prompts: Sequence[list[int]],
+        seeds: Sequence[int],
+        settings: SamplerConfig,
+        compute: Compute,
+        compiled: bool = False,
+    ) -> None:
+        """prompts: text ids, those of equal length side by side, so that they share calls of attention."""
+        self.model, self.vocabulary, self.spec, self.grid = model, vocabulary, spec, spec.grid
+        self.settings, self.compute, self.compiled = settings, compute, compiled
+        self.device, self.dtype = model.embedding.device, model.embedding.dtype
+        self.window = settings.window or spec.window
+        if self.window > spec.latest + 1:
+            raise ValueError(
+                f"window must be at most the {spec.latest + 1} latent frames that the model knows, got {self.window}"
+            )
+        self.guided = any(strength != 1 for strength in guidance_strengths(settings))
+        self.streams = [stream_of(seed, prompt) for seed, prompt in zip(seeds, prompts, strict=True)]
+        self.head_VD = some_rows(model.head, vocabulary.first_code, vocabulary.codes)
+        self.history: list[int] = []  # slots that every frame in the cache takes, the oldest first
+        template_1N = frame_ids(vocabulary, self.grid, content_ids(vocabulary, self._no_codes(1, 1)))[:, 0]
+        self.template_BN = template_1N.repeat(len(prompts), 1)
+        places = torch.arange(self.grid.content, device=self.device).view(self.grid.rows, -1)
+        self.slot_N = FRAME_HEAD + places[:, :-1].flatten()  # where in a frame's ids each code lies
+        with fastest(self.device, compute.kernel):
+            self._prefill(prompts)
+        # Unconditional rows pause in steps without guidance, unless capturing one more graph takes longer than that saves.
+        operations = pass_operations(model.config, len(self.starts) * self.grid.frame_length, self.cache.capacity)
+        self.pausing = not self._graphs() or operations > WORTH_A_GRAPH
+
+    def start_frame(self, number: int, steps: int) -> tuple[Tensor, Tensor]:
+        """Go to latent frame `number`; returns uniform and Gumbel noise [S, B, N] for every step, row and place."""
+        self._turn = self._rotation(min(number, self.spec.latest))
+        self._passes: dict[int, Replay] = {}  # by number of rows
+        codes = len(self.slot_N)  # drawn on the CPU: the same on every device
+        rows = [torch.rand(2, steps, codes, generator=stream(number, "frame")) for stream in self.streams]
+        uniform_2SBN = self._to_device(torch.stack(rows, dim=2))
+        return uniform_2SBN[0], -(-uniform_2SBN[1].clamp(min=1e-7).log()).log()
+
+    def predict(self, codes_BN: Tensor, places_BM: Tensor, strength: float, temperature: float, uniform_BM: Tensor) -> Guess:
+        """One pass over the frame as it is (MASKED or known codes): a code drawn for each of the places asked for.
+
+        uniform_BM: [B, N] random numbers for all places, of which those asked for are used.
+        """
+        branches = 1 if strength == 1 else 2
+        rows = branches * len(codes_BN)
+        run = rows if self.pausing else len(self.starts)
+        if run not in self._passes:
+            self._passes[run] = Replay(self._pass(self._turn, run), self._graphs())
+        ids_BN = torch.where(codes_BN == MASKED, self.vocabulary.mask, codes_BN + self.vocabulary.first_code)
+        hidden_RND = self._passes[run](self.template_BN.index_copy(1, self.slot_N, ids_BN))[:rows]
+        slots_RM = self.slot_N[places_BM].repeat(branches, 1)
+        hidden_RMD = hidden_RND.gather(1, slots_RM[..., None].expand(-1, -1, hidden_RND.shape[2]))
+        return draw_codes(hidden_RMD, self.head_VD, strength, temperature, uniform_BM.gather(1, places_BM), self.compiled)
+
+    def commit(self, number: int, codes_BN: Tensor) -> None:
+        """Make finished frame `number` history: one pass with part of its content masked writes its keys and values."""
+        given, latest, content = self.spec.given, self.spec.latest, self.grid.content
+        is_given = number < given
+        if is_given and number < given - (self.window - 1):
+            return  # given frames before the window are never seen
+        codes_BHW = codes_BN.unflatten(1, (self.grid.rows, self.grid.columns))
+        hidden_BHW = self._hidden(number, is_given)
+        content_BHW = torch.where(hidden_BHW, self.vocabulary.mask, content_ids(self.vocabulary, codes_BHW))
+        ids_BN = self.template_BN.clone()
+        ids_BN[:, FRAME_HEAD:-1] = content_BHW.flatten(1)
+        # Given frames get the places in time that they have when the first new frame is made.
+        shown = max(0, min(given, latest) - (given - number)) if is_given else min(number, latest)
+        with fastest(self.device, self.compute.kernel):
+            self._pass(self._rotation(shown), len(self.starts))(ids_BN)
+        self.cache.commit(self.grid.frame_length)
+        self.history.append(self.grid.frame_length)
+        if self.settings.only_visible and not (is_given and self.settings.sampler == "released"):
+            visible = visible_content(content, self.settings)
+            self._keep(hidden_BHW.flatten(1).to(torch.uint8).argsort(dim=1, stable=True)[:, :visible])
+        if len(self.history) == self.window:
+            self.cache.forget(self.prefix, self.history.pop(0))
+        if not is_given and number >= latest:
+            self._turn_back()
+
+    def _pass(self, turn: Rotation, rows: int) -> Callable[[Tensor], Tensor]:
+        """ids_BN of a frame -> hidden_RND of the first `rows` rows. It does not hold `self`, so that memory is freed at once."""
+        turn = Rotation(turn.cos_BLK[:rows], turn.sin_BLK[:rows])
+        attend = (attend_to_earlier if self.grid.causal else attend_to_all)(self.starts[:rows])
+        return partial(frame_pass, self.model, self.cache, attend, turn)
+
+    def _rotation(self, latent: int) -> Rotation:
+        position_BN3 = frame_positions(self.grid, self.length_B, latent, 1)
+        return rotation(position_BN3, self.model.axis_K, self.model.inverse_frequency_K)
+
+    def _graphs(self) -> bool:
+        # A causal frame makes its masks on the way, which was never tried in a capture.
+        wanted = self.compute.graphs is not False and not self.grid.causal
+        return wanted and self.device.type == "cuda"
+
+    def _hidden(self, number: int, is_given: bool) -> Tensor:
+        """Places of a finished frame that later frames do not see, bool [B, H, W + 1]."""
+        rows, columns, share = self.grid.rows, self.grid.columns + 1, self.settings.history
+        if self.settings.sampler == "released":
+            # Released code: not random, and given frames are cached unmasked.
+            return released_history_mask(len(self.streams), rows, columns, 0.0 if is_given else share, self.device)
+        cpu = torch.device("cpu")
+        masks = [history_mask(1, rows, columns, share, stream(number, "history"), cpu) for stream in self.streams]
+        return self._to_device(torch.cat(masks))
+
+    def _keep(self, content_BM: Tensor) -> None:
+        """Of the newest cached frame keep its structure and the content slots at content_BM (ascending)."""
+        B, whole = content_BM.shape[0], self.history[-1]
+        head = torch.arange(FRAME_HEAD, device=self.device).expand(B, -1)
+        index_BM = torch.cat([head, FRAME_HEAD + content_BM, head.new_full((B, 1), whole - 1)], dim=1)
+        self.cache.keep(self.cache.length - whole, index_BM.repeat(len(self.starts) // B, 1))
+        self.history[-1] = index_BM.shape[1]
+
+    def _turn_back(self) -> None:
+        """Beyond the last trained position time stands still: history moves one latent frame into the past instead.
+
+        Rotary angles add up, so cached keys are turned back by one frame: in time for content, in ids for structure.
+        """
+        if not self.history:
+            return
+        zero = self.length_B.new_zeros(1)
+        back_1N3 = frame_positions(self.grid, zero, 0, 1) - frame_positions(self.grid, zero, 1, 1)
+        head, content, end = back_1N3[:, :FRAME_HEAD], back_1N3[:, FRAME_HEAD : FRAME_HEAD + 1], back_1N3[:, -1:]
+        turned = [torch.cat([head, content.expand(-1, slots - FRAME_HEAD - 1, -1), end], dim=1) for slots in self.history]
+        self.cache.turn(self.prefix, rotation(torch.cat(turned, dim=1), self.model.axis_K, self.model.inverse_frequency_K))
+
+    def _prefill(self, prompts: Sequence[list[int]]) -> None:
+        """The cache, with prompt and header in it. A prompt's slots end where the header begins; shorter prompts start later."""
+        config, spec = self.model.config, self.spec
+        slots = max(len(prompt) for prompt in prompts) + 2  # with begin and separator
+        text_BS, length_B = text_batch(self.vocabulary, [*prompts, *([[]] * len(prompts) if self.guided else [])], slots)
+        self.starts = [slots - length for length in length_B.tolist()]
+        self.length_B = self._to_device(length_B)
+        batch = pack(
+            self.vocabulary,
+            self.grid,
+            self._to_device(text_BS),
+            self.length_B,
+            self._no_codes(len(self.starts), 0, newline=1),
+            *clock(spec.frames, spec.fps),
+        )
+        self.prefix = batch.ids_BL.shape[1]
+        capacity = self.prefix + most_slots(spec, self.settings)
+        rows = len(self.starts)
+        self.cache = Cache(config.layers, rows, config.kv_heads, capacity, config.head_width, self.device, self.dtype)
+        # This runs once per batch, and every length of prompt would be compiled anew. (To say so loads the compiler.)
+        with torch.compiler.set_stance("force_eager") if self.compiled else nullcontext():
+            self.model(batch.ids_BL, batch.position_BL3, attend_to_earlier(self.starts), self.cache)
+        self.cache.commit(self.prefix)
+
+    def _no_codes(self, rows: int, frames: int, newline: int = 0) -> Tensor:
+        return torch.zeros(rows, frames, self.grid.rows, self.grid.columns + newline, dtype=torch.int64, device=self.device)
+
+    def _to_device(self, values: Tensor) -> Tensor:
+        if self.device.type == "cuda":  # from pinned memory the copy needs no wait
+            return values.pin_memory().to(self.device, non_blocking=True)
+        return values
+
+
+def frame_pass(model: Transformer, cache: Cache, attend: Attend, turn: Rotation, ids_BN: Tensor) -> Tensor:
+    """One pass over a frame behind all that is cached; both branches of guidance see the same codes."""
+    rows = turn.cos_BLK.shape[0]
+    return model.run(ids_BN.repeat(rows // ids_BN.shape[0], 1), turn, attend, cache)
+
+
+def visible_content(content: int, settings: SamplerConfig) -> int:
+    """Content slots that a frame has when it is history."""
+    return content - round(settings.history * content) if settings.only_visible else content
+
+
+def most_slots(spec: VideoSpec, settings: SamplerConfig) -> int:
+    """The most slots that frames ever have in the cache, the one in the making included."""
+    grid = spec.grid
+    whole_given = spec.given and settings.sampler == "released"  # Released code: given frames are not masked.
+    visible = grid.content if whole_given else visible_content(grid.content, settings)
+    seen = min(spec.latent_frames, settings.window or spec.window) - 1
+    return seen * (visible + grid.frame_length - grid.content) + grid.frame_length
+
+
+def stream_of(seed: int, prompt: Sequence[int]) -> Callable[[int, str], torch.Generator]:
+    """A prompt's random streams: one for every (number of the latent frame, what for), the same in any batch."""
+
+    def stream(number: int, purpose: str) -> torch.Generator:
+        key = f"{seed} {number} {purpose} {list(prompt)}".encode()
+        return torch.Generator().manual_seed(int.from_bytes(hashlib.blake2b(key, digest_size=7).digest(), "big"))
+
+    return stream

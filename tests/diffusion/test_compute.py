@@ -1,0 +1,16 @@
+"""Precision and card must fit."""
+
+import pytest
+import torch
+
+from lumos.diffusion.compute import Compute, prepare_model
+from lumos.model.transformer import ModelConfig, Transformer
+
+
+def test_fp8_needs_a_card_that_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Transformer(ModelConfig(100, 1, 32, 1, 1, 32, 32))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "A100")
+    with pytest.raises(ValueError, match="fp8 needs an Ada, Hopper or newer card, got A100; use int8"):
+        prepare_model(model, Compute(precision="fp8"), torch.device("cuda"))
+    assert prepare_model(model, Compute(precision="int8", compile=True), torch.device("cpu")) is False
