@@ -8,6 +8,8 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
+from lumos.config import check_not_a_pointer
+
 UNKNOWN = "<unknown>"
 
 
@@ -23,10 +25,16 @@ class TextTokenizer:
             raise FileNotFoundError(
                 f"a prompt needs the text tokenizer file {path}, which is missing; copy text_tokenizer.json into the folder"
             )
+        with path.open("rb") as start:
+            check_not_a_pointer(path, start.read(64))
         try:
-            return cls(Tokenizer.from_file(str(path)))
+            tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises plain Exception for any malformed file
             raise ValueError(f"{path} is not a text tokenizer file ({error}); copy the original again") from None
+        for name, value in (("truncation", tokenizer.truncation), ("padding", tokenizer.padding)):
+            if value is not None:  # prompts would be cut or filled up in silence
+                raise ValueError(f"{path}: {name} must be null, got {value!r:.80}; set it to null")
+        return cls(tokenizer)
 
     @property
     def size(self) -> int:

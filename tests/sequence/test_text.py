@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer
 
 from lumos.sequence.text import TextTokenizer, train_text_tokenizer
 
@@ -40,3 +41,12 @@ def test_files(tmp_path: Path) -> None:
         TextTokenizer.from_file(path)
     with pytest.raises(FileNotFoundError, match="missing"):
         TextTokenizer.from_file(tmp_path / "none.json")
+    for change in (Tokenizer.enable_truncation, Tokenizer.enable_padding):
+        tokenizer = Tokenizer.from_str(TEXT.tokenizer.to_str())
+        change(tokenizer, *([16] if change is Tokenizer.enable_truncation else []))
+        tokenizer.save(str(path))
+        with pytest.raises(ValueError, match=r"text.json: (truncation|padding) must be null, got"):
+            TextTokenizer.from_file(path)
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:1\n")
+    with pytest.raises(ValueError, match="git lfs pull"):
+        TextTokenizer.from_file(path)

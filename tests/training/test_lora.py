@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from lumos.model.adapter import TARGETS, merge_adapter, merged
@@ -101,6 +102,32 @@ def test_other_folders_are_refused(tmp_path: Path) -> None:
     path.write_text(json.dumps({**document, "target_parameters": ["head"]}))
     with pytest.raises(ValueError, match="got another kind"):
         merge_adapter(small_model(), tmp_path / "lora")
+    for change, words in (
+        ({"r": None}, "r must be of type int, got None"),
+        ({"r": 0}, "r must be 1 to"),
+        ({"r": "3"}, "r must be of type int, got '3'"),
+        ({"r": 2}, "must fit the model"),
+        ({"lora_alpha": float("inf")}, "lora_alpha must be"),
+        ({"alpha_pattern": {"layers.0": 8}}, "alpha_pattern must be empty"),
+        ({"rank_pattern": {"layers.0": 8}}, "rank_pattern must be empty"),
+        ({"use_rslora": True}, "use_rslora must be empty"),
+        ({"use_dora": True}, "use_dora must be empty"),
+        ({"bias": "all"}, "bias must be empty"),
+        ({"a_setting_of_next_year": 3}, "a_setting_of_next_year must be empty"),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights must leave"),
+    ):
+        path.write_text(json.dumps({**document, **change}))
+        with pytest.raises(ValueError, match=words):
+            merge_adapter(small_model(), tmp_path / "lora")
+    for name in ("r", "lora_alpha"):
+        path.write_text(json.dumps({key: value for key, value in document.items() if key != name}))
+        with pytest.raises(ValueError, match=f"lacks the field '{name}'"):
+            merge_adapter(small_model(), tmp_path / "lora")
+    path.write_text(json.dumps(document))
+    for wrong in (torch.zeros(3), torch.zeros(3, 3, 3), torch.zeros(0, 0), torch.zeros(32, 3, dtype=torch.int32)):
+        save_file(adapter | {next(iter(adapter)): wrong}, tmp_path / "lora" / "adapter_model.safetensors")
+        with pytest.raises(ValueError, match="must fit the model"):
+            merge_adapter(small_model(), tmp_path / "lora")
     path.write_text("{")
     with pytest.raises(ValueError, match="not readable JSON"):
         merge_adapter(small_model(), tmp_path / "lora")
