@@ -289,9 +289,9 @@ def _check_header(config: dict[str, Any], kind: Kind, folder: Path) -> None:
     if set(config) != {"kind", "format", "config"}:
         raise ValueError(f"{folder / CONFIG} must hold kind, format and config, got {some_of(sorted(config))}")
     if config["kind"] != kind:
-        raise ValueError(f"{folder} must hold a {kind}, but its kind is {config['kind']!r}; give the folder of a {kind}")
+        raise ValueError(f"{folder} must hold a {kind}, but its kind is {config['kind']!r:.40}; give the folder of a {kind}")
     if config["format"] != FORMAT:
-        raise ValueError(f"{folder / CONFIG} must have format {FORMAT}, got {config['format']!r}; use a newer lumos")
+        raise ValueError(f"{folder / CONFIG} must have format {FORMAT}, got {config['format']!r:.40}; use a newer lumos")
 
 
 def _check_replaceable(folder: Path, names: set[str]) -> None:

@@ -19,10 +19,11 @@ from lumos.config import read_config
 from lumos.diffusion.sampler import SamplerConfig
 from lumos.evaluation.making import measure
 from lumos.evaluation.prompts import Prompt, benchmark, smaller
-from lumos.evaluation.shapes import check_model, weights_fingerprint
+from lumos.evaluation.shapes import check_model
 from lumos.evaluation.workers import Workers, usual_workers
 from lumos.files import add_line, read_lines
 from lumos.generate import Generator
+from lumos.weights import fingerprint
 from research.one_object import measure_one_object
 
 AROUND: dict[str, tuple[float, ...]] = {
@@ -74,7 +75,8 @@ def run_grid(
     """Score each of the settings; returns the lines of out/grid.jsonl. Stops in time: before a point that would take longer."""
     check_model(generator)
     out.mkdir(parents=True, exist_ok=True)
-    task = {"weights": weights_fingerprint(generator), "seed": seed, "one_objects": one_objects, "prompts": len(prompts)}
+    weights = fingerprint(generator.model, generator.tokenizer)
+    task = {"weights": weights, "seed": seed, "one_objects": one_objects, "prompts": len(prompts)}
     lines = read_lines(out / "grid.jsonl")
     done = [line for line in lines if all(line.get(name) == value for name, value in task.items())]
     todo = [sampler for sampler in settings if not any(line["sampler"] == asdict(sampler) for line in done)]

@@ -108,7 +108,7 @@ def to_lines(prompts: Sequence[Prompt]) -> str:
     return "".join(lines)
 
 
-def fingerprint(prompts: Sequence[Prompt]) -> str:
+def digest_of(prompts: Sequence[Prompt]) -> str:
     """Changes when any prompt does."""
     return hashlib.sha256(to_lines(prompts).encode()).hexdigest()[:16]
 

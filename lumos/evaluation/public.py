@@ -18,10 +18,10 @@ from typing import Any, Literal
 
 from lumos.diffusion.sampler import SamplerConfig
 from lumos.evaluation.making import usual_batch
-from lumos.evaluation.shapes import weights_fingerprint
 from lumos.files import write_text
 from lumos.generate import Generator
 from lumos.media.video import read_image, write_video
+from lumos.weights import fingerprint
 
 Suite = Literal["geneval", "vbench", "vbench-i2v"]
 SAMPLES: dict[Suite, int] = {"geneval": 4, "vbench": 5, "vbench-i2v": 5}
@@ -74,7 +74,7 @@ def generate_suite(
         "rewrites": hashlib.sha256(rewrites.read_bytes()).hexdigest()[:16] if rewrites else None,
         "sampler": asdict(sampler or generator.config.sampler),
         "seed": seed,
-        "weights": weights_fingerprint(generator),
+        "weights": fingerprint(generator.model, generator.tokenizer),
     }
     _prepare(out, settings, suite, entries)
     mine = [item for item in items[rank::world] if not item.file.exists()]

@@ -4,7 +4,6 @@ Prompts in fixed batches -> videos (files as they are finished) -> marks of the 
 report.json, report.html with the videos, and a contact sheet. The same command on a half-done folder goes on.
 """
 
-import hashlib
 import json
 import sys
 import time
@@ -13,16 +12,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from lumos.diffusion.sampler import SamplerConfig
 from lumos.evaluation.making import Batch, batches, make, usual_batch
-from lumos.evaluation.prompts import VERSION, Prompt, benchmark, fingerprint, one_object, read_prompts, smaller, to_lines
+from lumos.evaluation.prompts import VERSION, Prompt, benchmark, digest_of, one_object, read_prompts, smaller, to_lines
 from lumos.evaluation.report import write_report
 from lumos.evaluation.scores import Result, summary
 from lumos.evaluation.workers import Workers, usual_workers
 from lumos.files import write_text
 from lumos.generate import Generator
+from lumos.weights import fingerprint
 
 SIZE, FPS = 128, 8
 SETTINGS, RESULTS, PROMPTS, REPORT = "settings.json", "results.jsonl", "prompts.jsonl", "report.json"
@@ -56,13 +54,13 @@ def evaluate_shapes(
     parts = batches(chosen, batch, seed)
     settings = {
         "benchmark": VERSION,
-        "prompts": fingerprint(chosen),
+        "prompts": digest_of(chosen),
         "count": len(chosen),
         "sampler": asdict(sampler or generator.config.sampler),
         "seed": seed,
         "batch": batch,
         "device": generator.device.type,
-        "weights": weights_fingerprint(generator),
+        "weights": fingerprint(generator.model, generator.tokenizer),
     }
     done = _open_folder(out, settings, chosen)
     started = time.monotonic()
@@ -97,16 +95,6 @@ def choose(quick: bool, only: str | None, prompts: Path | None) -> list[Prompt]:
             raise ValueError(f"--only must be a class or task, got {only!r}; known: one-object, {', '.join(names)}")
         chosen = [prompt for prompt in chosen if only in prompt.checks or only == prompt.task]
     return smaller(chosen) if quick else chosen
-
-
-def weights_fingerprint(generator: Generator) -> str:
-    """Changes when any weight of the model or its tokenizer does."""
-    digest = hashlib.sha256()
-    for module in (generator.model, generator.tokenizer):
-        for name, tensor in sorted(module.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(tensor.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def check_model(generator: Generator) -> None:

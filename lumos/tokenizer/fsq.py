@@ -18,7 +18,7 @@ class FSQ(nn.Module):
     def __init__(self, levels: tuple[int, ...]) -> None:
         super().__init__()
         if not levels or min(levels) < 2 or math.prod(levels) > MOST_CODES:
-            raise ValueError(f"FSQ levels must be numbers of at least 2 and make at most {MOST_CODES} codes, got {levels}")
+            raise ValueError(f"FSQ levels must be numbers of at least 2 and make at most {MOST_CODES} codes, got {levels!r:.80}")
         self.levels = levels
         self.codebook_size = math.prod(levels)
         levels_D = torch.tensor(levels)

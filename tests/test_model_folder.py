@@ -1,0 +1,61 @@
+"""Model folders: whatever is edited in their settings is one line, and nothing takes long."""
+
+import copy
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lumos.generate import Generator
+from lumos.model_folder import load_decoder, load_model, save_model
+from lumos.tokenizer.model import load_tokenizer
+
+HOSTILE = [None, True, 0, -1, 1.5, 2**31, 10**5, 10**400, float("nan"), float("inf"), "", "{0}", "{caption.x}", [], [1] * 10**4]
+HOSTILE += [{}, {"cosmos": {}}, [[[]]], "tokenizer", 1e-320, 1e308]
+
+
+@pytest.fixture(scope="module")
+def folder(random_model: Generator, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("weights") / "model"
+    save_model(folder, random_model.config, random_model.model.state_dict(), random_model.text, random_model.tokenizer)
+    return folder
+
+
+def leaves(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    yield path
+    for key, inner in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+        yield from leaves(inner, (*path, key))
+
+
+@settings(max_examples=100)
+@given(st.data())
+def test_edited_settings_are_one_line_or_still_fit(folder: Path, data: st.DataObject) -> None:
+    part = folder / data.draw(st.sampled_from(["config.json", "tokenizer/config.json"]))
+    whole = part.read_text()
+    document = copy.deepcopy(json.loads(whole))
+    path = data.draw(st.sampled_from(list(leaves(document))[1:]))
+    place = document
+    for key in path[:-1]:
+        place = place[key]
+    if data.draw(st.booleans()):
+        place[path[-1]] = data.draw(st.sampled_from(HOSTILE))
+    else:
+        del place[path[-1]]
+    part.write_text(json.dumps(document))
+    try:
+        load_decoder(folder) if part.parent == folder else load_tokenizer(part.parent)
+    except ValueError as error:
+        assert "\n" not in str(error) and len(str(error)) < 1000
+    finally:
+        part.write_text(whole)
+
+
+def test_a_whole_folder_comes_back(folder: Path, random_model: Generator) -> None:
+    config, model, text, tokenizer = load_model(folder)
+    assert config == random_model.config and tokenizer.config == random_model.tokenizer.config
+    assert text.encode("a red circle") == random_model.text.encode("a red circle")
+    assert {name for name, _ in model.named_parameters()} == set(random_model.model.state_dict())
