@@ -25,7 +25,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import httpx
+import httpx2 as httpx
 import psutil
 
 PROMPTS = ("a red circle moves to the right", "two green triangles bounce", "a large blue star spins", "a yellow heart")
@@ -155,7 +155,7 @@ def first_frame(server: Server) -> float:
 
 # Seconds from the click to the repaint that shows the first frame. (To ask again and again would take cores from the model.)
 WATCH = """() => { window.seconds = new Promise((done) => {
-  const stage = document.querySelector("#lumos-stage"), create = document.querySelector("#lumos-create");
+  const stage = document.querySelector("#stage"), create = document.querySelector("#create");
   let begin = 0;
   create.addEventListener("click", () => { begin = performance.now(); }, { capture: true, once: true });
   new MutationObserver((_, self) => {
@@ -181,15 +181,14 @@ def first_frames_on_the_page(server: Server, times: int) -> list[float]:
         for _ in range(times):
             page = browser.new_page()
             page.goto(server.url)
-            page.wait_for_selector("#lumos-stage")
-            page.wait_for_selector("#lumos-create")
-            page.fill("#lumos-prompt textarea", PROMPTS[0])
+            page.wait_for_selector("body[data-ready]")
+            page.fill("#prompt", PROMPTS[0])
             page.evaluate(WATCH)
             page.wait_for_timeout(2000)  # a person takes longer to type it; the page has built itself up by then
-            page.click("#lumos-create")
+            page.click("#create")
             found.append(page.evaluate("window.seconds"))
             page.click("[data-do=cancel]")
-            page.wait_for_selector("#lumos-stage[data-state=failed]")
+            page.wait_for_selector("#stage[data-state=failed]")
             page.close()
         browser.close()
     return found
@@ -267,7 +266,7 @@ def main() -> int:
             seconds = time.monotonic() - begin
             time.sleep(1)
             after = server.memory()
-            scratch = list((Path(place) / "load" / "scratch").iterdir())
+            scratch = list((Path(place) / "load").glob("temporary_*/scratch/*"))
             left = sorted(
                 {json.loads(path.read_text())["status"] for path in (Path(place) / "load" / "videos").glob("*/record.json")}
             )

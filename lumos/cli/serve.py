@@ -23,6 +23,7 @@ class ServeArgs:
     weights: str = option("tiny", "name of weights in the package, or a folder")
     host: str = option("127.0.0.1", "address to listen on; any but this machine's own needs a key or --no-auth")
     port: int = option(7860, "port to listen on; 0 takes a free one")
+    public_url: str | None = option(None, "address under which a proxy offers this server: https://NAME", "none")
     api_key: str | None = option(
         None, "key that every request must carry; the environment variable LUMOS_API_KEY is safer, as nobody sees it", "none"
     )
@@ -32,7 +33,7 @@ class ServeArgs:
     queue: int = option(32, "requests that may wait; more are told to come back later")
     max_frames: int = option(129, "longest video in frames, 1 + 4k")
     time_limit: float = option(600.0, "seconds that making one video may take")
-    keep_hours: float = option(24.0, "hours for which finished videos are kept")
+    keep_hours: float = option(24.0, "hours for which finished videos are kept; inf keeps them")
     keep_gb: float = option(2.0, "gigabytes that finished videos may take; the oldest go first")
     upload_mb: int = option(32, "largest upload in megabytes")
     data: Path | None = option(
@@ -55,6 +56,7 @@ def run_serve(args: ServeArgs) -> None:
         data=args.data or usual_data_folder(),
         host=args.host,
         port=args.port,
+        public_url=args.public_url,
         api_key=None if args.no_auth and args.api_key is None else key,
         no_auth=args.no_auth,
         weights=args.weights,
@@ -64,16 +66,15 @@ def run_serve(args: ServeArgs) -> None:
         max_frames=args.max_frames,
         time_limit=args.time_limit,
         keep_seconds=args.keep_hours * 3600,
-        keep_bytes=int(args.keep_gb * 1e9),
+        keep_bytes=args.keep_gb * 1e9,
         upload_bytes=args.upload_mb * 2**20,
         log_prompts=args.log_prompts,
     )
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
-    print("lumos: loading the model ...", file=sys.stderr, flush=True)
     from lumos.serving.server import serve
 
     def ready(address: str) -> None:
-        print(f"lumos: ready after {time.monotonic() - begin:.1f} s at {address} (API: {address}docs)", flush=True)
+        print(f"lumos: ready after {time.monotonic() - begin:.1f} s at {address}/ (API: {address}/docs)", flush=True)
 
     asyncio.run(serve(config, ready))
     print("lumos: stopped; finished videos are kept", file=sys.stderr)

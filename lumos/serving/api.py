@@ -1,7 +1,7 @@
-"""The HTTP API: OpenAI's video API where it has a word for something, and uploads, events, cancelling and metrics beside it.
+"""The page, and the HTTP API: OpenAI's video API where it has a word for something; uploads, events and metrics beside it.
 
-Routes only: what a body may be is in body.py and ask.py, every error in errors.py, the work in engine.py, who may come in in
-guard.py. Everything a client sees is JSON, a finished file by a name of ours, or server-sent events.
+Routes only: what a body may be is in request.py, every error in errors.py, the work in service.py, who may come in in access.py.
+Everything a client sees is JSON, a finished file by a name of ours, or server-sent events.
 """
 
 from __future__ import annotations
@@ -9,30 +9,36 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import re
 from collections.abc import AsyncIterator
-from dataclasses import replace
+from email.utils import parsedate_to_datetime
 from pathlib import Path as FilePath
-from typing import Annotated, BinaryIO, Literal
+from typing import Annotated, Any, BinaryIO, Literal
 
 from fastapi import FastAPI, Header, Path, Query, Request
-from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
+from fastapi.responses import FileResponse, Response, StreamingResponse
 from fastapi_offline import FastAPIOffline
 
 from lumos import __version__
-from lumos.serving import ask
-from lumos.serving.ask import Refused, VideoRequest
-from lumos.serving.body import read_form, read_request
+from lumos.serving.access import App
 from lumos.serving.config import ServeConfig
-from lumos.serving.engine import Engine, Unready
-from lumos.serving.errors import ERRORS, add_errors, errors
-from lumos.serving.fair import Client
-from lumos.serving.guard import App
+from lumos.serving.errors import add_errors, errors
 from lumos.serving.metrics import Metrics
-from lumos.serving.openapi import described, video_body
-from lumos.serving.record import Record
+from lumos.serving.queue import Client
+from lumos.serving.request import RequestError, body_schema, complete, read_body, read_form, start_from
+from lumos.serving.service import Service, WorkerUnavailable
+from lumos.serving.store import Video
 from lumos.serving.uploads import Uploads
 
+HERE = FilePath(__file__).parent
+PAGE_FILES = {
+    **dict.fromkeys(("page.js", "stage.js", "client.js"), "text/javascript"),
+    "page.css": "text/css",
+    "icon.svg": "image/svg+xml",
+}
 MEDIA = {"mp4": "video/mp4", "gif": "image/gif", "png": "image/png"}
+FORM = {"type": "object", "required": ["file"], "properties": {"file": {"type": "string", "format": "binary"}}}
+RANGES = re.compile(r"bytes=\s*(\d+-\d*|-\d+)(\s*,\s*(\d+-\d*|-\d+))*\s*", re.IGNORECASE)
 ABOUT = """Text (and an image, or the start of a video) to video. Send a request, follow its events or ask for it until its
 status is `completed`, then fetch its content. With a key, send `Authorization: Bearer KEY`."""
 
@@ -40,37 +46,34 @@ Id = Annotated[str, Path(max_length=64, description="id of a video")]
 Name = Annotated[str, Header(alias="X-Client-Id", max_length=64, description="who asks: keeps the queue fair, selects the list")]
 
 
-def create_app(config: ServeConfig, engine: Engine) -> App:
-    """The routes of the API, counted. They are served behind a Guard only."""
-    app = FastAPIOffline(title="Lumos", version=__version__, description=ABOUT)
-    app.openapi = lambda: described(app)  # type: ignore[method-assign]
-    uploads = Uploads(engine.store.uploads, engine.store.scratch, config)
-    metrics = Metrics(engine)
-    add_errors(app, engine)
-    _add_videos(app, config, engine, uploads)
-    _add_finished(app, engine)
-    _add_service(app, config, engine, uploads, metrics)
+def create_app(config: ServeConfig, service: Service) -> App:
+    """The page and the API, counted. They are served behind Access only."""
+    app = FastAPIOffline(title="Lumos", version=__version__, description=ABOUT, favicon_url="/icon.svg")
+    uploads, metrics = Uploads(service.store, config), Metrics(service)
+    add_errors(app, service)
+    _add_videos(app, config, service, uploads)
+    _add_finished(app, service)
+    _add_about(app, config, service, metrics)
+    _add_page(app, config)
     return metrics.around(app)
 
 
-def _add_videos(app: FastAPI, config: ServeConfig, engine: Engine, uploads: Uploads) -> None:
-    @app.post(
-        "/v1/videos",
-        summary="Make a video",
-        responses=errors(408, 413, 429, 503),
-        openapi_extra={"requestBody": video_body()},
-    )
-    async def create(request: Request, name: Name = "") -> JSONResponse:
+def _add_videos(app: FastAPI, config: ServeConfig, service: Service, uploads: Uploads) -> None:
+    request_body = {"requestBody": body_schema()}
+
+    @app.post("/v1/videos", summary="Make a video", responses=errors(408, 413, 429, 503), openapi_extra=request_body)
+    async def create(request: Request, name: Name = "") -> dict[str, Any]:
         client, digest = _client(request, name)
-        if not engine.ready:
-            raise Unready
-        engine.queue.check_room(client)  # before a file is decoded for nothing
+        if not service.ready:
+            raise WorkerUnavailable
+        service.queue.check_room(client)  # before a file is decoded for nothing
+        found, file = await read_body(request)
         try:
-            asked, source = await read_request(request)
-            record = await _submit(config, engine, uploads, asked, source, client, digest)
+            video = await _submit(config, service, uploads, found, file, client, digest)
         finally:
-            await request.close()
-        return JSONResponse(record.document(engine.position(record.id)))
+            if file:
+                file.close()
+        return video.document(service.position(video.id))
 
     @app.get("/v1/videos", summary="The videos of this client, newest first", responses=errors())
     async def index(
@@ -78,62 +81,85 @@ def _add_videos(app: FastAPI, config: ServeConfig, engine: Engine, uploads: Uplo
         name: Name = "",
         limit: Annotated[int, Query(ge=1, le=100)] = 20,
         order: Literal["asc", "desc"] = "desc",
-        after: Annotated[str | None, Query(max_length=64)] = None,
-    ) -> JSONResponse:
+        after: Annotated[str | None, Query(max_length=64, description="id of the last one that is known")] = None,
+    ) -> dict[str, Any]:
         _, digest = _client(request, name)
-        mine = [record for record in engine.store.records.values() if record.client == digest]
-        mine.sort(key=lambda record: record.created_at, reverse=order == "desc")
-        ids = [record.id for record in mine]
-        first = ids.index(after) + 1 if after in ids else 0
-        shown = [record.document(engine.position(record.id)) for record in mine[first : first + limit]]
+        mine = [video for video in service.store.known.values() if video.client == digest]
+        mine.sort(key=lambda video: (video.created_at, video.number), reverse=order == "desc")
+        ids = [video.id for video in mine]
+        if after is not None and after not in ids:
+            raise RequestError(400, "after must be the id of a video in this list; leave it out to start", "after")
+        first = ids.index(after) + 1 if after is not None else 0
+        shown = [video.document(service.position(video.id)) for video in mine[first : first + limit]]
         ends = {"first_id": shown[0]["id"], "last_id": shown[-1]["id"]} if shown else {"first_id": None, "last_id": None}
-        return JSONResponse({"object": "list", "data": shown, **ends, "has_more": first + limit < len(mine)})
+        return {"object": "list", "data": shown, **ends, "has_more": first + limit < len(mine)}
 
-    @app.get("/v1/videos/{id}", summary="How far is it?", responses=errors(404))
-    async def show(id: Id) -> JSONResponse:
-        return JSONResponse(_known(engine, id).document(engine.position(id)))
+    @app.get("/v1/videos/{id}", summary="Status of a video", responses=errors(404))
+    async def show(id: Id) -> dict[str, Any]:
+        return _known(service, id).document(service.position(id))
 
-    @app.post("/v1/videos/{id}/cancel", summary="Stop making it", responses=errors(404))
-    async def cancel(id: Id) -> JSONResponse:
-        record = _known(engine, id)
-        engine.cancel(id)
-        return JSONResponse(record.document())
+    @app.post("/v1/videos/{id}/cancel", summary="Stop making a video", responses=errors(404))
+    async def cancel(id: Id) -> dict[str, Any]:
+        video = _known(service, id)
+        service.cancel(id)
+        return video.document()
 
-    @app.delete("/v1/videos/{id}", summary="Stop making it and forget it", responses=errors(404))
-    async def delete(id: Id) -> JSONResponse:
-        _known(engine, id)
-        engine.delete(id)
-        return JSONResponse({"id": id, "object": "video.deleted", "deleted": True})
+    @app.delete("/v1/videos/{id}", summary="Stop making a video and forget it", responses=errors(404))
+    async def delete(id: Id) -> dict[str, Any]:
+        _known(service, id)
+        service.delete(id)
+        return {"id": id, "object": "video.deleted", "deleted": True}
+
+    @app.post(
+        "/v1/uploads",
+        summary="Send an image or video to start from, and see it as the model will",
+        responses=errors(408, 413, 503),
+        openapi_extra={"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": FORM}}}},
+    )
+    async def upload(request: Request) -> dict[str, Any]:
+        if not service.ready:
+            raise WorkerUnavailable
+        values, file = await read_form(request, "file")
+        if file is None or values:
+            raise RequestError(400, "send one field, file, with an image or video in it", "file")
+        about = service.about
+        try:
+            kept = await uploads.add(file, (about["height"], about["width"], about["fps"]), _client(request, "")[0].address)
+        except ValueError as error:
+            raise RequestError(400, str(error), "file", "unusable_file") from None
+        finally:
+            file.close()
+        kind, note = "video" if kept.decoded.is_video else "image", kept.decoded.note or None
+        shown = {"kind": kind, "frames": kept.decoded.frames, "note": note, "preview": _data_url(kept.preview)}
+        return {"id": kept.id, "object": "upload", **shown}
 
 
-def _add_finished(app: FastAPI, engine: Engine) -> None:
-    files = {"content": {kind: {} for kind in MEDIA.values()}, "description": "the file"}
+def _add_finished(app: FastAPI, service: Service) -> None:
+    files: dict[str, Any] = {"content": {kind: {} for kind in MEDIA.values()}, "description": "the file"}
 
     @app.get(
         "/v1/videos/{id}/content",
-        summary="The finished file (range requests work)",
+        summary="The finished file (range and conditional requests work)",
         response_class=Response,
-        responses={200: files, 206: {**files, "description": "a part of it"}, **errors(404, 409, 416)},
+        responses=errors(404, 409, 412, 416) | {200: files, 206: {**files, "description": "a part of it"}},
     )
     async def content(
+        request: Request,
         id: Id,
         format: Annotated[Literal["mp4", "gif", "png"] | None, Query(description="default mp4, png for an image")] = None,
         variant: Annotated[Literal["video", "thumbnail", "spritesheet"], Query(description="as in OpenAI's API")] = "video",
         download: Annotated[bool, Query(description="as a file to be saved")] = False,
     ) -> Response:
-        record = _known(engine, id)
-        if record.status != "completed":
-            why = "failed" if record.status == "failed" else "not finished yet"
-            raise Refused(409, f"this video is {why}; GET /v1/videos/{id} says more", code="not_completed")
-        usual = "png" if record.asked.frames == 1 or variant == "spritesheet" else "mp4"
-        ending = format or usual
-        name = "thumbnail.png" if variant == "thumbnail" else f"video.{ending}"
-        file = engine.store.folder(id) / name
+        video = _known(service, id)
+        if video.status != "completed":
+            why = "failed" if video.status == "failed" else "not finished yet"
+            raise RequestError(409, f"this video is {why}; GET /v1/videos/{id} says more", code="not_completed")
+        usual = "png" if video.request.frames == 1 or variant == "spritesheet" else "mp4"
+        ending = "png" if variant == "thumbnail" else format or usual
+        file = service.store.folder(id) / ("thumbnail.png" if variant == "thumbnail" else f"video.{ending}")
         if not file.is_file():
-            raise Refused(404, "the files of this video are gone; make it again", code="not_found")
-        shown = f"lumos-{id[6:14]}.{name.rpartition('.')[2]}" if download else None
-        headers = {"cache-control": "private, max-age=3600"}
-        return FileResponse(file, media_type=MEDIA[name.rpartition(".")[2]], filename=shown, headers=headers)
+            raise RequestError(404, "the files of this video are gone; make it again", code="not_found")
+        return _file_answer(request, file, MEDIA[ending], f"lumos-{id[6:14]}.{ending}" if download else None)
 
     @app.get(
         "/v1/videos/{id}/events",
@@ -141,139 +167,157 @@ def _add_finished(app: FastAPI, engine: Engine) -> None:
         description="`status`: the video's document. `frames`: {index, first_frame, frames: [data URLs]}; its id lets a client "
         "that lost the connection go on (Last-Event-ID). Ends after the status `completed` or `failed`.",
         response_class=StreamingResponse,
-        responses={200: {"content": {"text/event-stream": {}}, "description": "the events"}, **errors(404)},
+        responses=errors(404) | {200: {"content": {"text/event-stream": {}}, "description": "the events"}},
     )
-    async def events(id: Id, last: Annotated[str, Header(alias="Last-Event-ID", max_length=20)] = "") -> StreamingResponse:
-        _known(engine, id)
+    async def events(
+        request: Request, id: Id, last: Annotated[str, Header(alias="Last-Event-ID", max_length=20)] = ""
+    ) -> Response:
+        _known(service, id)
         seen = int(last) + 1 if last.isascii() and last.isdigit() else 0
         headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
-        return StreamingResponse(_events(engine, id, seen), media_type="text/event-stream", headers=headers)
+        if request.scope.get("is_head"):  # the stream itself would only end with the video
+            return Response(media_type="text/event-stream", headers=headers)
+        return StreamingResponse(_events(service, id, seen), media_type="text/event-stream", headers=headers)
 
 
-def _add_service(app: FastAPI, config: ServeConfig, engine: Engine, uploads: Uploads, metrics: Metrics) -> None:
-    file = {"type": "object", "required": ["file"], "properties": {"file": {"type": "string", "format": "binary"}}}
-
-    @app.post(
-        "/v1/uploads",
-        summary="Send an image or video to start from, and see it as the model will",
-        responses=errors(408, 413, 503),
-        openapi_extra={"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": file}}}},
-    )
-    async def upload(request: Request) -> JSONResponse:
-        if not engine.ready:
-            raise Unready
-        try:
-            values, found = await read_form(request, "file")
-            if found is None or values:
-                raise Refused(400, "send one field, file, with an image or video in it", "file")
-            kept = await uploads.add(found, _own_size(engine))
-        except ValueError as error:
-            raise Refused(400, str(error), "file", "unusable_file") from None
-        finally:
-            await request.close()
-        decoded = kept.decoded
-        return JSONResponse(
-            {
-                "id": kept.id,
-                "object": "upload",
-                "kind": decoded.kind,
-                "frames": decoded.frames,
-                "note": decoded.note or None,
-                "preview": _data_url(kept.preview),
-            }
-        )
-
+def _add_about(app: FastAPI, config: ServeConfig, service: Service, metrics: Metrics) -> None:
     @app.get("/v1/models", summary="What is served", responses=errors())
-    async def models() -> JSONResponse:
+    async def models() -> dict[str, Any]:
+        return {"object": "list", "data": [model()]}
+
+    @app.get("/v1/models/{id}", summary="What is served, by its name", responses=errors(404))
+    async def one_model(id: str) -> dict[str, Any]:
+        if id != config.weights_name:
+            raise RequestError(404, f"there is no such model; this server has {config.weights_name}", code="model_not_found")
+        return model()
+
+    def model() -> dict[str, Any]:
         limits = {"max_frames": config.max_frames, "max_steps": config.max_steps, "upload_bytes": config.upload_bytes}
-        model = {"id": config.weights_name, "object": "model", "owned_by": "lumos", **engine.about, **limits}
-        return JSONResponse({"object": "list", "data": [model]})
+        signs_out = {"key_needed": config.api_key is not None}
+        return {"id": config.weights_name, "object": "model", "owned_by": "lumos", **service.about, **limits, **signs_out}
 
-    @app.get("/health", summary="Is it well?", responses={503: ERRORS[503]})
-    async def health() -> JSONResponse:
-        waiting = len(engine.queue)
-        state = {"status": "ok" if engine.ready else "starting", "waiting": waiting, "running": engine.running is not None}
-        return JSONResponse(state, 200 if engine.ready else 503)
+    @app.get("/health", summary="Whether videos can be made now", responses={503: errors(503)[503]})
+    async def health(response: Response) -> dict[str, Any]:
+        response.status_code = 200 if service.ready else 503
+        state = {"waiting": len(service.queue), "running": service.running is not None}
+        return {"status": "ok" if service.ready else "starting", **state}
 
-    @app.get(
-        "/metrics",
-        summary="Prometheus metrics",
-        response_class=Response,
-        responses={200: {"content": {"text/plain": {}}, "description": "the metrics"}, **errors()},
-    )
+    @app.get("/live", summary="Whether the server runs, also while its model is loaded")
+    async def live() -> dict[str, Any]:
+        return {"status": "ok"}
+
+    text: dict[str, Any] = {"content": {"text/plain": {}}, "description": "the metrics"}
+
+    @app.get("/metrics", summary="Prometheus metrics", response_class=Response, responses=errors() | {200: text})
     async def show_metrics() -> Response:
         return Response(metrics.text(), media_type="text/plain; version=0.0.4")
 
 
+def _add_page(app: FastAPI, config: ServeConfig) -> None:
+    def add(path: str, file: str, kind: str) -> None:
+        @app.get(path, include_in_schema=False)
+        async def page_file(request: Request) -> Response:
+            return _file_answer(request, HERE / file, kind, None, "no-cache")
+
+    add("/", "page.html", "text/html")
+    for file, kind in PAGE_FILES.items():
+        add(f"/{file}", file, kind)
+
+
 async def _submit(
     config: ServeConfig,
-    engine: Engine,
+    service: Service,
     uploads: Uploads,
-    request: VideoRequest,
+    found: dict[str, Any],
     file: BinaryIO | None,
     client: Client,
     digest: str,
-) -> Record:
-    asked = ask.complete(request, config, engine.about)
+) -> Video:
+    request = complete(found, config, service.about)
     source: FilePath | BinaryIO | None = file
     continued = None
-    if request.input_reference:
-        source, continued = _referred(engine, uploads, request.input_reference.file_id)
-    start, remove = None, None
+    if "input_reference" in found:
+        source, continued = _referred(service, uploads, found["input_reference"])
     try:
-        await engine.check(asked)
-        if source is not None:
-            decoded, start, remove = await uploads.start(source, (asked.height, asked.width, asked.fps))
-            frames = ask.length_with_given(request, asked, decoded.frames, decoded.kind, config)
-            asked = replace(asked, given=decoded.frames, note=decoded.note, frames=frames)
-        return engine.submit(asked, client, digest, start, continued)
+        await service.check(request)
     except ValueError as error:
-        field = "input_reference" if source is not None and start is None and "prompt" not in str(error) else "prompt"
-        raise Refused(400, str(error), field, "unusable_file" if field == "input_reference" else "invalid_prompt") from None
-    finally:
-        if remove:
-            remove()
+        raise RequestError(400, str(error), "prompt", "invalid_prompt") from None
+    if source is None:
+        return service.submit(request, client, digest, None)
+    try:
+        async with uploads.decoded(source, (request.height, request.width, request.fps)) as (decoded, start):
+            request = start_from(request, decoded.frames, decoded.note, decoded.is_video, found, config)
+            return service.submit(request, client, digest, start, continued)
+    except ValueError as error:
+        raise RequestError(400, str(error), "input_reference", "unusable_file") from None
 
 
-def _referred(engine: Engine, uploads: Uploads, id: str) -> tuple[FilePath, str | None]:
+def _referred(service: Service, uploads: Uploads, id: str) -> tuple[FilePath, str | None]:
     if id in uploads.known:
         return uploads.known[id].file, None
-    record = engine.store.records.get(id)
-    if record is None:
+    video = service.store.known.get(id)
+    if video is None:
         message = "there is no such upload or video; uploads are kept for an hour, send the file again"
-        raise Refused(400, message, "input_reference", "not_found")
-    if record.status != "completed":
-        raise Refused(400, "a video to continue must be completed; wait for it", "input_reference", "not_completed")
-    return engine.store.folder(id) / ("video.png" if record.asked.frames == 1 else "video.mp4"), id
+        raise RequestError(400, message, "input_reference", "not_found")
+    if video.status != "completed":
+        raise RequestError(400, "a video to continue must be completed; wait for it", "input_reference", "not_completed")
+    return service.store.folder(id) / ("video.png" if video.request.frames == 1 else "video.mp4"), id
 
 
-async def _events(engine: Engine, id: str, seen: int) -> AsyncIterator[str]:
+def _file_answer(request: Request, file: FilePath, kind: str, name: str | None, cache: str = "private, max-age=3600") -> Response:
+    """A file as RFC 9110 wants it: conditions first, then ranges, of which unknown or broken ones count as none."""
+    answer = FileResponse(file, media_type=kind, filename=name, headers={"cache-control": cache}, stat_result=file.stat())
+    given, tag = request.headers, answer.headers["etag"]
+    changed = parsedate_to_datetime(answer.headers["last-modified"])
+
+    def names(header: str) -> bool:
+        return any(part.strip().removeprefix("W/") in (tag, "*") for part in given[header].split(","))
+
+    def is_newer(header: str) -> bool:
+        try:
+            return changed > parsedate_to_datetime(given[header])
+        except (ValueError, TypeError):  # no date: as if it were not there
+            return header == "if-modified-since"
+
+    if not names("if-match") if "if-match" in given else "if-unmodified-since" in given and is_newer("if-unmodified-since"):
+        raise RequestError(412, "the file has changed; ask for it without conditions", code="changed")
+    if names("if-none-match") if "if-none-match" in given else "if-modified-since" in given and not is_newer("if-modified-since"):
+        return Response(status_code=304, headers={key: answer.headers[key] for key in ("etag", "last-modified", "cache-control")})
+    size, ranges = file.stat().st_size, given.get("range", "")
+    if not RANGES.fullmatch(ranges):
+        request.scope["headers"] = [item for item in request.scope["headers"] if item[0] != b"range"]
+    elif "if-range" not in given and all(
+        int(first) >= size if first else int(last) == 0 for first, last in re.findall(r"(\d*)-(\d*)", ranges)
+    ):
+        error = RequestError(416, f"the range must lie within the file's {size} bytes", code="range")
+        error.headers = {"content-range": f"bytes */{size}"}
+        raise error
+    return answer
+
+
+async def _events(service: Service, id: str, seen: int) -> AsyncIterator[str]:
     yield "retry: 1000\n\n"
-    async for word, news in engine.follow(id, seen):
+    async for word, news in service.follow(id, seen):
         if word == "frames":
             number, first, pictures = news
             data = {"index": number, "first_frame": first, "frames": [_data_url(picture) for picture in pictures]}
             yield f"event: frames\nid: {number}\ndata: {json.dumps(data)}\n\n"
         elif word == "status":
-            yield f"event: status\ndata: {json.dumps(news.document(engine.position(id)))}\n\n"
+            yield f"event: status\ndata: {json.dumps(news.document(service.position(id)))}\n\n"
         else:
             yield ": still here\n\n"
 
 
-def _known(engine: Engine, id: str) -> Record:
-    if id not in engine.store.records:
-        raise Refused(404, "there is no such video; it may have been deleted, or removed after its time", code="not_found")
-    return engine.store.records[id]
+def _known(service: Service, id: str) -> Video:
+    if id not in service.store.known:
+        raise RequestError(404, "there is no such video; it may have been deleted, or removed after its time", code="not_found")
+    return service.store.known[id]
 
 
 def _client(request: Request, name: str) -> tuple[Client, str]:
     """Who asks, and the digest by which their videos are found again: of their name if they gave one, else of the address."""
     address = request.client.host if request.client else ""
     return Client(address, name), hashlib.sha256((f"name {name}" if name else f"address {address}").encode()).hexdigest()
-
-
-def _own_size(engine: Engine) -> tuple[int, int, float]:
-    return engine.about["height"], engine.about["width"], float(engine.about["fps"])
 
 
 def _data_url(picture: bytes) -> str:

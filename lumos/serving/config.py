@@ -7,61 +7,75 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 FEWEST_KEY_LETTERS = 12
 
 
 @dataclass(frozen=True)
 class ServeConfig:
-    """Address and key; weights and device; limits of requests, uploads, queue and stored results.
+    """Address and key; weights and device; limits of requests, uploads, queue and stored results."""
 
-    Sizes are in bytes or pixels, times in seconds. `pixels` of a result are at most `size_factor` times the model's own.
-    """
-
-    data: Path
-    host: str = "127.0.0.1"
-    port: int = 7860
-    api_key: str | None = None
-    no_auth: bool = False
-    weights: str = "tiny"
-    device: str | None = None
+    data: Path  # folder for finished videos
+    host: str = "127.0.0.1"  # address to listen on
+    port: int = 7860  # 0 takes a free one
+    public_url: str | None = None  # what a proxy in front is called: https://name
+    api_key: str | None = None  # what every request must carry
+    no_auth: bool = False  # let everybody in who can reach the address
+    weights: str = "tiny"  # name in the package, or a folder
+    device: str | None = None  # cpu, cuda, cuda:1
     batch: int = 1  # requests made in one pass
     queue: int = 32  # requests that wait
-    queue_per_client: int = 8
-    max_frames: int = 129
-    size_factor: float = 4.0
-    max_steps: int = 100
-    time_limit: float = 600.0  # of making one batch
-    keep_seconds: float = 24 * 3600.0
-    keep_bytes: int = 2**31
-    upload_bytes: int = 32 * 2**20
-    upload_pixels: int = 40_000_000
+    queue_per_client: int = 8  # of them, from one client
+    max_frames: int = 129  # of one video
+    size_factor: float = 4.0  # pixels of a result, in multiples of the model's own
+    max_steps: int = 100  # denoising steps of every latent frame
+    time_limit: float = 600.0  # seconds of making one batch
+    keep_seconds: float = 24 * 3600.0  # for which finished videos are kept
+    keep_bytes: float = 2**31  # that finished videos may take
+    upload_bytes: int = 32 * 2**20  # of one file
+    upload_pixels: int = 40_000_000  # of one frame of it
     upload_seconds: float = 60.0  # for a body to arrive
-    decode_seconds: float = 20.0
+    header_seconds: float = 10.0  # for the first lines of a request to arrive
+    decode_seconds: float = 20.0  # of decoding one file
     decode_bytes: int = 3 * 2**29  # memory of decoding, above what Python itself takes
-    log_prompts: bool = False
+    restart_pause: float = 1.0  # seconds before a dead worker is replaced; doubled with every death in a row
+    log_prompts: bool = False  # write prompts into the log
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
             raise ValueError(f"port must be 0 to 65535, got {self.port}; 7860 is usual, 0 takes a free one")
-        at_least_one = ("batch", "queue", "queue_per_client", "max_steps", "time_limit", "keep_seconds", "upload_bytes")
-        for name in at_least_one:
+        for name in ("batch", "queue", "queue_per_client", "max_steps", "time_limit", "keep_seconds", "upload_bytes"):
             if not getattr(self, name) >= 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}; leave it out for the usual one")
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not self.keep_bytes >= 0:
+            raise ValueError(f"keep_bytes must be 0 or more, got {self.keep_bytes}")
         if self.max_frames < 1 or self.max_frames % 4 != 1:
             raise ValueError(f"max_frames must be 1 + 4k, got {self.max_frames}; use {max(1, self.max_frames // 4 * 4 + 1)}")
-        if self.api_key is not None and self.no_auth:
-            raise ValueError("give either a key or no_auth, got both; leave one out")
-        if self.api_key is not None and len(self.api_key) < FEWEST_KEY_LETTERS:
+        self._check_access()
+
+    def _check_access(self) -> None:
+        key = self.api_key
+        if key is not None and self.no_auth:
+            raise ValueError("give either a key or no_auth, got both")
+        if key is not None and not re.fullmatch(r"[!-~]([ -~]*[!-~])?", key):
+            raise ValueError("the API key must be ASCII without spaces at its ends, as a header carries it")
+        if key is not None and len(key) < FEWEST_KEY_LETTERS:
             raise ValueError(
-                f"the API key must have at least {FEWEST_KEY_LETTERS} letters, got {len(self.api_key)}; "
+                f"the API key must have at least {FEWEST_KEY_LETTERS} letters, got {len(key)}; "
                 "make one with: python -c 'import secrets; print(secrets.token_urlsafe())'"
             )
-        if not self.is_local and self.api_key is None and not self.no_auth:
+        if self.public_url is not None:
+            parts = urlsplit(self.public_url)
+            if parts.scheme not in ("http", "https") or not parts.hostname or parts.path.strip("/") or parts.query:
+                raise ValueError(f"public_url must be https://NAME, without a path, got {self.public_url!r}")
+        if (not self.is_local or self.public_url) and key is None and not self.no_auth:
+            where = f"public_url {self.public_url}" if self.public_url else f"host {self.host}"
             raise ValueError(
-                f"host {self.host} can be reached from other machines and needs --api-key KEY (or LUMOS_API_KEY); "
+                f"{where} can be reached from other machines and needs --api-key KEY (or LUMOS_API_KEY); "
                 "add --no-auth to let everybody in"
             )
 
@@ -71,9 +85,20 @@ class ServeConfig:
         return Path(self.weights).name or "lumos"
 
     @property
+    def public_host(self) -> str:
+        """Name and port of the public address as a Host header has them, in lower case; empty without one."""
+        return urlsplit(self.public_url or "").netloc.lower()
+
+    @property
+    def queue_per_address(self) -> int:
+        """Requests that may wait from one address: half of all, or all where nobody else can ask."""
+        alone = self.is_local and not self.public_url
+        return self.queue if alone else max(self.queue_per_client, (self.queue + 1) // 2)
+
+    @property
     def is_local(self) -> bool:
         """Whether only this machine can connect."""
-        if self.host == "localhost":
+        if self.host.lower() == "localhost":
             return True
         try:
             return ipaddress.ip_address(self.host.strip("[]")).is_loopback

@@ -10,12 +10,13 @@ import asyncio
 import multiprocessing
 import os
 import resource
+import signal
 import sys
 from dataclasses import dataclass
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING
 
 from lumos.serving.config import ServeConfig
 from lumos.serving.store import START
@@ -30,82 +31,97 @@ SPINS = 1000
 
 @dataclass(frozen=True)
 class Decoded:
-    """kind, frames kept (1 + 4k of them) and what was done to make them fit, in words."""
+    """What a file is: a video or a picture, how many frames are kept (1 + 4k), and what was done to make them fit."""
 
-    kind: Literal["image", "video"]
+    is_video: bool
     frames: int
     note: str
 
 
 def processes() -> multiprocessing.context.ForkServerContext:
-    """The way this server starts processes. Call `prepare` once before."""
+    """The way this server starts processes. Call `start_processes` once before."""
     return multiprocessing.get_context("forkserver")
 
 
-def prepare() -> None:
+def start_processes() -> None:
     """Start the process that the others are forked from. It loads torch, whose threads are told here how to wait."""
     processes().set_forkserver_preload(PRELOAD)
     settings = {} if {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys() else {"GOMP_SPINCOUNT": str(SPINS)}
     os.environ.update(settings)
+    # Ctrl-C reaches all processes of a terminal; this one ends with the server, which decides
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
         forkserver.ensure_running()
     finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         for name in settings:
             del os.environ[name]
 
 
-class Decoder:
-    """Decodes two files at a time; others wait."""
+async def decode(
+    source: Path, folder: Path, height: int, width: int, fps: float, config: ServeConfig, places: asyncio.Semaphore
+) -> Decoded:
+    """Write `folder`/start.safetensors and preview.webp from a file. ValueError in words for what cannot be read.
 
-    def __init__(self, config: ServeConfig) -> None:
-        self.config = config
-        self.places = asyncio.Semaphore(2)
+    places: how many files are decoded at a time; others wait.
+    """
+    async with places:
+        return await asyncio.to_thread(_in_process, source, folder, height, width, fps, config)
 
-    async def decode(self, source: Path, folder: Path, height: int, width: int, fps: float) -> Decoded:
-        """Write `folder`/start.safetensors and preview.webp from a file. ValueError in words for what cannot be read."""
-        async with self.places:
-            return await asyncio.to_thread(self._in_process, source, folder, height, width, fps)
 
-    def _in_process(self, source: Path, folder: Path, height: int, width: int, fps: float) -> Decoded:
-        here, there = multiprocessing.Pipe(duplex=False)
-        arguments = (there, source, folder, height, width, fps, self.config)
-        process = processes().Process(target=decode_here, args=arguments, daemon=True)
-        process.start()
-        there.close()
-        try:
-            if not here.poll(self.config.decode_seconds * 1.5):
-                raise ValueError(
-                    f"the file took more than {self.config.decode_seconds:g} s to decode; use a smaller or shorter one"
-                )
-            answer = here.recv()
-        except EOFError:
-            process.join(5)
-            slow = process.exitcode is not None and -process.exitcode in (24, 9)  # SIGXCPU, then SIGKILL
-            why = f"took more than {self.config.decode_seconds:g} s to decode" if slow else "could not be decoded"
-            raise ValueError(f"the file {why}; use a smaller one, or convert it to .png or .mp4") from None
-        finally:
-            process.kill()
-            process.join(5)
-            process.close()
-            here.close()
-        if isinstance(answer, str):
-            raise ValueError(answer)
-        assert isinstance(answer, Decoded)
-        return answer
+def _in_process(source: Path, folder: Path, height: int, width: int, fps: float, config: ServeConfig) -> Decoded:
+    here, there = multiprocessing.Pipe(duplex=False)
+    arguments = (there, source, folder, height, width, fps, config)
+    process = processes().Process(target=decode_here, args=arguments, daemon=True)
+    process.start()
+    there.close()
+    late = f"the file took more than {config.decode_seconds:g} s to decode; use a smaller or shorter one"
+    try:
+        if not here.poll(config.decode_seconds * 1.5):
+            raise ValueError(late)
+        answer = here.recv()
+    except EOFError:
+        process.join(5)
+        if process.exitcode in (-signal.SIGXCPU, -signal.SIGKILL):
+            raise ValueError(late) from None
+        raise ValueError("the file could not be decoded; convert it to .png or .mp4") from None
+    finally:
+        process.kill()
+        process.join(5)
+        process.close()
+        here.close()
+    if isinstance(answer, OSError):
+        raise answer
+    if isinstance(answer, str):
+        raise ValueError(answer)
+    assert isinstance(answer, Decoded)
+    return answer
 
 
 def decode_here(answer: Connection, source: Path, folder: Path, height: int, width: int, fps: float, config: ServeConfig) -> None:
-    """What the process does: take its limits, read, write, say one Decoded or one message."""
-    _limit(config)
+    """What the process does: take its limits, read, write, say one Decoded, one message, or that the disk failed."""
+    limit_process(config)
     try:
-        answer.send(_decode(source, folder, height, width, fps, config))
+        footage, frames, note = _read(source, height, width, fps, config)
     except MemoryError:
         answer.send("the file needs too much memory to decode; make it smaller first")
+        return
     except (ValueError, OSError) as error:
         answer.send(str(error).replace(str(source), "the file"))
+        return
+    except Exception as error:  # a decoder's fault with a stranger's file
+        memory = "can't allocate memory" in str(error)
+        answer.send("the file needs too much memory to decode; make it smaller first" if memory else "the file cannot be decoded")
+        return
+    try:
+        _write(folder, footage, frames, fps)
+        answer.send(Decoded(footage.kind == "video", frames, note))
+    except OSError as error:
+        answer.send(OSError(error.errno, error.strerror))
 
 
-def _limit(config: ServeConfig) -> None:
+def limit_process(config: ServeConfig) -> None:
+    """Take limits of processor time, file size and memory that this process cannot raise again."""
     seconds = int(config.decode_seconds)
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 2))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -119,28 +135,32 @@ def _limit(config: ServeConfig) -> None:
     torch.set_num_threads(1)
 
 
-def _decode(source: Path, folder: Path, height: int, width: int, fps: float, config: ServeConfig) -> Decoded:
-    import torch
-    from PIL import Image
-    from safetensors.torch import save_file
-
+def _read(source: Path, height: int, width: int, fps: float, config: ServeConfig) -> tuple[Footage, int, str]:
+    """A picture's or a video's pixels, how many frames of it are kept, and what was done to them."""
     from lumos.media import picture
     from lumos.media.video import read_video
 
     picture.MAX_PIXELS = config.upload_pixels  # this process reads one stranger's file and ends
     most = config.max_frames - 4  # at least four new ones
-    clip = read_video(source, fps, height, width, most + 1)
-    frames, note = 1, clip.note
-    if clip.kind == "video":
-        read = clip.pixels_CFHW.shape[1]
-        if read > most:
-            raise ValueError(f"a video to continue may have at most {most} frames at {fps:g} fps ({most / fps:g} s); cut it")
-        frames = (read - 1) // 4 * 4 + 1
-        left = f"last {read - frames} frames left out, as frames come in 1 + 4k" if read > frames else ""
-        note = ", ".join(filter(None, [clip.note, left]))
-    rgb_CFHW = ((clip.pixels_CFHW[:, :frames] + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-    save_file({"rgb_CFHW": rgb_CFHW.contiguous()}, folder / START)
+    footage = read_video(source, fps, height, width, most + 1)
+    if footage.kind == "image":
+        return footage, 1, footage.note
+    read = footage.pixels_CFHW.shape[1]
+    if read > most:
+        raise ValueError(f"a video to continue may have at most {most} frames at {fps:g} fps ({most / fps:g} s); cut it")
+    frames = (read - 1) // 4 * 4 + 1
+    left = f"last {read - frames} frames left out, as frames come in 1 + 4k" if read > frames else ""
+    return footage, frames, ", ".join(filter(None, [footage.note, left]))
+
+
+def _write(folder: Path, footage: Footage, frames: int, fps: float) -> None:
+    from PIL import Image
+    from safetensors.torch import save
+
+    from lumos.media.pixels import to_bytes
+
+    rgb_CFHW = to_bytes(footage.pixels_CFHW[:, :frames]).contiguous()
+    (folder / START).write_bytes(save({"rgb_CFHW": rgb_CFHW}))
     pictures = [Image.fromarray(rgb.permute(1, 2, 0).contiguous().numpy()) for rgb in rgb_CFHW.unbind(1)]
     step = round(1000 / fps)
     pictures[0].save(folder / PREVIEW, "WEBP", save_all=True, append_images=pictures[1:], duration=step, loop=0, quality=85)
-    return Decoded(clip.kind, frames, note)

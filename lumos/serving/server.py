@@ -1,79 +1,84 @@
-"""From a configuration to a listening server, and to its end: worker, application, page and uvicorn in one event loop."""
+"""From a configuration to a listening server, and to its end: worker, application and uvicorn in one event loop."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import resource
 import signal
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from typing import Any
 
+import h11
+import python_multipart  # noqa: F401 - a form would miss it only when it comes
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from lumos.serving.access import Access
 from lumos.serving.api import create_app
 from lumos.serving.config import ServeConfig
-from lumos.serving.decode import prepare
-from lumos.serving.engine import Engine
-from lumos.serving.guard import Guard
-from lumos.serving.page import create_page, load_library
+from lumos.serving.decode import start_processes
+from lumos.serving.service import Service
 from lumos.serving.store import Store
+
+log = logging.getLogger("lumos.serving")
+BACKLOG = 64  # connections taken at a time
+OWN_FILES = 64  # descriptors that are left to everything but connections
+MOST_CONNECTIONS = 1000
 
 
 async def serve(config: ServeConfig, ready: Callable[[str], None], stop: asyncio.Event | None = None) -> None:
     """Listen until SIGINT, SIGTERM or `stop`. `ready` is called with the page's address once everything answers.
 
-    ValueError or OSError in words when the port, the data folder or the weights cannot be used.
+    ValueError or OSError in words when the port, the data folder or the weights cannot be used, or the worker dies too often.
     """
-    _quieten()
-    listener = _listener(config)
-    try:
-        prepare()
-        store = Store(config.data, config.keep_seconds, config.keep_bytes)
-        engine = Engine(config, store)
-        try:
-            await asyncio.gather(engine.start(), asyncio.to_thread(load_library))
-            app = Guard(create_app(config, engine), create_page(config, engine), config)
-            port = listener.getsockname()[1]
-            shown = "localhost" if config.host in ("127.0.0.1", "0.0.0.0", "::", "::1") else config.host
-            await _run(app, config, listener, lambda: ready(f"http://{shown}:{port}/"), stop)
-        finally:
-            await engine.stop()
-    finally:
-        listener.close()
-
-
-async def _run(
-    app: object, config: ServeConfig, listener: socket.socket, ready: Callable[[], None], stop: asyncio.Event | None
-) -> None:
-    settings = uvicorn.Config(
-        app,  # type: ignore[arg-type]
-        log_config=None,
-        access_log=False,  # paths hold nothing secret, but nobody asked for them
-        server_header=False,
-        timeout_keep_alive=15,
-        timeout_graceful_shutdown=3,
-        h11_max_incomplete_event_size=64 * 1024,
-        lifespan="off",  # of the page's library: it would ask a queue that nobody uses for work a thousand times a second
-    )
-    server = _Server(settings)
-    running = asyncio.create_task(server.serve([listener]))
-    stop = stop or asyncio.Event()
-    loop = asyncio.get_running_loop()
+    stop, loop = stop or asyncio.Event(), asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         with suppress(RuntimeError, ValueError):  # only the main thread hears signals
             loop.add_signal_handler(number, stop.set)
-    ended = asyncio.create_task(stop.wait())
-    try:
-        while not server.started and not running.done():
-            await asyncio.sleep(0.02)
-        if server.started:
-            ready()
-        await asyncio.wait({running, ended}, return_when=asyncio.FIRST_COMPLETED)
-        server.should_exit = True
-        await running
-    finally:
-        ended.cancel()
+    for name in ("uvicorn", "uvicorn.error", "asyncio"):  # other libraries' chatter; a stranger's broken request is no news
+        logging.getLogger(name).setLevel(logging.ERROR)
+    with _listener(config) as listener:
+        log.info("loading the model")
+        start_processes()
+        service = Service(config, Store(config.data, config.keep_seconds, config.keep_bytes))
+        server = _Server(_settings(config, service))
+        running = asyncio.create_task(server.serve([listener]))
+        started = asyncio.create_task(service.start())
+        ended = asyncio.create_task(stop.wait())
+        try:
+            await asyncio.wait({started, running, ended}, return_when=asyncio.FIRST_COMPLETED)
+            if started.done():
+                started.result()
+                shown = "localhost" if config.host in ("127.0.0.1", "0.0.0.0", "::", "::1") else config.host
+                ready((config.public_url or f"http://{shown}:{listener.getsockname()[1]}").rstrip("/"))
+                await asyncio.wait((running, ended, service.dead), return_when=asyncio.FIRST_COMPLETED)
+            if service.dead.done():
+                service.dead.result()
+        finally:
+            ended.cancel()
+            started.cancel()
+            server.should_exit = True
+            await asyncio.gather(running, started, return_exceptions=True)
+            await service.stop()
+
+
+def _settings(config: ServeConfig, service: Service) -> uvicorn.Config:
+    return uvicorn.Config(
+        Access(create_app(config, service), config),
+        http=_connections(config),
+        log_config=None,
+        access_log=False,  # paths hold nothing secret, but nobody asked for them
+        server_header=False,
+        proxy_headers=config.public_url is not None,  # a proxy on this machine says who asks
+        backlog=BACKLOG,
+        timeout_keep_alive=15,
+        timeout_graceful_shutdown=3,
+        h11_max_incomplete_event_size=64 * 1024,
+        lifespan="off",
+    )
 
 
 class _Server(uvicorn.Server):
@@ -82,6 +87,48 @@ class _Server(uvicorn.Server):
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
+
+
+def _connections(config: ServeConfig) -> type[H11Protocol]:
+    """The library's connection with an end to patience: for a request's first lines, and for how many there are at a time."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        soft = hard
+    most = max(8, min(MOST_CONNECTIONS, (soft if soft != resource.RLIM_INFINITY else 2**16) - OWN_FILES - BACKLOG))
+    idle: dict[_Connection, None] = {}  # those that wait for a request, in the order in which they began to
+
+    class _Connection(H11Protocol):
+        timer: asyncio.TimerHandle | None = None
+
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            self._wait()
+            if len(self.connections) > most:
+                next(iter(idle)).transport.abort()  # the one that has kept us waiting longest, perhaps this one
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            if self.conn.their_state is h11.IDLE:
+                self._wait()
+            else:
+                self._done()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._done()
+            super().connection_lost(exc)
+
+        def _wait(self) -> None:
+            if self not in idle:
+                idle[self] = None
+                self.timer = self.loop.call_later(config.header_seconds, self.transport.abort)
+
+        def _done(self) -> None:
+            idle.pop(self, None)
+            if self.timer:
+                self.timer.cancel()
+
+    return _Connection
 
 
 def _listener(config: ServeConfig) -> socket.socket:
@@ -94,13 +141,8 @@ def _listener(config: ServeConfig) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind(address)
+        listener.listen(BACKLOG)  # a port is taken only by this
     except OSError as error:
         listener.close()
         raise ValueError(f"cannot listen on {host}:{config.port} ({error.strerror}); use another --port") from None
     return listener
-
-
-def _quieten() -> None:
-    """Other libraries' chatter stays out of the log; their warnings stay in."""
-    for name in ("httpx", "httpcore", "uvicorn", "uvicorn.error", "asyncio", "gradio", "matplotlib"):
-        logging.getLogger(name).setLevel(logging.WARNING)

@@ -1,4 +1,4 @@
-"""Records and their files on disk: one folder per video, kept for a set time and size, whole after a kill at any moment.
+"""Videos as the server knows them, and on disk: a folder each, kept for a set time, whole after a kill at any moment.
 
 DATA/.lumos-serve marks the folder as a server's, locks it, and names the temporary folder; DATA/videos/ID/ holds record.json,
 video.mp4, video.gif, video.png and thumbnail.png; DATA/temporary_*/ holds uploads and bodies on their way in. A record is written
@@ -16,10 +16,13 @@ import re
 import secrets
 import shutil
 import time
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import TextIO
+from typing import Any, Literal, TextIO, TypeVar
 
-from lumos.serving.record import Record, from_json
+from lumos.serving.request import VideoRequest
+
+T = TypeVar("T")
 
 log = logging.getLogger("lumos.serving")
 MARKER = ".lumos-serve"
@@ -30,10 +33,57 @@ OURS = re.compile(r"\.?(record\.json|start\.safetensors|(video|thumbnail)\.(mp4|
 FIRST_HOUR = 3600.0  # a machine may start with a wrong clock; until it can have been set, no video is too old
 
 
+@dataclass
+class Video:
+    """A video's whole life, as it is kept on disk. `client` is a digest, never an address or a name."""
+
+    id: str
+    client: str
+    model: str
+    request: VideoRequest
+    created_at: int
+    number: int = 0  # counts the videos of a server, as many begin in the same second
+    status: Literal["queued", "in_progress", "completed", "failed"] = "queued"
+    progress: int = 0
+    completed_at: int | None = None
+    expires_at: int | None = None
+    seconds_taken: float | None = None
+    together: int = 1  # how many requests shared its batch
+    source: str | None = None  # the video that it continues
+    error: dict[str, str] | None = None
+    files: list[str] = field(default_factory=list)
+
+    @property
+    def is_finished(self) -> bool:
+        return self.status in ("completed", "failed")
+
+    def document(self, position: int | None = None) -> dict[str, Any]:
+        """What a client sees, in the words of OpenAI's video API where it has one. `position`: how many wait before it."""
+        made = self.request
+        own = ("id", "model", "status", "progress", "created_at", "completed_at", "expires_at", "seconds_taken", "error")
+        asked = ("prompt", "frames", "fps", "seed", "steps", "guidance", "temperature")
+        return {
+            "object": "video",
+            **{name: getattr(self, name) for name in own},
+            **{name: getattr(made, name) for name in asked},
+            "size": f"{made.width}x{made.height}",
+            "seconds": f"{made.frames / made.fps:.3f}".rstrip("0").rstrip("."),
+            "given_frames": made.given,
+            "note": made.note or None,
+            "remixed_from_video_id": self.source,
+            "queue_position": position,
+        }
+
+
+def new_id(kind: Literal["video", "upload"]) -> str:
+    """A name that nobody can guess: kind_ and 32 hexadecimal digits."""
+    return f"{kind}_{secrets.token_hex(16)}"
+
+
 class Store:
     """Every record in memory (they are small), every file on disk. Not thread-safe: it belongs to the event loop."""
 
-    def __init__(self, folder: Path, keep_seconds: float, keep_bytes: int) -> None:
+    def __init__(self, folder: Path, keep_seconds: float, keep_bytes: float) -> None:
         self.keep_seconds, self.keep_bytes = keep_seconds, keep_bytes
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.lock, self.temporary = _lock(folder)
@@ -41,10 +91,11 @@ class Store:
         for path in (self.videos, self.uploads, self.scratch):
             path.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._started, self._begin = time.time(), time.monotonic()
-        self.records: dict[str, Record] = {}
+        self.known: dict[str, Video] = {}
         self.sizes: dict[str, int] = {}
         for path in sorted(self.videos.iterdir()):
             self._recover(path)
+        self._number = max((video.number for video in self.known.values()), default=0)
 
     def close(self) -> None:
         shutil.rmtree(self.temporary, ignore_errors=True)
@@ -60,48 +111,56 @@ class Store:
 
     def folder(self, id: str) -> Path:
         """The folder of a video that is known. KeyError for any other name, so that no path is made of a stranger's words."""
-        return self.videos / self.records[id].id
+        return self.videos / self.known[id].id
 
-    def add(self, record: Record) -> Path:
-        """Keep a new record; returns its folder, to which a start may be moved before it runs."""
-        folder = self.videos / record.id
-        folder.mkdir(mode=0o700)
-        self.records[record.id] = record
-        self.save(record)
-        return folder
+    def add(self, video: Video, start: Path | None = None) -> None:
+        """Keep a new video, and move the file of its given frames to it. OSError when the disk is full: nothing is kept then."""
+        folder = self.videos / video.id
+        video.number = self._number + 1
+        try:
+            folder.mkdir(mode=0o700)
+            if start:
+                os.replace(start, folder / START)
+            self.save(video)
+        except OSError:
+            _remove(folder)
+            raise
+        self._number += 1
+        self.known[video.id] = video
 
-    def save(self, record: Record) -> None:
-        """Write the record; when it is over, also note its size and the time of its end of life."""
-        folder = self.videos / record.id
-        if record.is_over:
-            record.completed_at = record.completed_at or int(time.time())
-            record.expires_at = record.completed_at + int(self.keep_seconds)
+    def save(self, video: Video) -> None:
+        """Write the record; when the video is finished, also note its size and the time of its end of life."""
+        folder = self.videos / video.id
+        if video.is_finished:
+            video.completed_at = video.completed_at or int(time.time())
+            video.expires_at = video.completed_at + int(self.keep_seconds) if self.keep_seconds < 1e12 else None
             (folder / START).unlink(missing_ok=True)
-            self.sizes[record.id] = sum(path.stat().st_size for path in folder.iterdir())
+            self.sizes[video.id] = sum(path.stat().st_size for path in folder.iterdir())
         partial = folder / f".{RECORD}.partial"
         with open(partial, "w", encoding="utf-8") as file:
-            json.dump(record.as_json(), file)  # not forced to the disk, which may take long: a kill keeps it, a power cut may not
+            json.dump(asdict(video), file)  # not forced to the disk, which may take long: a kill keeps it, a power cut may not
         os.replace(partial, folder / RECORD)
 
     def delete(self, id: str) -> None:
-        """Forget a record and its files; nothing happens for an unknown one."""
-        if self.records.pop(id, None):
+        """Forget a video and its files; nothing happens for an unknown one."""
+        if self.known.pop(id, None):
             self.sizes.pop(id, None)
             _remove(self.videos / id)
 
     def tidy(self, id: str) -> None:
         """Remove what a video that has failed or is gone has left behind."""
-        record = self.records.get(id)
-        if record is None:
+        video = self.known.get(id)
+        if video is None:
             _remove(self.videos / id)
-        elif record.status == "failed":
+        elif video.status == "failed":
             _remove(self.videos / id, keep=(RECORD,))
 
     def expire(self, now: float) -> list[str]:
-        """Delete what is too old, then the oldest until the rest fits; returns the names. What is not over stays."""
-        over = sorted((r for r in self.records.values() if r.is_over), key=lambda r: (r.completed_at or 0, r.created_at))
-        gone = [r.id for r in over if (r.expires_at or 0) <= now]
-        kept = [r.id for r in over if (r.expires_at or 0) > now]
+        """Delete what is too old, then the oldest until the rest fits; returns the names. What is not finished stays."""
+        finished = [video for video in self.known.values() if video.is_finished]
+        finished.sort(key=lambda video: (video.completed_at or 0, video.number))
+        gone = [video.id for video in finished if video.expires_at is not None and video.expires_at <= now]
+        kept = [video.id for video in finished if video.id not in gone]
         total = sum(self.sizes.get(id, 0) for id in kept)
         while kept and total > self.keep_bytes:
             oldest = kept.pop(0)
@@ -112,33 +171,39 @@ class Store:
         return gone
 
     def _recover(self, folder: Path) -> None:
-        record = _read(folder)
-        if record is None:
+        video = _read_record(folder)
+        if video is None:
             log.warning("leaving %s alone: it holds no record of a video", folder)
             return
-        if record.status == "completed" and not all((folder / name).is_file() for name in record.files):
-            record.status = "failed"
-            record.error = {"code": "files_missing", "message": "the files of this video are gone; make it again"}
-        _remove(folder, keep=(RECORD, *(record.files if record.status == "completed" else ())))
-        self.records[record.id] = record
-        if record.is_over:
-            self.sizes[record.id] = sum(path.stat().st_size for path in folder.iterdir())
+        if video.status == "completed" and not all((folder / name).is_file() for name in video.files):
+            video.status = "failed"
+            video.error = {"code": "files_missing", "message": "the files of this video are gone; make it again"}
+        _remove(folder, keep=(RECORD, *(video.files if video.status == "completed" else ())))
+        self.known[video.id] = video
+        if video.is_finished:
+            self.sizes[video.id] = sum(path.stat().st_size for path in folder.iterdir())
         else:
-            record.status = "failed"
-            record.error = {
-                "code": "server_stopped",
-                "message": "the server stopped before this video was finished; send it again",
-            }
-            self.save(record)
+            stopped = "the server stopped before this video was finished; send it again"
+            video.status, video.error = "failed", {"code": "server_stopped", "message": stopped}
+            try:
+                self.save(video)
+            except OSError as error:  # it is as finished without
+                log.error("cannot save %s: %s", video.id, error.strerror)
 
 
-def _read(folder: Path) -> Record | None:
-    """The record in a folder that has its name, if there is one."""
+def _read_record(folder: Path) -> Video | None:
+    """The record in a folder that has its name, if there is one, written by this version or an earlier one."""
     try:
-        record = from_json(json.loads((folder / RECORD).read_text("utf-8")))
-    except (OSError, ValueError, KeyError, TypeError):
+        values = json.loads((folder / RECORD).read_text("utf-8"))
+        request = _of_fields(VideoRequest, values.get("request") or values["asked"])
+        video = _of_fields(Video, {**values, "request": request})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    return record if record.id == folder.name else None
+    return video if video.id == folder.name else None
+
+
+def _of_fields(kind: type[T], values: dict[str, Any]) -> T:
+    return kind(**{entry.name: values[entry.name] for entry in fields(kind) if entry.name in values})  # type: ignore[arg-type]
 
 
 def _remove(folder: Path, keep: tuple[str, ...] = ()) -> None:
@@ -191,7 +256,7 @@ def _is_ours(folder: Path) -> bool:
     inside = {name: list((folder / name).iterdir()) for name in names - {"lock"} if (folder / name).is_dir()}
     return (
         len(inside) == len(names - {"lock"})
-        and all(_read(path) is not None for path in inside.get("videos", []))
+        and all(_read_record(path) is not None for path in inside.get("videos", []))
         and all(re.fullmatch("upload_[0-9a-f]{32}", path.name) for path in inside.get("uploads", []))
         and not inside.get("scratch")
     )

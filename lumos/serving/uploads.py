@@ -5,86 +5,91 @@ A file is never opened by this process. Its own name, which a stranger chose, is
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 from lumos.serving.config import ServeConfig
-from lumos.serving.decode import PREVIEW, Decoded, Decoder
-from lumos.serving.record import new_id
-from lumos.serving.store import START
+from lumos.serving.decode import PREVIEW, Decoded, decode
+from lumos.serving.store import START, Store, new_id
 
 KEEP_SECONDS = 3600
-MOST_BYTES = 2**30
+ROOM = 2**30  # bytes of all uploads
 Size = tuple[int, int, float]  # height, width, fps
 
 
 @dataclass(frozen=True)
 class Upload:
+    """A file that was sent: where it lies, what it is, and who sent it when."""
+
     id: str
     file: Path
     decoded: Decoded
     preview: bytes
+    address: str
     created: float
     bytes: int
 
 
 class Uploads:
-    """Every upload of the last hour, at most 1 GiB of them."""
+    """Every upload of the last hour, at most 1 GiB of them: who has most there loses the oldest first."""
 
-    def __init__(self, folder: Path, scratch: Path, config: ServeConfig) -> None:
-        self.folder, self.scratch, self.config = folder, scratch, config
-        self.decoder = Decoder(config)
+    def __init__(self, store: Store, config: ServeConfig) -> None:
+        self.folder, self.scratch, self.config = store.uploads, store.scratch, config
         self.known: dict[str, Upload] = {}
+        self._places = asyncio.Semaphore(2)
 
-    async def add(self, source: BinaryIO, size: Size) -> Upload:
+    async def add(self, source: BinaryIO, size: Size, address: str) -> Upload:
         """Keep a file and look into it. ValueError in words for one that cannot be used."""
         self._expire()
         id = new_id("upload")
         place = self.folder / id
         place.mkdir(mode=0o700)
         try:
-            file = copy(source, place / "file", self.config.upload_bytes)
-            decoded = await self.decoder.decode(file, place, *size)
+            file = await asyncio.to_thread(_copy, source, place / "file", self.config.upload_bytes)
+            decoded = await decode(file, place, *size, self.config, self._places)
             (place / START).unlink()
             preview = (place / PREVIEW).read_bytes()
         except BaseException:
             shutil.rmtree(place, ignore_errors=True)
             raise
-        upload = Upload(id, file, decoded, preview, time.time(), file.stat().st_size)
-        self.known[id] = upload
-        return upload
+        self.known[id] = Upload(id, file, decoded, preview, address, time.monotonic(), file.stat().st_size)
+        return self.known[id]
 
-    async def start(self, source: Path | BinaryIO, size: Size) -> tuple[Decoded, Path, Callable[[], None]]:
-        """Decode a file as the start of a video: what it is, its frames' file, and how to remove that."""
+    @asynccontextmanager
+    async def decoded(self, source: Path | BinaryIO, size: Size) -> AsyncIterator[tuple[Decoded, Path]]:
+        """What a file is that a video starts from, and the file of its frames, which is there inside only."""
         place = Path(tempfile.mkdtemp(dir=self.scratch))
-
-        def remove() -> None:
+        try:
+            most = self.config.upload_bytes
+            file = source if isinstance(source, Path) else await asyncio.to_thread(_copy, source, place / "file", most)
+            yield await decode(file, place, *size, self.config, self._places), place / START
+        finally:
             shutil.rmtree(place, ignore_errors=True)
 
-        try:
-            file = source if isinstance(source, Path) else copy(source, place / "file", self.config.upload_bytes)
-            decoded = await self.decoder.decode(file, place, *size)
-        except BaseException:
-            remove()
-            raise
-        return decoded, place / START, remove
-
     def _expire(self) -> None:
-        now, total = time.time(), sum(upload.bytes for upload in self.known.values())
-        for id, upload in list(self.known.items()):  # oldest first
-            if upload.created + KEEP_SECONDS < now or total > MOST_BYTES:
-                total -= upload.bytes
-                del self.known[id]
-                shutil.rmtree(self.folder / id, ignore_errors=True)
+        for upload in list(self.known.values()):
+            if upload.created + KEEP_SECONDS < time.monotonic():
+                self._remove(upload)
+        while sum(upload.bytes for upload in self.known.values()) > ROOM:
+            held: Counter[str] = Counter()
+            for upload in self.known.values():
+                held[upload.address] += upload.bytes
+            self._remove(next(one for one in self.known.values() if one.address == held.most_common(1)[0][0]))
+
+    def _remove(self, upload: Upload) -> None:
+        del self.known[upload.id]
+        shutil.rmtree(self.folder / upload.id, ignore_errors=True)
 
 
-def copy(source: BinaryIO, file: Path, most: int) -> Path:
+def _copy(source: BinaryIO, file: Path, most: int) -> Path:
     """Write an upload to the disk. ValueError for one that is too large or empty."""
     with open(file, "wb") as target:
         with suppress(OSError):

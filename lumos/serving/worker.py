@@ -1,6 +1,6 @@
 """The process that holds the model: batches come in over a pipe, frames go out as they are made, files end up in a folder.
 
-A crash of it, or a batch that runs away, costs that batch; engine.py starts the next one. Everything that imports torch is here.
+A crash of it, or a batch that runs away, costs that batch; service.py starts the next one. Everything that imports torch is here.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ import time
 from collections.abc import Callable
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
+from io import BytesIO
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lumos.serving.record import Asked
+from lumos.serving.request import VideoRequest
 from lumos.serving.store import START
 
 if TYPE_CHECKING:
@@ -27,19 +28,23 @@ if TYPE_CHECKING:
 
 SECONDS_BETWEEN_NEWS = 0.4  # of progress; frames are told at once
 FILES = ("video.mp4", "video.gif", "video.png", "thumbnail.png")
+TOO_LARGE = "there was not enough memory; ask for fewer frames or a smaller size"
+Say = Callable[..., None]
 
 
 @dataclass(frozen=True)
-class Batch:
-    """Requests to be made in one pass, each with the folder for its files. All agree (record.Asked.agrees) if several."""
+class Make:
+    """Requests to be made in one pass, each with the folder for its files. Several can batch with each other."""
 
     number: int
-    asked: tuple[Asked, ...]
+    requests: tuple[VideoRequest, ...]
     folders: tuple[Path, ...]
 
 
 @dataclass(frozen=True)
 class Cancel:
+    """Stop making the batch with this number."""
+
     number: int
 
 
@@ -48,19 +53,18 @@ class Check:
     """Can this prompt be read by the model? Answered at once, even while a batch is made."""
 
     number: int
-    asked: Asked
+    request: VideoRequest
 
 
 class Cancelled(Exception):
     pass
 
 
-def work(connection: Connection, weights: str, device: str | None, most: int = 1) -> None:
-    """Serve batches of up to `most` requests until the other end closes. Sends tuples: a word, a number, what there is to say.
+def run_worker(connection: Connection, weights: str, device: str | None) -> None:
+    """Serve batches until the other end closes. Sends tuples: a word, the number of a batch or check, what there is to say.
 
-    The number is that of a batch or a check.
-    ready 0 info | broken 0 message | progress n done all | frames n first_frame [webp of each frame, of each row]
-    finished n [error or None, of each row] seconds | failed n code message | checked n error or None
+    ready 0 about files | weights 0 files | broken 0 message | checked n error or None | progress n done all
+    frames n first [pictures of each row] | finished n [error or None of each row] seconds | failed n code message
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the server decides
     lock = threading.Lock()
@@ -75,18 +79,21 @@ def work(connection: Connection, weights: str, device: str | None, most: int = 1
     try:
         from lumos.generate import Generator
 
+        files = _files_of(weights)
         generator = Generator.from_folder(weights, device)
+        _own_memory(generator)
+        about = _about(generator)
         _warm_up(generator)
-        about = _about(generator) | {"batches_repeat": most > 1 and batches_repeat(generator)}
-    except (ValueError, OSError, RuntimeError) as error:
-        say("broken", 0, str(error))
+    except (ValueError, OSError, RuntimeError, MemoryError) as error:
+        say("broken", 0, TOO_LARGE if is_memory_error(error) else str(error))
         return
-    todo: queue.SimpleQueue[Batch] = queue.SimpleQueue()
+    todo: queue.SimpleQueue[Make] = queue.SimpleQueue()
     cancelled: set[int] = set()
-    threading.Thread(target=_listen, args=(connection, generator, todo, cancelled, say), daemon=True).start()
-    say("ready", 0, about)
+    threading.Thread(target=_hear, args=(connection, generator, todo, cancelled, say), daemon=True).start()
+    say("ready", 0, about, files)
     while True:
         batch = todo.get()
+        say("weights", 0, _files_of(weights))
         try:
             begin = time.monotonic()
             errors = _make(generator, batch, cancelled, say)
@@ -96,70 +103,40 @@ def work(connection: Connection, weights: str, device: str | None, most: int = 1
         except ValueError as error:
             say("failed", batch.number, "invalid_request", str(error))
         except Exception as error:
-            short = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-            memory = "there was not enough memory; ask for fewer frames or a smaller size"
-            say("failed", batch.number, "out_of_memory" if short else "fault", memory if short else repr(error))
+            code, message = ("out_of_memory", TOO_LARGE) if is_memory_error(error) else ("fault", repr(error))
+            say("failed", batch.number, code, message)
         cancelled.discard(batch.number)
 
 
-def batches_repeat(generator: Generator) -> bool:
-    """Whether a prompt and its seed give the same codes in a batch as alone.
-
-    Their random numbers are the same, but larger matrices may be rounded in another way, and one code that changes changes the
-    video. That depends on the device and its libraries, so it is tried: prompts of very different lengths, one step a frame.
-    """
-    import torch
-
-    prompts, seeds = ["a", "a" + " a" * 6, "a" + " a" * 20], [1, 2, 3]
-    sampler = replace(generator.config.sampler, steps=1, first=1.0)
-
-    def codes(prompts: list[str], seeds: list[int]) -> Tensor:
-        record: list[Tensor] = []
-        for _ in generator.stream(prompts, min(5, generator.config.video.frames), seeds, sampler=sampler, record=record):
-            pass
-        return torch.stack(record, dim=1)
-
-    try:
-        together_BTHW = codes(prompts, seeds)
-        return all(
-            torch.equal(codes([prompt], [seed])[0], codes_THW)
-            for prompt, seed, codes_THW in zip(prompts, seeds, together_BTHW, strict=True)
-        )
-    except ValueError:  # a vocabulary that cannot read the words
-        return False
+def is_memory_error(error: BaseException) -> bool:
+    """Whether there was not enough memory, on a card or not: torch has several ways of saying it."""
+    said = ("can't allocate memory", "bad_alloc", "Cannot allocate memory")
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or any(s in str(error) for s in said)
 
 
-def _listen(
-    connection: Connection,
-    generator: Generator,
-    todo: queue.SimpleQueue[Batch],
-    cancelled: set[int],
-    say: Callable[..., None],
-) -> None:
+def _hear(connection: Connection, generator: Generator, todo: queue.SimpleQueue[Make], cancelled: set[int], say: Say) -> None:
     while True:
         try:
             message = connection.recv()
         except (EOFError, OSError):
             os._exit(0)
-        if isinstance(message, Batch):
+        if isinstance(message, Make):
             todo.put(message)
         elif isinstance(message, Cancel):
             cancelled.add(message.number)
         elif isinstance(message, Check):
-            asked, error = message.asked, None
+            request, error = message.request, None
             try:
-                generator.prompt_ids(asked.prompt, asked.frames, asked.height, asked.width)
+                generator.prompt_ids(request.prompt, request.frames, request.height, request.width)
             except ValueError as fault:
                 error = str(fault)
             say("checked", message.number, error)
 
 
-def _make(generator: Generator, batch: Batch, cancelled: set[int], say: Callable[..., None]) -> list[str | None]:
+def _make(generator: Generator, batch: Make, cancelled: set[int], say: Say) -> list[str | None]:
     import torch
 
-    first = batch.asked[0]
-
-    said = time.monotonic()
+    first, said = batch.requests[0], time.monotonic()
 
     def progress(done: int, passes: int) -> None:
         nonlocal said
@@ -170,15 +147,13 @@ def _make(generator: Generator, batch: Batch, cancelled: set[int], say: Callable
             said = time.monotonic()
             say("progress", batch.number, done, passes)
 
-    sampler = replace(generator.config.sampler, steps=first.steps, guidance=first.guidance, temperature=first.temperature)
-    given = _start(batch.folders[0] / START) if first.given else None
     parts: list[Tensor] = []
     frames = generator.stream(
-        [asked.prompt for asked in batch.asked],
+        [request.prompt for request in batch.requests],
         frames=first.frames,
-        seed=[asked.seed for asked in batch.asked],
-        given=given,
-        sampler=sampler,
+        seed=[request.seed for request in batch.requests],
+        given=_given(batch.folders[0] / START) if first.given else None,
+        sampler=replace(generator.config.sampler, steps=first.steps, guidance=first.guidance, temperature=first.temperature),
         height=first.height,
         width=first.width,
         progress=progress,
@@ -189,21 +164,19 @@ def _make(generator: Generator, batch: Batch, cancelled: set[int], say: Callable
                 raise Cancelled
             parts.append(pixels_BCFHW.cpu())
             shown = sum(part.shape[2] for part in parts[:-1])
-            say("frames", batch.number, shown, [_small(pixels_CFHW) for pixels_CFHW in parts[-1]])
+            say("frames", batch.number, shown, [_pictures(pixels_CFHW) for pixels_CFHW in parts[-1]])
     pixels_BCFHW = torch.cat(parts, dim=2)
     return [_write(folder, pixels, first.fps) for folder, pixels in zip(batch.folders, pixels_BCFHW, strict=True)]
 
 
-def _small(pixels_CFHW: Tensor) -> list[bytes]:
+def _pictures(pixels_CFHW: Tensor) -> list[bytes]:
     """Every frame as a WebP picture, for showing while the rest is made."""
-    from io import BytesIO
-
-    import torch
     from PIL import Image
 
-    rgb_FHWC = ((pixels_CFHW + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 3, 0).contiguous().numpy()
+    from lumos.media.pixels import to_bytes
+
     pictures = []
-    for rgb_HWC in rgb_FHWC:
+    for rgb_HWC in to_bytes(pixels_CFHW).permute(1, 2, 3, 0).contiguous().numpy():
         file = BytesIO()
         Image.fromarray(rgb_HWC).save(file, "WEBP", quality=88, method=0)
         pictures.append(file.getvalue())
@@ -219,33 +192,50 @@ def _write(folder: Path, pixels_CFHW: Tensor, fps: float) -> str | None:
     except FileNotFoundError:
         return None  # deleted in the meantime
     except OSError as error:
-        full = "no space left" in str(error)
+        full = "no space left" in str(error).lower()
         return "the server's disk is full; try again later" if full else "the files could not be written; try again later"
     return None
 
 
-def _start(path: Path) -> Tensor:
+def _given(path: Path) -> Tensor:
     from safetensors.torch import load_file
 
-    return load_file(path)["rgb_CFHW"].float() / 127.5 - 1
+    from lumos.media.pixels import to_float
+
+    return to_float(load_file(path)["rgb_CFHW"])
+
+
+def _files_of(weights: str) -> dict[str, tuple[int, int]]:
+    """Size and time of change of every file of the weights, which change when somebody replaces them."""
+    from lumos.weights import find_weights
+
+    try:
+        folder = find_weights(weights, "model")
+        return {str(path): (path.stat().st_size, path.stat().st_mtime_ns) for path in folder.rglob("*") if path.is_file()}
+    except (ValueError, OSError):
+        return {}
+
+
+def _own_memory(generator: Generator) -> None:
+    """Copy what is still mapped from the weights' files: what changes them must not change the model."""
+    for module in (generator.model, generator.tokenizer):
+        for tensor in (*module.parameters(), *module.buffers()):
+            if tensor.device.type == "cpu":
+                tensor.data = tensor.data.clone()
 
 
 def _warm_up(generator: Generator) -> None:
     """A very short generation, so that nobody's first frame waits for what happens only once."""
-    video = generator.config.video
     sampler = replace(generator.config.sampler, steps=1)
-    with (
-        suppress(ValueError),
-        closing(  # a vocabulary that cannot read the word is no reason to stop
-            generator.stream("a", frames=min(5, video.frames), sampler=sampler)  # type: ignore[type-var]
-        ) as frames,
-    ):
-        for _ in frames:
+    frames = generator.stream("a", frames=min(5, generator.config.video.frames), sampler=sampler)
+    with suppress(ValueError), closing(frames):  # type: ignore[type-var]
+        for _ in frames:  # a vocabulary that cannot read the word is no reason to stop
             pass
 
 
 def _about(generator: Generator) -> dict[str, Any]:
-    video, sampler = generator.config.video, generator.config.sampler
+    """What the server and its clients need to know of the model."""
+    video, sampler, tokenizer = generator.config.video, generator.config.sampler, generator.tokenizer
     return {
         "height": video.height,
         "width": video.width,
@@ -255,4 +245,7 @@ def _about(generator: Generator) -> dict[str, Any]:
         "guidance": sampler.guidance,
         "temperature": sampler.temperature,
         "device": str(generator.device),
+        "temporal": tokenizer.temporal,
+        "spatial": tokenizer.spatial,
+        "size_step": 32,
     }

@@ -11,9 +11,8 @@ from typing import Any
 import pytest
 
 pytest.importorskip("fastapi", reason="the server needs the extra: pip install 'lumos[serve]'")
-pytest.importorskip("gradio", reason="the server needs the extra: pip install 'lumos[serve]'")
 
-import httpx
+import httpx2 as httpx
 import torch
 
 from lumos.diffusion.sampler import SamplerConfig
@@ -94,8 +93,9 @@ def running(config: ServeConfig) -> Iterator[Running]:
     started.wait()
     try:
         assert answer, "the server did not start"
-        with httpx.Client(base_url=answer[0].replace("localhost", "127.0.0.1"), timeout=30) as http:
-            yield Running(answer[0].replace("localhost", "127.0.0.1"), http)
+        url = answer[0].replace("localhost", "127.0.0.1")
+        with httpx.Client(base_url=url, timeout=30) as http:
+            yield Running(url, http)
     finally:
         ends[0]()
         thread.join()
@@ -103,7 +103,8 @@ def running(config: ServeConfig) -> Iterator[Running]:
 
 @pytest.fixture(scope="session")
 def toy_config(toy_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> ServeConfig:
-    return ServeConfig(data=tmp_path_factory.mktemp("data"), port=0, weights=str(toy_folder), device="cpu", upload_bytes=2**20)
+    folder, weights = tmp_path_factory.mktemp("data"), str(toy_folder)
+    return ServeConfig(data=folder, port=0, weights=weights, device="cpu", upload_bytes=2**20, restart_pause=0.01)
 
 
 @pytest.fixture(scope="session")

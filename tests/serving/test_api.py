@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 pytest.importorskip("fastapi", reason="the server needs the extra: pip install 'lumos[serve]'")
-pytest.importorskip("gradio", reason="the server needs the extra: pip install 'lumos[serve]'")
 
 import av
 import torch
@@ -67,7 +66,53 @@ def test_a_sentence_becomes_a_video_with_frames_on_the_way(server: Any) -> None:
     part = server.http.get(content, headers={"Range": "bytes=4-7"})
     assert (part.status_code, part.content) == (206, b"ftyp")
     assert server.http.get(content, headers={"Range": f"bytes={len(mp4.content)}-"}).status_code == 416
-    assert server.http.get(content, headers={"Range": "bytes=banana"}).status_code < 500
+
+
+def test_head_ranges_and_conditions_are_those_of_rfc_9110(server: Any) -> None:
+    asked = server.make(frames=5, steps=1)
+    server.finish(asked["id"])
+    path = f"/v1/videos/{asked['id']}/content"
+    whole = server.http.get(path)
+    for known in (path, f"/v1/videos/{asked['id']}", f"/v1/videos/{asked['id']}/events", "/v1/videos", "/v1/models", "/",
+                  "/health", "/v1/models/toy", "/live", "/metrics", "/docs", "/openapi.json", "/page.js", "/login"):  # fmt: skip
+        answer = server.http.head(known)
+        assert answer.status_code in (200, 303) and answer.content == b"", known
+    assert server.http.head(path).headers["content-length"] == str(len(whole.content))
+    assert server.http.head("/v1/videos/video_0").status_code == 404
+
+    part = server.http.get(path, headers={"Range": "bytes=4-7"})
+    assert (part.status_code, part.content) == (206, b"ftyp")
+    for ignored in ("bytes=banana", "pages=1-2", "bytes=9-4,", "4-7"):
+        answer = server.http.get(path, headers={"Range": ignored})
+        assert answer.status_code == 200 and answer.content == whole.content, ignored
+    for outside in (f"bytes={len(whole.content)}-", "bytes=-0"):
+        answer = server.http.get(path, headers={"Range": outside})
+        assert answer.status_code == 416 and answer.headers["content-range"] == f"bytes */{len(whole.content)}"
+        error_of(answer)
+
+    tag, when = whole.headers["etag"], whole.headers["last-modified"]
+    early = "Mon, 01 Jan 2001 00:00:00 GMT"
+    for condition, status in (
+        ({"If-None-Match": tag}, 304),
+        ({"If-None-Match": f'"x", W/{tag}'}, 304),
+        ({"If-None-Match": "*"}, 304),
+        ({"If-None-Match": '"x"', "If-Modified-Since": when}, 200),
+        ({"If-Modified-Since": when}, 304),
+        ({"If-Modified-Since": early}, 200),
+        ({"If-Modified-Since": "yesterday"}, 200),
+        ({"If-Match": tag}, 200),
+        ({"If-Match": '"x"'}, 412),
+        ({"If-Unmodified-Since": early}, 412),
+        ({"If-Unmodified-Since": when}, 200),
+        ({"If-Range": '"x"', "Range": "bytes=4-7"}, 200),
+        ({"If-Range": tag, "Range": "bytes=4-7"}, 206),
+    ):
+        answer = server.http.get(path, headers=condition)
+        assert answer.status_code == status, condition
+        if status == 304:
+            assert answer.content == b"" and answer.headers["etag"] == tag
+        if status == 412:
+            error_of(answer)
 
 
 def test_an_image(server: Any) -> None:
@@ -122,7 +167,12 @@ def test_lists_are_of_one_client(server: Any) -> None:
     assert [video["id"] for video in listed["data"]] == ids[:2] and listed["has_more"]
     after = server.http.get("/v1/videos", headers=mine, params={"order": "asc", "after": ids[1]}).json()
     assert [video["id"] for video in after["data"]] == ids[2:] and not after["has_more"]
+    newest = server.http.get("/v1/videos", headers=mine).json()
+    assert [video["id"] for video in newest["data"]] == ids[::-1]
     assert server.http.get("/v1/videos", headers=other).json()["data"] == []
+    for unknown in ("video_0", ""):
+        answer = server.http.get("/v1/videos", headers=mine, params={"after": unknown})
+        assert answer.status_code == 400 and error_of(answer)["param"] == "after"
 
 
 def test_cancel_and_delete_at_any_time(server: Any) -> None:
@@ -265,16 +315,88 @@ def test_too_many_bytes_announced_or_not(server: Any) -> None:
     )
 
 
-def test_a_slow_body_is_given_up(other_server: Any) -> None:
+def test_a_form_that_is_cut_off_is_refused(server: Any) -> None:
+    field = b'--x\r\nContent-Disposition: form-data; name="%s"\r\n\r\n%s\r\n'
+    form = field % (b"prompt", b"a") + field % (b"frames", b"5") + b"--x--\r\n"
+    kind = {"Content-Type": "multipart/form-data; boundary=x"}
+    for end in range(1, len(form) - 2, 7):
+        answer = server.http.post("/v1/videos", content=form[:end], headers=kind)
+        assert answer.status_code == 400, end
+        error_of(answer)
+    for whole in (form, form[:-2], form + b"an epilogue"):
+        video = server.http.post("/v1/videos", content=whole, headers=kind)
+        assert video.status_code == 200 and video.json()["frames"] == 5
+        server.http.post(f"/v1/videos/{video.json()['id']}/cancel")
+
+
+def test_a_full_disk_is_told_in_words_and_nothing_stays(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    known = server.http.get("/v1/videos").json()["data"]
+    for broken, path, sent in (
+        ("store.json.dump", "/v1/videos", {"json": {"prompt": "a"}}),
+        ("uploads.shutil.copyfileobj", "/v1/uploads", {"files": {"file": picture()}}),
+        ("uploads.tempfile.mkdtemp", "/v1/videos", {"data": {"prompt": "a"}, "files": {"input_reference": picture()}}),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"lumos.serving.{broken}", full)
+            answer = server.http.post(path, **sent)
+        assert answer.status_code == 503 and "disk is full" in error_of(answer)["message"], path
+    assert server.http.get("/v1/videos").json()["data"] == known
+    assert server.http.get("/health").json()["waiting"] == 0
+
+
+def test_a_fault_of_ours_is_an_error_in_the_usual_form(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fault(*_: object) -> None:
+        raise RuntimeError("/tmp/secret")
+
+    monkeypatch.setattr("lumos.serving.api.complete", fault)
+    answer = server.http.post("/v1/videos", json={"prompt": "a"})
+    assert answer.status_code == 500 and error_of(answer)["code"] == "fault"
+
+
+def connect(server: Any) -> Any:
     import socket
 
-    server = other_server(upload_seconds=0.3)
     host, port = server.url.removeprefix("http://").strip("/").split(":")
-    with socket.create_connection((host, int(port))) as line:
-        line.sendall(f"POST /v1/videos HTTP/1.1\r\nHost: {host}:{port}\r\nContent-Type: application/json\r\n".encode())
+    return socket.create_connection((host, int(port)))
+
+
+def test_a_slow_body_or_header_is_given_up(other_server: Any) -> None:
+    server = other_server(upload_seconds=0.3, header_seconds=0.3)
+    with connect(server) as line:
+        line.sendall(b"POST /v1/videos HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n")
         line.sendall(b"Content-Length: 50\r\n\r\n{")
         answer = line.recv(4096)  # waits for the server, which waits no longer than it said
     assert b" 408 " in answer.partition(b"\r\n")[0]
+    for sent in (b"", b"GET /h", b"GET /health HTTP/1.1\r\nHost: localhost\r\n"):
+        with connect(server) as line:
+            line.sendall(sent)
+            line.settimeout(20)
+            assert end_of(line) == b"", sent
+
+
+def end_of(line: Any) -> bytes:
+    try:
+        return bytes(line.recv(100))
+    except ConnectionResetError:
+        return b""
+
+
+def test_half_open_connections_make_room_for_whole_requests(
+    other_server: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("lumos.serving.server.MOST_CONNECTIONS", 20)
+    server = other_server()
+    lines = [connect(server) for _ in range(60)]
+    for line in lines:
+        line.sendall(b"GET /h")
+    assert server.http.get("/health").status_code == 200
+    closed = sum(end_of(line) == b"" for line in lines[:30])
+    assert closed == 30 and not caplog.records
+    for line in lines:
+        line.close()
 
 
 def test_unknown_names_and_paths(server: Any) -> None:
@@ -283,8 +405,10 @@ def test_unknown_names_and_paths(server: Any) -> None:
             assert server.http.get(f"/v1/videos/{id}{path}").status_code == 404
         assert server.http.delete(f"/v1/videos/{id}").status_code == 404
     wrong = server.http.put("/v1/videos")
-    assert wrong.status_code == 405 and wrong.headers["allow"] == "GET, POST"
-    assert server.http.get("/v1/nothing").status_code == 404
+    assert wrong.status_code == 405 and wrong.headers["allow"] == "GET, HEAD, POST"
+    assert error_of(wrong) and error_of(server.http.get("/v1/nothing"))["code"] == "not_found"
+    assert server.http.get("/v1/models/toy").json()["id"] == "toy"
+    assert server.http.get("/v1/models/sora-2").status_code == 404
     assert server.http.get("/v1/videos", params={"limit": "many"}).status_code == 400
 
 

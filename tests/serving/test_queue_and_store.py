@@ -9,20 +9,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lumos.serving.config import ServeConfig
-from lumos.serving.fair import Client, FairQueue, Full, Waiting
-from lumos.serving.record import Asked, Record, from_json, new_id
-from lumos.serving.store import MARKER, RECORD, Store
+from lumos.serving.queue import Client, FairQueue, QueueFull, Waiting
+from lumos.serving.request import VideoRequest
+from lumos.serving.store import MARKER, RECORD, Store, Video, new_id
 
-ASKED = Asked("a red circle", 5, 32, 32, 8.0, 1, False, 2, 2.0, 1.0)
+ASKED = VideoRequest("a red circle", 5, 32, 32, 8.0, 1, 2, 2.0, 1.0)
 
 
-def waiting(number: int, client: Client, asked: Asked = ASKED) -> Waiting:
-    return Waiting(str(number), client, asked)
+def waiting(number: int, client: Client, request: VideoRequest = ASKED) -> Waiting:
+    return Waiting(str(number), client, request)
 
 
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=30))
 def test_nobody_waits_for_more_than_one_of_every_other_client(order: list[int]) -> None:
-    queue = FairQueue(100, 100)
+    queue = FairQueue(100, 100, 100)
     for number, client in enumerate(order):
         queue.add(waiting(number, Client("here", str(client))))
     foreseen = queue.order()
@@ -36,7 +36,7 @@ def test_nobody_waits_for_more_than_one_of_every_other_client(order: list[int]) 
 
 
 def test_a_crowd_of_names_at_one_address_does_not_push_others_back() -> None:
-    queue = FairQueue(100, 100)
+    queue = FairQueue(100, 100, 100)
     for number in range(20):
         queue.add(waiting(number, Client("hog", str(number))))
     queue.add(waiting(20, Client("other")))
@@ -44,48 +44,51 @@ def test_a_crowd_of_names_at_one_address_does_not_push_others_back() -> None:
 
 
 def test_room() -> None:
-    queue = FairQueue(3, 2)
+    queue = FairQueue(3, 2, 3)
     one, two = Client("one"), Client("two")
     queue.add(waiting(0, one))
     queue.add(waiting(1, one))
-    with pytest.raises(Full) as full:
+    with pytest.raises(QueueFull) as full:
         queue.add(waiting(2, one))
     assert full.value.mine
     queue.add(waiting(3, two))
-    with pytest.raises(Full) as full:
+    with pytest.raises(QueueFull) as full:
         queue.add(waiting(4, two))
     assert not full.value.mine
     assert queue.remove("0") and not queue.remove("0")
     queue.add(waiting(4, two))
 
 
-@pytest.mark.parametrize(
-    "change", [{"frames": 9}, {"width": 64}, {"steps": 3}, {"guidance": 1.0}, {"given": 1}, {"seed_given": True}]
-)
+def test_names_made_up_at_one_address_leave_room_for_others() -> None:
+    queue = FairQueue(8, 3, 4)
+    for number in range(4):
+        queue.add(waiting(number, Client("hog", str(number))))
+    with pytest.raises(QueueFull) as full:
+        queue.add(waiting(4, Client("hog", "another")))
+    assert full.value.mine
+    queue.add(waiting(5, Client("other")))
+
+
+@pytest.mark.parametrize("change", [{"frames": 9}, {"width": 64}, {"steps": 3}, {"guidance": 1.0}, {"given": 1}])
 def test_only_what_agrees_shares_a_batch(change: dict[str, int]) -> None:
-    queue = FairQueue(10, 10)
+    queue = FairQueue(10, 10, 10)
     for number, asked in enumerate([ASKED, replace(ASKED, **change), replace(ASKED, prompt="b", seed=9)]):  # type: ignore[arg-type]
         queue.add(waiting(number, Client(str(number)), asked))
     assert [item.id for item in queue.next_batch(5)] == ["0", "2"]
     assert [item.id for item in queue.next_batch(5)] == ["1"]
 
 
-def test_seeds_share_a_batch_where_batches_repeat() -> None:
-    queue = FairQueue(10, 10)
-    for number, named in enumerate((True, False, True)):
-        queue.add(waiting(number, Client(str(number)), replace(ASKED, seed=number, seed_given=named)))
-    assert [item.id for item in queue.next_batch(5, batches_repeat=True)] == ["0", "1", "2"]
-
-
-def record(status: str = "completed", completed_at: int = 100) -> Record:
-    made = Record(new_id("video"), "digest", "toy", ASKED, 50)
+def record(status: str = "completed", completed_at: int = 100) -> Video:
+    made = Video(new_id("video"), "digest", "toy", ASKED, 50)
     made.status, made.completed_at, made.files = status, completed_at, ["video.mp4"]  # type: ignore[assignment]
     return made
 
 
-def keep(store: Store, made: Record, size: int = 1000) -> Record:
-    (store.add(replace(made, status="queued")) / "video.mp4").write_bytes(bytes(size))
-    store.records[made.id] = made
+def keep(store: Store, made: Video, size: int = 1000) -> Video:
+    status, made.status = made.status, "queued"
+    store.add(made)
+    (store.folder(made.id) / "video.mp4").write_bytes(bytes(size))
+    made.status = status
     store.save(made)
     return made
 
@@ -93,10 +96,9 @@ def keep(store: Store, made: Record, size: int = 1000) -> Record:
 def test_a_record_comes_back_as_it_was(tmp_path: Path) -> None:
     store = Store(tmp_path, 60, 10**6)
     made = keep(store, record())
-    assert from_json(json.loads((store.folder(made.id) / RECORD).read_text())) == made
     store.close()
     again = Store(tmp_path, 60, 10**6)
-    assert again.records == {made.id: made}
+    assert again.known == {made.id: made}
     again.close()
 
 
@@ -110,7 +112,7 @@ def test_after_a_kill_everything_is_whole_or_a_failure(tmp_path: Path) -> None:
     store.lock.close()  # as a kill would
 
     again = Store(tmp_path, 60, 10**6)
-    states = {id: (found.status, (found.error or {}).get("code")) for id, found in again.records.items()}
+    states = {id: (found.status, (found.error or {}).get("code")) for id, found in again.known.items()}
     assert states == {
         done.id: ("completed", None),
         half.id: ("failed", "server_stopped"),
@@ -166,7 +168,7 @@ def test_nothing_without_a_record_is_deleted_and_nothing_that_a_server_does_not_
     again.tidy(failed.id)
     again.delete(kept.id)
     again.close()
-    assert set(again.records) == set()
+    assert set(again.known) == set()
     left = snapshot(tmp_path)
     assert {name for name, content in left.items() if content == b"precious"} == set(theirs)
     assert not any(name.endswith("video.mp4") for name in set(left) - set(theirs))
@@ -177,11 +179,15 @@ def test_a_folder_of_an_earlier_version_is_taken_over(tmp_path: Path) -> None:
     made = keep(store, record())
     store.close()
     (tmp_path / MARKER).unlink()
+    file = tmp_path / "videos" / made.id / RECORD
+    values = json.loads(file.read_text())
+    values["asked"] = {**values.pop("request"), "seed_given": True}
+    file.write_text(json.dumps({**values, "batch_repeats": False}))
     for name in ("uploads", "scratch"):
         (tmp_path / name).mkdir()
     (tmp_path / "lock").touch()
     again = Store(tmp_path, 60, 10**6)
-    assert set(again.records) == {made.id} and (tmp_path / MARKER).exists()
+    assert again.known == {made.id: made} and (tmp_path / MARKER).exists()
     again.close()
 
 
@@ -211,10 +217,31 @@ def test_the_old_and_then_the_oldest_go(tmp_path: Path) -> None:
     old, first, second, third = (keep(store, record(completed_at=at)) for at in (10, 100, 110, 120))
     running = keep(store, record("in_progress"), 10**4)
     assert store.expire(now=130) == [old.id, first.id]
-    assert set(store.records) == {second.id, third.id, running.id}
+    assert set(store.known) == {second.id, third.id, running.id}
     assert not (store.videos / first.id).exists()
     with pytest.raises(KeyError):
         store.folder("../../etc")
+    store.close()
+
+
+def test_what_is_kept_for_ever_is_kept(tmp_path: Path) -> None:
+    store = Store(tmp_path, float("inf"), float("inf"))
+    made = keep(store, record())
+    assert made.expires_at is None and made.document()["expires_at"] is None
+    assert store.expire(now=10**12) == []
+    store.close()
+
+
+def test_a_full_disk_leaves_nothing_of_a_new_video(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(tmp_path, 60, 10**6)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("lumos.serving.store.json.dump", full)
+    with pytest.raises(OSError, match="No space"):
+        store.add(record("queued"))
+    assert store.known == {} and list(store.videos.iterdir()) == []
     store.close()
 
 
@@ -237,6 +264,11 @@ def test_two_servers_do_not_share_a_folder(tmp_path: Path) -> None:
         ({"queue": 0}, "queue"),
         ({"time_limit": float("nan")}, "time_limit"),
         ({"max_frames": 16}, "use 17"),
+        ({"api_key": "schl\u00fcssel-schl\u00fcssel"}, "ASCII"),
+        ({"api_key": " long enough, surely"}, "ASCII"),
+        ({"public_url": "https://video.example.org"}, "--api-key"),
+        ({"public_url": "video.example.org", "no_auth": True}, "https://NAME"),
+        ({"public_url": "https://video.example.org/lumos", "no_auth": True}, "https://NAME"),
     ],
 )
 def test_settings_that_are_wrong_or_unsafe(tmp_path: Path, settings: dict[str, object], says: str) -> None:
@@ -248,3 +280,4 @@ def test_settings_that_are_fine(tmp_path: Path) -> None:
     assert ServeConfig(data=tmp_path, host="::1").is_local and ServeConfig(data=tmp_path, host="localhost").is_local
     assert not ServeConfig(data=tmp_path, host="0.0.0.0", api_key="long enough, surely").is_local
     assert not ServeConfig(data=tmp_path, host="0.0.0.0", no_auth=True).is_local
+    assert ServeConfig(data=tmp_path, keep_seconds=float("inf"), keep_bytes=float("inf")).keep_bytes > 2**60

@@ -12,9 +12,8 @@ from typing import Any
 import pytest
 
 pytest.importorskip("fastapi", reason="the server needs the extra: pip install 'lumos[serve]'")
-pytest.importorskip("gradio", reason="the server needs the extra: pip install 'lumos[serve]'")
 
-import httpx
+import httpx2 as httpx
 
 from lumos.cli.main import main
 
@@ -40,7 +39,7 @@ def test_the_curl_examples(server: Any, tmp_path: Path) -> None:
 def test_the_python_example(server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     code = compile(shown("python"), "docs/serving.md", "exec")
-    exec(code, {"LUMOS": server.url})  # noqa: S102 - our own documentation
+    exec(code, {"LUMOS": server.url.rstrip("/")})  # noqa: S102 - our own documentation
     assert (tmp_path / "stars.mp4").stat().st_size > 500
 
 

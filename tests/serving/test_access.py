@@ -9,12 +9,11 @@ from typing import Any
 import pytest
 
 pytest.importorskip("fastapi", reason="the server needs the extra: pip install 'lumos[serve]'")
-pytest.importorskip("gradio", reason="the server needs the extra: pip install 'lumos[serve]'")
 
-import httpx
+import httpx2 as httpx
 
+from lumos.serving.access import COOKIE, Access
 from lumos.serving.config import ServeConfig
-from lumos.serving.guard import COOKIE, Guard
 
 KEY = "correct horse battery"
 
@@ -26,7 +25,7 @@ async def inside(scope: Any, receive: Any, send: Any) -> None:
 
 def ask(config: ServeConfig, method: str, path: str, **rest: Any) -> httpx.Response:
     async def send() -> httpx.Response:
-        transport = httpx.ASGITransport(Guard(inside, inside, config))
+        transport = httpx.ASGITransport(Access(inside, config))
         async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:7860") as http:
             return await http.request(method, path, **rest)
 
@@ -51,7 +50,7 @@ def test_without_a_key_nobody_comes_in(locked: ServeConfig) -> None:
         {"Cookie": f"{COOKIE}=x"},
         {"Cookie": ";;=\x01"},
     ):
-        for path in ("/v1/videos", "/", "/config", "/metrics", "/docs", "/openapi.json"):
+        for path in ("/v1/videos", "/", "/page.js", "/metrics", "/docs", "/openapi.json"):
             assert ask(locked, "GET", path, headers=headers).status_code == 401, (headers, path)
     assert ask(locked, "GET", "/health").text == "inside"
     assert ask(locked, "GET", "/v1/videos", headers={"Authorization": f"Bearer {KEY}"}).text == "inside"
@@ -60,58 +59,71 @@ def test_without_a_key_nobody_comes_in(locked: ServeConfig) -> None:
 def test_a_browser_signs_in_with_the_key_and_never_carries_it(locked: ServeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     away = ask(locked, "GET", "/", headers={"Accept": "text/html"})
     assert (away.status_code, away.headers["location"]) == (303, "/login")
-    assert 'type="password"' in ask(locked, "GET", "/login").text
+    page = ask(locked, "GET", "/login")
+    assert 'type="password"' in page.text and page.headers["referrer-policy"] == "same-origin"
 
     async def at_once(seconds: float) -> None: ...
 
-    monkeypatch.setattr("lumos.serving.guard.asyncio.sleep", at_once)
+    monkeypatch.setattr("lumos.serving.access.asyncio.sleep", at_once)
     wrong = ask(locked, "POST", "/login", data={"key": "guess"})
     assert wrong.status_code == 401 and "not the key" in wrong.text and "set-cookie" not in wrong.headers
     right = ask(locked, "POST", "/login", data={"key": KEY})
-    assert (
-        right.status_code == 303
-        and "HttpOnly" in right.headers["set-cookie"]
-        and "SameSite=Strict" in right.headers["set-cookie"]
-    )
-    assert KEY not in right.headers["set-cookie"]
-    cookie = right.headers["set-cookie"].partition(";")[0]
+    kept = right.headers["set-cookie"]
+    assert right.status_code == 303 and "HttpOnly" in kept and "SameSite=Strict" in kept and "Secure" not in kept
+    assert KEY not in kept
+    cookie = kept.partition(";")[0]
     assert ask(locked, "GET", "/", headers={"Cookie": cookie}).text == "inside"
-    other = replace(locked, api_key=KEY + " changed")
-    assert ask(other, "GET", "/", headers={"Cookie": cookie}).status_code == 401
+    assert ask(replace(locked, api_key=KEY + " changed"), "GET", "/", headers={"Cookie": cookie}).status_code == 401
+    out = ask(locked, "POST", "/logout", headers={"Cookie": cookie})
+    assert out.status_code == 303 and "Max-Age=0" in out.headers["set-cookie"]
+    public = replace(locked, public_url="https://video.example.org")
+    assert "; Secure" in ask(public, "POST", "/login", data={"key": KEY}).headers["set-cookie"]
 
 
 def test_other_sites_get_nothing(local: ServeConfig) -> None:
     assert ask(local, "GET", "/v1/videos", headers={"Host": "evil.example"}).status_code == 403  # a name made to lead here
-    assert ask(local, "POST", "/v1/videos", headers={"Origin": "http://evil.example"}).status_code == 403
-    assert ask(local, "POST", "/v1/videos", headers={"Origin": "null"}).status_code == 403
-    assert ask(local, "POST", "/v1/videos", headers={"Origin": "http://127.0.0.1:7860"}).status_code == 200
+    assert ask(local, "GET", "/v1/videos", headers={"Host": "LOCALHOST:7860"}).status_code == 200
+    for method in ("POST", "DELETE", "PUT"):
+        for headers in (
+            {"Origin": "http://evil.example"},
+            {"Origin": "null"},
+            {"Sec-Fetch-Site": "cross-site"},
+            {"Sec-Fetch-Site": "same-site"},
+            {"Sec-Fetch-Site": "cross-site", "Origin": "http://127.0.0.1:7860"},
+        ):
+            assert ask(local, method, "/v1/videos/a", headers=headers).status_code == 403, (method, headers)
+        for headers in ({}, {"Origin": "http://127.0.0.1:7860"}, {"Sec-Fetch-Site": "same-origin", "Origin": "null"}):
+            assert ask(local, method, "/v1/videos/a", headers=headers).status_code == 200, (method, headers)
     answer = ask(local, "GET", "/v1/videos", headers={"Origin": "http://evil.example"})
     assert "access-control-allow-origin" not in answer.headers
 
 
-@pytest.mark.parametrize(
-    "path",
-    ["/gradio_api/startup-events",
-     "/gradio_api/upload", "/gradio_api/file=/etc/passwd", "/gradio_api/proxy=http://localhost/", "/gradio_api/queue/join",
-     "/gradio_api/run/predict", "/file=/etc/passwd", "/static/../../etc/passwd", "/assets/.env", "/monitoring", "/admin"],
-)  # fmt: skip
-def test_what_the_page_does_not_need_is_shut(local: ServeConfig, path: str) -> None:
-    for method in ("GET", "POST"):
-        assert ask(local, method, path).status_code == 404
+def test_a_proxy_with_another_name(tmp_path: Path) -> None:
+    config = ServeConfig(data=tmp_path, api_key=KEY, public_url="https://Video.example.org")
+    bearer = {"Authorization": f"Bearer {KEY}"}
+    passed_on = {"Host": "video.example.org", "Origin": "https://video.example.org"}
+    rewritten = {"Host": "127.0.0.1:7860", "Origin": "https://video.example.org"}
+    for headers in (passed_on, rewritten):
+        assert ask(config, "POST", "/v1/videos", headers={**bearer, **headers}).status_code == 200
+    assert ask(config, "POST", "/v1/videos", headers={**bearer, **rewritten, "Origin": "https://b.org"}).status_code == 403
+    assert ask(config, "GET", "/", headers={**bearer, "Host": "other.example.org"}).status_code == 403
 
 
 def test_nothing_of_the_page_is_elsewhere(server: Any) -> None:
     page = server.http.get("/")
     assert page.status_code == 200 and "Lumos" in page.text
-    loads = re.findall(r"""(?:src|href)=["']?(https?:)?//[^"' >]+""", re.sub(r"<meta[^>]*>", "", page.text))
-    assert not loads
-    assert '"analytics_enabled":false' in page.text.replace(" ", "")
+    found = re.findall(r'(?:src|href)="([^"]+)"', page.text)
+    assert "page.js" in found and not [name for name in found if "//" in name]
+    for name in {*found, "stage.js", "client.js"} - {"docs"}:
+        answer = server.http.get(f"/{name}")
+        assert answer.status_code == 200 and "//" not in re.sub(r"http://www.w3.org|// .*", "", answer.text), name
     policy = page.headers["content-security-policy"]
-    assert "default-src 'self'" in policy and "http" not in policy
-    theme = server.http.get("/theme.css").text
-    assert "googleapis" not in theme
+    assert "default-src 'self'" in policy and "http" not in policy and "unsafe" not in policy
     docs = server.http.get("/docs").text
     assert "cdn" not in docs and server.http.get("/static-offline-docs/swagger-ui-bundle.js").status_code == 200
+    for path in ("/static-offline-docs/../../../etc/passwd", "/page.py", "/assets/.env", "/admin", "/file=/etc/passwd"):
+        answer = server.http.get(path)
+        assert answer.status_code == 404 and answer.json()["error"]["code"] == "not_found"
 
 
 def test_openapi_names_every_route_and_its_errors(server: Any) -> None:
@@ -126,5 +138,11 @@ def test_openapi_names_every_route_and_its_errors(server: Any) -> None:
 def test_health_and_metrics(server: Any) -> None:
     assert server.http.get("/health").json()["status"] == "ok"
     text = server.http.get("/metrics").text
-    for name in ("lumos_queue_waiting", "lumos_videos_total", "lumos_http_seconds_bucket", "lumos_worker_ready 1.0"):
+    for name in (
+        "lumos_queue_waiting",
+        "lumos_videos_total",
+        "lumos_made_seconds_bucket",
+        'model="toy"',
+        "lumos_worker_ready 1.0",
+    ):
         assert name in text

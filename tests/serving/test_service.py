@@ -1,0 +1,160 @@
+"""The service over a real worker: crashes, hangs, limits, batches, restarts; whatever happens, every request ends in words."""
+
+import asyncio
+import os
+import signal
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("fastapi", reason="the server needs the extra: pip install 'lumos[serve]'")
+
+import lumos.serving.service as service_module
+from lumos.serving.config import ServeConfig
+from lumos.serving.queue import Client
+from lumos.serving.request import VideoRequest
+from lumos.serving.service import Service
+from lumos.serving.store import Store, Video
+
+QUICK = VideoRequest("a red circle", 5, 32, 32, 8.0, 1, 2, 2.0, 1.0)
+LONG = replace(QUICK, frames=129, steps=16)
+ME = Client("here")
+
+
+def with_service(config: ServeConfig, act: Callable[[Service], Awaitable[Any]]) -> Any:
+    async def run() -> Any:
+        service = Service(config, Store(config.data, config.keep_seconds, config.keep_bytes))
+        try:
+            await service.start()
+            return await act(service)
+        finally:
+            await service.stop()
+
+    return asyncio.run(run())
+
+
+@pytest.fixture
+def config(toy_config: ServeConfig, tmp_path: Path) -> ServeConfig:
+    return replace(toy_config, data=tmp_path / "data")
+
+
+async def end(service: Service, record: Video) -> Video:
+    async for word, news in service.follow(record.id):
+        if word == "status":
+            last = news
+    return last
+
+
+async def first_frames(service: Service, record: Video) -> None:
+    async for word, _ in service.follow(record.id):
+        if word == "frames":
+            return
+
+
+def test_a_killed_worker_costs_its_video_and_no_more(config: ServeConfig) -> None:
+    async def act(service: Service) -> None:
+        long, waiting = (service.submit(asked, ME, "me", None) for asked in (LONG, QUICK))
+        await first_frames(service, long)
+        assert service.worker_pid is not None
+        os.kill(service.worker_pid, signal.SIGKILL)
+        assert (await end(service, long)).error == {
+            "code": "worker_crashed",
+            "message": "the worker stopped while making this video; send it again",
+        }
+        assert (await end(service, waiting)).status == "completed"
+        assert service.counts["restarts"] == 1
+
+    with_service(config, act)
+
+
+def test_a_video_that_takes_too_long_is_stopped_even_when_the_worker_hangs(
+    config: ServeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service_module, "GRACE", 0.1)
+
+    async def act(service: Service) -> None:
+        assert service.worker_pid is not None
+        os.kill(service.worker_pid, signal.SIGSTOP)  # as deaf as a hung one
+        stuck, after = (service.submit(QUICK, ME, "me", None) for _ in range(2))
+        error = (await end(service, stuck)).error
+        assert error and error["code"] == "time_limit"
+        monkeypatch.undo()
+        service.config = replace(service.config, time_limit=60)
+        assert (await end(service, after)).status == "completed"
+
+    with_service(replace(config, time_limit=1.0), act)
+
+
+def test_a_cancelled_video_makes_room_at_once_and_leaves_no_files(config: ServeConfig) -> None:
+    async def act(service: Service) -> None:
+        long, quick = (service.submit(asked, ME, "me", None) for asked in (LONG, QUICK))
+        await first_frames(service, long)
+        service.cancel(long.id)
+        assert long.is_finished and long.error and long.error["code"] == "cancelled"
+        assert (await end(service, quick)).status == "completed"
+        assert [path.name for path in service.store.folder(long.id).iterdir()] == ["record.json"]
+        assert service.counts["restarts"] == 0
+
+    with_service(config, act)
+
+
+def test_requests_that_agree_share_a_batch_and_a_cancelled_one_does_not_stop_it(config: ServeConfig) -> None:
+    free = replace(LONG, frames=21)
+
+    async def act(service: Service) -> None:
+        first = service.submit(LONG, ME, "me", None)
+        same = [service.submit(replace(free, prompt=prompt), ME, "me", None) for prompt in ("a", "two", "blue")]
+        other = service.submit(replace(free, frames=9), ME, "me", None)
+        service.cancel(first.id)
+        await first_frames(service, same[0])
+        assert [video.together for video in same] == [3, 3, 3] and other.together == 1
+        service.cancel(same[1].id)
+        ends = [(await end(service, video)).status for video in (*same, other)]
+        assert ends == ["completed", "failed", "completed", "completed"]
+        assert {path.name for path in service.store.folder(same[1].id).iterdir()} == {"record.json"}
+
+    with_service(replace(config, batch=4), act)
+
+
+def test_a_prompt_and_its_seed_give_the_same_frames_alone_and_in_a_batch(config: ServeConfig) -> None:
+    requests = [replace(QUICK, prompt=prompt, seed=7 + n) for n, prompt in enumerate(["red", "a red circle moves", "two"])]
+
+    async def frames(service: Service, video: Video) -> list[bytes]:
+        shown = [news async for word, news in service.follow(video.id) if word == "frames"]
+        return [picture for _, _, pictures in shown for picture in pictures]
+
+    async def act(service: Service) -> None:
+        alone = [await frames(service, service.submit(one, ME, "me", None)) for one in requests]
+        long = service.submit(LONG, ME, "me", None)  # so that the others wait together
+        videos = [service.submit(one, ME, "me", None) for one in requests]
+        service.cancel(long.id)
+        together = await asyncio.gather(*(frames(service, video) for video in videos))
+        assert together == alone and len({tuple(pictures) for pictures in alone}) == 3
+        assert {video.together for video in videos} == {3}
+
+    with_service(replace(config, batch=4), act)
+
+
+def test_a_stop_ends_everything_and_a_restart_knows_it(config: ServeConfig) -> None:
+    async def act(service: Service) -> tuple[str, str]:
+        done, long = (service.submit(asked, ME, "me", None) for asked in (QUICK, LONG))
+        assert (await end(service, done)).status == "completed"
+        await first_frames(service, long)
+        return done.id, long.id
+
+    done, long = with_service(config, act)
+    store = Store(config.data, 60, 2**30)
+    assert store.known[done].status == "completed"
+    assert (store.folder(done) / "video.mp4").read_bytes()[4:8] == b"ftyp"
+    assert store.known[long].error and store.known[long].error["code"] == "server_stopped"
+    store.close()
+
+
+def test_weights_that_cannot_be_loaded_are_told_in_words(config: ServeConfig, tmp_path: Path) -> None:
+    async def nothing(service: Service) -> None: ...
+
+    with pytest.raises(ValueError, match="no weights named"):
+        with_service(replace(config, weights=str(tmp_path / "none")), nothing)
