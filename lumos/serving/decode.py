@@ -21,6 +21,9 @@ from typing import TYPE_CHECKING
 from lumos.serving.config import ServeConfig
 from lumos.serving.store import START
 
+if TYPE_CHECKING:
+    from lumos.media.video import Footage
+
 # what the process that everything is forked from loads beforehand; loading starts no threads
 PRELOAD = ["lumos.serving.worker", "lumos.media.video", "lumos.generate", "PIL.Image", "av", "safetensors.torch"]
 PREVIEW = "preview.webp"
