@@ -150,7 +150,7 @@ def train(config: TrainModelConfig, vocabulary: Vocabulary, clips: Batch, seed: 
 
     def loss_of(which: torch.Tensor, draw: torch.Generator) -> torch.Tensor:
         batch = Batch(*(part[which.to(device)] for part in clips))
-        masked = mask_batch(batch, False, config, draw).part(mine)
+        masked = mask_batch(batch, config, draw).part(mine)
         loss_T = backward(model, vocabulary, masked, config, us)
         count_T = masked.target_BTHW.sum(dim=(0, 2, 3)).to(loss_T)
         total, count = average(torch.stack([(loss_T * count_T).sum(), count_T.sum()]), us)

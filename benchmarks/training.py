@@ -34,13 +34,13 @@ from lumos.model.transformer import LUMOS_1B, LUMOS_3B, ModelConfig
 from lumos.model_folder import VideoConfig
 from lumos.sequence.layout import HEADER, Grid
 from lumos.sequence.vocabulary import LUMOS, Vocabulary, small_vocabulary
-from lumos.training import estimate
+from lumos.training import step_cost
 from lumos.training.config import TrainModelConfig
-from lumos.training.estimate import Spread, Work
-from lumos.training.guard import Guard, step_unless
 from lumos.training.objective import backward, generator_of, mask_batch
 from lumos.training.optim import OptimConfig, build_optimizer
 from lumos.training.parallel import ParallelConfig, Ranks, agree, average_gradients, build, clip_gradients, finish, local, start
+from lumos.training.spike_guard import SpikeGuard, step_unless
+from lumos.training.step_cost import Work
 
 RELEASED = 6975  # ids/s of the released code: 1B, one 384p sample, forward and backward with checkpointing, one H200
 SMALL = small_vocabulary(text_size=635, codes=4096)
@@ -174,7 +174,7 @@ def measure(case: Case, ranks: Ranks, steps: int) -> dict[str, Any]:
     before = torch.cuda.memory_allocated() if ranks.device.type == "cuda" else 0  # 0, unless a case before left something
     config = TrainModelConfig(model_config, video, None, optim, plan, videos=case.samples, images=1)
     model = build(model_config, plan, ranks, seed=0)
-    optimizer, guard = build_optimizer(model, optim), Guard(config.spike, ranks.device)
+    optimizer, guard = build_optimizer(model, optim), SpikeGuard(config.spike, ranks.device)
     draw = generator_of(0, ranks.rank, 0)
     batch = random_batch(vocabulary, video, case.samples, draw, ranks.device)
     losses: list[Tensor] = []
@@ -182,7 +182,7 @@ def measure(case: Case, ranks: Ranks, steps: int) -> dict[str, Any]:
 
     def step() -> None:
         nonlocal gradients
-        loss_T = backward(model, vocabulary, mask_batch(batch, False, config, draw), config, ranks)
+        loss_T = backward(model, vocabulary, mask_batch(batch, config, draw), config, ranks)
         if not plan.shard:
             average_gradients(model.parameters(), ranks)
         gradients = sum(local(p.grad).nbytes for p in model.parameters() if p.grad is not None)
@@ -196,7 +196,7 @@ def measure(case: Case, ranks: Ranks, steps: int) -> dict[str, Any]:
     wait(ranks.device)
     if ranks.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    work = estimate.work(video, video.window, case.samples, vocabulary.codes, masked=0.8)
+    work = step_cost.work_of_videos(video, video.window, case.samples, vocabulary.codes, masked=0.8)
     if case.profile:
         return profiled(step, model_config, work, ranks.device)
     began = time.perf_counter()
@@ -205,13 +205,12 @@ def measure(case: Case, ranks: Ranks, steps: int) -> dict[str, Any]:
     wait(ranks.device)
     seconds = (time.perf_counter() - began) / steps
 
-    spread = Spread.of(plan, ranks.world)
-    card = estimate.CARDS["H200"]
+    card = step_cost.CARDS["H200"]
     ids = work.ids * work.samples * ranks.world
-    achieved = estimate.flops(model_config, work).total / seconds / 1e12
+    achieved = step_cost.flops(model_config, work).total / seconds / 1e12
     peak = torch.cuda.max_memory_allocated() if ranks.device.type == "cuda" else 0
     reserved = torch.cuda.max_memory_reserved() if ranks.device.type == "cuda" else 0
-    predicted = estimate.memory(model_config, work, plan.recompute, spread)
+    predicted = step_cost.step_memory(model_config, work, plan, ranks.world)
     moments = sum(local(value).nbytes for state in optimizer.state.values() for value in state.values())
     weights = sum(local(parameter).nbytes for parameter in model.parameters())
     return {
@@ -230,8 +229,8 @@ def measure(case: Case, ranks: Ranks, steps: int) -> dict[str, Any]:
         "beyond_moments_gib": round((peak - moments) / 2**30, 2),
         "beyond_optimiser_gib": round((peak - moments - weights) / 2**30, 2),  # its state: moments and float32 weights
         "predicted_gib": round(predicted.total / 2**30, 2),
-        "predicted_parts_gib": {name: round(value / 2**30, 2) for name, value in predicted._asdict().items()},
-        "predicted_ids_per_second": round(ids / estimate.seconds(model_config, work, plan.recompute, card, spread)),
+        "predicted_parts_gib": {name: round(value / 2**30, 2) for name, value in vars(predicted).items()},
+        "predicted_ids_per_second": round(ids / step_cost.step_seconds(model_config, work, plan, card, ranks.world)),
         "losses": [round(value, 4) for value in torch.stack(losses).tolist()],
         **asdict(plan),
     }
@@ -306,7 +305,7 @@ def profiled(step: Callable[[], None], model: ModelConfig, work: Work, device: t
     for name, spent in kernels_of(head_alone(model, work, device), device):  # the same kernels once more, on their own
         parts[part_of(name)] -= spent
         parts["head"] += spent
-    count = estimate.flops(model, work)
+    count = step_cost.flops(model, work)
     # attention's backward pass computes the scores once more; what full recomputation does twice is not counted
     operations = {"attention": count.attention * 3.5 / 3, "matrices": count.matrices, "head": count.head}
     return {

@@ -17,10 +17,10 @@ import torch
 from torch.nn.functional import cross_entropy, pad
 from torch.nn.functional import scaled_dot_product_attention as attend
 
+from lumos.media.sheet import contact_sheet
 from lumos.model.cache import Cache
 from lumos.model.transformer import ModelConfig, Transformer
 from lumos.tokenizer.model import load_tokenizer
-from lumos.training.metrics import sheet
 from lumos.weights import find_weights
 from lumos.worlds.shapes.motion import TRAVEL
 from lumos.worlds.shapes.placing import WHOLE, place
@@ -146,5 +146,5 @@ while progress < 1:  # AR-DF training: cross-entropy of the codes that a tube hi
     step, progress = step + 1, (time.monotonic() - start) / (60 * args.minutes)
 
 pixels_BCFHW = tokenizer.decode(used[generate(model, torch.tensor([prompt_of(text) for text in SHOWN]))])
-sheet([pixels_CFHW.transpose(0, 1)[::2] for pixels_CFHW in pixels_BCFHW]).save(args.out)
-print(f"wrote {args.out}, from top to bottom:", *SHOWN, sep="\n  ")
+contact_sheet(pixels_BCFHW, list(SHOWN)).save(args.out)
+print(f"wrote {args.out}")

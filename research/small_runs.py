@@ -199,7 +199,7 @@ def train(variant: Variant, seed: int, world: World, out: Path, say: Callable[[s
         draw = generator_of(seed, 0, step)
         clips = world.training[variant.sizes[step % len(variant.sizes)]]
         which = torch.randint(len(clips.length_B), (scale.batch,), generator=draw)
-        return backward(model, world.vocabulary, mask_batch(batch_of(clips, which), False, config, draw), config, ranks)
+        return backward(model, world.vocabulary, mask_batch(batch_of(clips, which), config, draw), config, ranks)
 
     for step in range(2 * len(variant.sizes)):  # compiles everything; no weight changes
         step_of(step)
@@ -246,7 +246,7 @@ def _validate(model: Transformer, variant: Variant, config: TrainModelConfig, wo
             for start in range(0, len(clips.length_B), world.scale.batch):
                 which = torch.arange(start, min(start + world.scale.batch, len(clips.length_B)))
                 draw = generator_of(start, 0, 0)
-                masked = mask_batch(batch_of(clips, which), False, replace(config, mask=mask, drop_text=0.0), draw)
+                masked = mask_batch(batch_of(clips, which), replace(config, mask=mask, drop_text=0.0), draw)
                 _, loss_T = batch_loss(model, world.vocabulary, masked, config, torch.ones((), device=world.device))
                 count_T = masked.target_BTHW.sum(dim=(0, 2, 3)).to(loss_T)
                 sums, counts = (loss_T, count_T) if sums is None or counts is None else (sums + loss_T, counts + count_T)

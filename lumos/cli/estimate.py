@@ -30,10 +30,10 @@ class EstimateArgs:
 
 def run_estimate(args: EstimateArgs) -> None:
     from lumos.presets import MODELS
-    from lumos.training import estimate
+    from lumos.training import step_cost
 
     config = with_settings(choose("preset", args.preset, MODELS), args.set)
-    card = choose("card", args.card, estimate.CARDS)
+    card = choose("card", args.card, step_cost.CARDS)
     if args.gpus < 1:
         raise UsageError(f"--gpus must be at least 1, got {args.gpus}; give the number of GPUs over all hosts")
     config.parallel.check(args.gpus)
@@ -42,17 +42,31 @@ def run_estimate(args: EstimateArgs) -> None:
     if not model.vocabulary:
         codes = SMALL_CODES
         model = replace(model, vocabulary=config.text_vocabulary + STRUCTURE + codes)
-    plan = config.parallel
-    spread = estimate.Spread.of(plan, args.gpus, bool(config.optim.ema))
+    plan, average = config.parallel, bool(config.optim.ema)
     steps: dict[str, Any] = {}
     for name, frames, samples in (("videos", config.video.window, config.videos), ("images", 1, config.images)):
         if config.image_every == (1 if name == "videos" else 0):
             continue  # a preset of images alone, or of videos alone
-        work = estimate.work(config.video, frames, samples // config.accumulate, codes)
-        fits = estimate.fits(model, work, gibibytes, card, spread)
-        steps[name] = {"samples": work.samples, "ids": work.samples * work.ids, "modes": [_row(fit) for fit in fits]}
-        if not any(fit.fits for fit in fits):
-            steps[name]["advice"] = estimate.advice(model, work, plan.recompute, spread, gibibytes)
+        work = step_cost.work_of_videos(config.video, frames, samples // config.accumulate, codes)
+        modes = []
+        for mode in step_cost.MODES:
+            each = replace(plan, recompute=mode)
+            need = step_cost.step_memory(model, work, each, args.gpus, average)
+            speed = work.ids * work.samples / step_cost.step_seconds(model, work, each, card, args.gpus)
+            operations = step_cost.flops(model, work).total / (work.ids * work.samples)
+            modes.append(
+                {
+                    "recompute": mode,
+                    "fits": step_cost.fits(need, gibibytes),
+                    "gib": round(need.total / 2**30, 2),
+                    **{part: round(value / 2**30, 2) for part, value in vars(need).items()},
+                    "ids_per_second": round(speed * args.gpus),
+                    "mfu": round(operations * speed / (card.peak * 1e12), 3),
+                }
+            )
+        steps[name] = {"samples": work.samples, "ids": work.samples * work.ids, "modes": modes}
+        if not any(mode["fits"] for mode in modes):
+            steps[name]["advice"] = step_cost.advice(model, work, plan, args.gpus, average, gibibytes)
     document = {"preset": args.preset, "gpus": args.gpus, "gib": gibibytes, "card": args.card, "steps": steps}
     if args.json:
         report(document, True)
@@ -65,18 +79,6 @@ def _gibibytes(text: str) -> float:
     if not found or not float(found[1]):
         raise UsageError(f"--memory must be a size in GB, got {text!r}; for example --memory 80GB")
     return float(found[1])
-
-
-def _row(fit: Any) -> dict[str, Any]:
-    gib = {name: round(value / 2**30, 2) for name, value in fit.memory._asdict().items()}
-    return {
-        "recompute": fit.recompute,
-        "fits": fit.fits,
-        "gib": round(fit.memory.total / 2**30, 2),
-        **gib,
-        "ids_per_second": round(fit.ids_per_second),
-        "mfu": round(fit.mfu, 3),
-    }
 
 
 def _table(document: dict[str, Any]) -> str:

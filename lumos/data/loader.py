@@ -12,55 +12,36 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import chain
-from typing import Protocol
 
 import numpy as np
 import torch
 
-from lumos.data.batch import Batch
+from lumos.data.batch import Batch, Schedule, Stream
 from lumos.data.shards import TOKENS, Array, ShardIndex, ShardReader, unpack_codes
 from lumos.sequence.layout import text_batch
 from lumos.sequence.text import UNKNOWN, TextTokenizer
 from lumos.sequence.vocabulary import Vocabulary
 
 ENDS = 2  # of a prompt's slots: begin and separator
-SAMPLED = 20_000  # captions that `captions_of` takes
+SAMPLED = 20_000  # clips whose captions make a text vocabulary
+Place = tuple[bool, int]  # of a batch: of images or of videos, and its number among those
 
 
 @dataclass(frozen=True)
 class LoaderConfig:
-    """`workers` threads keep `ahead` batches ready. `set_mib`: codes shuffled together on a rank; a larger bucket is read
-    set after set. `cache_mib`: row groups kept in memory."""
+    """How shards are read; nothing of it but `set_mib` changes what a step gets."""
 
-    workers: int = 2
-    ahead: int = 4
-    set_mib: int = 512
-    cache_mib: int = 2048
-
-
-@dataclass(frozen=True)
-class Deal:
-    """Who gets what: clips a video step and an image step, every which step is one of images (0 = none), and the rank."""
-
-    videos: int
-    images: int
-    image_every: int
-    seed: int = 0
-    rank: int = 0
-    world: int = 1
-
-
-class Stream(Protocol):
-    """Where a training loop gets its batches."""
-
-    def batch(self, step: int, size: int, image: bool, generator: torch.Generator) -> Batch: ...
+    workers: int = 2  # threads
+    ahead: int = 4  # batches that are ready
+    set_mib: int = 512  # codes shuffled together on a rank; a larger bucket is read set after set
+    cache_mib: int = 2048  # row groups kept in memory
 
 
 class ShardStream:
     """Batches of videos or images for training steps on one rank; any step may be asked for, the next ones are ready.
 
-    Raises ValueError when there is no video for video steps.
+    With an `other` stream, `share` of the video steps and of the image steps come from the shards, evenly spread. ValueError when
+    there are fewer clips than a step needs.
     """
 
     def __init__(
@@ -69,125 +50,99 @@ class ShardStream:
         text: TextTokenizer,
         vocabulary: Vocabulary,
         slots: int,
-        deal: Deal,
+        schedule: Schedule,
         config: LoaderConfig,
         device: torch.device,
+        share: float = 1.0,
     ) -> None:
         self.index, self.text, self.vocabulary, self.slots = index, text, vocabulary, slots
-        self.deal, self.config, self.device = deal, config, device
+        self.schedule, self.config, self.device, self.share = schedule, config, device, share
+        self.other: Stream | None = None
         self.words = "text" if index.form == TOKENS else "captions"
         self.reader = ShardReader(index, ["codes", "T", "H", "W", self.words], config.cache_mib * 2**20)
-        self.plans = {image: Plan(index, image, deal, config.set_mib * 2**20) for image in (False, True)}
-        if deal.image_every != 1 and not self.plans[False].buckets:
-            raise ValueError(f"{index.folder} must hold videos, got images alone; train with image_every=1")
+        self.plans = {image: EpochPlan(index, image, schedule, config.set_mib * 2**20) for image in (False, True)}
+        for image, plan in self.plans.items():
+            if schedule.image_every > 0 if image else schedule.image_every != 1:
+                plan.check(index.folder)
         self.threads = ThreadPoolExecutor(config.workers, thread_name_prefix="loader")
-        self.ready: deque[tuple[int, bool, Future[Batch]]] = deque()
-        self.waited = 0.0
+        self.ready: deque[tuple[Place, Future[Batch]]] = deque()
 
-    def batch(self, step: int, size: int, image: bool, generator: torch.Generator) -> Batch:
-        """The batch of a step; `generator` is not needed, because all is drawn ahead from (seed, rank, step)."""
-        place = kind_number(step, self.deal.image_every, image)
-        if size != (self.deal.images if image else self.deal.videos):
-            raise ValueError(f"a batch must have the size that was dealt, got {size}; make another stream")
-        return self.take(image, place, kinds_after(step, self.deal.image_every, self.config.ahead))
-
-    def take(self, image: bool, number: int, coming: Sequence[tuple[bool, int]]) -> Batch:
-        """Batch `number` of videos or of images, while threads make those that are `coming`."""
-        wanted = [(number, image), *((later, kind) for kind, later in coming)]
-        have = [(later, kind) for later, kind, _ in self.ready]
-        if have[: len(wanted)] != wanted[: len(have)]:
+    def batch(self, step: int, draw: torch.Generator) -> Batch:
+        """The batch of a step. All of its own randomness comes from (seed, rank, step), because batches are made ahead."""
+        place = self._place(step)
+        if place is None:
+            assert self.other is not None
+            return self.other.batch(step, draw)
+        later = (self._place(n) for n in range(step + 1, step + 1 + 4 * self.config.ahead))
+        wanted = [place, *[one for one in later if one is not None][: self.config.ahead]]
+        if [one for one, _ in self.ready][: len(wanted)] != wanted[: len(self.ready)]:
             self.ready.clear()
-            have = []
-        for later, kind in wanted[len(have) :]:
-            self.ready.append((later, kind, self.threads.submit(self._make, kind, later)))
-        parts = self.ready.popleft()[2].result()
+        for one in wanted[len(self.ready) :]:
+            self.ready.append((one, self.threads.submit(self._make, *one)))
+        parts = self.ready.popleft()[1].result()
         return Batch(*(part.to(self.device, non_blocking=True) for part in parts))
 
+    def _place(self, step: int) -> Place | None:
+        """Which batch of the shards a step gets, None for the other stream's."""
+        number = self.schedule.number(step)
+        before, after = (int(count * self.share + 1e-9) for count in (number, number + 1))
+        return (self.schedule.is_image(step), before) if after > before else None
+
     def _make(self, image: bool, number: int) -> Batch:
-        rng = random.Random(f"{self.deal.seed}/{self.deal.rank}/{image}/{number}")
+        rng = random.Random(f"{self.schedule.seed}/{self.schedule.rank}/{image}/{number}")
         prompts, codes = [], []
         for row in self.plans[image].rows(number):
             values = self.reader.row(int(row))
             codes_THW = unpack_codes(values["codes"], values["T"], values["H"], values["W"])
+            if int(codes_THW.max()) >= self.vocabulary.codes:  # the model would read beyond its embedding
+                where = self.index.files[self.index.place_N3[int(row), 0]]
+                raise ValueError(f"{where} must have codes below {self.vocabulary.codes}, got {int(codes_THW.max())}")
             codes.append(codes_THW[:1] if image else codes_THW)
             prompts.append(self._prompt(values[self.words], rng))
         batch = Batch(*text_batch(self.vocabulary, prompts, self.slots), torch.stack(codes))
         return Batch(*(part.pin_memory() for part in batch)) if self.device.type == "cuda" else batch
 
-    def _prompt(self, words: list[str] | list[int], rng: random.Random) -> list[int]:
+    def _prompt(self, words: Sequence[str] | Sequence[int], rng: random.Random) -> list[int]:
         if self.index.form == TOKENS:
             return [int(word) for word in words][: self.slots - ENDS]
-        caption = str(rng.choice(words)) if words else ""
-        return known_ids(self.text, caption)[: self.slots - ENDS]
+        return known_ids(self.text, str(rng.choice(words)) if words else "")[0][: self.slots - ENDS]
 
 
-class MixedStream:
-    """Two streams: of the video steps and of the image steps, `share` come from the shards, evenly spread."""
-
-    def __init__(self, shards: ShardStream, other: Stream, share: float) -> None:
-        if not 0 < share < 1:
-            raise ValueError(f"data_share must be above 0 and up to 1, got {share}; use 0.5")
-        self.shards, self.other, self.share = shards, other, share
-
-    def batch(self, step: int, size: int, image: bool, generator: torch.Generator) -> Batch:
-        """The batch of a step, from one of the two."""
-        every = self.shards.deal.image_every
-        place = self._place(image, kind_number(step, every, image))
-        if place is None:
-            return self.other.batch(step, size, image, generator)
-        coming = ((kind, self._place(kind, number)) for kind, number in kinds_after(step, every, 4 * self.shards.config.ahead))
-        ahead = [(kind, number) for kind, number in coming if number is not None][: self.shards.config.ahead]
-        return self.shards.take(image, place, ahead)
-
-    def _place(self, image: bool, number: int) -> int | None:
-        """Which batch of the shards the `number`-th batch of this kind is, or None when it is the other stream's."""
-        before, after = (int(count * self.share + 1e-9) for count in (number, number + 1))
-        return before if after > before else None
-
-
-def kind_number(step: int, image_every: int, image: bool) -> int:
-    """How many steps of the same kind (images, videos) came before this step."""
-    images = step // image_every if image_every else 0
-    return images if image else step - images
-
-
-def kinds_after(step: int, image_every: int, count: int) -> list[tuple[bool, int]]:
-    """The kind of each of the next `count` steps, with its number among those of its kind."""
-    kinds = [(later, image_every > 0 and later % image_every == image_every - 1) for later in range(step + 1, step + 1 + count)]
-    return [(image, kind_number(later, image_every, image)) for later, image in kinds]
-
-
-class Plan:
+class EpochPlan:
     """Which rows make batch number n of one kind on one rank. Pure: the same n gives the same rows."""
 
-    def __init__(self, index: ShardIndex, image: bool, deal: Deal, set_bytes: int) -> None:
-        self.deal, self.image, self.set_bytes = deal, image, set_bytes
-        self.size = deal.images if image else deal.videos
+    def __init__(self, index: ShardIndex, image: bool, schedule: Schedule, set_bytes: int) -> None:
+        self.schedule, self.image, self.set_bytes = schedule, image, set_bytes
+        self.size = schedule.size(image)
         frames = index.sizes_N3[:, 0]
-        if not image:
-            rows = np.flatnonzero(frames > 1)
-        elif (frames == 1).any():
-            rows = np.flatnonzero(frames == 1)
-        else:
-            rows = np.arange(len(frames))
+        chosen = frames == 1 if image else frames > 1
+        rows = np.flatnonzero(chosen) if chosen.any() or not image else np.arange(len(frames))
         sizes_N3 = index.sizes_N3[rows].copy()
         if image:
             sizes_N3[:, 0] = 1
         _, which = np.unique(sizes_N3, axis=0, return_inverse=True)
         self.buckets = [rows[which.ravel() == bucket] for bucket in range(int(which.max()) + 1)] if len(rows) else []
-        self.groups = [_split(bucket, index) for bucket in self.buckets]
+        self.groups = [_row_groups(bucket, index) for bucket in self.buckets]
         self.bytes = [2 * int(index.sizes_N3[bucket[0]].prod()) for bucket in self.buckets]
         # Every rank has as many rows of a bucket as any other; a bucket of fewer rows than ranks is repeated.
-        self.share = [max(1, len(bucket) // deal.world) for bucket in self.buckets]
+        self.share = [max(1, len(bucket) // schedule.world) for bucket in self.buckets]
         self.batches = [-(-share // self.size) for share in self.share]
         self.epoch_batches = sum(self.batches)
         self._dealt = lru_cache(maxsize=2 * max(1, len(self.buckets)))(self._deal)
+
+    def check(self, folder: str) -> None:
+        """ValueError when a step over all ranks would have to show a clip twice."""
+        have, world, kind = sum(map(len, self.buckets)), self.schedule.world, "images" if self.image else "videos"
+        if have < self.size * world:
+            smaller = f"--set {kind}={have // world}" if have >= world else f"at most {have} GPUs" if have else "image_every=1"
+            rule = f"{folder} must hold the {self.size * world} {kind} of a step on all GPUs"
+            raise ValueError(f"{rule}, got {have}; use {smaller}, or more clips")
 
     def rows(self, number: int) -> Array:
         """`size` rows of one bucket."""
         epoch, place = divmod(number, self.epoch_batches)
         order = np.repeat(np.arange(len(self.batches)), self.batches)
-        np.random.default_rng([self.deal.seed, int(self.image), epoch]).shuffle(order)  # the same on every rank
+        np.random.default_rng([self.schedule.seed, int(self.image), epoch]).shuffle(order)  # the same on every rank
         bucket = int(order[place])
         first = (epoch * self.batches[bucket] + int((order[:place] == bucket).sum())) * self.size
         found: list[int] = []
@@ -198,27 +153,22 @@ class Plan:
 
     def _deal(self, bucket: int, epoch: int) -> Array:
         """This rank's rows of a bucket in the order of one epoch."""
-        deal, rows = self.deal, self.buckets[bucket]
-        rng = np.random.default_rng([deal.seed, int(self.image), bucket, epoch])
-        if len(rows) < deal.world:
-            return np.array([rng.permutation(np.tile(rows, deal.world))[deal.rank]])
-        if len(rows) * self.bytes[bucket] <= deal.world * self.set_bytes:
-            return rng.permutation(rows)[deal.rank :: deal.world][: self.share[bucket]]
+        rows, rank, world = self.buckets[bucket], self.schedule.rank, self.schedule.world
+        seeds = [self.schedule.seed, int(self.image), bucket, epoch]
+        rng = np.random.default_rng(seeds)
+        if len(rows) < world:
+            return np.array([rng.permutation(np.tile(rows, world))[rank]])
+        if len(rows) * self.bytes[bucket] <= world * self.set_bytes:
+            return rng.permutation(rows)[rank::world][: self.share[bucket]]
         groups = self.groups[bucket]
-        dealt = [groups[number] for number in rng.permutation(len(groups))]
-        mine = np.concatenate(dealt)[deal.rank * self.share[bucket] : (deal.rank + 1) * self.share[bucket]]
+        dealt = np.concatenate([groups[number] for number in rng.permutation(len(groups))])
+        mine = dealt[rank * self.share[bucket] : (rank + 1) * self.share[bucket]]
         a_set = max(1, self.set_bytes // self.bytes[bucket])
-        sets = [mine[first : first + a_set] for first in range(0, len(mine), a_set)]
-        order = np.random.default_rng([deal.seed, int(self.image), bucket, epoch, deal.rank])
-        return np.concatenate([order.permutation(part) for part in sets])
+        order = np.random.default_rng([*seeds, rank])
+        return np.concatenate([order.permutation(mine[first : first + a_set]) for first in range(0, len(mine), a_set)])
 
 
-def captions_of(index: ShardIndex, limit: int = SAMPLED) -> Iterator[str]:
-    """Captions of up to `limit` clips, spread over all: what a text vocabulary is made from."""
-    return chain.from_iterable(captions_by_clip(index, limit))
-
-
-def captions_by_clip(index: ShardIndex, limit: int) -> Iterator[list[str]]:
+def captions_by_clip(index: ShardIndex, limit: int = SAMPLED) -> Iterator[list[str]]:
     """The captions of each of up to `limit` clips, spread over all."""
     reader = ShardReader(index, ["captions"])
     count = min(limit, len(index))
@@ -226,31 +176,33 @@ def captions_by_clip(index: ShardIndex, limit: int) -> Iterator[list[str]]:
         yield reader.row(i * len(index) // count)["captions"]
 
 
-def known_ids(text: TextTokenizer, caption: str) -> list[int]:
-    """Ids of a caption as people write them: what the vocabulary does not know is left out."""
+def known_ids(text: TextTokenizer, caption: str) -> tuple[list[int], bool]:
+    """Ids of a caption as people write them, without what the vocabulary does not know; and whether there was any of that."""
     ids = text.tokenizer.encode(caption, add_special_tokens=False).ids
-    unknown = text.tokenizer.token_to_id(UNKNOWN)
-    return [i for i in ids if i != unknown]
+    known = [i for i in ids if i != text.tokenizer.token_to_id(UNKNOWN)]
+    return known, len(known) < len(ids)
 
 
-def fits(text: TextTokenizer, caption: str, slots: int) -> bool:
+def fits_as_prompt(text: TextTokenizer, caption: str, slots: int) -> bool:
     """Whether a caption can be a prompt as it is: no unknown characters, no more ids than there is room for."""
-    ids = text.tokenizer.encode(caption, add_special_tokens=False).ids
-    return 0 < len(ids) <= slots - ENDS and text.tokenizer.token_to_id(UNKNOWN) not in ids
+    ids, lost = known_ids(text, caption)
+    return not lost and 0 < len(ids) <= slots - ENDS
 
 
-def caption_report(index: ShardIndex, text: TextTokenizer, slots: int) -> dict[str, float]:
-    """What training will do to the captions: the share that is cut to fit, and that loses characters."""
+def caption_report(index: ShardIndex, text: TextTokenizer, slots: int) -> str:
+    """What training will do to captions that are no prompts as they are; empty when there are none to speak of."""
     if index.form == TOKENS:
-        return {"cut": 0.0, "with_unknown": 0.0}
-    unknown = text.tokenizer.token_to_id(UNKNOWN)
-    found = [text.tokenizer.encode(caption, add_special_tokens=False).ids for caption in captions_of(index, 2000)]
-    cut = sum(len(ids) > slots - ENDS for ids in found)
-    return {"cut": cut / max(len(found), 1), "with_unknown": sum(unknown in ids for ids in found) / max(len(found), 1)}
+        return ""
+    found = [known_ids(text, caption) for clip in captions_by_clip(index, 2000) for caption in clip]
+    cut, lost = sum(len(ids) > slots - ENDS for ids, _ in found), sum(unknown for _, unknown in found)
+    fates = {"cut at their end to fit the prompt's slots": cut, "shown without characters that are not known": lost}
+    said = [
+        f"{count / len(found):.0%} of the captions are {fate}" for fate, count in fates.items() if count >= 0.005 * len(found)
+    ]
+    return "; ".join(said) if found else ""
 
 
-def _split(rows: Array, index: ShardIndex) -> list[Array]:
+def _row_groups(rows: Array, index: ShardIndex) -> list[Array]:
     """A bucket's rows by the row group they are stored in."""
     place_N2 = index.place_N3[rows, :2]
-    changes = np.flatnonzero((np.diff(place_N2, axis=0) != 0).any(1)) + 1
-    return np.split(rows, changes)
+    return np.split(rows, np.flatnonzero((np.diff(place_N2, axis=0) != 0).any(1)) + 1)

@@ -5,18 +5,16 @@ depends on (seed, rank, i) alone, so a resumed run meets the same data. A pool o
 each time with other masks: rendering and tokenising then cost little beside training.
 """
 
-import os
 import random
-import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
-from lumos.data.batch import Batch
+from lumos.data.batch import Batch, Schedule, drawn_ahead
 from lumos.sequence.layout import text_batch
 from lumos.sequence.text import TextTokenizer
 from lumos.sequence.vocabulary import Vocabulary
@@ -25,21 +23,31 @@ from lumos.worlds.shapes.captions import caption
 from lumos.worlds.shapes.render import PackedScenes, pack, render
 from lumos.worlds.shapes.scene import sample_image, sample_scene
 
-RENDERED = 32
+RENDERED = 32  # clips rendered and tokenised at once: pixels are large
 
 
 @dataclass(frozen=True)
 class ShapesConfig:
-    """Clips of `frames` frames (1 + 4k) at `fps`, size x size pixels; `chunk` clips and as many images are made at a time, the
-    last `pool` chunks are kept, and every clip is used about `reuse` times."""
+    """The built-in world's clips and images, and how often they are used."""
 
-    size: int = 128
-    frames: int = 33
+    size: int = 128  # pixels of a side
+    frames: int = 33  # of a clip, 1 + 4k
     fps: int = 8
-    chunk: int = 256
-    pool: int = 16
-    reuse: int = 4
-    workers: int = 6
+    chunk: int = 256  # clips, and as many images, that are made at a time
+    pool: int = 16  # latest chunks that are kept
+    reuse: int = 4  # times that a clip is used, about
+    workers: int = 6  # processes that draw scenes
+
+
+class SceneBatches(Dataset[PackedScenes]):
+    """Batch number `step` of one rank, to train a tokenizer: scenes of the numbers that are its share of the step's."""
+
+    def __init__(self, seed: int, batch: int, rank: int = 0, world: int = 1, held_out: bool = False) -> None:
+        self.seed, self.batch, self.rank, self.world, self.held_out = seed, batch, rank, world, held_out
+
+    def __getitem__(self, step: int) -> PackedScenes:
+        first = (step * self.world + self.rank) * self.batch
+        return pack([sample_scene(random.Random(f"{self.seed} {n}"), self.held_out) for n in range(first, first + self.batch)])
 
 
 class _Half(NamedTuple):
@@ -51,13 +59,11 @@ class _Half(NamedTuple):
 class Chunks(Dataset[tuple[_Half, _Half]]):
     """Chunk i of this rank: scenes and prompt ids of videos, and of images."""
 
-    def __init__(
-        self, config: ShapesConfig, text: TextTokenizer, vocabulary: Vocabulary, slots: int, seed: int, rank: int
-    ) -> None:
-        self.config, self.text, self.vocabulary, self.slots, self.seed, self.rank = config, text, vocabulary, slots, seed, rank
+    def __init__(self, config: ShapesConfig, text: TextTokenizer, vocabulary: Vocabulary, slots: int, schedule: Schedule) -> None:
+        self.config, self.text, self.vocabulary, self.slots, self.schedule = config, text, vocabulary, slots, schedule
 
     def __getitem__(self, number: int) -> tuple[_Half, _Half]:
-        rng = random.Random(f"{self.seed}/{self.rank}/{number}")
+        rng = random.Random(f"{self.schedule.seed}/{self.schedule.rank}/{number}")
         return self._half(rng, image=False), self._half(rng, image=True)
 
     def _half(self, rng: random.Random, image: bool) -> _Half:
@@ -69,40 +75,26 @@ class Chunks(Dataset[tuple[_Half, _Half]]):
 class ShapesStream:
     """Batches of videos or images for training steps `first_step`, first_step + 1, ... on one rank.
 
-    `batch(step, ...)` must be called once a step, in order.
+    `batch(step, ...)` must be asked for in order.
     """
 
-    def __init__(
-        self, config: ShapesConfig, chunks: Chunks, tokenizer: VideoTokenizer, device: torch.device, batch: int, first_step: int
-    ) -> None:
-        self.config, self.device = config, device
-        self.tokenise = make_tokeniser(config, tokenizer, device)
-        self.steps_per_chunk = max(1, config.chunk * config.reuse // batch)
-        first = max(0, first_step // self.steps_per_chunk)
-        order = range(first, 2**40)
-        self.chunks = iter(
-            DataLoader(
-                chunks,
-                batch_size=None,
-                sampler=order,
-                num_workers=config.workers,
-                prefetch_factor=2 if config.workers else None,
-                pin_memory=device.type == "cuda",
-                worker_init_fn=leave_signals_to_the_loop,
-            )
-        )
+    def __init__(self, chunks: Chunks, tokenizer: VideoTokenizer, first_step: int, device: torch.device) -> None:
+        self.config, self.schedule, self.device = chunks.config, chunks.schedule, device
+        self.tokenise = make_tokeniser(self.config, tokenizer, device)
+        self.steps_per_chunk = max(1, self.config.chunk * self.config.reuse // self.schedule.videos)
+        self.next_chunk = first_step // self.steps_per_chunk  # the oldest of the pool that this step is drawn from
+        self.chunks = drawn_ahead(chunks, self.next_chunk, self.config.workers, 2, device)
         self.pool: list[tuple[Batch, Batch]] = []
-        self.next_chunk = first
 
-    def batch(self, step: int, size: int, image: bool, generator: torch.Generator) -> Batch:
-        """`size` clips of random chunks of the pool. The generator lives on the CPU."""
+    def batch(self, step: int, draw: torch.Generator) -> Batch:
+        """Clips of random chunks of the pool."""
         while self.next_chunk <= step // self.steps_per_chunk + self.config.pool - 1:
             self._add_chunk()
+        image = self.schedule.is_image(step)
         pool = [halves[image] for halves in self.pool]
-        which = torch.randint(len(pool) * self.config.chunk, (size,), generator=generator)
+        which = torch.randint(len(pool) * self.config.chunk, (self.schedule.size(image),), generator=draw)
         which = which.to(self.device, non_blocking=True)
-        everything = [torch.cat(parts) for parts in zip(*pool, strict=True)]
-        return Batch(*(part[which] for part in everything))
+        return Batch(*(torch.cat(parts)[which] for parts in zip(*pool, strict=True)))
 
     def _add_chunk(self) -> None:
         video, image = next(self.chunks)
@@ -114,13 +106,6 @@ class ShapesStream:
         codes_BTHW = self.tokenise(half.scenes.to(self.device, non_blocking=True), frames)
         text_BS, length_B = (part.to(self.device, non_blocking=True) for part in half[1:])
         return Batch(text_BS, length_B, codes_BTHW)
-
-
-def leave_signals_to_the_loop(worker: int) -> None:
-    """For DataLoader workers: Ctrl-C and torchrun's SIGTERM reach the whole process group, and the loop still has to save."""
-    # A worker that failed of them would take the training process with it. One that just leaves does not: enough is ready.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda number, frame: os._exit(0))
 
 
 def make_tokeniser(

@@ -1,154 +1,302 @@
-"""Everything a run needs to go on bit-exactly, as one file: RUN/checkpoints/step_00001000.safetensors.
+"""Checkpoints that all ranks write together while training goes on: RUN/checkpoints/step_00001000/.
 
-Named tensors, and a JSON document in the file's header; no pickle. A file is written under another name, flushed to the
-disk and renamed, so a kill at any moment leaves the last whole one in place.
+A folder holds tensors (safetensors), state.json and SHA256SUMS. torch.distributed.checkpoint splits the tensors among the ranks
+and puts them together again for any other number of ranks. A folder is written under another name and renamed when every rank is
+done, so a kill at any moment leaves the last whole one.
 """
 
+import fcntl
+import hashlib
 import json
 import os
-import random
 import re
-from collections.abc import Mapping
+import shutil
+import socket
+import threading
+import warnings
+from collections.abc import Iterator
+from concurrent.futures import Future
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 
 from lumos.files import flush
 from lumos.training.optim import Ema
+from lumos.training.parallel import Ranks, ensure_group, local, together
+from lumos.training.spike_guard import SpikeGuard
 from lumos.weights import check_names
 
-FORMAT = "lumos checkpoint 1"
-NAME = re.compile(r"step_(\d+)\.safetensors")
+STATE, SUMS, LOCK = "state.json", "SHA256SUMS", ".lock"
+VERSION = "lumos checkpoint 2"
+FOLDER = re.compile(r"step_(\d{8,})")
+FIELDS = {"format": str, "step": int, "seconds": float, "config": dict}  # of state.json
+# Budget, logging and how the work is split up: they do not change what is trained, and a resumed run may change them.
+FREE = re.compile(
+    r"(max_steps|max_seconds|log_every|sample_every|evaluate_every|evaluation_clips|save_every|keep|spike|patience|accumulate"
+    r"|workers|compile|sampler|parallel)(\..*)?|(shapes|loader)\.workers|loader\.(ahead|cache_mib)"
+)
 
 
-def save(run: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any], keep: int = 2) -> Path:
-    """Write the checkpoint of `step` and delete all but the newest `keep`. Raises OSError when the disk is full."""
-    folder = run / "checkpoints"
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"step_{step:08d}.safetensors"
-    partial = path.with_suffix(".partial")
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    metadata = {"format": FORMAT, "state": json.dumps({**state, "step": step}, allow_nan=False)}
+class Learner(NamedTuple):
+    """All that a step of training changes, and so all that a checkpoint needs."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    ema: Ema | None
+    guard: SpikeGuard
+
+    def tensors(self) -> dict[str, Tensor]:
+        """By name, as they lie on this rank."""
+        found = {f"guard/{name}": value for name, value in self.guard.state.items()}
+        for name, parameter in self.model.named_parameters():
+            found[f"model/{name}"] = parameter.detach()
+            found |= {f"optimizer/{name}/{key}": value for key, value in self.optimizer.state.get(parameter, {}).items()}
+        return found | ({} if self.ema is None else {f"ema/{name}": value for name, value in self.ema.average.items()})
+
+
+class Begun(NamedTuple):
+    """A run folder that this command has for itself, and where it goes on from."""
+
+    run: Path
+    record: dict[str, Any]  # what a resumed run must share with its beginning
+    path: Path | None  # of the checkpoint
+    step: int
+    seconds: float
+    lock: ExitStack  # holds the folder until it is closed
+
+
+def begin(run: Path, resume: bool, record: dict[str, Any], ranks: Ranks) -> Begun:
+    """Lock a run folder and find what to go on from. ValueError where another command has it, a run would be overwritten, or a
+    resumed run would train something else than it began."""
+    held = lock(run) if ranks.is_main else ExitStack()
+    path = latest(run)
+    if path is None:
+        if list(run.glob("checkpoints/step_*.safetensors")):
+            raise ValueError(f"{run} must hold checkpoints in folders, got files of an earlier version; use a new folder")
+        return Begun(run, record, None, 0, 0.0, held)
+    if not resume:
+        raise ValueError(f"{run} already holds a run up to {path.name}; resume it (--resume) or choose another folder")
+    state = read_state(path, check_sums=ranks.is_main)
+    check_same(state["config"], record, path)
+    return Begun(run, record, path, state["step"], state["seconds"], held)
+
+
+def resume(begun: Begun, learner: Learner, ranks: Ranks, keep: int) -> tuple[int, "Saver"]:
+    """Fill the learner with what the run had learnt; returns the step it is at, and what writes its next checkpoints."""
+    if begun.path is not None:
+        load(begun.path, learner, ranks)
+    return begun.step, Saver(begun.run, begun.record, ranks, keep, None if begun.path is None else begun.step)
+
+
+def lock(run: Path) -> ExitStack:
+    """Keep other commands out of a run folder until the stack is closed or the process ends. ValueError says who has it."""
+    run.mkdir(parents=True, exist_ok=True)
+    file = os.open(run / LOCK, os.O_RDWR | os.O_CREAT)
     try:
-        save_file(plain, partial, metadata)
-    except SafetensorError as error:  # it wraps the OSError of a full disk in text
-        partial.unlink(missing_ok=True)
-        raise OSError(f"could not write {path}: {error}") from error
-    flush(partial)
-    os.replace(partial, path)
-    flush(folder)
-    for old in _all(run)[:-keep]:
-        old.unlink()
-    for leftover in folder.glob("step_" + 8 * "[0-9]" + ".partial"):  # of a kill; other names are not ours
-        leftover.unlink()
-    return path
+        # A lock of the process, not of the open file: worker processes do not inherit it, so it never outlives a kill.
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.ftruncate(file, 0)
+        os.write(file, f"process {os.getpid()} on {socket.gethostname()}".encode())
+    except (BlockingIOError, PermissionError):
+        who = os.read(file, 200).decode(errors="replace") or "another command"
+        os.close(file)
+        raise ValueError(f"{run} must have one training at a time, but {who} has it; stop that or use another folder") from None
+    except OSError:  # a file system without locks
+        pass
+    held = ExitStack()
+    held.callback(os.close, file)
+    return held
 
 
 def latest(run: Path) -> Path | None:
-    """The newest checkpoint of a run, or None when there is none."""
-    return next(reversed(_all(run)), None)
+    """The newest whole checkpoint of a run, or None when there is none."""
+    return next(reversed(_all_of(run)), None)
 
 
-def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """A checkpoint's tensors (on the CPU) and state, with "step" in it. Raises ValueError for a truncated or foreign file."""
+def read_state(path: Path, check_sums: bool = True) -> dict[str, Any]:
+    """A checkpoint's step, seconds and config. ValueError for a damaged or edited one (tensors too, with `check_sums`)."""
     try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("format") != FORMAT:
-                raise ValueError(
-                    f"{path} must be of format {FORMAT!r}, got {metadata.get('format')!r}; give a file that lumos saved"
-                )
-            names = file.keys()
-            return {name: file.get_tensor(name) for name in names}, json.loads(metadata["state"])
-    except SafetensorError as error:
-        raise ValueError(f"{path} is truncated or is no checkpoint ({error}); delete it to go on from an earlier one") from error
+        state: dict[str, Any] = json.loads((path / STATE).read_text())
+        if state["format"] != VERSION:
+            raise ValueError(f"{path} must be of format {VERSION!r}, got {state['format']!r}; use the version that wrote it")
+        wrong = [name for name, kind in FIELDS.items() if type(state[name]) is not kind]
+        if wrong or path.name != _name(state["step"]) or not 0 <= state["seconds"] < float("inf"):
+            raise KeyError(wrong[0] if wrong else "step or seconds")
+        if check_sums and _sums(path) != (path / SUMS).read_text():
+            raise KeyError("a checksum does not match")
+    except (OSError, KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise _damaged(path, error) from error
+    return state
 
 
-def find(run: Path, resume: bool) -> Path | None:
-    """The checkpoint a run starts from: None for a fresh run. Raises ValueError when a run would be overwritten."""
-    path = latest(run)
-    if path is not None and not resume:
-        raise ValueError(f"{run} already holds a run up to {path.stem}; resume it (--resume) or choose another folder")
-    return path
+def load(path: Path, learner: Learner, ranks: Ranks) -> None:
+    """Fill everything, however it is spread now. Every rank must call it. ValueError for another model's checkpoint."""
+    ensure_group(ranks)
+    reader = dcp.HuggingFaceStorageReader(str(path))
+    with _quiet():
+        try:
+            saved: dict[str, Any] = dict(reader.read_metadata().state_dict_metadata)
+        except Exception as error:
+            raise _damaged(path, error) from error
+        _make_room_for_moments(saved, learner)
+        wanted = learner.tensors()
+        check_names({name: torch.empty(entry.size, device="meta") for name, entry in saved.items()}, wanted, path)
+        try:
+            dcp.load(wanted, storage_reader=reader)
+        except Exception as error:
+            raise _damaged(path, error) from error
 
 
-def check_config(saved: Mapping[str, Any], config: Mapping[str, Any], where: str | Path) -> None:
-    """Raise ValueError when a resumed run's config (nested, as plain values) differs from the one its checkpoint holds."""
-    plain = json.loads(json.dumps(config))  # tuples become lists, as in the file
-    for name in sorted(saved.keys() | plain.keys()):
-        if saved.get(name) != plain.get(name):
-            raise ValueError(
-                f"a resumed run must keep its config, got {name} = {plain.get(name)} "
-                f"where {where} has {saved.get(name)}; use that, or a new folder"
+def check_same(saved: dict[str, Any], now: dict[str, Any], where: Path) -> None:
+    """ValueError, naming every setting that differs, when a resumed run would train something else than it began."""
+    then, plain = _flat(saved), _flat(json.loads(json.dumps(now)))  # tuples become lists, as in the file
+    differing = [
+        f"{name} = {value} where {where} has {then[name]}"
+        for name, value in plain.items()
+        if then.get(name, value) != value and not FREE.fullmatch(name)
+    ]
+    if differing:
+        raise ValueError(f"a resumed run must keep its config, got {', '.join(differing)}; use that, or a new folder")
+
+
+class Saver:
+    """Writes checkpoints of one run in the background, one at a time; the newest `keep` stay. Every rank has one.
+
+    record: what a resumed run must share with this one. step: of the checkpoint that the run goes on from.
+    """
+
+    def __init__(self, run: Path, record: dict[str, Any], ranks: Ranks, keep: int, step: int | None = None) -> None:
+        self.run, self.record, self.ranks, self.keep = run, record, ranks, keep
+        self._step = step  # the newest one; asking the disk instead would answer ranks differently
+        ensure_group(ranks)
+        # what checkpoints say to each other must not get between the messages of the training
+        self.group = dist.new_group(backend="gloo") if ranks.world > 1 else None
+        self._done = threading.Event()
+        self._done.set()
+        self._failure: BaseException | None = None
+
+    def save(self, step: int, seconds: float, learner: Learner) -> None:
+        """Copy the tensors and begin to write; waits for the checkpoint before. Every rank must call it.
+
+        OSError when there is no room for it, or when the one before could not be written.
+        """
+        self.wait()
+        if step == self._step:
+            return
+        path = self.run / "checkpoints" / _name(step)
+        partial = path.with_name(f"{path.name}.partial")
+        tensors = learner.tensors()
+        with together(self.ranks):
+            self._check_room(tensors)
+            if self.ranks.is_main:
+                shutil.rmtree(partial, ignore_errors=True)
+                partial.mkdir(parents=True)
+        self._step = step
+        state = {"format": VERSION, "step": step, "seconds": seconds, "config": self.record}
+        self._done.clear()
+        with _quiet():
+            writer = dcp.HuggingFaceStorageWriter(str(partial), save_distributed=True)
+            future = dcp.async_save(dict(tensors), storage_writer=writer, process_group=self.group)
+        assert isinstance(future, Future)
+        future.add_done_callback(lambda future: self._finish(future, partial, path, state))
+
+    def wait(self) -> None:
+        """Until the last checkpoint is in place. OSError when it could not be written."""
+        self._done.wait()
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            raise OSError(f"could not write a checkpoint into {self.run}: {_first_line(failure)}; free some space and resume")
+
+    def _check_room(self, tensors: dict[str, Tensor]) -> None:
+        ranks = 1 if all(local(tensor) is tensor for tensor in tensors.values()) else self.ranks.world
+        # the weights folder is written beside the checkpoint
+        size = sum(local(t).nbytes * (2 if name.startswith("model/") else 1) for name, t in tensors.items()) * ranks
+        self.run.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(self.run).free
+        if size > free:
+            need, got = f"{size / 2**20:,.1f} MiB", f"{free / 2**20:,.1f} MiB"
+            raise OSError(f"{self.run} must have room for a checkpoint and weights of {need}, got {got}; free some space")
+
+    def _finish(self, future: "Future[Any]", partial: Path, path: Path, state: dict[str, Any]) -> None:
+        try:
+            future.result()
+            if self.ranks.is_main:
+                (partial / STATE).write_text(json.dumps(state, allow_nan=False))
+                (partial / SUMS).write_text(_sums(partial))
+                for file in (*partial.iterdir(), partial):
+                    flush(file)
+                os.replace(partial, path)
+                flush(path.parent)
+                for old in _all_of(self.run)[: -self.keep]:
+                    shutil.rmtree(old)
+                for leftover in path.parent.glob("step_" + 8 * "[0-9]" + ".partial"):  # of a kill; other names are not ours
+                    shutil.rmtree(leftover)
+        except BaseException as error:  # told by `wait`, in the thread that trains
+            self._failure = error
+            if self.ranks.is_main:  # what a full disk has of it
+                shutil.rmtree(partial, ignore_errors=True)
+        finally:
+            self._done.set()
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by their dotted names, as --set calls them."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return flat
+
+
+def _name(step: int) -> str:
+    return f"step_{step:08d}"
+
+
+def _all_of(run: Path) -> list[Path]:
+    found = [(int(match[1]), path) for path in (run / "checkpoints").glob("*") if (match := FOLDER.fullmatch(path.name))]
+    return [path for _, path in sorted(found) if path.is_dir()]
+
+
+def _sums(folder: Path) -> str:
+    """Checksums of a folder's files, in the form that `sha256sum --check` reads."""
+    lines = []
+    for path in sorted(folder.iterdir()):
+        if path.name != SUMS:
+            with path.open("rb") as file:
+                lines.append(f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {path.name}\n")
+    return "".join(lines)
+
+
+def _make_room_for_moments(saved: dict[str, Any], learner: Learner) -> None:
+    """Empty optimiser state of the saved names and shapes: an optimiser that has taken no step has none."""
+    fused = any(group.get("fused") for group in learner.optimizer.param_groups)
+    for name, parameter in learner.model.named_parameters():
+        for key in [key for key in saved if key.startswith(f"optimizer/{name}/")]:
+            shape, dtype = saved[key].size, saved[key].properties.dtype
+            learner.optimizer.state[parameter][key.rpartition("/")[2]] = (
+                torch.zeros_like(parameter, dtype=dtype)
+                if shape == parameter.shape
+                else torch.zeros(shape, dtype=dtype, device=parameter.device if fused else "cpu")
             )
 
 
-def collect(
-    module: nn.Module, optimizer: torch.optim.Optimizer, ema: Ema | None = None
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Weights, optimiser state, average and this process's random states, as named tensors and JSON.
-
-    Other ranks' random states are not kept: derive their generators from (seed, step, rank), then none are needed.
-    """
-    tensors = {f"model/{name}": tensor for name, tensor in module.state_dict().items()}
-    for name, parameter in module.named_parameters():
-        for key, value in optimizer.state.get(parameter, {}).items():
-            tensors[f"optimizer/{name}/{key}"] = value
-    if ema is not None:
-        tensors |= {f"ema/{name}": tensor for name, tensor in ema.average.items()}
-    tensors["random/torch"] = torch.get_rng_state()
-    if torch.cuda.is_available():
-        tensors["random/cuda"] = torch.cuda.get_rng_state()
-    return tensors, {"random/python": random.getstate()}
+def _damaged(path: Path, error: Exception) -> ValueError:
+    return ValueError(f"{path} is damaged ({_first_line(error)}); delete it to go on from an earlier one")
 
 
-def restore(
-    tensors: Mapping[str, Tensor],
-    state: Mapping[str, Any],
-    module: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    ema: Ema | None = None,
-    where: str | Path = "the checkpoint",
-) -> None:
-    """Put back what `collect` took; module and optimiser are those of the same config. Raises ValueError when they are not."""
-    weights = _under("model/", tensors)
-    check_names(weights, module.state_dict(), where)
-    module.load_state_dict(weights)
-    moments = _under("optimizer/", tensors)
-    for group in optimizer.param_groups:
-        names = {parameter: name for name, parameter in module.named_parameters()}
-        for parameter in group["params"]:
-            prefix = f"{names[parameter]}/"
-            # AdamW keeps its step count on the CPU unless it is fused
-            optimizer.state[parameter] = {
-                key: value.clone() if key == "step" and not group.get("fused") else _like(value, parameter)
-                for key, value in _under(prefix, moments).items()
-            }
-    if ema is not None:
-        average = _under("ema/", tensors)
-        check_names(average, ema.average, where)
-        ema.load(average)
-    torch.set_rng_state(tensors["random/torch"])
-    if torch.cuda.is_available() and "random/cuda" in tensors:
-        torch.cuda.set_rng_state(tensors["random/cuda"])
-    version, numbers, gauss = state["random/python"]
-    random.setstate((version, tuple(numbers), gauss))
+def _first_line(error: BaseException) -> str:
+    failures = getattr(error, "failures", None)  # of every rank
+    if failures:
+        error = next(iter(failures.values()))[0]
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
-def _like(value: Tensor, parameter: nn.Parameter) -> Tensor:
-    if value.shape != parameter.shape:
-        return value.to(parameter.device)
-    return torch.empty_like(parameter, dtype=value.dtype, memory_format=torch.preserve_format).copy_(value)
-
-
-def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-
-
-def _all(run: Path) -> list[Path]:
-    found = [(int(match[1]), path) for path in (run / "checkpoints").glob("*") if (match := NAME.fullmatch(path.name))]
-    return [path for _, path in sorted(found)]
+@contextmanager
+def _quiet() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the library's own, about how it saves
+        yield

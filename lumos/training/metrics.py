@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from lumos.training import estimate
+from lumos.files import read_lines, write_text
 from lumos.training.parallel import Ranks, average
+from lumos.training.step_cost import Work, card_named
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -116,16 +117,18 @@ class Meter:
     def __init__(self, ranks: Ranks, now: Callable[[], float] = time.monotonic) -> None:
         self.ranks, self._now = ranks, now
         on_card = ranks.device.type == "cuda"
-        self.card = estimate.card_named(torch.cuda.get_device_name(ranks.device)) if on_card else None
+        self.card = card_named(torch.cuda.get_device_name(ranks.device)) if on_card else None
         self.frames: dict[bool, list[Tensor]] = {False: [], True: []}
         self.norms: list[Tensor] = []
         self.since, self.samples, self.ids, self.flops, self.waited = now(), 0, 0, 0.0, 0.0
 
-    def add(self, image: bool, loss_T: Tensor, norm: Tensor, samples: int, ids: int, flops: float, waited: float) -> None:
-        """One step: its losses by latent frame and gradient norm; all ranks' samples, ids, operations; seconds without data."""
+    def add(self, image: bool, loss_T: Tensor, norm: Tensor, work: Work, flops: float, waited: float) -> None:
+        """One step of this rank: its losses by latent frame, gradient norm, work and operations; seconds without data."""
         self.frames[image].append(loss_T)
         self.norms.append(norm)
-        self.samples, self.ids, self.flops = self.samples + samples, self.ids + ids, self.flops + flops
+        self.samples += work.samples * self.ranks.world
+        self.ids += work.samples * work.ids * self.ranks.world
+        self.flops += flops
         self.waited += waited
 
     def take(self) -> dict[str, float]:
@@ -145,23 +148,10 @@ class Meter:
         if self.ranks.device.type == "cuda":
             values["peak_memory_gib"] = torch.cuda.max_memory_allocated(self.ranks.device) / 2**30
         if self.card is not None:
-            values["mfu"] = self.flops / seconds / self.ranks.world / (self.card.peak * 1e12)
+            values["mfu"] = self.flops / seconds / (self.card.peak * 1e12)
         self.frames, self.norms = {False: [], True: []}, []
         self.since, self.samples, self.ids, self.flops, self.waited = self._now(), 0, 0, 0.0, 0.0
         return values
-
-
-def sheet(rows: list[Tensor], gap: int = 2) -> "Image":
-    """A picture of rows of frames: each row pixels_FCHW in [-1, 1], all frames of one size, drawn side by side."""
-    from PIL import Image
-
-    frames, _, height, width = rows[0].shape
-    canvas = Image.new("RGB", (frames * (width + gap) - gap, len(rows) * (height + gap) - gap), "white")
-    for row, pixels_FCHW in enumerate(rows):
-        bytes_FHWC = ((pixels_FCHW.detach().float().cpu().clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1)
-        for column, frame_HWC in enumerate(bytes_FHWC.contiguous().numpy()):
-            canvas.paste(Image.fromarray(frame_HWC), (column * (width + gap), row * (height + gap)))
-    return canvas
 
 
 def _pace(now: float, step: int, progress: float, start: tuple[float, int, float]) -> str:
@@ -174,13 +164,6 @@ def _pace(now: float, step: int, progress: float, start: tuple[float, int, float
 
 def _forget_after(path: Path, step: int) -> None:
     """Drop what a killed run logged after the checkpoint it resumes from, a half-written last line included."""
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text().splitlines():
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line + "\n")
-        except ValueError:
-            continue
-    path.write_text("".join(kept))
+    if path.exists():
+        kept = [line for line in read_lines(path) if not (isinstance(line.get("step"), int) and line["step"] > step)]
+        write_text(path, "".join(json.dumps(line) + "\n" for line in kept))

@@ -21,8 +21,8 @@ from lumos.model.transformer import Transformer
 from lumos.sequence.layout import HEADER, Grid, clock, content_ids, content_of, pack
 from lumos.sequence.vocabulary import Vocabulary
 from lumos.training.config import TrainModelConfig
-from lumos.training.estimate import Work
 from lumos.training.parallel import ParallelConfig, Ranks
+from lumos.training.step_cost import Work
 
 LONG_FRAME = 1024  # above this many ids per frame, one call without a mask per frame is faster than one call with it
 
@@ -52,18 +52,19 @@ class MaskedBatch(NamedTuple):
         return MaskedBatch._make(value[rows] if isinstance(value, Tensor) else value for value in self)
 
 
-def mask_batch(batch: Batch, image: bool, config: TrainModelConfig, draw: torch.Generator) -> MaskedBatch:
+def mask_batch(batch: Batch, config: TrainModelConfig, draw: torch.Generator) -> MaskedBatch:
     """Draw the window in time, the prompts to drop, and the mask. `draw` lives on the CPU."""
     device = batch.codes_BTHW.device
-    window = 1 if image else config.video.window
-    latest_start = batch.codes_BTHW.shape[1] - window
+    frames = batch.codes_BTHW.shape[1]
+    window = min(frames, config.video.window)
+    latest_start = frames - window
     late = latest_start > 0 and float(torch.rand((), generator=draw)) < config.late_windows
     first = int(torch.randint(1, latest_start + 1, (), generator=draw)) if late else 0
     codes_BTHW = batch.codes_BTHW[:, first : first + window]
     B, T, H, W = codes_BTHW.shape
     dropped = (torch.rand(B, generator=draw) < config.drop_text).to(device, non_blocking=True)
     mask = draw_mask(config.mask, B, T, H, W + 1, draw, torch.device("cpu"), config.least_ratio)
-    return MaskedBatch(batch.text_BS, torch.where(dropped, 0, batch.length_B), codes_BTHW, mask, first, image)
+    return MaskedBatch(batch.text_BS, torch.where(dropped, 0, batch.length_B), codes_BTHW, mask, first, frames == 1)
 
 
 def backward(model: Transformer, vocabulary: Vocabulary, batch: MaskedBatch, config: TrainModelConfig, ranks: Ranks) -> Tensor:
@@ -138,7 +139,7 @@ def target_places(target_BTHW: Tensor, slots: int, grid: Grid) -> Tensor:
 
 
 def work_of(batch: MaskedBatch, config: TrainModelConfig, vocabulary: Vocabulary) -> Work:
-    """The counts that `estimate` reckons a step's operations from."""
+    """The counts that a step's operations are reckoned from."""
     B, T, H, W = batch.codes_BTHW.shape
     targets = round(int(batch.target_BTHW.sum()) / B)
     return Work(B, config.video.slots + HEADER, Grid(H, W).frame_length, T, targets, vocabulary.codes)

@@ -5,33 +5,29 @@ limited by time decays as fully as one limited by steps (the paper: AdamW 0.9/0.
 """
 
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+MOMENTUM = 0.95  # of Muon
+
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """`clip` bounds the gradient's norm; `ema` is the moving average's memory a step. `muon`: 0 = AdamW for everything, else
-    the matrices inside the layers are updated by Muon with `muon` times the learning rate.
-
-    The learning rate rises over `warmup_steps`, stays, and over the last `decay_share` of the run falls to `final` times that.
-    """
+    """The optimiser and its schedule."""
 
     lr: float = 1e-3
     betas: tuple[float, float] = (0.9, 0.95)
-    weight_decay: float = 0.1
-    clip: float = 1.0
-    warmup_steps: int = 100
-    schedule: Literal["constant", "cosine", "linear"] = "cosine"
-    decay_share: float = 1.0
-    final: float = 0.0
-    ema: float = 0.999
-    muon: float = 0.0
+    weight_decay: float = 0.1  # of matrices and kernels
+    clip: float = 1.0  # largest norm of the gradient
+    warmup_steps: int = 100  # over which the learning rate rises
+    schedule: Literal["constant", "cosine", "linear"] = "cosine"  # of its decay
+    decay_share: float = 1.0  # share of the run, at its end, over which it falls
+    final: float = 0.0  # of the learning rate that is left at the end
+    ema: float = 0.999  # decay of the weights' moving average per step; 0 = none
+    muon: float = 0.0  # factor on lr for the layers' matrices, updated by Muon; 0 = AdamW for everything
 
     def __post_init__(self) -> None:
         if not self.muon >= 0:
@@ -46,12 +42,11 @@ def build_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.Optim
     """AdamW over the module's trained parameters, or Muon for the matrices below `layers.`: weight decay on matrices and
     kernels, none on norms and biases."""
     named = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
-    kernels = [p for _, p in named if p.ndim > 1]
     # Rows of one (a norm's scale that all heads share) are vectors to Muon.
     matrices = [p for name, p in named if config.muon and name.startswith("layers.") and p.ndim == 2 and min(p.shape) > 1]
     inside = {id(p) for p in matrices}
     groups = [
-        {"params": [p for p in kernels if id(p) not in inside], "weight_decay": config.weight_decay},
+        {"params": [p for _, p in named if p.ndim > 1 and id(p) not in inside], "weight_decay": config.weight_decay},
         {"params": [p for _, p in named if p.ndim <= 1], "weight_decay": 0.0},
         {"params": matrices, "weight_decay": config.weight_decay, "muon": True, "factor": config.muon},
     ]
@@ -84,16 +79,13 @@ class Muon(torch.optim.AdamW):
         gradients = [p.grad for p in parameters]
         torch._foreach_lerp_(momenta, gradients, 1 - MOMENTUM)
         steps = torch._foreach_lerp(gradients, momenta, MOMENTUM)  # Nesterov
-        # Matrices of one shape (one a layer) are made orthogonal in one batch: few and large kernels.
+        # Matrices of one shape (one per layer) are made orthogonal in one batch: few and large kernels.
         for shape in dict.fromkeys(p.shape for p in parameters):
             which = [i for i, p in enumerate(parameters) if p.shape == shape]
             chosen = [parameters[i] for i in which]
             ways = orthogonal(torch.stack([steps[i] for i in which])) * (0.2 * max(shape) ** 0.5)
             torch._foreach_mul_(chosen, 1 - group["lr"] * group["weight_decay"])
             torch._foreach_add_(chosen, list(ways.to(chosen[0].dtype)), alpha=-group["lr"])
-
-
-MOMENTUM = 0.95
 
 
 def orthogonal(matrix_BRC: Tensor) -> Tensor:
@@ -143,19 +135,3 @@ class Ema:
         for name, parameter in module.named_parameters():
             if parameter.requires_grad:
                 parameter.copy_(self.average[name])
-
-    @contextmanager
-    def applied(self, module: nn.Module) -> Iterator[None]:
-        """Inside the with-block the module has the averaged weights; afterwards its own again, bit for bit."""
-        own = [p.detach().clone() for p in module.parameters() if p.requires_grad]
-        self.copy_to(module)
-        try:
-            yield
-        finally:
-            with torch.no_grad():
-                torch._foreach_copy_([p for p in module.parameters() if p.requires_grad], own)
-
-    def load(self, average: Mapping[str, Tensor]) -> None:
-        """Take over a saved average: the same names and shapes."""
-        for name, tensor in self.average.items():
-            tensor.copy_(average[name])

@@ -1,69 +1,66 @@
-"""Train the video tokenizer on the shapes world, and on picture shards if you like: RUN/tokenizer (a weights folder) and samples
-come out.
+"""Train the video tokenizer on the shapes world, on picture shards or on both: RUN/tokenizer (a weights folder) and samples.
 
 Scenes are drawn in worker processes and rendered on the training device. Scene number n of a run is a function of (seed, n)
-alone, so any number of ranks sees the same data and a resumed run goes on bit-exactly. No single images are needed beside
-the clips: the tokenizer is causal, so a clip's first frame is an image, and the loss gives it a latent frame's weight.
+alone, so any number of ranks sees the same data and a resumed run goes on exactly. No single images are needed beside the
+clips: the tokenizer is causal, so a clip's first frame is an image, and the loss gives it a latent frame's weight.
 """
 
 import copy
-import itertools
-import math
-import os
-import random
-import signal
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
+from lumos.data.batch import drawn_ahead
 from lumos.data.pixels import PixelBatches, held_out_clips, to_pixels
-from lumos.data.shards import open_shards
+from lumos.data.shapes import SceneBatches
+from lumos.media.sheet import contact_sheet
 from lumos.tokenizer.losses import LossConfig, codes_used, psnr, reconstruction_loss
 from lumos.tokenizer.model import TokenizerConfig, VideoTokenizer, load_tokenizer, save_tokenizer
-from lumos.training import checkpoint, parallel
+from lumos.training import checkpoint
+from lumos.training.checkpoint import Learner
 from lumos.training.clock import Budget, Clock
-from lumos.training.metrics import RunLog, sheet
+from lumos.training.metrics import RunLog
 from lumos.training.optim import Ema, OptimConfig, build_optimizer, learning_rate, set_learning_rate
-from lumos.training.parallel import Ranks
-from lumos.worlds.shapes.render import PackedScenes, pack, render
-from lumos.worlds.shapes.scene import sample_scene
+from lumos.training.parallel import Ranks, average, average_gradients, clip_gradients, finish, start, tell_of_lost_ranks, together
+from lumos.training.spike_guard import SpikeGuard, step_unless
+from lumos.worlds.shapes.render import render
 
-T = TypeVar("T")
-SHOWN = 6  # clips in a sample sheet
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+SHEET_CLIPS = 6
 
 
 @dataclass(frozen=True)
 class TrainTokenizerConfig:
-    """`batch` clips a step and process, of `frames` frames of `size` x `size` pixels; what is done every how many steps.
-
-    `data_share`: share of a batch that comes from the picture shards, when there are some; the rest is shapes.
-    `decoder_only`: leave the encoder as it is. Clips keep their codes then, so models and code shards made with the tokenizer
-    stay valid, and its pictures get better.
-    """
+    """A run of `train_tokenizer`."""
 
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=2e-3, weight_decay=0.01, warmup_steps=200))
     loss: LossConfig = field(default_factory=LossConfig)
-    batch: int = 32
-    data_share: float = 0.5
+    batch: int = 32  # clips of a step on one GPU
+    data_share: float = 0.5  # of a batch that comes from the picture shards, if there are any; the rest is shapes
+    # leave the encoder as it is: clips keep their codes, so models and shards made with the tokenizer stay valid
     decoder_only: bool = False
-    size: int = 128
+    size: int = 128  # pixels of a clip's sides
     frames: int = 17
     fps: float = 8.0
+    spike: float = 20.0  # a step whose gradient is so many times its usual size, or no number, is skipped
+    patience: int = 10  # so many skipped steps in a row end the run
     max_steps: int | None = 20_000
     max_seconds: float | None = None
     seed: int = 0
-    workers: int = 4
+    workers: int = 4  # processes that make batches
     compile: bool = True  # on CUDA only
-    log_every: int = 20
-    evaluate_every: int = 1000
+    log_every: int = 20  # steps
+    evaluate_every: int = 1000  # steps
     evaluation_clips: int = 256
-    save_every: int = 1000
+    save_every: int = 1000  # steps
+    keep: int = 2  # checkpoints
 
     def __post_init__(self) -> None:
         if not 0 < self.data_share <= 1:
@@ -75,170 +72,159 @@ def train_tokenizer(
 ) -> VideoTokenizer:
     """Train until the budget is used or Ctrl-C, then save; returns the tokenizer with averaged weights, in eval mode.
 
-    data: a folder of picture shards. init: a tokenizer's folder to start from instead of random weights.
-
-    With `resume`, goes on from the newest checkpoint in `out` (from the start when there is none). Raises ValueError when
-    `out` holds a run and `resume` is not given, when that run had another config, or for `decoder_only` without `init`.
+    data: a folder of picture shards. init: a tokenizer's folder to start from instead of random weights. With `resume`, goes on
+    from the newest checkpoint in `out`. ValueError for a run that cannot start.
     """
-    if config.decoder_only and init is None:
-        raise ValueError("decoder_only must start from a trained tokenizer, got none; name one with --init")
-    budget = Budget(config.max_steps, config.max_seconds)
-    found = checkpoint.find(out, resume)
-    ranks = parallel.start()
+    ranks = start()
+    device = ranks.device
+    with together(ranks):
+        tokenizer = new_tokenizer(config, init)
+        real = max(1, round(config.data_share * config.batch))
+        where = (config.seed, ranks.rank, ranks.world)
+        clips = None if data is None else PixelBatches(data, real, config.frames, config.size, *where)
+        record = {**asdict(config), "data": "" if clips is None else clips.index.digest}
+        begun = checkpoint.begin(out, resume, record, ranks)
     torch.set_float32_matmul_precision("high")
     torch.backends.cudnn.benchmark = True
+    tokenizer.to(device)
+    optimizer, guard = build_optimizer(tokenizer, config.optim), SpikeGuard(config.spike, device)
+    ema = Ema(tokenizer, config.optim.ema)
+    learner = Learner(tokenizer, optimizer, ema, guard)
+    step, saver = checkpoint.resume(begun, learner, ranks, config.keep)
+    loss_of = torch.compile(_loss) if config.compile and device.type == "cuda" else _loss
+    batches = pixel_batches(config, clips, ranks, step)
 
-    tokenizer = VideoTokenizer(config.tokenizer)
-    tokenizer.initialise(torch.Generator().manual_seed(config.seed))
-    if init is not None:
-        started = load_tokenizer(init)
-        if started.config != config.tokenizer:
-            raise ValueError(
-                f"{init} must hold a tokenizer of shape {config.tokenizer}, got {started.config}; use its own preset"
-            )
-        tokenizer.load_state_dict(started.state_dict())
-    tokenizer.encoder.requires_grad_(not config.decoder_only)
-    tokenizer.to(ranks.device)
-    optimizer, ema = build_optimizer(tokenizer, config.optim), Ema(tokenizer, config.optim.ema)
-    step, seconds = 0, 0.0
-    if found is not None:
-        tensors, state = checkpoint.load(found)
-        checkpoint.check_config(state["config"], _fixed(config, data), found)
-        checkpoint.restore(tensors, state, tokenizer, optimizer, ema, found)
-        step, seconds = state["step"], state["seconds"]
+    def save() -> None:
+        saver.save(step, clock.seconds, learner)
+        if ranks.is_main:
+            save_tokenizer(out / "tokenizer", averaged(tokenizer, ema))
 
-    fast = config.compile and ranks.device.type == "cuda"
-    loss_of = torch.compile(_loss) if fast else _loss
-    draw = torch.compile(render) if fast else render
-    recorded = _fixed(config, data)
-    real = 0 if data is None else max(1, round(config.data_share * config.batch))
-    scenes = (
-        None
-        if real == config.batch
-        else batches_of(SceneBatches(config.seed, config.batch - real, *_place(ranks)), config, ranks, step)
-    )
-    clips = None
-    if data is not None:
-        clips = batches_of(PixelBatches(data, real, config.frames, config.size, config.seed, *_place(ranks)), config, ranks, step)
-
-    with RunLog(out, step, ranks.is_main) as log, Clock(budget, ranks, seconds) as clock:
+    budget, remedy = Budget(config.max_steps, config.max_seconds), f"the same command with --resume goes on from {out}"
+    with (
+        begun.lock,
+        RunLog(out, step, ranks.is_main) as log,
+        Clock(budget, ranks, begun.seconds) as clock,
+        tell_of_lost_ranks(ranks, remedy),
+    ):
         while (progress := clock.progress(step)) < 1 and not clock.interrupted:
             rate = learning_rate(step, progress, config.optim)
             set_learning_rate(optimizer, rate)
-            parts = []
-            if scenes is not None:
-                parts.append(draw(next(scenes).to(ranks.device, non_blocking=True), config.frames, config.size, config.fps))
-            if clips is not None:
-                parts.append(to_pixels(next(clips).to(ranks.device, non_blocking=True)))
-            pixels_BCFHW = torch.cat(parts)
-            loss, quality = loss_of(tokenizer, pixels_BCFHW, config.loss)
+            loss, quality = loss_of(tokenizer, next(batches), config.loss)
             loss.backward()
-            parallel.average_gradients(tokenizer.parameters(), ranks)
-            norm = torch.nn.utils.clip_grad_norm_(tokenizer.parameters(), config.optim.clip)
-            optimizer.step()
+            average_gradients(tokenizer.parameters(), ranks)
+            norm = clip_gradients(tokenizer.parameters(), config.optim.clip)
+            step_unless(guard.check(norm), optimizer)
             optimizer.zero_grad()
             ema.update(tokenizer, step)
             step += 1
-
             if step % config.log_every == 0:
-                numbers = parallel.average(torch.stack((loss.detach(), quality, norm)), ranks).tolist()
-                _report(log, step, progress, numbers, rate, clock.seconds)
+                numbers = average(torch.stack((loss.detach(), quality, norm)), ranks).tolist()
+                values = dict(zip(("loss", "train_psnr", "gradient_norm"), numbers, strict=True))
+                values |= {"skipped": guard.report(config.patience, step), "learning_rate": rate, "seconds": clock.seconds}
+                log.scalars(step, values)
+                log.progress(step, progress, f"loss {values['loss']:.4f}  PSNR {values['train_psnr']:.2f} dB")
             if step % config.evaluate_every == 0 and ranks.is_main:
-                _evaluate_and_show(log, step, tokenizer, ema, config, data)
-            if step % config.save_every == 0 and ranks.is_main:
-                _save(out, step, clock.seconds, tokenizer, optimizer, ema, recorded)
-
-        if ranks.is_main:
-            _save(out, step, clock.seconds, tokenizer, optimizer, ema, recorded)
-            if step % config.evaluate_every and not clock.interrupted:
-                _evaluate_and_show(log, step, tokenizer, ema, config, data)
-            log.say(f"{'interrupted, resume to go on' if clock.interrupted else 'finished'}: step {step}, saved in {out}")
-    parallel.finish(ranks)
+                evaluate_and_show(log, step, averaged(tokenizer, ema), config, data)
+            if step % config.save_every == 0:
+                save()
+        save()
+        if step % config.evaluate_every and not clock.interrupted and ranks.is_main:
+            evaluate_and_show(log, step, averaged(tokenizer, ema), config, data)
+        saver.wait()
+        log.say(f"{'interrupted, resume to go on' if clock.interrupted else 'finished'}: step {step}, saved in {out}")
+    finish(ranks)
     ema.copy_to(tokenizer)
     return tokenizer.eval()
 
 
-class SceneBatches(Dataset[PackedScenes]):
-    """Batch number `step` of one rank: scenes of the numbers that are its share of the step's."""
+def new_tokenizer(config: TrainTokenizerConfig, init: Path | None) -> VideoTokenizer:
+    """A tokenizer to train, with random weights or those of `init`. ValueError for weights of another shape."""
+    if config.decoder_only and init is None:
+        raise ValueError("decoder_only must start from a trained tokenizer, got none; name one with --init")
+    if init is None:
+        tokenizer = VideoTokenizer(config.tokenizer)
+        tokenizer.initialise(torch.Generator().manual_seed(config.seed))
+    else:
+        tokenizer = load_tokenizer(init).train()
+        if tokenizer.config != config.tokenizer:
+            rule = f"{init} must hold a tokenizer of shape {config.tokenizer}"
+            raise ValueError(f"{rule}, got {tokenizer.config}; use its own preset")
+    tokenizer.encoder.requires_grad_(not config.decoder_only)
+    return tokenizer
 
-    def __init__(self, seed: int, batch: int, rank: int, world: int, held_out: bool = False) -> None:
-        self.seed, self.batch, self.rank, self.world, self.held_out = seed, batch, rank, world, held_out
 
-    def __getitem__(self, step: int) -> PackedScenes:
-        first = (step * self.world + self.rank) * self.batch
-        return pack([sample_scene(random.Random(f"{self.seed} {n}"), self.held_out) for n in range(first, first + self.batch)])
+def averaged(tokenizer: VideoTokenizer, ema: Ema) -> VideoTokenizer:
+    """A copy with the averaged weights."""
+    found = copy.deepcopy(tokenizer)
+    ema.copy_to(found)
+    return found
 
 
-def batches_of(source: Dataset[T], config: TrainTokenizerConfig, ranks: Ranks, step: int) -> Iterator[T]:
-    """The endless batches of a rank from `step` on, drawn ahead in worker processes."""
-    loader: DataLoader[T] = DataLoader(
-        source,
-        batch_size=None,
-        sampler=itertools.count(step),
-        num_workers=config.workers,
-        pin_memory=ranks.device.type == "cuda",
-        prefetch_factor=8 if config.workers else None,
-        worker_init_fn=_leave_signals_to_the_loop,
-    )
-    return iter(loader)
+def pixel_batches(config: TrainTokenizerConfig, clips: PixelBatches | None, ranks: Ranks, step: int) -> Iterator[Tensor]:
+    """This rank's batches of pixels_BCFHW from `step` on: shapes, then clips of the data if there are any."""
+    draw = torch.compile(render) if config.compile and ranks.device.type == "cuda" else render
+    drawn = config.batch - (0 if clips is None else clips.batch)
+    sources: list[Iterator[Tensor]] = []
+    if drawn:
+        ahead = drawn_ahead(SceneBatches(config.seed, drawn, ranks.rank, ranks.world), step, config.workers, 8, ranks.device)
+        scenes = (one.to(ranks.device, non_blocking=True) for one in ahead)
+        sources.append(draw(one, config.frames, config.size, config.fps) for one in scenes)
+    if clips is not None:
+        read = drawn_ahead(clips, step, config.workers, 8, ranks.device)
+        sources.append(to_pixels(rgb_BFHWC.to(ranks.device, non_blocking=True)) for rgb_BFHWC in read)
+    return (torch.cat(parts) for parts in zip(*sources, strict=True))
+
+
+def evaluate_and_show(log: RunLog, step: int, tokenizer: VideoTokenizer, config: TrainTokenizerConfig, data: str | None) -> None:
+    """Log how well held-out clips are kept, of the shapes world and of the data, and a sheet of some beside their originals."""
+    device = next(tokenizer.parameters()).device
+    sets = {"": held_out_scenes(config, device)}
+    if data is not None:
+        rgb_BFHWC = held_out_clips(data, config.evaluation_clips, config.frames, config.size)
+        sets |= {"data_": (to_pixels(part.to(device)) for part in rgb_BFHWC.split(config.batch))} if len(rgb_BFHWC) else {}
+    for name, batches in sets.items():
+        numbers, sheet = evaluate_tokenizer(tokenizer, batches)
+        log.scalars(step, {f"{name}{key}": value for key, value in numbers.items()})
+        log.say(
+            f"step {step}: PSNR {numbers['psnr']:.2f} dB on held-out clips of {'the data' if name else 'shapes'} "
+            f"(first frames {numbers['psnr_first_frame']:.2f}, worst clip {numbers['psnr_lowest']:.2f}), "
+            f"{numbers['codes_used']:.0%} of the codes used, perplexity {numbers['codes_perplexity']:.0%}"
+        )
+        log.picture(step, f"{name}reconstruction", sheet)
+
+
+def held_out_scenes(config: TrainTokenizerConfig, device: torch.device) -> Iterator[Tensor]:
+    """Shapes, always the same; every clip's first object is of a (colour, shape) pair that training never shows."""
+    source = SceneBatches(-1, config.batch, held_out=True)
+    for first in range(0, config.evaluation_clips, config.batch):
+        pixels_BCFHW = render(source[first // config.batch].to(device), config.frames, config.size, config.fps)
+        yield pixels_BCFHW[: config.evaluation_clips - first]
 
 
 @torch.no_grad()
-def evaluate_tokenizer(tokenizer: VideoTokenizer, clips: int, batch: int, size: int, frames: int, fps: float) -> dict[str, float]:
-    """Mean PSNR (dB) over held-out clips, always the same ones, and how much of the codebook they use.
-
-    Every clip's first object is of a (colour, shape) pair that training never shows.
-    """
-    device = next(tokenizer.parameters()).device
-    source = SceneBatches(-1, 1, 0, 1, held_out=True)
-    scenes = [source[n] for n in range(clips)]
-    qualities, firsts, codes = [], [], []
-    for start in range(0, clips, batch):
-        packed = _join(scenes[start : start + batch]).to(device)
-        pixels_BCFHW = render(packed, frames, size, fps)
-        with _autocast(device):
-            reconstruction_BCFHW, codes_BTHW = tokenizer(pixels_BCFHW)
-        qualities.append(psnr(reconstruction_BCFHW, pixels_BCFHW))
-        firsts.append(psnr(reconstruction_BCFHW[:, :, :1], pixels_BCFHW[:, :, :1]))
+def evaluate_tokenizer(tokenizer: VideoTokenizer, batches: Iterable[Tensor]) -> tuple[dict[str, float], "Image"]:
+    """PSNR (dB) of all clips of batches of pixels_BCFHW, and how much of the codebook they use; and the first batch as a sheet,
+    each clip above its reconstruction."""
+    qualities, firsts, codes, pairs = [], [], [], None
+    for pixels_BCFHW in batches:
+        with _autocast(pixels_BCFHW.device):
+            again_BCFHW, codes_BTHW = tokenizer(pixels_BCFHW)
+        qualities.append(psnr(again_BCFHW, pixels_BCFHW))
+        firsts.append(psnr(again_BCFHW[:, :, :1], pixels_BCFHW[:, :, :1]))
         codes.append(codes_BTHW.flatten())
+        if pairs is None:
+            pairs = torch.stack([pixels_BCFHW, again_BCFHW.to(pixels_BCFHW.dtype)], 1)[:SHEET_CLIPS].flatten(0, 1).cpu()
+    assert pairs is not None, "no clips to evaluate on"
     used, perplexity = codes_used(torch.cat(codes), tokenizer.codebook_size)
     quality = torch.cat(qualities)
-    return {
+    numbers = {
         "psnr": float(quality.mean()),
         "psnr_lowest": float(quality.min()),
         "psnr_first_frame": float(torch.cat(firsts).mean()),
         "codes_used": used,
         "codes_perplexity": perplexity,
     }
-
-
-@torch.no_grad()
-def evaluate_on_clips(tokenizer: VideoTokenizer, rgb_BFHWC: Tensor, batch: int) -> tuple[dict[str, float], Tensor]:
-    """Mean PSNR (dB) over clips, and the reconstructions_BCFHW of the first six."""
-    device = next(tokenizer.parameters()).device
-    qualities: list[Tensor] = []
-    shown: list[Tensor] = []
-    for rgb in rgb_BFHWC.split(batch):
-        pixels_BCFHW = to_pixels(rgb.to(device))
-        with _autocast(device):
-            reconstruction_BCFHW, _ = tokenizer(pixels_BCFHW)
-        qualities.append(psnr(reconstruction_BCFHW, pixels_BCFHW))
-        if len(shown) * batch < SHOWN:
-            shown.append(reconstruction_BCFHW.float().clamp(-1, 1).cpu())
-    quality = torch.cat(qualities)
-    numbers = {"data_psnr": float(quality.mean()), "data_psnr_lowest": float(quality.min())}
-    return numbers, torch.cat(shown)[:SHOWN]
-
-
-def _place(ranks: Ranks) -> tuple[int, int]:
-    return ranks.rank, ranks.world
-
-
-def _leave_signals_to_the_loop(worker: int) -> None:
-    # Ctrl-C and torchrun's SIGTERM reach the whole process group; a worker that failed of them would take the training
-    # process with it, unsaved. A worker that just leaves does not: enough batches are drawn ahead for the last steps.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda number, frame: os._exit(0))
+    return numbers, contact_sheet(pairs, ["original", "reconstruction"] * (len(pairs) // 2))
 
 
 def _loss(tokenizer: VideoTokenizer, pixels_BCFHW: Tensor, config: LossConfig) -> tuple[Tensor, Tensor]:
@@ -251,68 +237,3 @@ def _loss(tokenizer: VideoTokenizer, pixels_BCFHW: Tensor, config: LossConfig) -
 
 def _autocast(device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
-
-
-def _report(log: RunLog, step: int, progress: float, numbers: list[float], rate: float, seconds: float) -> None:
-    loss, quality, norm = numbers
-    if not math.isfinite(loss):
-        raise ValueError(f"the loss must stay finite, got {loss} at step {step}; resume with a lower learning rate or clip")
-    values = {"loss": loss, "train_psnr": quality, "gradient_norm": norm, "learning_rate": rate, "seconds": seconds}
-    log.scalars(step, values)
-    log.progress(step, progress, f"loss {loss:.4f}  PSNR {quality:.2f} dB")
-
-
-def _evaluate_and_show(
-    log: RunLog, step: int, tokenizer: VideoTokenizer, ema: Ema, config: TrainTokenizerConfig, data: str | None
-) -> None:
-    averaged = copy.deepcopy(tokenizer)
-    ema.copy_to(averaged)
-    numbers = evaluate_tokenizer(averaged, config.evaluation_clips, config.batch, config.size, config.frames, config.fps)
-    log.scalars(step, numbers)
-    log.say(
-        f"step {step}: PSNR {numbers['psnr']:.2f} dB on {config.evaluation_clips} held-out clips "
-        f"(first frames {numbers['psnr_first_frame']:.2f}, worst clip {numbers['psnr_lowest']:.2f}), "
-        f"{numbers['codes_used']:.0%} of the codes used, perplexity {numbers['codes_perplexity']:.0%}"
-    )
-    packed = SceneBatches(-1, 6, 0, 1, held_out=True)[0].to(next(averaged.parameters()).device)
-    pixels_BCFHW = render(packed, config.frames, config.size, config.fps)
-    again_BCFHW = averaged.decode(averaged.encode(pixels_BCFHW))
-    shown = [round(i * (config.frames - 1) / 4) for i in range(5)]
-    pairs = zip(pixels_BCFHW, again_BCFHW, strict=True)
-    log.picture(step, "reconstruction", sheet([clip[:, shown].transpose(0, 1) for pair in pairs for clip in pair]))
-    held = None if data is None else held_out_clips(data, config.evaluation_clips, config.frames, config.size)
-    if held is not None and len(held):
-        numbers, again_BCFHW = evaluate_on_clips(averaged, held, config.batch)
-        log.scalars(step, numbers)
-        log.say(f"step {step}: PSNR {numbers['data_psnr']:.2f} dB on {len(held)} held-out clips of the data")
-        pairs = zip(to_pixels(held[: len(again_BCFHW)]), again_BCFHW, strict=True)
-        log.picture(step, "data_reconstruction", sheet([clip[:, shown].transpose(0, 1) for pair in pairs for clip in pair]))
-
-
-def _save(
-    out: Path,
-    step: int,
-    seconds: float,
-    tokenizer: VideoTokenizer,
-    optimizer: torch.optim.Optimizer,
-    ema: Ema,
-    config: dict[str, object],
-) -> None:
-    tensors, state = checkpoint.collect(tokenizer, optimizer, ema)
-    checkpoint.save(out, step, tensors, {**state, "seconds": seconds, "config": config})
-    with ema.applied(tokenizer):
-        save_tokenizer(out / "tokenizer", tokenizer)
-
-
-def _fixed(config: TrainTokenizerConfig, data: str | None) -> dict[str, object]:
-    """What a resumed run must share with its beginning."""
-    free = ("max_steps", "max_seconds", "workers", "compile", "log_every", "evaluate_every", "evaluation_clips", "save_every")
-    fixed = {name: value for name, value in asdict(config).items() if name not in free}
-    if data is None:
-        del fixed["data_share"]
-        return fixed
-    return {**fixed, "data": open_shards(data).digest}
-
-
-def _join(parts: list[PackedScenes]) -> PackedScenes:
-    return PackedScenes(torch.cat([part.objects_BNP for part in parts]), torch.cat([part.background_BP for part in parts]))

@@ -11,18 +11,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lumos.data.batch import Batch
-from lumos.data.loader import (
-    Deal,
-    LoaderConfig,
-    MixedStream,
-    Plan,
-    ShardStream,
-    caption_report,
-    captions_of,
-    kind_number,
-    kinds_after,
-)
+from lumos.data.batch import Batch, Schedule
+from lumos.data.loader import EpochPlan, LoaderConfig, ShardStream, caption_report, captions_by_clip
 from lumos.data.shards import CODES, COSMOS, ShardIndex, check_tokenizer, open_shards, pack_codes, write_shard
 from lumos.sequence.text import train_text_tokenizer
 from lumos.sequence.vocabulary import small_vocabulary
@@ -60,13 +50,12 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def stream(
     shards: Path | str, videos: int = 4, images: int = 3, every: int = 3, rank: int = 0, world: int = 1, **config: int
 ) -> Any:
-    deal = Deal(videos, images, every, 7, rank, world)
-    return ShardStream(open_shards(shards), TEXT, VOCABULARY, SLOTS, deal, LoaderConfig(**config), CPU)
+    schedule = Schedule(videos, images, every, 7, rank, world)
+    return ShardStream(open_shards(shards), TEXT, VOCABULARY, SLOTS, schedule, LoaderConfig(**config), CPU)
 
 
-def take(source: Any, step: int, videos: int = 4, images: int = 3, every: int = 3) -> Batch:
-    image = every > 0 and step % every == every - 1
-    return source.batch(step, images if image else videos, image, torch.Generator())
+def take(source: Any, step: int) -> Batch:
+    return source.batch(step, torch.Generator())
 
 
 def numbers(batch: Batch) -> list[int]:
@@ -111,18 +100,18 @@ def test_an_epoch_shows_everything_once(shards: Path) -> None:
     for step in range(video_steps[-1] + 1):
         image = step % 3 == 2
         if not image or sum(seen[True].values()) < 9:
-            seen[image].update(numbers(take(source, step, 1, 1)))
+            seen[image].update(numbers(take(source, step)))
     assert seen[False] == {number: 1 for number in range(56) if number % 6 != 5}
     assert seen[True] == {number: 1 for number in range(56) if number % 6 == 5}
 
 
 def test_epochs_differ_in_order_and_repeat_with_the_seed(shards: Path) -> None:
     index = open_shards(shards)
-    plan, again = (Plan(index, False, Deal(1, 1, 0, seed=3), 2**20) for _ in range(2))
+    plan, again = (EpochPlan(index, False, Schedule(1, 1, 0, seed=3), 2**20) for _ in range(2))
     first, second = ([int(plan.rows(n)[0]) for n in range(start, start + 47)] for start in (0, 47))
     assert sorted(first) == sorted(second) and first != second
     assert [int(again.rows(n)[0]) for n in range(47)] == first
-    assert [int(Plan(index, False, Deal(1, 1, 0, seed=4), 2**20).rows(n)[0]) for n in range(47)] != first
+    assert [int(EpochPlan(index, False, Schedule(1, 1, 0, seed=4), 2**20).rows(n)[0]) for n in range(47)] != first
 
 
 @pytest.mark.parametrize("first_step", [1, 5, 29])
@@ -135,10 +124,10 @@ def test_a_stream_started_late_goes_on_exactly_with_other_threads(shards: Path, 
 
 def test_ranks_never_see_the_same_clip_in_an_epoch(shards: Path) -> None:
     sources = [stream(shards, videos=2, rank=rank, world=3) for rank in range(3)]
-    dealt = [take(source, step, 2) for step in range(3) for source in sources if step % 3 != 2]
+    dealt = [take(source, step) for step in range(3) for source in sources if step % 3 != 2]
     shapes = [tuple(batch.codes_BTHW.shape) for batch in dealt]
     assert all(len(set(shapes[i : i + 3])) == 1 for i in range(0, len(shapes), 3))  # all ranks have the same shape in a step
-    plans = [Plan(open_shards(shards), False, Deal(1, 1, 0, 7, rank, 3), 2**20) for rank in range(3)]
+    plans = [EpochPlan(open_shards(shards), False, Schedule(1, 1, 0, 7, rank, 3), 2**20) for rank in range(3)]
     rows = [int(plan.rows(n)[0]) for plan in plans for n in range(plan.epoch_batches)]
     assert len(set(rows)) == len(rows) >= 47 - 2 * 2  # at most world - 1 rows of a bucket wait for the next epoch
 
@@ -152,7 +141,7 @@ def large_index(groups: list[int]) -> ShardIndex:
 @given(st.lists(st.integers(1, 20), min_size=1, max_size=40), st.integers(1, 5), st.integers(1, 7), st.integers(1, 50))
 def test_buckets_larger_than_memory_are_dealt_fairly(groups: list[int], world: int, size: int, a_set: int) -> None:
     index = large_index(groups)
-    plans = [Plan(index, False, Deal(size, 1, 0, 1, rank, world), a_set * 2 * 3 * 8 * 8) for rank in range(world)]
+    plans = [EpochPlan(index, False, Schedule(size, 1, 0, 1, rank, world), a_set * 2 * 3 * 8 * 8) for rank in range(world)]
     total = sum(groups)
     if total < world:
         return
@@ -170,11 +159,12 @@ def test_buckets_larger_than_memory_are_dealt_fairly(groups: list[int], world: i
     assert len(batch) == size and (batch < total).all()
 
 
-@given(st.integers(0, 200), st.integers(0, 5), st.integers(1, 12))
-def test_every_kind_counts_its_own_steps(step: int, every: int, count: int) -> None:
-    kinds = [every > 0 and s % every == every - 1 for s in range(step + count + 1)]
-    assert kind_number(step, every, kinds[step]) == kinds[:step].count(kinds[step])
-    assert kinds_after(step, every, count) == [(kinds[s], kinds[:s].count(kinds[s])) for s in range(step + 1, step + 1 + count)]
+@given(st.integers(0, 200), st.integers(0, 5))
+def test_every_kind_counts_its_own_steps(step: int, every: int) -> None:
+    schedule, kinds = Schedule(4, 3, every), [every > 0 and s % every == every - 1 for s in range(step + 1)]
+    assert [schedule.is_image(s) for s in range(step + 1)] == kinds
+    assert schedule.number(step) == kinds[:step].count(kinds[step])
+    assert schedule.size(kinds[step]) == (3 if kinds[step] else 4)
 
 
 def test_without_images_the_first_frames_of_videos_are_images(tmp_path: Path) -> None:
@@ -184,25 +174,30 @@ def test_without_images_the_first_frames_of_videos_are_images(tmp_path: Path) ->
 
 
 def test_fewer_clips_than_a_batch_or_than_ranks_are_repeated(tmp_path: Path) -> None:
-    folder = write(tmp_path / "s", [row(0), row(1)])
-    assert Counter(numbers(take(stream(folder, videos=6), 0, videos=6))) == {0: 3, 1: 3}
-    assert {number for rank in range(3) for number in numbers(take(stream(folder, videos=2, rank=rank, world=3), 0, 2))} <= {0, 1}
+    index = open_shards(write(tmp_path / "s", [row(0), row(1)]))
+    plans = [EpochPlan(index, False, Schedule(6, 1, 0, 7, rank, world), 2**20) for world in (1, 3) for rank in range(world)]
+    assert Counter(plans[0].rows(0).tolist()) == {0: 3, 1: 3}
+    assert {row for plan in plans for row in plan.rows(0).tolist()} <= {0, 1}
+    with pytest.raises(ValueError, match="got 2; use --set videos=2, or more clips"):
+        stream(index.folder, videos=6)
 
 
 class Other:
     """A stream that says which step it was asked for."""
 
-    def batch(self, step: int, size: int, image: bool, generator: torch.Generator) -> Batch:
-        return Batch(torch.zeros(1), torch.zeros(1), torch.full((size, 1, 1, 1), 1000 + step))
+    def batch(self, step: int, draw: torch.Generator) -> Batch:
+        return Batch(torch.zeros(1), torch.zeros(1), torch.full((4, 1, 1, 1), 1000 + step))
 
 
 @pytest.mark.parametrize("share", [0.25, 0.5, 0.9])
 def test_a_mix_alternates_and_resumes(shards: Path, share: float) -> None:
-    def mixed() -> MixedStream:
-        return MixedStream(stream(shards), Other(), share)
+    def mixed() -> ShardStream:
+        source = stream(shards)
+        source.share, source.other = share, Other()
+        return source
 
     whole = mixed()
-    found = [numbers(take(whole, step)) for step in range(120)]  # type: ignore[arg-type]
+    found = [numbers(take(whole, step)) for step in range(120)]
     for image in (False, True):
         mine = [batch for step, batch in enumerate(found) if (step % 3 == 2) == image]
         assert abs(sum(batch[0] < 1000 for batch in mine) - share * len(mine)) <= 1
@@ -211,7 +206,7 @@ def test_a_mix_alternates_and_resumes(shards: Path, share: float) -> None:
     assert [numbers(take(late, step)) for step in range(50, 80)] == found[50:80]
     pure = stream(shards)
     shown = [batch for step, batch in enumerate(found) if batch[0] < 1000 and step % 3 != 2]
-    assert shown == [numbers(pure.take(False, n, [])) for n in range(len(shown))]  # none of the shards' batches is skipped
+    assert shown == [numbers(pure._make(False, n)) for n in range(len(shown))]  # none of the shards' batches is skipped
 
 
 def test_captions_as_people_write_them(tmp_path: Path) -> None:
@@ -220,8 +215,8 @@ def test_captions_as_people_write_them(tmp_path: Path) -> None:
     batch = take(stream(folder), 0)
     assert batch.length_B.tolist() == [SLOTS] * 4 and (batch.text_BS < VOCABULARY.size).all()
     report = caption_report(open_shards(folder), TEXT, SLOTS)
-    assert report == {"cut": 1.0, "with_unknown": 1.0}
-    assert list(captions_of(open_shards(folder), 3)) == [words] * 3
+    assert report.startswith("100% of the captions are cut") and "; 100% of the captions are shown without" in report
+    assert list(captions_by_clip(open_shards(folder), 3)) == [[words]] * 3
 
 
 def test_urls(shards: Path) -> None:
@@ -272,5 +267,11 @@ def test_shards_that_do_not_fit_together(tmp_path: Path) -> None:
     (tmp_path / "broken" / "000000.parquet").write_bytes(b"PAR1")
     with pytest.raises(ValueError, match="damaged or is no Parquet file"):
         open_shards(tmp_path / "broken")
-    with pytest.raises(ValueError, match="must hold videos, got images alone"):
+    with pytest.raises(ValueError, match="hold the 4 videos of a step on all GPUs, got 0; use image_every=1, or more clips"):
         stream(write(tmp_path / "images", [row(0, T=1)]))
+
+
+def test_codes_beyond_the_codebook_are_refused_by_name(tmp_path: Path) -> None:
+    source = stream(write(tmp_path / "s", [row(VOCABULARY.codes) for _ in range(4)]))
+    with pytest.raises(ValueError, match=r"000000\.parquet must have codes below 4096, got 4096"):
+        take(source, 0)

@@ -2,13 +2,14 @@
 
 import os
 import signal
+from dataclasses import replace
 from multiprocessing import active_children
 
 import pytest
 import torch
 from torch import Tensor
 
-from lumos.data.batch import Batch
+from lumos.data.batch import Batch, Schedule
 from lumos.data.shapes import Chunks, ShapesConfig, ShapesStream, sample_captions
 from lumos.sequence.text import train_text_tokenizer
 from lumos.sequence.vocabulary import small_vocabulary
@@ -20,8 +21,9 @@ TEXT = train_text_tokenizer(sample_captions(300, 0), 768)
 VOCABULARY = small_vocabulary(TEXT.size, 25)
 
 
-def chunks(seed: int = 0, rank: int = 0) -> Chunks:
-    return Chunks(CONFIG, TEXT, VOCABULARY, SLOTS, seed, rank)
+def chunks(seed: int = 0, rank: int = 0, size: int = 2, image_every: int = 2, workers: int = 0) -> Chunks:
+    schedule = Schedule(size, size, image_every, seed, rank)
+    return Chunks(replace(CONFIG, workers=workers), TEXT, VOCABULARY, SLOTS, schedule)
 
 
 def tensors(number: int, seed: int = 0, rank: int = 0) -> list[Tensor]:
@@ -31,15 +33,14 @@ def tensors(number: int, seed: int = 0, rank: int = 0) -> list[Tensor]:
     ]
 
 
-def stream(first_step: int, batch: int = 2, workers: int = 0) -> ShapesStream:
+def stream(first_step: int, **settings: int) -> ShapesStream:
     tokenizer = VideoTokenizer(TokenizerConfig((5, 5), (8, 8), (1, 1), (8, 8), (1, 1)))
     tokenizer.initialise(torch.Generator().manual_seed(0))
-    config = ShapesConfig(**{**vars(CONFIG), "workers": workers})
-    return ShapesStream(config, chunks(), tokenizer, torch.device("cpu"), batch, first_step)
+    return ShapesStream(chunks(**settings), tokenizer, first_step, torch.device("cpu"))
 
 
-def take(source: ShapesStream, step: int, image: bool = False, size: int = 2) -> Batch:
-    return source.batch(step, size, image, torch.Generator().manual_seed(step))
+def take(source: ShapesStream, step: int) -> Batch:
+    return source.batch(step, torch.Generator().manual_seed(step))
 
 
 def same(one: tuple[Tensor, ...] | list[Tensor], other: tuple[Tensor, ...] | list[Tensor]) -> bool:
@@ -66,24 +67,25 @@ def test_a_stream_started_late_gives_the_batches_of_one_that_ran_there(first_ste
     whole, late = stream(0), stream(first_step)
     assert whole.steps_per_chunk == 2  # so the pool has moved on by step 6
     for step in range(first_step):
-        take(whole, step, image=step % 2 == 1)
+        take(whole, step)
     for step in range(first_step, first_step + 4):
-        assert same(take(whole, step, image=step % 2 == 1), take(late, step, image=step % 2 == 1)), step
+        assert same(take(whole, step), take(late, step)), step
 
 
 def test_the_pool_moves_on() -> None:
-    source = stream(0)
-    first = take(source, 0, size=64)
+    source = stream(0, size=64, image_every=0)
+    source.steps_per_chunk = 2
+    first = take(source, 0)
     for step in range(1, 5):
-        later = take(source, step, size=64)
+        later = take(source, step)
     seen, now = ({tuple(text) for text in batch.text_BS.tolist()} for batch in (first, later))
     assert len(seen) == len(now) == CONFIG.pool * CONFIG.chunk and not seen & now
 
 
 def test_videos_and_images_have_their_form() -> None:
-    source = stream(0)
-    for image, latent_frames in ((False, 2), (True, 1)):
-        text_BS, length_B, codes_BTHW = take(source, 0, image, size=6)
+    source = stream(0, size=6)
+    for step, latent_frames in ((0, 2), (1, 1)):
+        text_BS, length_B, codes_BTHW = take(source, step)
         assert codes_BTHW.shape == (6, latent_frames, 2, 2) and codes_BTHW.dtype == torch.int64
         assert codes_BTHW.min() >= 0 and codes_BTHW.max() < 25
         assert text_BS.shape == (6, SLOTS)
@@ -93,7 +95,8 @@ def test_videos_and_images_have_their_form() -> None:
 
 
 def test_prompts_and_codes_belong_together() -> None:
-    source = stream(0)
+    source = stream(0, size=32)
+    source.steps_per_chunk = 2
     for image in (False, True):
         expected: dict[tuple[int, ...], Tensor] = {}
         for number in range(CONFIG.pool):
@@ -101,7 +104,7 @@ def test_prompts_and_codes_belong_together() -> None:
             codes_BTHW = source.tokenise(half.scenes, 1 if image else CONFIG.frames)
             expected |= {tuple(text): codes for text, codes in zip(half.text_BS.tolist(), codes_BTHW, strict=True)}
         assert len(expected) == CONFIG.pool * CONFIG.chunk
-        text_BS, _, codes_BTHW = take(source, 0, image, size=32)
+        text_BS, _, codes_BTHW = take(source, int(image))
         assert all(torch.equal(expected[tuple(text)], codes) for text, codes in zip(text_BS.tolist(), codes_BTHW, strict=True))
 
 

@@ -41,7 +41,7 @@ def loss_and_norm(plan: ParallelConfig) -> tuple[float, float]:
     codes_BTHW = torch.randint(500, (4, 3, 16, 16), generator=draw)
     batch = Batch(text_BS.cuda(), torch.tensor([9, 40, 17, 30], device="cuda"), codes_BTHW.cuda())
     config = replace(CONFIG, parallel=plan)
-    loss_T = backward(model, VOCABULARY, mask_batch(batch, False, config, draw), config, ranks)
+    loss_T = backward(model, VOCABULARY, mask_batch(batch, config, draw), config, ranks)
     return float(loss_T.mean()), float(clip_gradients(model.parameters(), 1e9))
 
 

@@ -1,127 +1,300 @@
-"""Checkpoints: whole or not there, refused when damaged, and everything comes back bit for bit."""
+"""Checkpoints: whole or not there, the same for any number of ranks, refused when damaged, edited or of another model."""
 
 import json
 import os
-import random
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from collections import namedtuple
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor, multiprocessing
 
-from lumos.training import checkpoint
+from lumos.model.transformer import ModelConfig, Transformer
+from lumos.training import checkpoint, parallel
+from lumos.training.checkpoint import Learner, Saver, begin, check_same, latest, load, read_state
 from lumos.training.optim import Ema, OptimConfig, build_optimizer
+from lumos.training.parallel import ParallelConfig, Ranks, whole
+from lumos.training.spike_guard import SpikeGuard
+
+MODEL = ModelConfig(vocabulary=50, layers=1, width=32, heads=1, kv_heads=1, head_width=32, ffn=32)
+ALONE = Ranks(0, 1, torch.device("cpu"))
 
 
-def network(seed: int) -> nn.Sequential:
-    module = nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(3, 1))
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.normal_(generator=generator)
-    return module
+class Run:
+    """A model in training: a step moves every weight by something that depends on its place and its history."""
 
+    def __init__(self, ranks: Ranks = ALONE, shard: bool = False, seed: int = 0, shape: ModelConfig = MODEL, muon: float = 0.0):
+        self.ranks = ranks
+        model: Transformer = parallel.build(shape, ParallelConfig(shard=shard), ranks, seed)
+        optimizer = build_optimizer(model, OptimConfig(muon=muon))
+        self.learner = Learner(model, optimizer, Ema(model, 0.9), SpikeGuard(2.0, ranks.device))
 
-def train(module: nn.Module, optimizer: torch.optim.Optimizer, ema: Ema, start: int, stop: int) -> None:
-    for step in range(start, stop):
-        module(torch.randn(4, 2, 3, 3)).square().mean().backward()
+    def step(self, number: int) -> None:
+        model, optimizer, ema, guard = self.learner
+        for parameter in model.parameters():
+            parameter.grad = (parameter * (number + 1)).detach().cos()
         optimizer.step()
-        optimizer.zero_grad()
-        ema.update(module, step)
+        assert ema is not None
+        ema.update(model, number)
+        guard.check(torch.tensor(number + 1.0))
+
+    def values(self) -> dict[str, Tensor]:
+        return {name: whole(tensor).clone() for name, tensor in self.learner.tensors().items()}
+
+    def load(self, path: Path) -> None:
+        load(path, self.learner, self.ranks)
 
 
-def everything(module: nn.Module, optimizer: torch.optim.Optimizer, ema: Ema) -> dict[str, Tensor]:
-    return {name: tensor.clone() for name, tensor in checkpoint.collect(module, optimizer, ema)[0].items()}
+def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and len(one) > 40 and all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_four_steps_equal_two_a_checkpoint_and_two(tmp_path: Path) -> None:
-    torch.manual_seed(5)
-    random.seed(5)
-    module = network(0)
-    optimizer, ema = build_optimizer(module, OptimConfig()), Ema(module, 0.9)
-    train(module, optimizer, ema, 0, 2)
-    tensors, state = checkpoint.collect(module, optimizer, ema)
-    path = checkpoint.save(tmp_path, 2, tensors, state)
-    train(module, optimizer, ema, 2, 4)
-    expected, expected_number = everything(module, optimizer, ema), random.random()
-
-    module = network(1)
-    optimizer, ema = build_optimizer(module, OptimConfig()), Ema(module, 0.9)
-    tensors, state = checkpoint.load(path)
-    assert state["step"] == 2
-    checkpoint.restore(tensors, state, module, optimizer, ema)
-    train(module, optimizer, ema, 2, 4)
-    found = everything(module, optimizer, ema)
-    assert found.keys() == expected.keys()
-    assert [name for name in expected if not torch.equal(found[name], expected[name])] == []
-    assert random.random() == expected_number
+def saver_of(folder: Path, ranks: Ranks = ALONE, keep: int = 2) -> Saver:
+    return Saver(folder, {"lr": 0.1}, ranks, keep)
 
 
-def test_the_newest_are_kept_and_found(tmp_path: Path) -> None:
-    assert checkpoint.latest(tmp_path) is None
-    for step in (5, 20, 100):
-        checkpoint.save(tmp_path, step, {"x": torch.tensor([step])}, {}, keep=2)
-    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == [
-        "step_00000020.safetensors",
-        "step_00000100.safetensors",
-    ]
-    newest = checkpoint.latest(tmp_path)
-    assert newest is not None and int(checkpoint.load(newest)[0]["x"]) == 100
+def saved(folder: Path, steps: list[int], keep: int = 2, **settings: Any) -> Run:
+    run, saver = Run(**settings), saver_of(folder, keep=keep)
+    for step in range(max(steps)):
+        run.step(step)
+        if step + 1 in steps:
+            saver.save(step + 1, step + 0.5, run.learner)
+    saver.wait()
+    return run
 
 
-@pytest.mark.parametrize("moment", ["save_file", "fsync", "replace"])
-def test_a_kill_at_any_moment_leaves_the_last_one_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str) -> None:
-    checkpoint.save(tmp_path, 1, {"x": torch.tensor([1])}, {"note": "first"})
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    saved(folder, [1])
+    return folder / "checkpoints/step_00000001"
 
-    def killed(*arguments: object) -> None:
-        if moment == "save_file":
-            Path(str(arguments[1])).write_bytes(b"half of a fi")
-        raise KeyboardInterrupt
 
+@pytest.mark.parametrize("muon", [0.0, 1.0])
+def test_what_comes_back_is_what_was_there_while_training_went_on(tmp_path: Path, muon: float) -> None:
+    run, saver = Run(muon=muon), saver_of(tmp_path)
+    run.step(0)
+    then = run.values()
+    saver.save(1, 0.5, run.learner)
+    run.step(1)  # while the checkpoint is being written
+    saver.wait()
+    other = Run(seed=9, muon=muon)
+    other.load(tmp_path / "checkpoints/step_00000001")
+    assert equal(other.values(), then)
+    assert any("momentum" in name for name in then) == (muon > 0)
+    state = read_state(tmp_path / "checkpoints/step_00000001")
+    assert (state["step"], state["seconds"], state["config"]) == (1, 0.5, {"lr": 0.1})
+    other.step(1)
+    assert equal(other.values(), run.values())
+
+
+def test_leftovers_of_a_kill_are_deleted_and_nothing_else(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints"
+    for name in ("thesis.partial", "step_old.partial", "step_00000001.partial"):
+        (folder / name).mkdir(parents=True)
+    saved(tmp_path, [2])
+    assert {path.name for path in folder.iterdir()} == {"thesis.partial", "step_old.partial", "step_00000002"}
+
+
+def test_the_newest_are_kept_and_nothing_can_run_code(tmp_path: Path) -> None:
+    assert latest(tmp_path) is None
+    saved(tmp_path, [1, 2, 3], keep=2)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step_00000002", "step_00000003"]
+    newest = latest(tmp_path)
+    assert newest is not None and newest.name == "step_00000003"
+    assert {path.suffix for path in newest.iterdir()} == {".safetensors", ".json", ""}
+
+
+@pytest.mark.parametrize("moment", ["fsync", "replace"])
+def test_a_failure_at_any_moment_leaves_the_last_one_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str) -> None:
+    run = saved(tmp_path, [1])
+    then, saver = run.values(), saver_of(tmp_path)
+
+    def fails(*arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    run.step(1)
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint if moment == "save_file" else os, moment, killed)
-        with pytest.raises(KeyboardInterrupt):
-            checkpoint.save(tmp_path, 2, {"x": torch.tensor([2])}, {})
-    newest = checkpoint.latest(tmp_path)
-    assert newest is not None
-    tensors, state = checkpoint.load(newest)
-    assert (int(tensors["x"]), state) == (1, {"note": "first", "step": 1})
-    checkpoint.save(tmp_path, 3, {"x": torch.tensor([3])}, {})
-    assert not list((tmp_path / "checkpoints").glob("*.partial")), "leftovers of the killed run go with the next checkpoint"
+        patch.setattr(os, moment, fails)
+        saver.save(2, 1.0, run.learner)
+        with pytest.raises(OSError, match="could not write a checkpoint .*No space left on device"):
+            saver.wait()
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step_00000001"]  # the full disk has its space again
+    other = Run(seed=9)
+    other.load(tmp_path / "checkpoints/step_00000001")
+    assert equal(other.values(), then)
+    saver.save(3, 1.0, run.learner)
+    saver.wait()
+    assert latest(tmp_path) == tmp_path / "checkpoints/step_00000003"
 
 
-def test_truncated_and_foreign_files_are_refused(tmp_path: Path) -> None:
-    path = checkpoint.save(tmp_path, 1, {"x": torch.arange(100)}, {})
-    whole = path.read_bytes()
-    for broken in (b"", whole[:5], whole[: len(whole) // 2], whole[:-1]):
-        path.write_bytes(broken)
-        with pytest.raises(ValueError, match="truncated or is no checkpoint"):
-            checkpoint.load(path)
-    save_file({"x": torch.arange(3)}, path)
-    with pytest.raises(ValueError, match="must be of format"):
-        checkpoint.load(path)
+def test_everything_is_on_the_disk_before_it_gets_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flushed: list[int] = []
+    unflushed: list[str] = []
+    fsync, replaced = os.fsync, os.replace
+
+    def note(descriptor: int) -> None:
+        flushed.append(os.fstat(descriptor).st_ino)
+        fsync(descriptor)
+
+    def check(partial: Path, path: Path) -> None:
+        unflushed.extend(file.name for file in (*partial.iterdir(), partial) if file.stat().st_ino not in flushed)
+        flushed.clear()
+        replaced(partial, path)
+
+    monkeypatch.setattr(os, "fsync", note)
+    monkeypatch.setattr(os, "replace", check)
+    saved(tmp_path, [1])
+    assert unflushed == [] and flushed == [(tmp_path / "checkpoints").stat().st_ino]
 
 
-def test_another_network_is_refused() -> None:
-    module, other = nn.Linear(2, 2), nn.Linear(2, 3)
-    tensors, state = checkpoint.collect(module, build_optimizer(module, OptimConfig()))
-    with pytest.raises(ValueError, match="weight must have shape"):
-        checkpoint.restore(tensors, state, other, build_optimizer(other, OptimConfig()))
+def test_a_disk_without_room_is_refused_before_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage, run = namedtuple("usage", "total used free"), Run()
+    size = sum(tensor.nbytes for tensor in run.learner.tensors().values())
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10, 9, size + 10))  # but not for the weights beside it
+    with pytest.raises(OSError, match=r"must have room for a checkpoint and weights of 0\.1 MiB, got 0\.1 MiB; free some"):
+        saver_of(tmp_path).save(1, 1.0, run.learner)
+    assert latest(tmp_path) is None and not list(tmp_path.rglob("*.partial"))
 
 
-def test_another_config_is_refused() -> None:
-    saved = json.loads(json.dumps({"batch": 4, "optim": {"betas": (0.9, 0.95)}}))
-    checkpoint.check_config(saved, {"batch": 4, "optim": {"betas": (0.9, 0.95)}}, "there")
-    with pytest.raises(ValueError, match="got batch = 8 where there has 4"):
-        checkpoint.check_config(saved, {"batch": 8, "optim": {"betas": (0.9, 0.95)}}, "there")
-    with pytest.raises(ValueError, match="optim"):
-        checkpoint.check_config(saved, {"batch": 4}, "there")
-
-
-def test_a_run_is_not_overwritten_by_accident(tmp_path: Path) -> None:
-    assert checkpoint.find(tmp_path, resume=False) is None and checkpoint.find(tmp_path, resume=True) is None
-    path = checkpoint.save(tmp_path, 1, {"x": torch.arange(3)}, {})
-    assert checkpoint.find(tmp_path, resume=True) == path
+def test_a_run_is_neither_overwritten_nor_resumed_as_another(tmp_path: Path) -> None:
+    old = tmp_path / "old/checkpoints"
+    old.mkdir(parents=True)
+    (old / "step_00000001.safetensors").touch()
+    with pytest.raises(ValueError, match=r"must hold checkpoints in folders, got files of an earlier version"):
+        begin(tmp_path / "old", True, {}, ALONE)
+    run = tmp_path / "run"
+    assert begin(run, False, {"lr": 0.1}, ALONE).path is begin(run, True, {"lr": 0.1}, ALONE).path is None
+    saved(run, [2])
+    begun = begin(run, True, {"lr": 0.1}, ALONE)
+    assert (begun.path, begun.step, begun.seconds) == (run / "checkpoints/step_00000002", 2, 1.5)
     with pytest.raises(ValueError, match="resume it"):
-        checkpoint.find(tmp_path, resume=False)
+        begin(run, False, {"lr": 0.1}, ALONE)
+    with pytest.raises(ValueError, match=r"keep its config, got lr = 0\.2 where .* has 0\.1"):
+        begin(run, True, {"lr": 0.2}, ALONE)
+
+
+def test_settings_that_change_nothing_may_change() -> None:
+    saved = {"batch": 4, "optim": {"betas": [0.9, 0.95]}, "max_steps": 3, "parallel": {"shard": True}}
+    check_same(saved, {"batch": 4, "optim": {"betas": (0.9, 0.95)}, "max_steps": 4, "parallel": {"shard": False}}, Path("there"))
+    with pytest.raises(ValueError, match=r"got batch = 8 where there has 4, optim\.betas = \[0\.9, 0\.9\] where"):
+        check_same(saved, {"batch": 8, "optim": {"betas": (0.9, 0.9)}}, Path("there"))
+
+
+HOLD = """
+import sys, pathlib, lumos.training.checkpoint as checkpoint
+held = checkpoint.lock(pathlib.Path(sys.argv[1]))
+print("held", flush=True)
+input()
+"""
+
+
+def test_a_second_command_is_told_who_has_the_folder(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with subprocess.Popen([sys.executable, "-c", HOLD, run], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None and other.stdout.readline() == "held\n"
+        before = {path: path.read_bytes() for path in run.iterdir()}
+        with pytest.raises(ValueError, match=f"one training at a time, but process {other.pid} on .* has it; stop that or"):
+            begin(run, True, {}, ALONE)
+        assert {path: path.read_bytes() for path in run.iterdir()} == before
+        other.kill()
+    begin(run, True, {}, ALONE)  # a kill leaves no lock
+
+
+def test_checkpoints_of_another_model_are_refused(made: Path) -> None:
+    with pytest.raises(ValueError, match=r"step_00000001: model/embedding must have shape \[60, 32\]"):
+        Run(shape=replace(MODEL, vocabulary=60)).load(made)
+    with pytest.raises(ValueError, match=r"it lacks .*layers\.1\."):
+        Run(shape=replace(MODEL, layers=2)).load(made)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_any_flipped_bit_or_missing_part_is_noticed(
+    made: Path, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    path = tmp_path_factory.mktemp("copy") / made.name
+    shutil.copytree(made, path)
+    file = path / data.draw(st.sampled_from(sorted(file.name for file in made.iterdir())))
+    content = bytearray(file.read_bytes())
+    place = data.draw(st.integers(0, len(content) - 1))
+    how = data.draw(st.sampled_from(["flip", "cut", "remove"]))
+    if how == "flip":
+        content[place] ^= 1 << data.draw(st.integers(0, 7))
+        file.write_bytes(content)
+    elif how == "cut":
+        file.write_bytes(content[:place])
+    else:
+        file.unlink()
+    with pytest.raises(ValueError, match=r"is damaged \(.*\); delete it to go on from an earlier one|must be of format") as told:
+        read_state(path)
+    assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        *('""', "null", "[]", "[" * 100_000, "{}"),
+        *({"format": "other"}, {"step": None}, {"step": 1.0}, {"step": 2}, {"step": True}, {"config": None}, {"config": []}),
+        *({"seconds": "1"}, {"seconds": -1.0}, {"seconds": float("nan")}, {"seconds": 1e999}),
+    ],
+)
+def test_an_edited_state_is_one_line(made: Path, tmp_path: Path, edit: str | dict[str, Any]) -> None:
+    path = tmp_path / made.name
+    shutil.copytree(made, path)
+    text = edit if isinstance(edit, str) else json.dumps({**json.loads((path / "state.json").read_text()), **edit})
+    (path / "state.json").write_text(text)
+    (path / "SHA256SUMS").write_text(checkpoint._sums(path))  # by somebody who mends the checksum, too
+    with pytest.raises(ValueError, match="is damaged|must be of format") as told:
+        read_state(path)
+    assert "\n" not in str(told.value) and len(str(told.value)) < 400
+
+
+def test_checksums_are_in_the_usual_form(made: Path) -> None:
+    assert shutil.which("sha256sum")
+    done = subprocess.run(["sha256sum", "--check", "--strict", "SHA256SUMS"], cwd=made, capture_output=True, text=True)
+    assert done.returncode == 0 and len(re.findall(": OK", done.stdout)) == 2
+
+
+def worker(rank: int, world: int, port: int, out: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_PORT": port}.items():
+            patch.setenv(name, str(value))
+        patch.setenv("MASTER_ADDR", "localhost")
+        torch.set_num_threads(1)
+        ranks = parallel.start()
+        run = Run(ranks, shard=True, seed=5)
+        run.load(out / "alone/checkpoints/step_00000001")
+        run.step(1)
+        saver = saver_of(out / "two", ranks)
+        saver.save(2, 1.5, run.learner)
+        run.step(2)
+        saver.wait()
+        parallel.finish(ranks)
+
+
+@pytest.mark.slow
+def test_saved_by_one_gone_on_by_two_sharded_and_by_one_again(tmp_path: Path) -> None:
+    alone = saved(tmp_path / "alone", [1])
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    multiprocessing.spawn(worker, (2, port, tmp_path), nprocs=2)
+    alone.step(1)
+    path = tmp_path / "two/checkpoints/step_00000002"
+    assert len(list(path.glob("*.safetensors"))) == 2 and read_state(path)["seconds"] == 1.5
+    again = Run(seed=7)
+    again.load(path)
+    assert equal(again.values(), alone.values())
+    sharded = Run(seed=8, shard=True)
+    sharded.load(path)
+    assert equal(sharded.values(), alone.values())

@@ -19,13 +19,16 @@ from lumos.data.shapes import ShapesConfig, sample_captions
 from lumos.diffusion.sampler import SamplerConfig
 from lumos.model.transformer import LUMOS_1B, ModelConfig
 from lumos.model_folder import VideoConfig
+from lumos.sequence.vocabulary import small_vocabulary
 from lumos.tokenizer.model import TokenizerConfig, VideoTokenizer, save_tokenizer
+from lumos.training import run_parts
 from lumos.training import train_model as module
+from lumos.training.checkpoint import latest, read_state
 from lumos.training.config import TrainModelConfig
 from lumos.training.optim import OptimConfig
 from lumos.training.parallel import ParallelConfig, Ranks, finish
-from lumos.training.shared_checkpoint import latest, read_state
-from lumos.training.train_model import check_memory, train_model
+from lumos.training.run_parts import _check_memory
+from lumos.training.train_model import train_model
 
 TOY = TrainModelConfig(
     model=ModelConfig(vocabulary=0, layers=1, width=32, heads=1, kv_heads=1, head_width=32, ffn=32),
@@ -56,7 +59,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def few_captions() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "sample_captions", lambda count, seed: sample_captions(300, seed))
+        patch.setattr(run_parts, "sample_captions", lambda count, seed: sample_captions(300, seed))
         yield
 
 
@@ -65,7 +68,7 @@ def joined(rank: int, port: int, work: Callable[..., None], *arguments: Any) -> 
         for name, value in {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_PORT": port}.items():
             patch.setenv(name, str(value))
         patch.setenv("MASTER_ADDR", "localhost")
-        patch.setattr(module, "sample_captions", lambda count, seed: sample_captions(300, seed))
+        patch.setattr(run_parts, "sample_captions", lambda count, seed: sample_captions(300, seed))
         torch.set_num_threads(1)
         work(rank, *arguments)
 
@@ -150,7 +153,7 @@ def test_what_cannot_be_done_is_said_by_the_first_and_ends_all(tmp_path: Path, t
     first, second = (json.loads((tmp_path / f"said {rank}").read_text()) for rank in (0, 1))
     expected = {
         "world": r"ValueError the number of processes must be a multiple of parallel\.replicas = 3, got 2; change --nproc",
-        "space": r"OSError .*small must have room for a checkpoint of 0\.00 GiB, got 0\.00 GiB; free some space",
+        "space": r"ValueError process 1: .*small must have room for a checkpoint and weights of 0\.\d MiB, got 0\.0 MiB",
         "again": r"ValueError .*run already holds a run up to step_00000001; resume it",
         "config": r"ValueError .* got optim\.lr = 0\.5 where .* has 0\.01, videos = 4 where .* has 2; use that, or a new folder",
         "model": r"ValueError .* got model\.layers = 2 where .* has 1; use that",
@@ -168,10 +171,10 @@ def test_a_run_that_will_not_fit_is_refused_with_advice(monkeypatch: pytest.Monk
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: Card)
     large = replace(TOY, model=LUMOS_1B, shapes=None)
     ranks = Ranks(0, 1, torch.device("cuda"))
-    vocabulary = module.small_vocabulary(100, 64_000)
+    vocabulary = small_vocabulary(100, 64_000)
     with pytest.raises(ValueError, match=r"fit into the 24 GiB of this GPU, got about \d+ GiB .*; use at least 2 GPUs"):
-        check_memory(large, vocabulary, ranks)
-    check_memory(replace(TOY, model=replace(TOY.model, vocabulary=64_100)), vocabulary, ranks)
+        _check_memory(large, vocabulary, ranks)
+    _check_memory(replace(TOY, model=replace(TOY.model, vocabulary=64_100)), vocabulary, ranks)
 
 
 def test_shards_are_asked_for_where_there_is_no_built_in_world(tmp_path: Path, tokenizer: Path) -> None:

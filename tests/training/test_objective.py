@@ -44,14 +44,14 @@ def test_every_rank_step_and_seed_draws_its_own() -> None:
 def test_windows_and_dropped_prompts_come_as_often_as_asked() -> None:
     codes_BTHW = torch.arange(3)[None, :, None, None].expand(50, 3, 4, 4)  # every code says its latent frame
     batch = Batch(torch.zeros(50, 64, dtype=torch.int64), torch.full((50,), 9), codes_BTHW)
-    draws = [mask_batch(batch, False, CONFIG, generator_of(0, 0, step)) for step in range(200)]
+    draws = [mask_batch(batch, CONFIG, generator_of(0, 0, step)) for step in range(200)]
     for each in draws:
         assert each.codes_BTHW[0, :, 0, 0].tolist() == [each.first, each.first + 1]
     assert {each.first for each in draws} == {0, 1}
     assert sum(each.first > 0 for each in draws) / 200 == pytest.approx(CONFIG.late_windows, abs=0.1)
     dropped = torch.cat([each.length_B for each in draws]) == 0
     assert dropped.float().mean().item() == pytest.approx(CONFIG.drop_text, abs=0.02)
-    image = mask_batch(batch._replace(codes_BTHW=codes_BTHW[:, :1]), True, CONFIG, generator_of(0, 0, 0))
+    image = mask_batch(batch._replace(codes_BTHW=codes_BTHW[:, :1]), CONFIG, generator_of(0, 0, 0))
     assert image.codes_BTHW.shape[1] == image.mask.shape[1] == 1 and image.first == 0
 
 
@@ -60,7 +60,7 @@ def masked_batch() -> MaskedBatch:
     draw = torch.Generator().manual_seed(1)
     text_BS = torch.randint(20, (4, 64), generator=draw)
     codes_BTHW = torch.randint(25, (4, 3, 4, 4), generator=draw)
-    batch = mask_batch(Batch(text_BS, torch.tensor([7, 0, 9, 12]), codes_BTHW), False, CONFIG, draw)
+    batch = mask_batch(Batch(text_BS, torch.tensor([7, 0, 9, 12]), codes_BTHW), CONFIG, draw)
     assert batch.mask[:2].sum() != batch.mask[2:].sum()
     return batch
 

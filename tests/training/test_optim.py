@@ -4,7 +4,6 @@ import pytest
 import torch
 from torch import nn
 
-from lumos.training import checkpoint
 from lumos.training.optim import Ema, OptimConfig, build_optimizer, learning_rate, orthogonal, set_learning_rate
 
 
@@ -63,17 +62,6 @@ def test_ema_forgets_its_start_quickly() -> None:
     assert float(ema.average["weight"]) > 0.95
 
 
-def test_applied_ema_gives_the_weights_back_bit_for_bit() -> None:
-    module = nn.Linear(4, 4).to(torch.bfloat16)
-    ema = Ema(module, 0.5)
-    own = {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
-    for tensor in ema.average.values():
-        tensor += 1
-    with ema.applied(module):
-        assert torch.equal(module.weight, ema.average["weight"].to(torch.bfloat16))
-    assert all(torch.equal(own[name], parameter) for name, parameter in module.named_parameters())
-
-
 @pytest.mark.parametrize("shape", [(3, 8, 5), (2, 5, 8), (1, 6, 6)])
 def test_orthogonal_evens_out_the_singular_values(shape: tuple[int, ...]) -> None:
     matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
@@ -122,22 +110,17 @@ def test_muon_steps_do_not_depend_on_the_gradients_size() -> None:
     assert 0.5 < float(moved[0].square().mean().sqrt()) / (0.1 * 0.2) < 1.3  # root mean square 0.2 times the rate
 
 
-def test_muon_survives_a_checkpoint() -> None:
-    def train(module: nn.Module, optimizer: torch.optim.Optimizer, steps: range) -> None:
-        for step in steps:
-            for parameter in module.parameters():
-                parameter.grad = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(step))
-            optimizer.step()
-
+def test_muon_looks_ahead_with_nesterov_s_momentum() -> None:
+    """Against the published algorithm as torch has it, over several steps whose gradients turn."""
     torch.manual_seed(0)
-    module = Stack()
-    optimizer = build_optimizer(module, OptimConfig(muon=1.0))
-    train(module, optimizer, range(2))
-    kept = checkpoint.collect(module, optimizer)
-    kept = ({name: tensor.clone() for name, tensor in kept[0].items()}, kept[1])
-    train(module, optimizer, range(2, 4))
-    again = Stack()
-    resumed = build_optimizer(again, OptimConfig(muon=1.0))
-    checkpoint.restore(*kept, again, resumed)
-    train(again, resumed, range(2, 4))
-    assert all(torch.equal(a, b) for a, b in zip(module.parameters(), again.parameters(), strict=True))
+    ours, theirs = nn.Module(), nn.Parameter(torch.randn(6, 8))
+    ours.layers = nn.ParameterList([nn.Parameter(theirs.detach().clone())])
+    one = build_optimizer(ours, OptimConfig(muon=1.0, weight_decay=0.1))
+    set_learning_rate(one, 0.05)
+    other = torch.optim.Muon([theirs], lr=0.05, weight_decay=0.1, momentum=0.95, nesterov=True, adjust_lr_fn="match_rms_adamw")
+    for step in range(4):
+        gradient = torch.randn(6, 8, generator=torch.Generator().manual_seed(step))
+        ours.layers[0].grad, theirs.grad = gradient, gradient.clone()
+        one.step()
+        other.step()
+    assert torch.allclose(ours.layers[0], theirs, atol=2e-3)  # theirs computes in bfloat16

@@ -19,13 +19,14 @@ from lumos.model_folder import VideoConfig, load_model
 from lumos.sequence.layout import Grid
 from lumos.sequence.vocabulary import small_vocabulary
 from lumos.tokenizer.model import TokenizerConfig, VideoTokenizer, save_tokenizer
-from lumos.training import shared_checkpoint
+from lumos.training import checkpoint, run_parts
 from lumos.training import train_model as module
 from lumos.training.config import TrainModelConfig
 from lumos.training.lora import LoraSettings
 from lumos.training.optim import OptimConfig
 from lumos.training.parallel import ParallelConfig, Ranks
 from lumos.training.train_model import train_model
+from lumos.weights import find_weights
 
 VOCABULARY = small_vocabulary(text_size=20, codes=25)
 TOY = TrainModelConfig(
@@ -62,7 +63,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def few_captions() -> Iterator[None]:
     """Enough to make a text vocabulary from."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "sample_captions", lambda count, seed: sample_captions(300, seed))
+        patch.setattr(run_parts, "sample_captions", lambda count, seed: sample_captions(300, seed))
         yield
 
 
@@ -84,8 +85,8 @@ def metrics(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
-def saved(checkpoint: Path) -> dict[str, Tensor]:
-    return {name: tensor for file in checkpoint.glob("*.safetensors") for name, tensor in load_file(file).items()}
+def saved(folder: Path) -> dict[str, Tensor]:
+    return {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}
 
 
 def test_four_steps_equal_two_resumed_for_two(tmp_path: Path, tokenizer: Path) -> None:
@@ -107,6 +108,37 @@ def test_four_steps_equal_two_resumed_for_two(tmp_path: Path, tokenizer: Path) -
         [{k: v for k, v in line.items() if k not in timed} for line in metrics(tmp_path / run)] for run in ("whole", "halves")
     ]
     assert logs[0] == logs[1]
+
+
+def test_a_resumed_run_skips_what_a_whole_one_skips(tmp_path: Path, tokenizer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lumos.training.spike_guard.USUAL", 1)  # steps until the usual norm is known
+    config = replace(TOY, spike=1.0001, log_every=1)
+    train_model(config, tmp_path / "whole", tokenizer)
+    interrupted_after_two(config, tmp_path / "halves", tokenizer)
+    train_model(config, tmp_path / "halves", tokenizer, resume=True)
+    whole, halves = (saved(tmp_path / run / "checkpoints/step_00000004") for run in ("whole", "halves"))
+    assert [name for name in whole if not torch.equal(whole[name], halves[name])] == []
+    skipped = [[line["skipped"] for line in metrics(tmp_path / run)] for run in ("whole", "halves")]
+    assert skipped[0] == skipped[1] and skipped[0][2:] != [0, 0]
+
+
+def test_the_weights_that_are_left_are_the_average(tmp_path: Path, tokenizer: Path) -> None:
+    _, model, _, _ = load_model(train_model(TOY, tmp_path, tokenizer))
+    kept = saved(tmp_path / "checkpoints/step_00000004")
+    own, average = ({name: kept[f"{kind}/{name}"].bfloat16() for name in model.state_dict()} for kind in ("model", "ema"))
+    assert all(torch.equal(tensor.bfloat16(), average[name]) for name, tensor in model.state_dict().items())
+    assert not any(torch.equal(own[name], average[name]) for name in own if own[name].ndim > 1)
+    without = replace(TOY, optim=replace(TOY.optim, ema=0.0), max_steps=1)
+    _, model, _, _ = load_model(train_model(without, tmp_path / "without", tokenizer))
+    kept = saved(tmp_path / "without/checkpoints/step_00000001")
+    assert all(torch.equal(tensor.bfloat16(), kept[f"model/{name}"].bfloat16()) for name, tensor in model.state_dict().items())
+
+
+def test_a_kill_between_two_renames_leaves_weights_for_every_reader(tmp_path: Path, tokenizer: Path) -> None:
+    folder = train_model(replace(TOY, max_steps=1), tmp_path, tokenizer)
+    before = {path.name for path in folder.iterdir()}
+    folder.rename(folder.with_name(".model.previous"))  # a save puts the old folder here before the new one takes its place
+    assert find_weights(folder, "model") == folder and {path.name for path in folder.iterdir()} == before
 
 
 def test_a_run_leaves_weights_samples_and_metrics(tmp_path: Path, tokenizer: Path) -> None:
@@ -157,7 +189,7 @@ def test_a_run_is_neither_overwritten_nor_resumed_as_another(tmp_path: Path, tok
     assert (tmp_path / "run/model/model.safetensors").read_bytes() == before
     longer = replace(config, max_steps=2, save_every=7, accumulate=2, shapes=replace(TOY.shapes, reuse=1, workers=0))
     train_model(longer, tmp_path / "run", tokenizer, resume=True)  # a longer budget is fine
-    assert shared_checkpoint.latest(tmp_path / "run") == tmp_path / "run/checkpoints/step_00000002"
+    assert checkpoint.latest(tmp_path / "run") == tmp_path / "run/checkpoints/step_00000002"
 
 
 def test_a_trained_model_goes_on_with_new_words(tmp_path: Path, tokenizer: Path) -> None:
@@ -195,5 +227,5 @@ def test_gradients_that_are_no_numbers_are_skipped_and_end_the_run(tmp_path: Pat
     config = replace(TOY, optim=replace(TOY.optim, lr=float("inf")), max_steps=8, save_every=9, sample_every=9, patience=3)
     with pytest.raises(ValueError, match="got 3 steps in a row that were not, up to step 4"):
         train_model(config, tmp_path, tokenizer)
-    assert shared_checkpoint.latest(tmp_path) is None
+    assert checkpoint.latest(tmp_path) is None
     assert [line["skipped"] for line in metrics(tmp_path)] == [1]

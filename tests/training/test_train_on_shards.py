@@ -9,18 +9,20 @@ import torch
 from safetensors.torch import load_file
 
 from lumos.cli.main import main
-from lumos.data.loader import Deal, LoaderConfig, MixedStream, Plan
+from lumos.data.batch import Schedule
+from lumos.data.loader import EpochPlan, LoaderConfig, ShardStream
 from lumos.data.shapes import ShapesConfig, sample_captions
 from lumos.data.shards import CODES, open_shards, pack_codes, write_shard
 from lumos.diffusion.sampler import SamplerConfig
 from lumos.model.transformer import ModelConfig
 from lumos.model_folder import VideoConfig, load_model
 from lumos.tokenizer.model import TokenizerConfig, VideoTokenizer, load_tokenizer, save_tokenizer
+from lumos.training import run_parts
 from lumos.training import train_model as module
 from lumos.training.config import TrainModelConfig
 from lumos.training.lora import LoraSettings
 from lumos.training.optim import OptimConfig
-from lumos.training.train_model import check_enough, train_model
+from lumos.training.train_model import train_model
 from lumos.weights import fingerprint
 
 TOY = TrainModelConfig(
@@ -64,9 +66,9 @@ def shards(tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_sample_sheet", lambda *args: None)
+    monkeypatch.setattr(module, "sample_sheet", lambda *args: None)
     monkeypatch.setattr("lumos.training.metrics.RunLog.picture", lambda *args: None)
-    monkeypatch.setattr(module, "sample_captions", lambda count, seed: sample_captions(500, seed))
+    monkeypatch.setattr(run_parts, "sample_captions", lambda count, seed: sample_captions(500, seed))
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
@@ -98,14 +100,14 @@ def test_a_model_without_shapes_knows_the_captions_words(tokenizer: Path, shards
 
 def test_a_mix_takes_from_both(tokenizer: Path, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     chosen: list[tuple[int, ...]] = []
-    real = MixedStream.batch
+    real = ShardStream.batch
 
-    def noted(self: MixedStream, step: int, size: int, image: bool, generator: torch.Generator) -> Any:
-        batch = real(self, step, size, image, generator)
+    def noted(self: ShardStream, step: int, draw: torch.Generator) -> Any:
+        batch = real(self, step, draw)
         chosen.append(tuple(batch.codes_BTHW.shape))
         return batch
 
-    monkeypatch.setattr(MixedStream, "batch", noted)
+    monkeypatch.setattr(ShardStream, "batch", noted)
     train_model(replace(TOY, data_share=0.5, max_steps=8), tmp_path / "run", tokenizer, data=str(shards))
     videos, images = [shape for shape in chosen if shape[1] > 1], [shape for shape in chosen if shape[1] == 1]
     assert len(videos) == len(images) == 4
@@ -144,19 +146,18 @@ def test_runs_that_cannot_start(tokenizer: Path, shards: Path, tmp_path: Path, c
         train_model(replace(TOY, lora=LoraSettings(rank=2)), tmp_path / "run", tokenizer, data=str(shards))
     with pytest.raises(FileNotFoundError, match="there is no folder nowhere"):
         train_model(TOY, tmp_path / "run", tokenizer, data="nowhere")
-    with pytest.raises(ValueError, match="hold the 13 videos of a step on all GPUs, got 12 videos; use --set videos=12, or more"):
+    with pytest.raises(ValueError, match="hold the 13 videos of a step on all GPUs, got 12; use --set videos=12, or more"):
         train_model(replace(TOY, videos=13), tmp_path / "run", tokenizer, data=str(shards))
 
-    def enough(deal: Deal) -> None:
-        index = open_shards(str(shards))
-        check_enough(index, {image: Plan(index, image, deal, 2**20) for image in (False, True)})
+    def enough(image: bool, schedule: Schedule) -> None:
+        EpochPlan(open_shards(str(shards)), image, schedule, 2**20).check("there")
 
-    few = "hold the 20 videos and 40 images of a step on all GPUs, got 12 videos and 12 images; use "
-    with pytest.raises(ValueError, match=f"{few}--set videos=1 --set images=1, or more clips"):
-        enough(Deal(2, 4, 2, world=10))
-    with pytest.raises(ValueError, match="got 12 videos; use at most 12 GPUs, or more clips"):
-        enough(Deal(1, 4, 0, world=13))
-    enough(Deal(100, 2, 1, world=6))
+    few = "hold the 40 images of a step on all GPUs, got 12; use "
+    with pytest.raises(ValueError, match=f"{few}--set images=1, or more clips"):
+        enough(True, Schedule(2, 4, 2, world=10))
+    with pytest.raises(ValueError, match="got 12; use at most 12 GPUs, or more clips"):
+        enough(False, Schedule(1, 4, 0, world=13))
+    enough(True, Schedule(100, 2, 1, world=6))
     with pytest.raises(ValueError, match="data_share must be above 0"):
         replace(TOY, data_share=0.0)
     assert main(["train", "shapes-toy", "--lora.rank", "-1", "--out", str(tmp_path / "run")]) == 2

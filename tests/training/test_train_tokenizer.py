@@ -10,13 +10,15 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from torch import Tensor
 
+from lumos.data.shapes import SceneBatches
 from lumos.tokenizer.model import TokenizerConfig, VideoTokenizer, load_tokenizer
 from lumos.training import checkpoint
 from lumos.training import train_tokenizer as module
 from lumos.training.optim import OptimConfig
-from lumos.training.train_tokenizer import SceneBatches, TrainTokenizerConfig, evaluate_tokenizer, train_tokenizer
+from lumos.training.train_tokenizer import TrainTokenizerConfig, evaluate_tokenizer, held_out_scenes, train_tokenizer
 from lumos.worlds.shapes.render import render
 
 TOY = TrainTokenizerConfig(
@@ -37,9 +39,7 @@ TOY = TrainTokenizerConfig(
 
 
 def saved(run: Path) -> dict[str, Tensor]:
-    path = checkpoint.latest(run)
-    assert path is not None and path.stem == "step_00000004"
-    return checkpoint.load(path)[0]
+    return load_file(next((run / "checkpoints/step_00000004").glob("*.safetensors")))
 
 
 def test_four_steps_equal_two_resumed_for_two(tmp_path: Path) -> None:
@@ -52,9 +52,8 @@ def test_four_steps_equal_two_resumed_for_two(tmp_path: Path) -> None:
         train_tokenizer(TOY, tmp_path / "halves")
     train_tokenizer(TOY, tmp_path / "halves", resume=True)
     whole, halves = saved(tmp_path / "whole"), saved(tmp_path / "halves")
-    assert whole.keys() == halves.keys()
-    different = [name for name in whole if not name.startswith("random") and not torch.equal(whole[name], halves[name])]
-    assert different == []
+    assert whole.keys() == halves.keys() and len(whole) > 30
+    assert [name for name in whole if not torch.equal(whole[name], halves[name])] == []
 
 
 class ClockThatStopsAfterTwo(module.Clock):
@@ -68,10 +67,13 @@ def test_a_run_leaves_weights_samples_and_metrics(tmp_path: Path, capsys: pytest
     tokenizer = train_tokenizer(TOY, tmp_path)
     loaded = load_tokenizer(tmp_path / "tokenizer")
     assert all(torch.equal(one, other) for one, other in zip(loaded.parameters(), tokenizer.parameters(), strict=True))
+    kept = saved(tmp_path)
+    assert all(torch.equal(parameter, kept[f"ema/{name}"]) for name, parameter in loaded.named_parameters())
+    assert not any(torch.equal(parameter, kept[f"model/{name}"]) for name, parameter in loaded.named_parameters())
     samples = sorted((tmp_path / "samples").iterdir())
     assert [path.name for path in samples] == ["reconstruction_00000004.png"]
     with Image.open(samples[0]) as picture:
-        assert picture.size == (5 * 18 - 2, 12 * 18 - 2)
+        assert picture.width >= 5 * 16 and picture.height >= 2 * TOY.batch * 16  # five frames of clips and reconstructions
     metrics = (tmp_path / "metrics.jsonl").read_text()
     assert '"psnr"' in metrics and '"codes_used"' in metrics and metrics.count('"loss"') == 2
     err = capsys.readouterr().err
@@ -105,21 +107,21 @@ def test_a_run_is_neither_overwritten_nor_resumed_with_another_config(tmp_path: 
 
 
 def test_ranks_share_the_scenes_of_one(tmp_path: Path) -> None:
-    whole = SceneBatches(3, 4, 0, 1)
+    whole = SceneBatches(3, 4)
     shares = [SceneBatches(3, 2, rank, 2) for rank in (0, 1)]
     for step in (0, 7):
         together = torch.cat([share[step].objects_BNP for share in shares])
         assert torch.equal(whole[step].objects_BNP, together)
     assert not torch.equal(whole[0].objects_BNP, whole[1].objects_BNP)
-    assert not torch.equal(whole[0].objects_BNP, SceneBatches(4, 4, 0, 1)[0].objects_BNP)
+    assert not torch.equal(whole[0].objects_BNP, SceneBatches(4, 4)[0].objects_BNP)
 
 
 def test_the_loss_falls(tmp_path: Path) -> None:
     config = replace(TOY, max_steps=60, log_every=20, evaluate_every=1000, save_every=1000, optim=replace(TOY.optim, lr=1e-2))
     fresh = VideoTokenizer(TOY.tokenizer)
     fresh.initialise(torch.Generator().manual_seed(0))
-    before = evaluate_tokenizer(fresh, 8, 4, 16, 5, 8.0)
-    after = evaluate_tokenizer(train_tokenizer(config, tmp_path), 8, 4, 16, 5, 8.0)
+    before, _ = evaluate_tokenizer(fresh, held_out_scenes(config, torch.device("cpu")))
+    after, _ = evaluate_tokenizer(train_tokenizer(config, tmp_path), held_out_scenes(config, torch.device("cpu")))
     assert after["psnr"] > before["psnr"] + 2
     assert after["psnr_lowest"] <= after["psnr"]
 

@@ -4,33 +4,33 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lumos.training.guard import USUAL, Guard, step_unless
 from lumos.training.optim import OptimConfig, build_optimizer
+from lumos.training.spike_guard import USUAL, SpikeGuard, step_unless
 
 CPU = torch.device("cpu")
 
 
-def check(guard: Guard, *norms: float) -> list[bool]:
+def check(guard: SpikeGuard, *norms: float) -> list[bool]:
     return [bool(guard.check(torch.tensor(norm))) for norm in norms]
 
 
 def test_no_numbers_are_bad_from_the_start_and_spikes_once_the_usual_is_known() -> None:
-    guard = Guard(10.0, CPU)
+    guard = SpikeGuard(10.0, CPU)
     assert check(guard, float("nan"), float("inf"), 1.0, 50.0) == [True, True, False, False]
-    guard = Guard(10.0, CPU)
+    guard = SpikeGuard(10.0, CPU)
     assert not any(check(guard, *[1.0] * USUAL))
     assert check(guard, 11.0, 9.0, 1.0, float("nan"), 11.0) == [True, False, False, True, False]  # 9 counts in the usual
     assert guard.report(patience=5, step=25) == 2.0
 
 
 def test_skipped_ones_do_not_become_the_usual() -> None:
-    guard = Guard(10.0, CPU)
+    guard = SpikeGuard(10.0, CPU)
     check(guard, *[1.0] * USUAL, *[20.0] * 100)
     assert check(guard, 12.0, 1.0) == [True, False]
 
 
 def test_a_run_that_only_skips_ends() -> None:
-    guard = Guard(10.0, CPU)
+    guard = SpikeGuard(10.0, CPU)
     check(guard, 1.0, *[float("nan")] * 4)
     guard.report(patience=5, step=5)
     check(guard, float("nan"))

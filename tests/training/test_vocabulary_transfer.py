@@ -5,7 +5,7 @@ import torch
 
 from lumos.sequence.text import TextTokenizer, train_text_tokenizer
 from lumos.sequence.vocabulary import Vocabulary, small_vocabulary
-from lumos.training.words import carried_over
+from lumos.training.vocabulary_transfer import carried_over
 
 OLD = ["a red circle moves to the right", "two blue stars", "a green ring spins"] * 3
 NEW = [*OLD, *["an octopus waving its arms"] * 9]

@@ -7,32 +7,33 @@ import torch
 from torch import Tensor
 
 USUAL = 20  # steps before "usual" means anything
-MEMORY = 0.95  # of the usual norm, a step
+MEMORY = 0.95  # decay per step of the usual norm
 
 
-class Guard:
+class SpikeGuard:
     """Which gradient norms are out of the usual: not finite, or more than `spike` times the recent ones."""
 
     def __init__(self, spike: float, device: torch.device) -> None:
         self.spike = spike
-        self.usual = torch.zeros((), device=device)
-        self.steps = torch.zeros((), device=device)
-        self.skipped = torch.zeros((), device=device)  # in all
-        self.in_a_row = torch.zeros((), device=device)
+        # usual: the norm's moving average; steps: that were taken; skipped: in all; in_a_row: skipped since the last one taken
+        self.state = {name: torch.zeros((), device=device) for name in ("usual", "steps", "skipped", "in_a_row")}
 
     def check(self, norm: Tensor) -> Tensor:
         """Whether to skip the step with this norm: bool, on the device."""
-        bad = ~norm.isfinite() | ((norm > self.spike * self.usual) & (self.steps >= USUAL))
-        average = torch.lerp(norm, self.usual, torch.clamp(self.steps / (self.steps + 1), max=MEMORY))
-        self.usual = torch.where(bad, self.usual, average)
-        self.steps = self.steps + (~bad).float()
-        self.skipped = self.skipped + bad.float()
-        self.in_a_row = torch.where(bad, self.in_a_row + 1, 0.0)
+        usual, steps, skipped, in_a_row = self.state.values()
+        bad = ~norm.isfinite() | ((norm > self.spike * usual) & (steps >= USUAL))
+        average = torch.lerp(norm, usual, torch.clamp(steps / (steps + 1), max=MEMORY))
+        self.state = {
+            "usual": torch.where(bad, usual, average),
+            "steps": steps + (~bad).float(),
+            "skipped": skipped + bad.float(),
+            "in_a_row": torch.where(bad, in_a_row + 1, 0.0),
+        }
         return bad
 
     def report(self, patience: int, step: int) -> float:
         """Steps skipped so far (waits for the device). ValueError when the last `patience` or more all were."""
-        skipped, in_a_row = torch.stack((self.skipped, self.in_a_row)).tolist()
+        skipped, in_a_row = torch.stack((self.state["skipped"], self.state["in_a_row"])).tolist()
         if in_a_row >= patience:
             raise ValueError(
                 f"gradients must be numbers of a usual size, got {in_a_row:.0f} steps in a row that were not, up to step {step}; "

@@ -1,0 +1,180 @@
+"""What a training run is put together from: tokenizers, vocabulary, perhaps weights to start from, and its source of batches.
+
+All that can be wrong with it is found here, before anything is written: foreign shards, weights of another shape, words that do
+not fit, too few clips, too little memory.
+"""
+
+from dataclasses import asdict, dataclass, replace
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lumos.data.batch import Schedule, Stream
+from lumos.data.loader import ShardStream, caption_report, captions_by_clip, fits_as_prompt
+from lumos.data.shapes import Chunks, ShapesStream, sample_captions
+from lumos.data.shards import TOKENS, ShardIndex, check_tokenizer, open_shards
+from lumos.model_folder import FolderConfig, load_model
+from lumos.sequence.prompt_template import check_text
+from lumos.sequence.text import TextTokenizer, train_text_tokenizer
+from lumos.sequence.vocabulary import LUMOS, Vocabulary, small_vocabulary
+from lumos.tokenizer.cosmos import CosmosConfig
+from lumos.tokenizer.model import VideoTokenizer, load_tokenizer
+from lumos.training import step_cost
+from lumos.training.config import TrainModelConfig
+from lumos.training.lora import plan_for
+from lumos.training.parallel import Ranks
+from lumos.training.vocabulary_transfer import carried_over
+from lumos.weights import fingerprint
+
+SAMPLE_PROMPTS = (
+    "a red circle moves to the right",
+    "a blue star moving up",
+    "three green hearts",
+    "a yellow square to the left of a purple triangle",
+    "an orange pentagon spins on a dark background",
+    "a small pink ring grows",
+)
+
+
+@dataclass(frozen=True)
+class RunParts:
+    """The same on every rank, but for the stream's share of the data."""
+
+    config: TrainModelConfig  # with the vocabulary's size in it
+    text: TextTokenizer
+    vocabulary: Vocabulary
+    tokenizer: VideoTokenizer
+    initial: dict[str, Tensor] | None  # weights to start from
+    shards: ShardStream | None
+
+    @property
+    def folder(self) -> FolderConfig:
+        """What the run's weights folder says of itself."""
+        return FolderConfig(self.config.model, self.vocabulary, self.config.video, self.config.sampler)
+
+    def record(self) -> dict[str, Any]:
+        """What a resumed run must share with its beginning: settings, tokenizer, shards."""
+        data = "" if self.shards is None else self.shards.index.digest
+        return {**asdict(self.config), "tokenizer": fingerprint(self.tokenizer), "data": data}
+
+    def about_captions(self) -> str:
+        """What will happen to captions that the model cannot take as they are; empty when there are none."""
+        return "" if self.shards is None else caption_report(self.shards.index, self.text, self.config.video.slots)
+
+    def sample_prompts(self) -> tuple[str, ...]:
+        """What the sample sheets show: shapes, and captions of the shards."""
+        if self.shards is None or self.shards.index.form == TOKENS:
+            return SAMPLE_PROMPTS
+        clips, slots = captions_by_clip(self.shards.index, 6), self.config.video.slots
+        fitting = ([caption for caption in clip if fits_as_prompt(self.text, caption, slots)] for clip in clips)
+        own = SAMPLE_PROMPTS[:3] if self.config.shapes is not None and self.config.data_share < 1 else ()
+        return (*own, *(captions[0] for captions in fitting if captions)) or SAMPLE_PROMPTS
+
+    def open_stream(self, schedule: Schedule, step: int, device: torch.device) -> Stream:
+        """Batches from `step` on: of shapes, shards or both."""
+        config = self.config
+        if self.shards is not None and (config.shapes is None or config.data_share == 1):
+            return self.shards
+        assert config.shapes is not None
+        chunks = Chunks(config.shapes, self.text, self.vocabulary, config.video.slots, schedule)
+        shapes = ShapesStream(chunks, self.tokenizer, step, device)
+        if self.shards is None:
+            return shapes
+        self.shards.other = shapes
+        return self.shards
+
+
+def schedule_of(config: TrainModelConfig, ranks: Ranks) -> Schedule:
+    return Schedule(config.videos, config.images, config.image_every, config.seed, ranks.rank, ranks.world)
+
+
+def gather_parts(
+    config: TrainModelConfig, tokenizer_folder: Path, init: Path | None, data: str | None, text_file: Path | None, ranks: Ranks
+) -> RunParts:
+    """The parts of a run, checked against each other. ValueError or OSError for those that do not fit."""
+    if config.shapes is None and data is None:
+        raise ValueError("this preset trains on shards, got none; give --data FOLDER (lumos prepare makes one)")
+    if config.lora.rank and init is None:
+        raise ValueError("lora.rank must be 0 without weights to start from, got none; give --init NAME or FOLDER")
+    tokenizer, index = load_tokenizer(tokenizer_folder), None if data is None else open_shards(data)
+    if isinstance(tokenizer.config, CosmosConfig) and config.shapes is not None and (data is None or config.data_share < 1):
+        raise ValueError("the built-in world needs a tokenizer trained on it, got a Cosmos one; give --tokenizer")
+    if index is not None:
+        check_tokenizer(index, tokenizer)
+        if index.form != TOKENS and index.fps != config.video.fps:
+            rule = f"video.fps must be {index.fps:g}, as in {data}, got {config.video.fps}"
+            raise ValueError(f"{rule}; change it, or prepare again")
+    words = _words_of_init if init is not None else _new_words
+    text, vocabulary, initial = words(config, tokenizer.codebook_size, index, text_file if init is None else init)
+    config = replace(config, model=replace(config.model, vocabulary=vocabulary.size))
+    if config.lora.rank:
+        config = replace(config, parallel=plan_for(config.parallel))
+    config.parallel.check(ranks.world)
+    _check_memory(config, vocabulary, ranks)
+    if index is None:
+        return RunParts(config, text, vocabulary, tokenizer, initial, None)
+    share = config.data_share if config.shapes is not None else 1.0
+    schedule, slots = schedule_of(config, ranks), config.video.slots
+    shards = ShardStream(index, text, vocabulary, slots, schedule, config.loader, ranks.device, share)
+    return RunParts(config, text, vocabulary, tokenizer, initial, shards)
+
+
+Words = tuple[TextTokenizer, Vocabulary, dict[str, Tensor] | None]
+
+
+def _new_words(config: TrainModelConfig, codes: int, index: ShardIndex | None, text_file: Path | None) -> Words:
+    """The published vocabulary, or one of the captions that the run will see."""
+    if config.model.vocabulary != LUMOS.size:
+        text = _text_of_captions(config, index)
+        return text, small_vocabulary(text.size, codes), None
+    if text_file is None:
+        raise ValueError(
+            "the published vocabulary needs its text tokenizer, got none; give --text text_tokenizer.json, or --init"
+        )
+    if codes != LUMOS.codes:
+        rule = f"the published vocabulary has {LUMOS.codes} codes, got a tokenizer of {codes}"
+        raise ValueError(f"{rule}; give the Cosmos tokenizer (--tokenizer FOLDER), or --set model.vocabulary=0")
+    text = TextTokenizer.from_file(text_file)
+    check_text(text)
+    return text, LUMOS, None
+
+
+def _words_of_init(config: TrainModelConfig, codes: int, index: ShardIndex | None, init: Path | None) -> Words:
+    """The vocabulary and weights of a model to start from; carried over to new words with config.new_words."""
+    assert init is not None
+    folder, model, text, _ = load_model(init)
+    expected = replace(config.model, vocabulary=folder.vocabulary.size)
+    if folder.model != expected:
+        raise ValueError(f"{init} must hold a model of shape {expected}, got {folder.model}; use its own preset")
+    if folder.vocabulary.codes != codes:
+        raise ValueError(f"the tokenizer must have the {folder.vocabulary.codes} codes of {init}, got {codes}; give its own")
+    if not config.new_words:
+        return text, folder.vocabulary, model.state_dict()
+    if folder.vocabulary == LUMOS:
+        raise ValueError("new_words must be false for the published vocabulary, got true; its words are fixed")
+    new = _text_of_captions(config, index)
+    vocabulary = small_vocabulary(new.size, codes)
+    return new, vocabulary, carried_over(model.state_dict(), text, folder.vocabulary, new, vocabulary)
+
+
+def _text_of_captions(config: TrainModelConfig, index: ShardIndex | None) -> TextTokenizer:
+    shapes = [] if config.shapes is None else sample_captions(20_000, config.seed)
+    shards = [] if index is None or index.form == TOKENS else chain.from_iterable(captions_by_clip(index))
+    return train_text_tokenizer(chain(shapes, shards), config.text_vocabulary)
+
+
+def _check_memory(config: TrainModelConfig, vocabulary: Vocabulary, ranks: Ranks) -> None:
+    """ValueError, with what would fit, for a run that this card has no room for."""
+    if ranks.device.type != "cuda":
+        return
+    gibibytes = torch.cuda.get_device_properties(ranks.device).total_memory / 2**30
+    cost = (config.parallel, ranks.world, bool(config.optim.ema))
+    for frames, size in ((config.video.window, config.videos), (1, config.images if config.image_every else 0)):
+        work = step_cost.work_of_videos(config.video, frames, size // config.accumulate, vocabulary.codes)
+        need = step_cost.step_memory(config.model, work, *cost)
+        if not step_cost.fits(need, gibibytes):
+            rule = f"a step must fit into the {gibibytes:.0f} GiB of this GPU, got about {need.total / 2**30:.0f} GiB by estimate"
+            raise ValueError(f"{rule}; {step_cost.advice(config.model, work, *cost, gibibytes)}")

@@ -1,0 +1,192 @@
+"""What a training step costs, by arithmetic alone: floating-point operations, memory by part, ids per second, and what fits.
+
+In: a model's shape, a batch's shape, the GPUs. The same counts give the MFU that training reports. Memory follows what FSDP2
+and `parallel.py` keep alive; `docs/training.md` has the formulas, `docs/performance.md` measured peaks beside them.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple, get_args
+
+from lumos.diffusion.loss import LOGITS
+from lumos.model.transformer import ModelConfig
+from lumos.model_folder import VideoConfig
+from lumos.sequence.layout import HEADER, Grid
+from lumos.training.parallel import ParallelConfig, Recompute
+
+MODES: Sequence[Recompute] = get_args(Recompute)
+RESERVE = 0.94  # share of a card's memory that a run may use
+
+
+@dataclass(frozen=True)
+class Card:
+    """A GPU's rates in TFLOP/s, and its memory."""
+
+    peak: float  # of large dense bf16 products, as published
+    matrices: float  # that training reaches in matrix products, with everything around them
+    attention: float  # and in attention with heads of width 64
+    wide_attention: float  # and of width 128
+    memory: float  # GiB
+
+
+# What is reached was measured on the H200 (docs/performance.md: three rates fit nine cases), and scaled by peak for the others.
+CARDS = {
+    "H200": Card(989, 470, 440, 630, 139.8),
+    "H100": Card(989, 470, 440, 630, 79.1),
+    "A100": Card(312, 148, 139, 199, 79.1),
+    "H20": Card(148, 70, 66, 94, 95.0),
+}
+
+
+@dataclass(frozen=True)
+class Work:
+    """A step of one GPU."""
+
+    samples: int
+    text: int  # places of a sample for its prompt and header
+    frame: int  # ids of a latent frame
+    frames: int  # latent frames
+    targets: int  # masked codes of a sample
+    codes: int  # that the cross-entropy is over
+
+    @property
+    def ids(self) -> int:
+        """Ids of one sample."""
+        return self.text + self.frame * self.frames
+
+    @property
+    def visible(self) -> int:
+        """(query, key) pairs of one sample that the block rule lets see each other."""
+        pairs_of_frames = self.frame**2 * self.frames * (self.frames + 1) // 2
+        return self.text * (self.text + 1) // 2 + self.text * self.frame * self.frames + pairs_of_frames
+
+
+def work_of_videos(video: VideoConfig, frames: int, samples: int, codes: int, masked: float = 1.0) -> Work:
+    """The work of `samples` videos of `frames` latent frames, `masked` of whose codes are targets."""
+    grid = Grid(video.height // 8, video.width // 8)
+    targets = round(masked * frames * grid.rows * grid.columns)
+    return Work(samples, video.slots + HEADER, grid.frame_length, frames, targets, codes)
+
+
+class Flops(NamedTuple):
+    """Floating-point operations of a step's forward and backward pass, nothing counted twice."""
+
+    matrices: float
+    attention: float
+    head: float
+
+    @property
+    def total(self) -> float:
+        return self.matrices + self.attention + self.head
+
+
+def parameters(model: ModelConfig) -> tuple[int, int]:
+    """(of one layer, of all that lies outside the layers)."""
+    return _matrices(model) + 2 * model.width + 4 * model.head_width, 2 * model.vocabulary * model.width + model.width
+
+
+def _matrices(model: ModelConfig) -> int:
+    D, K = model.width, model.head_width
+    return D * (model.heads + 2 * model.kv_heads) * K + D * model.heads * K + 3 * D * model.ffn
+
+
+def flops(model: ModelConfig, work: Work) -> Flops:
+    """Multiply and add are two; the backward pass is twice the forward. Attention counts visible pairs only."""
+    return Flops(
+        matrices=6.0 * _matrices(model) * model.layers * work.ids * work.samples,
+        attention=12.0 * work.visible * model.heads * model.head_width * model.layers * work.samples,
+        head=6.0 * work.targets * work.samples * model.width * work.codes,
+    )
+
+
+def kept(model: ModelConfig, plan: ParallelConfig) -> tuple[int, int]:
+    """Numbers of two bytes per id: what a layer keeps for its backward pass, and what that pass adds when it needs most."""
+    D, N, G, K, F = model.width, model.heads, model.kv_heads, model.head_width, model.ffn
+    layer_input = D if plan.shard else 2 * D  # the residual stream: float32 under autocast
+    before = (N + 2 * G) * K + 4 * (N + G) + 2  # query, key, value before their norms; the norms' means and deviations
+    attended = (3 * N + G) * K + 2 * N  # queries, keys, outputs by frame and put together, log-sums
+    after = D + 2 * F + 2  # the sum after attention; gate and up
+    if plan.compile == "off":  # inputs of the matrices behind both norms, silu(gate), its product with up
+        before, after = before + D, after + D + 2 * F
+    backward = D + 3 * F  # at its widest, in SwiGLU: the output's gradient, the product's, gate's and up's
+    if plan.recompute == "off":
+        return layer_input + before + attended + after, backward
+    if plan.recompute == "selective":
+        return layer_input + attended + G * K, after + backward  # the value has memory of its own
+    return layer_input, before + attended + after + backward
+
+
+@dataclass(frozen=True)
+class StepMemory:
+    """Bytes on one GPU at one moment of a step."""
+
+    parameters: float  # float32
+    optimiser: float  # AdamW's moments, and the moving average
+    gradients: float = 0
+    activations: float = 0
+    logits: float = 0
+    gathered: float = 0  # weights in bf16, and buffers of their gradients
+
+    @property
+    def total(self) -> float:
+        return sum(vars(self).values())
+
+
+def step_memory(model: ModelConfig, work: Work, plan: ParallelConfig, gpus: int = 1, average: bool = False) -> StepMemory:
+    """A step's peak: at the loss, as layers go backward, or at the end. `average`: a moving average of the weights is kept."""
+    layer, outside = parameters(model)
+    everything = layer * model.layers + outside
+    own = everything / (gpus // plan.replicas if plan.shard else 1)  # parameters that this GPU keeps
+    state = StepMemory(parameters=4 * own, optimiser=(12 if average else 8) * own)
+    ids, targets = work.samples * work.ids, work.samples * work.targets
+    stays, added = kept(model, plan)
+    chunk = min(targets, max(1, LOGITS // work.codes))
+    logits = 4 * chunk * work.codes + 6 * work.codes * model.width + 4 * targets * model.width
+    # what lies outside the layers in bf16, the head's gradient; two layers in bf16, gradients of one, their buffer and one before
+    gathered = 3 * outside + (14 if plan.shard else 2) * layer
+    moments = (
+        replace(state, activations=2 * ids * (stays * model.layers + 3 * model.width), logits=logits, gathered=2 * outside),
+        replace(state, activations=2 * ids * (stays * model.layers + added), gathered=gathered),
+        replace(
+            state, gradients=4 * own * layer * model.layers / everything, activations=2 * ids * (stays + added), gathered=gathered
+        ),
+        # without sharding all gradients are put in one piece, to be averaged
+        replace(state, gradients=4 * own, gathered=4 * (outside if plan.shard or gpus == 1 else everything)),
+    )
+    return max(moments, key=lambda moment: moment.total)
+
+
+def step_seconds(model: ModelConfig, work: Work, plan: ParallelConfig, card: Card, gpus: int = 1) -> float:
+    """Time of a step: operations, those done twice included, at the rates that the card reaches, and AdamW's memory traffic."""
+    count, layer, outside = flops(model, work), *parameters(model)
+    matrices = count.matrices * (1 if plan.recompute == "off" else 4 / 3) + count.head
+    attention = count.attention * (4 / 3 if plan.recompute == "full" else 1) * 3.5 / 3  # its backward computes scores again
+    rate = card.wide_attention if model.head_width >= 128 else card.attention
+    update = 32 * (layer * model.layers + outside) / (gpus if plan.shard else 1) / 4e12
+    return (matrices / card.matrices + attention / rate) / 1e12 + update
+
+
+def fits(need: StepMemory, gibibytes: float) -> bool:
+    """Whether a step fits into a card's memory. The driver, NCCL and gaps between blocks take what RESERVE leaves."""
+    return need.total <= RESERVE * gibibytes * 2**30
+
+
+def advice(model: ModelConfig, work: Work, plan: ParallelConfig, gpus: int, average: bool, gibibytes: float) -> str:
+    """What to change so that a step fits: the first of recomputation, fewer samples at a time, sharding, more GPUs."""
+    one, full, sharded = replace(work, samples=1), replace(plan, recompute="full"), replace(plan, recompute="full", shard=True)
+    alone = "parallel.shard=true, parallel.recompute=full and one sample at a time"
+    tries = [
+        *((f"--set parallel.recompute={mode}", work, replace(plan, recompute=mode), gpus) for mode in MODES),
+        ("--set parallel.recompute=full and a larger accumulate, or fewer samples", one, full, gpus),
+        (f"--set {alone}", one, sharded, gpus),
+        *((f"at least {more} GPUs with {alone}", one, replace(sharded, replicas=1), more) for more in (2, 4, 8, 16, 32, 64)),
+    ]
+    for words, less, other, count in tries:
+        if count >= gpus and fits(step_memory(model, less, other, count, average), gibibytes):
+            return f"use {words}"
+    return "use shorter or smaller videos"
+
+
+def card_named(name: str) -> Card | None:
+    """The card that a device calls itself after, as "NVIDIA H200"; None for one that is not in the table."""
+    return next((card for key, card in CARDS.items() if key in name.split()[-1] or key in name.split()), None)

@@ -1,0 +1,127 @@
+"""The arithmetic's counts against counts made another way and against peaks that were measured, and what follows from them."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from lumos.model.attention import dense
+from lumos.model.transformer import LUMOS_1B, LUMOS_3B, ModelConfig, Transformer
+from lumos.model_folder import VideoConfig
+from lumos.presets import MODELS
+from lumos.sequence.layout import HEADER, PADDING_BLOCK, Grid, content_ids, pack, text_batch
+from lumos.sequence.vocabulary import small_vocabulary
+from lumos.training import step_cost
+from lumos.training.parallel import ParallelConfig
+from lumos.training.step_cost import CARDS, Work, step_memory, step_seconds, work_of_videos
+
+TOY = ModelConfig(vocabulary=100, layers=3, width=64, heads=4, kv_heads=2, head_width=32, ffn=96)
+TINY = ModelConfig(vocabulary=4816, layers=8, width=384, heads=6, kv_heads=2, head_width=64, ffn=1024)
+AT_128P = work_of_videos(VideoConfig(128, 128, 17, 8, 64, 5, 4), 5, 64, 4096, masked=0.8)
+AT_256P = work_of_videos(VideoConfig(256, 448, 25, 12, 268, 7, 6), 7, 2, 64_000, masked=0.8)
+AT_384P = work_of_videos(VideoConfig(384, 672, 25, 12, 268, 7, 6), 7, 1, 64_000, masked=0.8)
+OFF = ParallelConfig(shard=True)
+SOME, FULL = replace(OFF, recompute="selective"), replace(OFF, recompute="full")
+H200 = CARDS["H200"]
+
+
+@pytest.mark.parametrize(("shape", "count"), [(LUMOS_1B, 1_503_729_664), (LUMOS_3B, 3_614_630_912)])
+def test_parameters_are_the_published_counts(shape: ModelConfig, count: int) -> None:
+    layer, outside = step_cost.parameters(shape)
+    assert layer * shape.layers + outside == count
+
+
+def test_ids_and_visible_pairs_are_those_of_the_block_rule() -> None:
+    assert AT_384P.ids == 28_859  # the released code's sample
+    vocabulary, grid = small_vocabulary(30, 20), Grid(4, 4)
+    text = text_batch(vocabulary, [list(range(7))], 9)
+    block_BL = pack(vocabulary, grid, *text, content_ids(vocabulary, torch.zeros(1, 3, 4, 4, dtype=torch.int64)), 1, 8).block_BL
+    assert (block_BL < PADDING_BLOCK).all()
+    work = Work(1, 9 + HEADER, grid.frame_length, 3, 0, 0)
+    assert work.ids == block_BL.shape[1]
+    assert work.visible == int((block_BL[:, None, :] <= block_BL[:, :, None]).sum())
+
+
+def test_operations_are_those_that_torch_counts() -> None:
+    """A full forward and backward pass without the head; torch counts attention over all pairs, seen or not."""
+    model = Transformer(TOY)
+    model.initialise(torch.Generator().manual_seed(0))
+    L = 40
+    block_BL = torch.arange(L)[None]
+    with FlopCounterMode(display=False) as counter:
+        position_BL3 = torch.zeros(1, L, 3, dtype=torch.int64)
+        model(torch.zeros(1, L, dtype=torch.int64), position_BL3, dense(block_BL, block_BL)).sum().backward()
+    matrices = sum(count for name, count in counter.get_flop_counts()["Global"].items() if "mm" in str(name))
+    count = step_cost.flops(TOY, Work(1, 0, L, 1, 0, 0))
+    attention = 12.0 * L * L * TOY.heads * TOY.head_width * TOY.layers
+    assert count.attention == attention
+    # written out, scores and sums are batched products; their backward pass is twice the forward
+    assert matrices in (count.matrices, count.matrices + attention)
+
+
+# docs/performance.md: the shape, its work, the plan, GPUs, peak GiB and seconds per step
+MEASURED = [
+    (LUMOS_1B, AT_384P, FULL, 1, 25.2, 1.158),
+    (LUMOS_1B, AT_384P, SOME, 1, 28.9, 1.002),
+    (LUMOS_1B, AT_384P, OFF, 1, 46.1, 0.912),
+    (LUMOS_1B, AT_384P, replace(OFF, shard=False), 1, 47.4, 0.914),
+    (LUMOS_1B, AT_384P, replace(FULL, compile="off"), 1, 25.9, 1.275),
+    (LUMOS_1B, AT_256P, FULL, 1, 24.9, 0.737),
+    (LUMOS_1B, AT_256P, OFF, 1, 43.6, 0.583),
+    (LUMOS_3B, AT_384P, FULL, 1, 57.0, 2.635),
+    (LUMOS_3B, AT_384P, SOME, 1, 67.1, 2.341),
+    (LUMOS_3B, AT_384P, OFF, 1, 101.8, 2.085),
+    (TINY, AT_128P, replace(OFF, shard=False), 1, 8.66, None),
+    (TINY, AT_128P, OFF, 1, 7.88, None),
+    (LUMOS_1B, AT_384P, FULL, 2, 15.2, None),
+    (LUMOS_1B, AT_384P, OFF, 2, 37.8, None),
+    (LUMOS_3B, AT_384P, FULL, 2, 31.9, None),
+    (LUMOS_1B, AT_384P, replace(FULL, replicas=2), 2, 25.2, None),
+]
+
+
+@pytest.mark.parametrize(("shape", "work", "plan", "gpus", "peak", "seconds"), MEASURED)
+def test_peaks_and_times_are_those_that_were_measured(
+    shape: ModelConfig, work: Work, plan: ParallelConfig, gpus: int, peak: float, seconds: float | None
+) -> None:
+    assert step_memory(shape, work, plan, gpus).total / 2**30 == pytest.approx(peak, rel=0.07)
+    if seconds is not None:
+        assert step_seconds(shape, work, plan, H200) == pytest.approx(seconds, rel=0.07)
+
+
+def test_sharding_spreads_what_it_should() -> None:
+    one, eight = (step_memory(LUMOS_3B, AT_384P, FULL, gpus) for gpus in (1, 8))
+    assert eight.parameters == one.parameters / 8 and eight.optimiser == one.optimiser / 8
+    assert step_memory(LUMOS_3B, AT_384P, replace(FULL, shard=False), 8).parameters == one.parameters
+    assert step_memory(LUMOS_3B, AT_384P, FULL, average=True).optimiser == one.optimiser * 12 / 8
+
+
+def test_advice_is_taken_from_what_would_fit() -> None:
+    assert step_cost.advice(LUMOS_1B, AT_384P, OFF, 1, False, 40) == "use --set parallel.recompute=selective"
+    assert "one sample at a time" in step_cost.advice(LUMOS_1B, AT_384P, replace(OFF, shard=False), 1, False, 24.0)
+    words = step_cost.advice(LUMOS_3B, AT_384P, FULL, 1, False, 40)
+    gpus = int(words.split("at least ")[1].split()[0])
+    enough, less = (step_memory(LUMOS_3B, AT_384P, FULL, count) for count in (gpus, gpus // 2))
+    assert step_cost.fits(enough, 40) and not step_cost.fits(less, 40)
+    assert "shorter" in step_cost.advice(LUMOS_3B, replace(AT_384P, frames=100), FULL, 1, False, 4)
+
+
+def test_a_card_is_known_by_its_name() -> None:
+    assert step_cost.card_named("NVIDIA H200") is H200
+    assert step_cost.card_named("NVIDIA A100-SXM4-80GB") is CARDS["A100"]
+    assert step_cost.card_named("NVIDIA H20") is CARDS["H20"]
+    assert step_cost.card_named("NVIDIA GeForce RTX 4090") is None
+
+
+def test_the_published_stages_are_presets() -> None:
+    names = {f"{size}-{stage}" for size in ("1b", "3b") for stage in ("256p-images", "256p", "384p")}
+    assert names <= MODELS.keys()
+    rates = {name: MODELS[name].optim.lr for name in names}
+    assert rates["1b-256p-images"] == 5e-5 and rates["3b-256p-images"] == 1e-4
+    assert {rates[f"{size}-{stage}"] for size in ("1b", "3b") for stage in ("256p", "384p")} == {2.5e-5}
+    for name in names:
+        config = MODELS[name]
+        assert (config.drop_text, config.mask, config.least_ratio, config.optim.clip) == (0.1, "tube", 0.7, 4.0)
+        assert config.image_every == (1 if name.endswith("images") else 2) and config.parallel.shard
+    assert (MODELS["1b-384p"].images, MODELS["1b-384p"].videos) == (6, 1)
