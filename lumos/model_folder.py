@@ -101,8 +101,8 @@ def load_model(
 def load_decoder(name_or_folder: str | Path, device: str | torch.device = "cpu") -> tuple[FolderConfig, Transformer]:
     """The decoder of a model folder alone: enough to measure its speed, not to read prompts."""
     folder = find_weights(name_or_folder, "model")
-    document, tensors = load_folder(folder, "model", device)
-    config = read_config(FolderConfig, from_earlier_version(document["config"]), folder / CONFIG)
+    values, tensors = load_folder(folder, "model", device)
+    config = read_config(FolderConfig, from_earlier_version(values), folder / CONFIG)
     with torch.device("meta"):
         model = Transformer(config.model)
     check_names(tensors, model.state_dict(), folder)

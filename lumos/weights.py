@@ -57,11 +57,9 @@ def find_weights(name_or_folder: str | Path, kind: Kind) -> Path:
         raise FileNotFoundError(
             f"no weights named {text!r} and no such folder; use one of {known}, or a folder that holds {CONFIG} and {TENSORS}"
         )
-    config = _config(folder)
-    if kind == "tokenizer" and config.get("kind") == "model":
+    if kind == "tokenizer" and (folder / CONFIG).is_file() and read_json(folder / CONFIG).get("kind") == "model":
         folder = folder / "tokenizer"
-        config = _config(folder)
-    _check_header(config, kind, folder)
+    _config(folder, kind)
     return folder
 
 
@@ -95,8 +93,8 @@ def save_folder(
     partial = folder.with_name(f".{folder.name}.partial")
     for place in (folder, partial, _previous(folder)):
         _check_replaceable(place, set(contents))
-    _remove(partial)  # of a save that was killed
-    _remove(_previous(folder))
+    for leftover in (partial, _previous(folder)):  # of a save that was killed
+        shutil.rmtree(leftover, ignore_errors=True)
     try:
         partial.mkdir()
         for name, content in contents.items():
@@ -111,22 +109,17 @@ def save_folder(
             flush(path)
         _put_in_place(partial, folder)
     finally:
-        _remove(partial)
+        shutil.rmtree(partial, ignore_errors=True)
 
 
-def load_folder(
-    folder: Path, kind: Kind | None = None, device: str | torch.device = "cpu"
-) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Read config.json and the tensors: (config, name -> tensor on the device).
+def load_folder(folder: Path, kind: Kind, device: str | torch.device = "cpu") -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Read config.json and the tensors: (the fields of its config, name -> tensor on the device).
 
-    With `kind`, config.json must be exactly {"kind": kind, "format": 1, "config": {...}}. Raises FileNotFoundError for a
-    missing folder or file, ValueError for anything unreadable, truncated, damaged or of the wrong kind.
+    config.json must be exactly {"kind": kind, "format": 1, "config": {...}}. Raises FileNotFoundError for a missing folder or
+    file, ValueError for anything unreadable, truncated, damaged or of the wrong kind.
     """
-    folder = Path(folder)
     _recover(folder)
-    config = _config(folder)
-    if kind is not None:
-        _check_header(config, kind, folder)
+    config = _config(folder, kind)
     tensors: dict[str, Tensor] = {}
     for path in dict.fromkeys(entry.file for entry in stored_tensors(folder).values()):
         tensors |= read_tensors(path, device)
@@ -179,8 +172,7 @@ def check_finite(tensor: Tensor, what: str) -> None:
 
 def check_names(tensors: Mapping[str, Tensor], module_state: Mapping[str, Tensor], where: str | Path) -> None:
     """Raise ValueError unless `tensors` has exactly the names, shapes and kinds of numbers of `module_state` (a state_dict)."""
-    differing = differences(list(tensors), list(module_state))
-    if differing:
+    if differing := differences(list(tensors), list(module_state)):
         raise ValueError(f"{where} does not fit its config: it {differing}; use the config it was saved with")
     for name, expected in module_state.items():
         found = tensors[name]
@@ -277,21 +269,21 @@ def _header(path: Path) -> dict[str, Stored]:
         raise ValueError(f"{path} is truncated or is no safetensors file ({error}); copy it again") from error
 
 
-def _config(folder: Path) -> dict[str, Any]:
+def _config(folder: Path, kind: Kind) -> dict[str, Any]:
+    path = folder / CONFIG
     if not folder.exists():
         raise FileNotFoundError(f"there is no folder {folder}; check the path")
-    if not (folder / CONFIG).is_file():
+    if not path.is_file():
         raise ValueError(f"{folder} is no weights folder: it has no {CONFIG}; give a folder that holds {CONFIG} and {TENSORS}")
-    return read_json(folder / CONFIG)
-
-
-def _check_header(config: dict[str, Any], kind: Kind, folder: Path) -> None:
-    if set(config) != {"kind", "format", "config"}:
-        raise ValueError(f"{folder / CONFIG} must hold kind, format and config, got {some_of(sorted(config))}")
-    if config["kind"] != kind:
-        raise ValueError(f"{folder} must hold a {kind}, but its kind is {config['kind']!r:.40}; give the folder of a {kind}")
-    if config["format"] != FORMAT:
-        raise ValueError(f"{folder / CONFIG} must have format {FORMAT}, got {config['format']!r:.40}; use a newer lumos")
+    header = read_json(path)
+    config = header.get("config")
+    if set(header) != {"kind", "format", "config"} or not isinstance(config, dict):
+        raise ValueError(f"{path} must hold kind, format and the fields of config, got {some_of(sorted(header))}")
+    if header["kind"] != kind:
+        raise ValueError(f"{folder} must hold a {kind}, but its kind is {header['kind']!r:.40}; give the folder of a {kind}")
+    if header["format"] != FORMAT:
+        raise ValueError(f"{path} must have format {FORMAT}, got {header['format']!r:.40}; use a newer lumos")
+    return config
 
 
 def _check_replaceable(folder: Path, names: set[str]) -> None:
@@ -316,7 +308,7 @@ def _put_in_place(partial: Path, folder: Path) -> None:
             if attempt == 2:
                 raise
     flush(folder.parent)
-    _remove(_previous(folder))
+    shutil.rmtree(_previous(folder), ignore_errors=True)
 
 
 def _recover(folder: Path) -> None:
@@ -329,8 +321,3 @@ def _recover(folder: Path) -> None:
 
 def _previous(folder: Path) -> Path:
     return folder.with_name(f".{folder.name}.previous")
-
-
-def _remove(folder: Path) -> None:
-    if folder.exists():
-        shutil.rmtree(folder)

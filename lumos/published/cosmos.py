@@ -35,6 +35,11 @@ def import_cosmos(folder: Path, out: Path, config: CosmosConfig = DV4X8X8) -> No
     save_folder(out, tokenizer_header(config), from_released(config, tensors, folder))
 
 
+def holds_archives(folder: Path) -> bool:
+    """Whether a folder holds any of the released archives."""
+    return any((folder / name).is_file() for name in ARCHIVES)
+
+
 def from_released(config: CosmosConfig, released: Mapping[str, Tensor], where: str | Path) -> dict[str, Tensor]:
     """A released archive's tensors -> our state_dict, whose kernels have no dimensions of size 1 in front or behind.
 

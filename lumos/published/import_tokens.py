@@ -5,7 +5,6 @@ must be rebuilt exactly by our own layout, or nothing is written.
 """
 
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 
 from lumos.data.shards import COSMOS, TOKENS, pack_codes, write_parquet
+from lumos.files import partial_of
 from lumos.published.pickles import RefusedPickle, read_pickle
 from lumos.sequence.layout import Grid, content_ids, pack, unpack
 from lumos.sequence.prompt_template import fill_numbers, said_frames
@@ -55,8 +55,7 @@ def import_tokens(files: Sequence[Path], out: Path, progress: Progress | None = 
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FileExistsError(f"{out} must be a new or empty folder, got one that holds something; choose another")
     beside = next(folder for folder in out.absolute().parents if folder.is_dir())  # so that a failure leaves no new folder
-    temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=beside))
-    partial = temporary / out.name
+    partial = partial_of(beside / out.name)
     partial.mkdir()
     counts = {"videos": 0, "images": 0, "codes": 0}
 
@@ -78,7 +77,7 @@ def import_tokens(files: Sequence[Path], out: Path, progress: Progress | None = 
         out.parent.mkdir(parents=True, exist_ok=True)
         partial.replace(out)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(partial, ignore_errors=True)
     return {"shards": str(out), **counts}
 
 

@@ -4,7 +4,7 @@ Config, names, shapes and types are checked against each other before anything i
 written bit by bit. Only JSON and safetensors are read here: nothing in a checkpoint can run code.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,15 +14,16 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from lumos.config import read_config, read_json
+from lumos.config import read_json
 from lumos.diffusion.sampler import SamplerConfig
 from lumos.model.transformer import ModelConfig
-from lumos.model_folder import TEXT_FILE, FolderConfig, VideoConfig, tokenizer_files
-from lumos.published.cosmos import ARCHIVES, import_cosmos
+from lumos.model_folder import TEXT_FILE, FolderConfig, VideoConfig, load_decoder, tokenizer_files
+from lumos.published.cosmos import holds_archives, import_cosmos
 from lumos.published.official import (
     IGNORED_PREFIX,
     config_from_official,
     config_to_official,
+    from_official,
     official_names,
     official_shapes,
     to_official,
@@ -39,7 +40,6 @@ from lumos.weights import (
     check_finite,
     differences,
     find_weights,
-    load_folder,
     save_folder,
     some_of,
     stored_tensors,
@@ -68,7 +68,7 @@ def import_weights(
     """
     if source.resolve() == out.resolve():
         raise ValueError(f"the folder to write must be another one than the checkpoint, got {out} for both; choose a new one")
-    if _holds_archives(source):
+    if holds_archives(source):
         if text or cosmos:
             raise ValueError(f"{source} is a Cosmos tokenizer, which takes no other files, got {text or cosmos}; leave it out")
         import_cosmos(source, out)
@@ -77,19 +77,23 @@ def import_weights(
         usual = " or ".join(f"{width}x{height}" for width, height in SIZES)
         raise ValueError(f"size must be one that the models were trained on, got {size[0]}x{size[1]}; use {usual}")
     config, stored = read_checkpoint(source)
-    files = _text_files(source, text)
+    files: dict[str, bytes | Path] = {}
+    if text is not None or (source / TEXT_FILE).is_file():
+        files[TEXT_FILE] = text or source / TEXT_FILE
+        check_text(TextTokenizer.from_file(text or source / TEXT_FILE))
     # 25 frames are the 24 of the published models (7 latent frames). The released code keeps the whole past in view and lets
     # positions grow, so window and positions reach as far as the authors' data does: 7 seconds, 22 latent frames.
     video = VideoConfig(size[1], size[0], frames=25, fps=12, slots=512, window=22, latest=21, template=TEMPLATE)
     folder = FolderConfig(config, LUMOS, video, SamplerConfig(steps=50, guidance=15.0, history=0.7, sampler="released"))
     with TemporaryDirectory() as place:
-        if cosmos is not None and _holds_archives(cosmos):
+        if cosmos is not None and holds_archives(cosmos):
             import_cosmos(cosmos, Path(place) / "tokenizer")
             files |= tokenizer_files(Path(place) / "tokenizer")
         elif cosmos is not None:
             files |= tokenizer_files(find_weights(cosmos, "tokenizer"))
         header = {"kind": "model", "format": FORMAT, "config": asdict(folder)}
-        save_folder(out, header, _ours(config, stored, progress), files)
+        tensors = from_official(config, lambda name: _read(name, stored[name]))
+        save_folder(out, header, _told(tensors, len(official_names(config)), progress) if progress else tensors, files)
     return {
         "weights": str(out),
         "kind": "model",
@@ -102,10 +106,8 @@ def import_weights(
 
 def export_weights(folder: Path, out: Path) -> None:
     """The decoder of a model folder as a checkpoint of the released form: config.json and safetensors."""
-    folder = find_weights(folder, "model")
-    document, tensors = load_folder(folder, "model")
-    config = read_config(FolderConfig, document["config"], folder / CONFIG).model
-    save_folder(out, config_to_official(config), to_official(config, tensors.__getitem__))
+    config, model = load_decoder(folder)
+    save_folder(out, config_to_official(config.model), to_official(config.model, model.state_dict().__getitem__))
 
 
 def read_checkpoint(source: Path) -> tuple[ModelConfig, dict[str, Stored]]:
@@ -123,8 +125,7 @@ def read_checkpoint(source: Path) -> tuple[ModelConfig, dict[str, Stored]]:
     if layers and config.layers != layers:
         raise ValueError(f"{where}: num_hidden_layers is {config.layers}, but the tensors have {layers}")
     expected = official_shapes(config)
-    differing = differences(list(stored), list(expected))
-    if differing:
+    if differing := differences(list(stored), list(expected)):
         raise ValueError(f"{source} is no whole Lumos-1 checkpoint: it {differing}")
     for name, shape in expected.items():
         if stored[name].shape != shape:
@@ -137,17 +138,10 @@ def read_checkpoint(source: Path) -> tuple[ModelConfig, dict[str, Stored]]:
     return config, stored
 
 
-def _ours(config: ModelConfig, stored: Mapping[str, Stored], progress: ImportProgress | None) -> Iterator[tuple[str, Tensor]]:
-    """Our parameters, each read from one or several released tensors when its turn comes."""
-    names = official_names(config)
-    for done, (ours, theirs) in enumerate(names.items(), 1):
-        yield ours, _joined([_read(name, stored[name]) for name in theirs])
-        if progress:
-            progress(done, len(names))
-
-
-def _joined(parts: list[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+def _told(tensors: Iterator[tuple[str, Tensor]], total: int, progress: ImportProgress) -> Iterator[tuple[str, Tensor]]:
+    for done in range(1, total + 1):
+        yield next(tensors)
+        progress(done, total)
 
 
 def _read(name: str, entry: Stored) -> Tensor:
@@ -159,15 +153,3 @@ def _read(name: str, entry: Stored) -> Tensor:
         raise ValueError(f"{entry.file} changed while it was read ({error}); import it again") from error
     check_finite(tensor, f"{entry.file}: {name}")
     return tensor
-
-
-def _text_files(source: Path, text: Path | None) -> dict[str, bytes | Path]:
-    path = text or source / TEXT_FILE
-    if text is None and not path.is_file():
-        return {}
-    check_text(TextTokenizer.from_file(path))
-    return {TEXT_FILE: path}
-
-
-def _holds_archives(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in ARCHIVES)

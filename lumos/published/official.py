@@ -73,8 +73,7 @@ def official_names(config: ModelConfig) -> dict[str, tuple[str, ...]]:
 def from_official(config: ModelConfig, read: Callable[[str], Tensor]) -> Iterator[tuple[str, Tensor]]:
     """(our name, tensor) one by one; `read` gives a released tensor by name. Never holds more than one parameter."""
     for ours, theirs in official_names(config).items():
-        parts = [read(name) for name in theirs]
-        yield ours, parts[0] if len(parts) == 1 else torch.cat(parts, dim=0)
+        yield ours, read(theirs[0]) if len(theirs) == 1 else torch.cat([read(name) for name in theirs])
 
 
 def official_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:

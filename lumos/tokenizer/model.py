@@ -29,10 +29,9 @@ class VideoTokenizer(nn.Module):
     def __init__(self, config: TokenizerConfig | CosmosConfig) -> None:
         super().__init__()
         self.config = config
-        D = len(config.levels)
+        self.fsq, D = FSQ(config.levels), len(config.levels)
         self.encoder = CosmosEncoder(config) if isinstance(config, CosmosConfig) else Encoder(config)
         self.quant_conv = nn.Linear(config.latent_channels, D) if isinstance(config, CosmosConfig) else nn.Identity()
-        self.fsq = FSQ(config.levels)
         self.post_quant_conv = nn.Linear(D, config.latent_channels) if isinstance(config, CosmosConfig) else nn.Identity()
         self.decoder = CosmosDecoder(config) if isinstance(config, CosmosConfig) else Decoder(config)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # the stubs lack it
@@ -149,9 +148,8 @@ def tokenizer_header(config: TokenizerConfig | CosmosConfig) -> dict[str, object
 
 def load_tokenizer(folder: Path) -> VideoTokenizer:
     """Read a weights folder: float32 on the CPU, in eval mode. ValueError for a damaged or foreign folder."""
-    header, tensors = load_folder(folder, "tokenizer")
-    values, where = header["config"], folder / CONFIG
-    is_cosmos = isinstance(values, dict) and set(values) == {"cosmos"}
+    values, tensors = load_folder(folder, "tokenizer")
+    where, is_cosmos = folder / CONFIG, set(values) == {"cosmos"}
     config = read_config(CosmosConfig, values["cosmos"], where) if is_cosmos else read_config(TokenizerConfig, values, where)
     with torch.device("meta"):
         expected = VideoTokenizer(config).state_dict()  # before anything of a wrong config's size is allocated
