@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 
 from lumos.data.clips import Cut, read_clips
 from lumos.data.manifest import Entry
-from lumos.data.prepare import PrepareConfig, Share, prepare
+from lumos.data.prepare import PrepareConfig, Share, prepare_shards
 from lumos.tokenizer.model import load_tokenizer
 from lumos.weights import find_weights
 
@@ -46,7 +46,7 @@ def main() -> None:
         tokenizer = load_tokenizer(find_weights(args.tokenizer, "tokenizer"))
         share = Share(device=args.device, workers=args.threads)
         found = [
-            prepare(manifest, Path(folder) / f"shards{number}", PrepareConfig(cut), tokenizer, share)
+            prepare_shards(manifest, Path(folder) / f"shards{number}", PrepareConfig(cut), tokenizer, share)
             for number in range(args.repeat if args.device != "cpu" else 1)  # the first one on a GPU also starts it
         ]
     document = min(found, key=lambda document: document["seconds"])

@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 
 from lumos.data.clips import unpack_picture
-from lumos.data.pixels import open_pixels, split_rows, to_pixels
+from lumos.data.pixels import open_pixels, split_rows
 from lumos.data.shards import ShardReader
 from lumos.evaluation.distances import psnr
 from lumos.generate import pick_device
+from lumos.media.pixels import clips_to_pixels
 from lumos.media.sheet import contact_sheet
 from lumos.tokenizer.model import VideoTokenizer, load_tokenizer
 from lumos.weights import find_weights
@@ -75,7 +76,7 @@ def first_frames(values: dict, frames: int, size: int) -> Tensor:
     frames = 1 + (min(frames, len(rgb_FHWC)) - 1) // 4 * 4
     top, left = (rgb_FHWC.shape[1] - size) // 2, (rgb_FHWC.shape[2] - size) // 2
     cropped = np.ascontiguousarray(rgb_FHWC[:frames, top : top + size, left : left + size])
-    return to_pixels(torch.from_numpy(cropped)[None])
+    return clips_to_pixels(torch.from_numpy(cropped)[None])
 
 
 @torch.inference_mode()

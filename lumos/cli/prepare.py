@@ -65,7 +65,7 @@ class PrepareArgs:
 
 
 def run_prepare(args: PrepareArgs) -> int:
-    from lumos.data.prepare import look, prepare
+    from lumos.data.prepare import dry_run, prepare_shards
     from lumos.tokenizer.model import load_tokenizer
     from lumos.weights import find_weights
 
@@ -74,12 +74,12 @@ def run_prepare(args: PrepareArgs) -> int:
     latent = (tokenizer.temporal, tokenizer.spatial) if tokenizer else None
     config = _config(args, _video_of(folder) if folder else {}, latent)
     if args.dry_run:
-        report(look(args.manifest, config, latent), args.json)
+        report(dry_run(args.manifest, config, latent), args.json)
         return 0
     share = _share(args)
     where = f"rank {share.rank}: " if share.world > 1 else ""
     with progress_line("preparing") as progress:
-        document = prepare(
+        document = prepare_shards(
             args.manifest,
             args.out,
             config,
@@ -141,9 +141,13 @@ def _sides(size: str) -> tuple[int, int]:
 
 def _video_of(folder: Path) -> dict[str, Any]:
     """What the model around a tokenizer was made for: height, width, frames, fps."""
-    from lumos.data.shards import read_json
+    from lumos.config import read_json
 
-    video = read_json(folder.parent / "config.json").get("config", {}).get("video", {}) if folder.name == "tokenizer" else {}
+    above = folder.parent / "config.json"
+    if folder.name != "tokenizer" or not above.exists():
+        return {}
+    config = read_json(above).get("config")
+    video = config.get("video", {}) if isinstance(config, dict) else {}
     return video if isinstance(video, dict) else {}
 
 

@@ -10,10 +10,12 @@ from torch.nn.functional import interpolate
 
 from lumos.data.clips import unpack_picture
 from lumos.data.shards import PIXELS, TOKENS, ShardIndex, ShardReader, check_tokenizer, read_settings, unpack_codes
+from lumos.media.pixels import clips_to_pixels
 from lumos.tokenizer.model import load_tokenizer
 from lumos.weights import find_weights
 
 SAMPLE = 2000  # captions looked at
+SHEET_SIDE = 192  # pixels per side of a frame in the sheet, at most
 
 
 def describe(index: ShardIndex) -> dict[str, Any]:
@@ -22,13 +24,12 @@ def describe(index: ShardIndex) -> dict[str, Any]:
     sampled = [reader.row(row)[_words(index)] for row in _spread(len(index), SAMPLE)]
     words = Counter(word for captions in sampled for word in captions)
     sizes = Counter(map(tuple, index.sizes_N3.tolist()))
-    frames = index.sizes_N3[:, 0] if index.form == PIXELS else 1 + 4 * (index.sizes_N3[:, 0] - 1)
     images = int((index.sizes_N3[:, 0] == 1).sum())
     document: dict[str, Any] = {"clips": len(index), "videos": len(index) - images, "images": images, "shards": len(index.files)}
     document["holds"] = "pictures" if index.form == PIXELS else "codes"
     document["fps"] = index.fps
     if index.fps:
-        document["hours"] = round(float(frames[frames > 1].sum()) / index.fps / 3600, 4)
+        document["hours"] = round(float(index.frames_N[index.frames_N > 1].sum()) / index.fps / 3600, 4)
     document["sizes"] = {f"{t}x{h}x{w}": count for (t, h, w), count in sizes.most_common(20)}
     document["tokenizer"] = index.tokenizer or "none"
     document["captions_a_clip"] = round(float(np.mean([len(captions) for captions in sampled])), 2)
@@ -51,26 +52,16 @@ def draw_clips(index: ShardIndex, count: int, tokenizer: str | None) -> tuple[Te
         captions = [" / ".join(row["captions"])[:120] for row in found]
     if index.form == PIXELS:
         clips = [unpack_picture(*(row[name] for name in contents)) for row in found]
-        pixels_BCFHW = torch.from_numpy(np.stack(clips)).permute(0, 4, 1, 2, 3).float() / 127.5 - 1
+        pixels_BCFHW = clips_to_pixels(torch.from_numpy(np.stack(clips)))
     else:
         made_by = tokenizer or read_settings(index.folder).get("name") or "tiny"
         model = load_tokenizer(find_weights(made_by, "tokenizer"))
         check_tokenizer(index, model)
         pixels_BCFHW = torch.cat([model.decode(unpack_codes(*(row[name] for name in contents))[None]) for row in found])
-    side = max(pixels_BCFHW.shape[3:])
-    if side > LARGEST:
-        B, C, F, H, W = pixels_BCFHW.shape
-        small = interpolate(
-            pixels_BCFHW.transpose(1, 2).flatten(0, 1),
-            (H * LARGEST // side, W * LARGEST // side),
-            mode="bilinear",
-            antialias=True,
-        )
-        pixels_BCFHW = small.view(B, F, C, *small.shape[2:]).transpose(1, 2)
+    F, H, W = pixels_BCFHW.shape[2:]
+    if (side := max(H, W)) > SHEET_SIDE:
+        pixels_BCFHW = interpolate(pixels_BCFHW, (F, H * SHEET_SIDE // side, W * SHEET_SIDE // side), mode="area")
     return pixels_BCFHW, captions
-
-
-LARGEST = 192  # pixels a side in the sheet
 
 
 def _words(index: ShardIndex) -> str:

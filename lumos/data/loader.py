@@ -15,9 +15,10 @@ from functools import lru_cache
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from lumos.data.batch import Batch, Schedule, Stream
-from lumos.data.shards import TOKENS, Array, ShardIndex, ShardReader, unpack_codes
+from lumos.data.shards import TOKENS, ShardIndex, ShardReader, unpack_codes
 from lumos.sequence.layout import text_batch
 from lumos.sequence.text import UNKNOWN, TextTokenizer
 from lumos.sequence.vocabulary import Vocabulary
@@ -138,7 +139,7 @@ class EpochPlan:
             rule = f"{folder} must hold the {self.size * world} {kind} of a step on all GPUs"
             raise ValueError(f"{rule}, got {have}; use {smaller}, or more clips")
 
-    def rows(self, number: int) -> Array:
+    def rows(self, number: int) -> NDArray[np.int64]:
         """`size` rows of one bucket."""
         epoch, place = divmod(number, self.epoch_batches)
         order = np.repeat(np.arange(len(self.batches)), self.batches)
@@ -151,7 +152,7 @@ class EpochPlan:
             found.extend(self._dealt(bucket, turn)[offset : offset + self.size - len(found)].tolist())
         return np.array(found)
 
-    def _deal(self, bucket: int, epoch: int) -> Array:
+    def _deal(self, bucket: int, epoch: int) -> NDArray[np.int64]:
         """This rank's rows of a bucket in the order of one epoch."""
         rows, rank, world = self.buckets[bucket], self.schedule.rank, self.schedule.world
         seeds = [self.schedule.seed, int(self.image), bucket, epoch]
@@ -202,7 +203,7 @@ def caption_report(index: ShardIndex, text: TextTokenizer, slots: int) -> str:
     return "; ".join(said) if found else ""
 
 
-def _row_groups(rows: Array, index: ShardIndex) -> list[Array]:
+def _row_groups(rows: NDArray[np.int64], index: ShardIndex) -> list[NDArray[np.int64]]:
     """A bucket's rows by the row group they are stored in."""
     place_N2 = index.place_N3[rows, :2]
     return np.split(rows, np.flatnonzero((np.diff(place_N2, axis=0) != 0).any(1)) + 1)

@@ -92,6 +92,7 @@ def _entry(row: int, values: Values, beside: Path) -> Entry:
     try:
         if not entry.path:
             raise ValueError(f"path must be a file or URL, got {_shown(path)}")
+        _check_unicode(entry.path, "path")
         local = beside.absolute() / entry.path
         if os.path.lexists(local) or not is_url(entry.path):
             entry = replace(entry, path=str(local))
@@ -101,7 +102,7 @@ def _entry(row: int, values: Values, beside: Path) -> Entry:
         if start is not None and end is not None and end <= start:
             raise ValueError(f"end must be after start, got {start:g} to {end:g} s")
     except ValueError as error:
-        return replace(entry, problem=str(error))
+        return replace(entry, path=entry.path.encode("utf-8", "backslashreplace").decode(), problem=str(error))
     return _checked(entry)
 
 
@@ -136,6 +137,7 @@ def _captions(values: Values) -> tuple[str, ...]:
     for caption in given:
         if not isinstance(caption, str | None):
             raise ValueError(f"caption must be text, got {_shown(caption)}")
+        _check_unicode(caption or "", "caption")
         captions.append(" ".join((caption or "").split()))
     captions = list(dict.fromkeys(filter(None, captions)))
     if not captions:
@@ -143,6 +145,12 @@ def _captions(values: Values) -> tuple[str, ...]:
     if (longest := max(map(len, captions))) > MAX_CAPTION:
         raise ValueError(f"a caption must have at most {MAX_CAPTION} characters, got {longest}; shorten it")
     return tuple(captions)
+
+
+def _check_unicode(text: str, name: str) -> None:
+    """ValueError for half a character, which is what a file's name of another encoding looks like; no file could hold it."""
+    if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise ValueError(f"{name} must be text in Unicode, got {text!r:.60}; rename it")
 
 
 def _json_list(text: str) -> list[Any]:

@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from lumos.data.clips import unpack_picture
-from lumos.data.shards import PIXELS, Array, ShardIndex, ShardReader, open_shards
+from lumos.data.shards import PIXELS, ShardIndex, ShardReader, open_shards
 
 CACHE_BYTES = 2**31  # decoded clips that a worker keeps
 
@@ -34,7 +35,7 @@ class PixelBatches(Dataset[Tensor]):
         self.trained, _ = split_rows(self.index)
         if not len(self.trained):
             raise ValueError(f"{folder} must hold more than a few videos, got none to train on besides the held-out; add some")
-        self.clips: OrderedDict[int, Array] = OrderedDict()
+        self.clips: OrderedDict[int, NDArray[np.uint8]] = OrderedDict()
         self.bytes = 0
 
     def __getitem__(self, step: int) -> Tensor:
@@ -49,7 +50,7 @@ class PixelBatches(Dataset[Tensor]):
             clips.append(clip[:, :, ::-1] if rng.random() < 0.5 else clip)
         return torch.from_numpy(np.stack(clips))
 
-    def _clip(self, row: int) -> Array:
+    def _clip(self, row: int) -> NDArray[np.uint8]:
         if row not in self.clips:
             self.clips[row] = _unpacked(self.reader.row(row))
             self.bytes += self.clips[row].nbytes
@@ -83,29 +84,20 @@ def open_pixels(folder: str, size: int) -> ShardIndex:
     return index
 
 
-def split_rows(index: ShardIndex, one_in: int = 20) -> tuple[Array, Array]:
+def split_rows(index: ShardIndex, one_in: int = 20) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """(rows to train on, held-out rows): about one source in `one_in` is held out, by a hash of its file's name."""
     reader = ShardReader(index, ["source"])
     held = [_hash(reader.row(row)["source"]) % one_in == 0 for row in range(len(index))]
     return np.flatnonzero(np.logical_not(held)), np.flatnonzero(held)
 
 
-def stretched(rgb_FHWC: Array, frames: int) -> Array:
+def stretched(rgb_FHWC: NDArray[np.uint8], frames: int) -> NDArray[np.uint8]:
     """The first `frames` frames; a shorter clip turns back at its ends."""
-    F = len(rgb_FHWC)
-    if frames <= F:
-        return rgb_FHWC[:frames]
-    there = list(range(F))
-    order = there + there[-2:0:-1]
-    return rgb_FHWC[[order[i % len(order)] for i in range(frames)]]
+    more = max(0, frames - len(rgb_FHWC))
+    return np.pad(rgb_FHWC[:frames], [(0, more), (0, 0), (0, 0), (0, 0)], "reflect")
 
 
-def to_pixels(rgb_BFHWC: Tensor) -> Tensor:
-    """uint8 rgb_BFHWC -> pixels_BCFHW in [-1, 1]."""
-    return rgb_BFHWC.permute(0, 4, 1, 2, 3).float() / 127.5 - 1
-
-
-def _unpacked(row: dict[str, Any]) -> Array:
+def _unpacked(row: dict[str, Any]) -> NDArray[np.uint8]:
     return unpack_picture(row["picture"], row["F"], row["height"], row["width"])
 
 

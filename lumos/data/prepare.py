@@ -16,58 +16,57 @@ import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
+from lumos.config import read_json
 from lumos.data.clips import Clip, Cut, expected_lengths, nearest_size, pack_picture, read_clips
 from lumos.data.manifest import Entry, is_url, read_manifest
-from lumos.data.shards import CODES, PIXELS, SETTINGS, ShardReader, open_shards, pack_codes, read_json, rejected_in
-from lumos.data.shards import write_shard as write
+from lumos.data.shards import CODES, PIXELS, PREPARED, ShardReader, open_shards, pack_codes, rejected_in, write_shard
 from lumos.files import write_text
+from lumos.media.pixels import clips_to_pixels
 from lumos.media.source import read_header
 from lumos.tokenizer.model import VideoTokenizer
 from lumos.weights import fingerprint
 
-AHEAD = 8  # clips of a file decoded in one go
+CLIPS_AHEAD = 8  # of one file, decoded in one go
 LONGEST_DRY_LOOK = 2000  # files whose headers a dry run reads
 # files that a killed process left half written; whatever else lies in the folder is not ours to delete
 LEFTOVER = re.compile(r"\.(\d{6}\.parquet|prepare\.json|rejected\.csv)(\.\d+)+\.partial")
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
 class PrepareConfig:
-    """`cut`: how clips are made. `mirror`: add mirrored copies of the clips whose row says that it may, or of all.
-    `rows`: of the manifest, in a shard. `batch`: clips tokenised at once. What changes any of these changes the shards."""
+    """What the shards hold: with other settings they are others."""
 
     cut: Cut
-    mirror: str = "marked"
-    rows: int = 256
-    batch: int = 16
+    mirror: str = "marked"  # add mirrored copies of no clips ("none"), of rows that say that they may be mirrored, or of "all"
+    rows: int = 256  # of the manifest, in a shard
+    batch: int = 16  # clips tokenised at once
 
 
 @dataclass(frozen=True)
 class Share:
-    """This process's part: every `world`-th shard from `rank` on, computed on `device`, decoded by `workers` threads."""
+    """This process's part of the work."""
 
-    rank: int = 0
+    rank: int = 0  # it makes every `world`-th shard from `rank` on
     world: int = 1
-    device: str = "cpu"
-    workers: int = 2
+    device: str = "cpu"  # where it tokenises
+    workers: int = 2  # threads that decode
 
 
-def prepare(
+def prepare_shards(
     manifest: Path,
     out: Path,
     config: PrepareConfig,
     tokenizer: VideoTokenizer | None,
     share: Share,
-    progress: Progress | None = None,
+    progress: Callable[[int, int], None] | None = None,
     say: Callable[[str], None] = lambda line: None,
     name: str = "",
 ) -> dict[str, Any]:
@@ -76,21 +75,19 @@ def prepare(
     Raises ValueError for a manifest without a usable row, or a folder that was begun with other settings.
     """
     entries = read_manifest(manifest)
-    usable = sum(not entry.problem for entry in entries)
-    if not usable:
+    problems = [entry for entry in entries if entry.problem]
+    if len(problems) == len(entries):
         raise ValueError(f"{manifest} must have a row that can be used, got none of {len(entries)}: {entries[0].problem}")
-    problems = len(entries) - usable
-    shards = -(-len(entries) // config.rows)
+    parts = [entries[first : first + config.rows] for first in range(0, len(entries), config.rows)]
     mark = fingerprint(tokenizer) if tokenizer is not None else ""
-    _begin(out, entries, config, mark, name, shards)
+    _begin(out, parts, config, mark, name)
     if problems:
-        first = next(entry for entry in entries if entry.problem)
-        say(f"{problems} of {len(entries)} rows cannot be used, the first is row {first.row}: {first.problem}")
+        first = f"the first is row {problems[0].row}: {problems[0].problem}"
+        say(f"{len(problems)} of {len(entries)} rows cannot be used, {first}")
 
     maker = _Maker(config, tokenizer, mark, share, _reader(manifest, entries))
-    mine = range(share.rank, shards, share.world)
-    to_do = [number for number in mine if not shard_path(out, number).exists()]
-    rows_done, rows_all = 0, sum(min(config.rows, len(entries) - number * config.rows) for number in to_do)
+    to_do = [number for number in range(share.rank, len(parts), share.world) if not shard_path(out, number).exists()]
+    rows_done, rows_all = 0, sum(len(parts[number]) for number in to_do)
     started, frames, clips = time.monotonic(), 0, 0
     for position, number in enumerate(to_do, 1):
 
@@ -98,22 +95,19 @@ def prepare(
             if progress:
                 progress(before + done, rows_all)
 
-        part = entries[number * config.rows : (number + 1) * config.rows]
-        rows, rejected = maker.make(part, step)
-        write(shard_path(out, number), PIXELS if tokenizer is None else CODES, mark, rows, rejected)
-        rows_done, clips, frames = rows_done + len(part), clips + len(rows), frames + sum(row["frames"] for row in rows)
+        rows, rejected = maker.make(parts[number], step)
+        write_shard(shard_path(out, number), PIXELS if tokenizer is None else CODES, mark, rows, rejected)
+        rows_done, clips, frames = rows_done + len(parts[number]), clips + len(rows), frames + sum(row["frames"] for row in rows)
         rate = clips / max(time.monotonic() - started, 1e-9)
         say(f"shard {position} of {len(to_do)}: {len(rows)} clips, {len(rejected)} rejected, {rate:.1f} clips/s")
-    seconds = round(time.monotonic() - started, 3)
-    made: dict[str, Any] = {"clips_made": clips, "frames_made": frames, "seconds": seconds}
-    missing = [number for number in range(shards) if not shard_path(out, number).exists()]
-    if missing:
-        return {"shards": str(out), "finished": False, "missing_shards": len(missing), **made}
-    return {"shards": str(out), "finished": True, **_finish(out, shards), **made}
+    made = {"clips_made": clips, "frames_made": frames, "seconds": round(time.monotonic() - started, 3)}
+    if missing := sum(not shard_path(out, number).exists() for number in range(len(parts))):
+        return {"shards": str(out), "finished": False, "missing_shards": missing, **made}
+    return {"shards": str(out), "finished": True, **_finish(out, len(parts)), **made}
 
 
-def look(manifest: Path, config: PrepareConfig, latent: tuple[int, int] | None) -> dict[str, Any]:
-    """What `prepare` would do, by the headers of the files. `latent`: pixels a code in time and in space, None for pictures."""
+def dry_run(manifest: Path, config: PrepareConfig, latent: tuple[int, int] | None) -> dict[str, Any]:
+    """What `prepare` would do, by the headers of the files. `latent`: pixels per code in time and in space, None for pictures."""
     entries = read_manifest(manifest)
     cut, problems = config.cut, [entry for entry in entries if entry.problem]
     good = [entry for entry in entries if not entry.problem]
@@ -133,8 +127,7 @@ def look(manifest: Path, config: PrepareConfig, latent: tuple[int, int] | None) 
         except (ValueError, OSError):
             unreadable += 1
             continue
-        mirrored = latent and (config.mirror == "all" or (config.mirror == "marked" and entry.mirror))
-        lengths = expected_lengths(length, cut) * (2 if mirrored else 1)
+        lengths = expected_lengths(length, cut) * (2 if latent and _mirrored(config, entry) else 1)
         clips, seconds = clips + len(lengths), seconds + length
         if latent:
             rows, columns = nearest_size(width, height, cut.sizes)
@@ -157,6 +150,13 @@ def shard_path(out: Path, number: int) -> Path:
     return out / f"{number:06}.parquet"
 
 
+class _Made(NamedTuple):
+    """A clip and, in picture shards, its picture."""
+
+    clip: Clip
+    picture: bytes | None
+
+
 class _Maker:
     """Rows of the manifest -> rows of a shard."""
 
@@ -169,92 +169,90 @@ class _Maker:
     def make(self, entries: Sequence[Entry], step: Callable[[int], None]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         """(clips, rejected inputs) of a shard, in the manifest's order. An input is taken whole or rejected."""
         reasons = {entry.row: entry.problem for entry in entries if entry.problem}
-        rows: dict[tuple[int, int, bool], dict[str, Any]] = {}
+        good = [entry for entry in entries if not entry.problem]
+        done = len(reasons)
+        rows: dict[int, list[dict[str, Any]]] = defaultdict(list)
         waiting: dict[tuple[int, ...], list[tuple[dict[str, Any], Any]]] = defaultdict(list)
         with ThreadPoolExecutor(self.share.workers, thread_name_prefix="decode") as threads:
-            done = 0
-            good = [entry for entry in entries if not entry.problem]
             for entry, result in _in_order(good, self._read, threads, 2 * self.share.workers):
-                if result is None or isinstance(result, str):
+                if isinstance(result, str):
+                    reasons[entry.row] = result
+                if isinstance(result, str) or not result:
                     done += 1
-                    step(done + len(reasons))
-                    if result:
-                        reasons[entry.row] = result
+                    step(done)
                     continue
-                for clip, mirrored, number in self._with_mirrors(entry, result):
-                    row = self._row(entry, clip, mirrored)
-                    rows[entry.row, number, mirrored] = row
+                for made in result:
+                    rows[entry.row].append(self._row(entry, made, False))
                     if self.encode is None:
-                        row["picture"] = pack_picture(clip.rgb_FHWC)
-                    else:
-                        same = waiting[clip.rgb_FHWC.shape]
-                        same.append((row, clip.rgb_FHWC))
-                        if len(same) == self.config.batch:
-                            self._tokenise(same)
+                        continue
+                    rgb_FHWC = made.clip.rgb_FHWC
+                    same = waiting[rgb_FHWC.shape]
+                    same.append((rows[entry.row][-1], rgb_FHWC))
+                    if _mirrored(self.config, entry):
+                        rows[entry.row].append(self._row(entry, made, True))
+                        same.append((rows[entry.row][-1], rgb_FHWC[:, :, ::-1]))
+                    while len(same) >= self.config.batch:
+                        self._tokenise(same)
             for same in waiting.values():
                 self._tokenise(same)
-        kept = [rows[key] for key in sorted(rows) if key[0] not in reasons]
-        by_row = {entry.row: entry for entry in entries}
-        rejected = [{"row": row, "path": by_row[row].path, "reason": reasons[row]} for row in sorted(reasons)]
-        return kept, rejected
+        kept = [row for number in sorted(rows) if number not in reasons for row in rows[number]]
+        paths = {entry.row: entry.path for entry in entries}
+        return kept, [{"row": row, "path": paths[row], "reason": reasons[row]} for row in sorted(reasons)]
 
-    def _read(self, entry: Entry) -> Iterator[tuple[int, Clip]]:
-        return enumerate(read_clips(entry, self.config.cut, self.stored))
+    def _read(self, entry: Entry) -> Iterator[_Made]:
+        for clip in read_clips(entry, self.config.cut, self.stored):
+            yield _Made(clip, None if self.encode else pack_picture(clip.rgb_FHWC))
 
-    def _with_mirrors(self, entry: Entry, clips: list[tuple[int, Clip]]) -> Iterator[tuple[Clip, bool, int]]:
-        allowed = self.config.mirror == "all" or (self.config.mirror == "marked" and entry.mirror)
-        for number, clip in clips:
-            yield clip, False, number
-            if allowed and self.encode is not None:
-                yield Clip(np.ascontiguousarray(clip.rgb_FHWC[:, :, ::-1]), clip.start), True, number
-
-    def _row(self, entry: Entry, clip: Clip, mirrored: bool) -> dict[str, Any]:
-        F, H, W, _ = clip.rgb_FHWC.shape
+    def _row(self, entry: Entry, made: _Made, mirrored: bool) -> dict[str, Any]:
+        F, H, W, _ = made.clip.rgb_FHWC.shape
         source = entry.path if entry.stored < 0 else f"{entry.path}#{entry.stored}"
         row: dict[str, Any] = {"captions": list(entry.captions), "fps": self.config.cut.fps, "frames": F, "source": source}
-        row |= {"start": clip.start, "mirrored": mirrored, "tokenizer": self.mark}
-        if self.encode is None:
-            row |= {"F": F, "height": H, "width": W, "mirror": entry.mirror or self.config.mirror == "all"}
+        row |= {"start": made.clip.start, "mirrored": mirrored, "tokenizer": self.mark}
+        if made.picture is not None:
+            mirror = entry.mirror or self.config.mirror == "all"
+            row |= {"F": F, "height": H, "width": W, "mirror": mirror, "picture": made.picture}
         return row
 
     def _tokenise(self, same: list[tuple[dict[str, Any], Any]]) -> None:
-        if not same:
+        """Add codes to the rows of up to a batch of clips, and take them from the list."""
+        batch, same[:] = same[: self.config.batch], same[self.config.batch :]
+        if not batch:
             return
         assert self.encode is not None
-        codes_BTHW = self.encode(torch.from_numpy(np.stack([rgb_FHWC for _, rgb_FHWC in same])))
-        for (row, _), codes_THW in zip(same, codes_BTHW, strict=True):
-            row["codes"] = pack_codes(codes_THW)
-            row |= dict(zip("THW", codes_THW.shape, strict=True))
-        same.clear()
+        codes_BTHW = self.encode(torch.from_numpy(np.stack([rgb_FHWC for _, rgb_FHWC in batch])))
+        for (row, _), codes_THW in zip(batch, codes_BTHW, strict=True):
+            row |= {"codes": pack_codes(codes_THW), **dict(zip("THW", codes_THW.shape, strict=True))}
+
+
+def _mirrored(config: PrepareConfig, entry: Entry) -> bool:
+    return config.mirror == "all" or (config.mirror == "marked" and entry.mirror)
 
 
 def _in_order(
-    entries: Sequence[Entry], read: Callable[[Entry], Iterator[Any]], threads: ThreadPoolExecutor, ahead: int
-) -> Iterator[tuple[Entry, list[Any] | str | None]]:
-    """The items of every entry, in order, while threads read on: some items at a time, then None or what went wrong.
+    entries: Sequence[Entry], read: Callable[[Entry], Iterator[_Made]], threads: ThreadPoolExecutor, ahead: int
+) -> Iterator[tuple[Entry, list[_Made] | str]]:
+    """The clips of every entry, in order, while threads read on: some at a time, then none of them or what went wrong.
 
-    `ahead` entries are read at once, each no more than AHEAD items further than was taken.
+    `ahead` entries are read at once, each no more than CLIPS_AHEAD clips further than was taken.
     """
-    active: deque[tuple[Entry, Iterator[Any], Future[list[Any] | str]]] = deque()
+    active: deque[tuple[Entry, Iterator[_Made], Future[list[_Made] | str]]] = deque()
     coming = iter(entries)
     while True:
         for entry in islice(coming, ahead - len(active)):
-            items = read(entry)
-            active.append((entry, items, threads.submit(_next_items, items)))
+            clips = read(entry)
+            active.append((entry, clips, threads.submit(_next_clips, clips)))
         if not active:
             return
-        entry, items, future = active.popleft()
+        entry, clips, future = active.popleft()
         result = future.result()
-        if isinstance(result, str) or not result:
-            yield entry, result or None
-        else:
-            active.appendleft((entry, items, threads.submit(_next_items, items)))
-            yield entry, result
+        if result and not isinstance(result, str):
+            active.appendleft((entry, clips, threads.submit(_next_clips, clips)))
+        yield entry, result
 
 
-def _next_items(items: Iterator[Any]) -> list[Any] | str:
+def _next_clips(clips: Iterator[_Made]) -> list[_Made] | str:
     try:
-        return list(islice(items, AHEAD))
+        return list(islice(clips, CLIPS_AHEAD))
     except MemoryError:
         return "it needs more memory than there is; make it smaller first"
     except Exception as error:  # one strange file never ends a run
@@ -275,7 +273,7 @@ def _encoder(tokenizer: VideoTokenizer, device: torch.device) -> Callable[[torch
 
     @torch.no_grad()
     def encode(rgb_BFHWC: torch.Tensor) -> torch.Tensor:
-        pixels_BCFHW = rgb_BFHWC.to(device, non_blocking=True).permute(0, 4, 1, 2, 3).float() / 127.5 - 1
+        pixels_BCFHW = clips_to_pixels(rgb_BFHWC.to(device, non_blocking=True))
         with torch.autocast(device.type, torch.bfloat16, enabled=fast):
             codes_BTHW: torch.Tensor = tokenizer.encode(pixels_BCFHW)
         return codes_BTHW.cpu()
@@ -289,25 +287,26 @@ def _reader(manifest: Path, entries: Sequence[Entry]) -> ShardReader | None:
     return ShardReader(open_shards(manifest), ["picture", "F", "height", "width", "fps"], 2**28)
 
 
-def _begin(out: Path, entries: Sequence[Entry], config: PrepareConfig, mark: str, name: str, shards: int) -> None:
-    """Write down what this folder is made from, or check that it was begun the same way."""
-    digest = hashlib.sha256()
-    for entry in entries:
-        digest.update(repr((entry.row, entry.path, entry.captions, entry.start, entry.end, entry.mirror)).encode())
-    settings = {"manifest": digest.hexdigest()[:16], "tokenizer": mark, "shards": shards, "config": asdict(config)}
+def _begin(out: Path, parts: Sequence[Sequence[Entry]], config: PrepareConfig, mark: str, name: str) -> None:
+    """Write down what this folder is made from, or check that what is there was made from the same.
+
+    Rows of shards that are not there may have changed: rejected ones are mended so.
+    """
+    digests = [_digest(part) for part in parts]
+    settings = {"manifest": digests, "tokenizer": mark, "shards": len(parts), "config": asdict(config)}
     settings = json.loads(json.dumps(settings))
     if out.exists() and not out.is_dir():
         raise FileExistsError(f"{out} is a file; name a folder")
     out.mkdir(parents=True, exist_ok=True)
-    before = read_json(out / SETTINGS)
-    if not before:
-        if any(out.iterdir()) and not all(path.name.startswith(".") for path in out.iterdir()):
-            raise FileExistsError(f"{out} must be a new or empty folder, got one that holds something else; choose another")
-        write_text(out / SETTINGS, json.dumps({**settings, "name": name}, indent=1))
-        return
-    before.pop("name", None)
-    if before != settings:
-        changed = [key for key in settings if before.get(key) != settings[key]]
+    before = read_json(out / PREPARED) if (out / PREPARED).exists() else {}
+    if not before and not all(path.name.startswith(".") for path in out.iterdir()):
+        raise FileExistsError(f"{out} must be a new or empty folder, got one that holds something else; choose another")
+    changed = [key for key in settings if before and before.get(key) != settings[key]]
+    if "manifest" in changed and "shards" not in changed and isinstance(before["manifest"], list):
+        done = [number for number in range(len(parts)) if shard_path(out, number).exists()]
+        if all(before["manifest"][number : number + 1] == digests[number : number + 1] for number in done):
+            changed.remove("manifest")
+    if changed:
         if "config" in changed:
             now = settings["config"] | settings["config"]["cut"]
             then = before.get("config", {}) | before.get("config", {}).get("cut", {})
@@ -315,6 +314,14 @@ def _begin(out: Path, entries: Sequence[Entry], config: PrepareConfig, mark: str
         raise ValueError(
             f"{out} was begun with another {', '.join(changed)}; give the command that began it, or choose a new folder"
         )
+    if before.get("manifest") != digests:
+        write_text(out / PREPARED, json.dumps({**settings, "name": name}, indent=1))
+
+
+def _digest(entries: Sequence[Entry]) -> str:
+    """Changes with what a manifest's rows say, not with what a look at their files tells."""
+    rows = [replace(entry, problem="") for entry in entries]
+    return hashlib.sha256(repr(rows).encode()).hexdigest()[:16]
 
 
 def _finish(out: Path, shards: int) -> dict[str, Any]:

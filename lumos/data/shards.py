@@ -7,16 +7,18 @@ shards belong together.
 
 import hashlib
 import json
+import re
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from lumos.files import whole_file
@@ -25,36 +27,29 @@ from lumos.tokenizer.model import VideoTokenizer
 from lumos.weights import fingerprint
 
 CODES, PIXELS, TOKENS = "lumos-clips-1", "lumos-pixels-1", "lumos-tokens-1"  # TOKENS: what import-tokens writes
-SETTINGS = "prepare.json"
-GROUP = 64  # rows read at once
+PREPARED = "prepare.json"  # what `prepare` wrote down of the folder
+GROUP_ROWS = 64  # rows read at once
 COSMOS = "cosmos-dv4x8x8"  # what import-tokens calls the published tokenizer
-Array = np.ndarray[Any, Any]
-
-
-class Place(NamedTuple):
-    """Where a row is: number of the file, of its row group, of the row in it."""
-
-    file: int
-    group: int
-    row: int
+# What a column must hold, as the beginning of its Arrow type's name.
+NUMBER, TEXT, CONTENT = r"u?int", r"(large_)?string", r"(large_)?binary"
+TYPES = {**dict.fromkeys(("T", "H", "W", "F", "height", "width", "frames"), NUMBER), "codes": CONTENT, "picture": CONTENT}
+TYPES |= {"source": TEXT, "tokenizer": TEXT, "captions": r"(large_)?list<.*string>", "text": r"(large_)?list<.*int\d+>"}
+TYPES |= {"fps": "double|float|int", "start": "double|float", "mirror": "bool", "mirrored": "bool"}
 
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """Sizes of every row of a folder of shards, without their contents.
-
-    `sizes_N3`: latent frames, rows, columns of codes (of pictures: frames, height, width). `place_N3`: file, group, row.
-    `tokenizer`: its fingerprint, "" for pictures. `digest`: changes with any change of the files.
-    """
+    """Sizes of every row of a folder of shards, without their contents."""
 
     folder: str
     files: tuple[str, ...]
     form: str
-    tokenizer: str
+    tokenizer: str  # its fingerprint, "" for pictures
     fps: float
-    sizes_N3: Array
-    place_N3: Array
-    digest: str
+    sizes_N3: NDArray[np.int64]  # latent frames, rows, columns of codes; of pictures: frames, height, width
+    place_N3: NDArray[np.int64]  # number of the file, of its row group, of the row in it
+    digest: str  # changes with any change of the files
+    frames_N: NDArray[np.int64]  # frames of the clip as a video
 
     def __len__(self) -> int:
         return len(self.sizes_N3)
@@ -81,17 +76,25 @@ def pack_codes(codes_THW: Tensor) -> bytes:
     return codes_THW.to("cpu", torch.int64).numpy().astype("<u2").tobytes()
 
 
-def unpack_codes(content: bytes, T: int, H: int, W: int) -> Tensor:
-    """The inverse of `pack_codes`: codes_THW int64."""
-    return torch.from_numpy(np.frombuffer(content, "<u2").astype(np.int64)).view(T, H, W)
+def unpack_codes(content: bytes, T: int, H: int, W: int, codebook: int = 2**16) -> Tensor:
+    """The inverse of `pack_codes`: codes_THW int64. ValueError for codes that a codebook of that size does not have."""
+    if len(content) != 2 * T * H * W:
+        raise ValueError(f"a clip of {T}x{H}x{W} codes must take {2 * T * H * W} bytes, got {len(content)}; prepare it again")
+    codes = np.frombuffer(content, "<u2").astype(np.int64)
+    if codes.max() >= codebook:
+        raise ValueError(f"codes must be below {codebook}, got {codes.max()}: the shards are of another tokenizer or damaged")
+    return torch.from_numpy(codes).view(T, H, W)
 
 
 def write_parquet(path: Path, schema: Any, groups: Iterable[Sequence[dict[str, Any]]]) -> None:
-    """A Parquet file of row groups: written under another name, flushed to the disk, then put in place. OSError in words."""
+    """A Parquet file of row groups with checksums, whole or not at all. OSError in words."""
     import pyarrow
     import pyarrow.parquet as parquet
 
-    with whole_file(path) as partial, parquet.ParquetWriter(partial, schema, compression="zstd") as writer:
+    with (
+        whole_file(path) as partial,
+        parquet.ParquetWriter(partial, schema, compression="zstd", write_page_checksum=True) as writer,
+    ):
         for rows in groups:
             writer.write_table(pyarrow.Table.from_pylist(list(rows), schema=schema))
 
@@ -100,7 +103,7 @@ def write_shard(
     path: Path, form: str, tokenizer: str, rows: Sequence[dict[str, Any]], rejected: Sequence[dict[str, Any]]
 ) -> None:
     """One shard of `prepare`, with what it rejected in its footer (so that both appear together)."""
-    groups = [rows[first : first + GROUP] for first in range(0, len(rows), GROUP)] or [[]]
+    groups = [rows[first : first + GROUP_ROWS] for first in range(0, len(rows), GROUP_ROWS)] or [[]]
     metadata = {"format": form, "tokenizer": tokenizer, "rejected": json.dumps(list(rejected))}
     write_parquet(path, clip_schema(form).with_metadata(metadata), groups)
 
@@ -120,11 +123,9 @@ def clip_schema(form: str) -> Any:
 
 def rejected_in(path: Path) -> list[dict[str, Any]]:
     """What was rejected while this shard was made."""
-    import pyarrow.parquet as parquet
-
-    metadata = parquet.read_schema(path).metadata or {}
-    found: list[dict[str, Any]] = json.loads(metadata.get(b"rejected", b"[]"))
-    return found
+    with _parquet(None, str(path)) as file:
+        found: list[dict[str, Any]] = json.loads((file.schema_arrow.metadata or {}).get(b"rejected", b"[]"))
+        return found
 
 
 def open_shards(folder: str | Path) -> ShardIndex:
@@ -132,37 +133,38 @@ def open_shards(folder: str | Path) -> ShardIndex:
 
     Raises FileNotFoundError for a folder without shards, ValueError for an unfinished one, or shards that do not fit together.
     """
-    files_of, names, settings = _listed(str(folder))
-    forms, sizes, places, facts = set(), [], [], set()
-    digest = hashlib.sha256()
+    remote, names, settings = _listed(str(folder))
+    forms: set[str] = set()
+    facts: set[tuple[str, float]] = set()
+    sizes, places = [], []
     for number, name in enumerate(names):
-        with files_of.open(name, "rb") as file:
-            opened = _parquet(file, name)
-            metadata = opened.schema_arrow.metadata or {}
-            form = metadata.get(b"format", b"").decode()
+        with _parquet(remote, name) as file:
+            form = (file.schema_arrow.metadata or {}).get(b"format", b"").decode("ascii", "replace")
             if form not in (CODES, PIXELS, TOKENS):
                 raise ValueError(f"{name} must be a shard that lumos wrote, got another Parquet file; give a folder of shards")
             forms.add(form)
             sides = ["F", "height", "width"] if form == PIXELS else ["T", "H", "W"]
-            for group in range(opened.num_row_groups):
-                table = opened.read_row_group(group, columns=[*sides, "fps", "tokenizer"])
-                size_N3 = np.stack([table[side].to_numpy() for side in sides], 1)
-                sizes.append(size_N3)
-                rows = np.arange(len(size_N3))
+            for group in range(file.num_row_groups):
+                table = _columns(file, name, group, [*sides, "frames", "fps", "tokenizer"])
+                size_N4 = np.stack([table[column].to_numpy() for column in [*sides, "frames"]], 1).astype(np.int64)
+                if (size_N4 < 1).any():
+                    raise ValueError(f"{name} must hold clips of at least 1x1x1, got {size_N4.min(0)[:3].tolist()}")
+                sizes.append(size_N4)
+                rows = np.arange(len(size_N4))
                 places.append(np.stack([np.full_like(rows, number), np.full_like(rows, group), rows], 1))
                 facts |= set(zip(table["tokenizer"].to_pylist(), table["fps"].to_pylist(), strict=True))
-                digest.update(size_N3.astype("<i4").tobytes())
-    found = np.concatenate(sizes) if sizes else np.zeros((0, 3), np.int64)
-    if not len(found):
+    if not sum(map(len, sizes)):
         raise ValueError(f"{folder} must hold at least one clip, got none; see its rejected.csv")
-    tokenizers, rates = {tokenizer for tokenizer, _ in facts}, {fps for _, fps in facts if form != TOKENS}
+    tokenizers, rates = {tokenizer for tokenizer, _ in facts}, {fps for _, fps in facts if TOKENS not in forms}
     for what, values in (("one form", forms), ("one tokenizer", tokenizers), ("one frame rate", rates)):
         if len(values) > 1:
             shown = ", ".join(sorted(map(str, values)))
             raise ValueError(f"the shards in {folder} must have {what}, got {shown}; prepare them again, together")
-    planned = settings.get("shards")
-    if planned is not None and planned != len(names):
+    planned = settings.get("shards", len(names))
+    if planned != len(names):
         raise ValueError(f"{folder} must be finished, got {len(names)} of {planned} shards; give the same prepare command again")
+    sizes_N4 = np.concatenate(sizes)
+    digest = hashlib.sha256(b"".join(part[:, :3].astype("<i4").tobytes() for part in sizes))
     digest.update("".join(sorted(tokenizers)).encode())
     return ShardIndex(
         str(folder),
@@ -170,9 +172,10 @@ def open_shards(folder: str | Path) -> ShardIndex:
         next(iter(forms)),
         next(iter(tokenizers)),
         float(next(iter(rates), 0.0)),
-        found.astype(np.int64),
+        sizes_N4[:, :3],
         np.concatenate(places).astype(np.int64),
         digest.hexdigest()[:16],
+        sizes_N4[:, 3],
     )
 
 
@@ -181,7 +184,7 @@ class ShardReader:
 
     def __init__(self, index: ShardIndex, columns: Sequence[str], cache_bytes: int = 2**31) -> None:
         self.index, self.columns, self.cache_bytes = index, list(columns), cache_bytes
-        self.files, _, _ = _listed(index.folder)
+        self.remote = _listed(index.folder)[0]
         self.groups: OrderedDict[tuple[int, int], Any] = OrderedDict()
         self.footers: dict[int, Any] = {}
         self.bytes = 0
@@ -189,7 +192,7 @@ class ShardReader:
 
     def row(self, number: int) -> dict[str, Any]:
         """Row `number` of the index, with the columns asked for."""
-        file, group, row = (int(part) for part in self.index.place_N3[number])
+        file, group, row = self.index.place_N3[number].tolist()
         table = self._group(file, group)
         return {name: table[name][row].as_py() for name in self.columns}
 
@@ -199,10 +202,9 @@ class ShardReader:
                 self.groups.move_to_end((file, group))
                 return self.groups[file, group]
         name = self.index.files[file]
-        with self.files.open(name, "rb") as opened:
-            parquet_file = _parquet(opened, name, self.footers.get(file))
-            self.footers[file] = parquet_file.metadata
-            table = parquet_file.read_row_group(group, columns=self.columns).combine_chunks()
+        with _parquet(self.remote, name, self.footers.get(file)) as opened:
+            self.footers[file] = opened.metadata
+            table = _columns(opened, name, group, self.columns)
         with self.lock:
             if (file, group) not in self.groups:
                 self.groups[file, group] = table
@@ -212,22 +214,15 @@ class ShardReader:
         return table
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object, or {} when there is none."""
-    with suppress(FileNotFoundError):
-        document: dict[str, Any] = json.loads(path.read_bytes())
-        return document
-    return {}
-
-
 def read_settings(folder: str) -> dict[str, Any]:
     """What `prepare` wrote down of a folder of shards; {} for shards of another origin."""
     return _listed(folder)[2]
 
 
 def _listed(folder: str) -> tuple[Any, list[str], dict[str, Any]]:
-    """(file system, Parquet files in it, settings that made them)."""
+    """(file system, None for the local one; Parquet files in it; settings that made them)."""
     import fsspec
+    from fsspec.implementations.local import LocalFileSystem
 
     try:
         files, where = fsspec.core.url_to_fs(folder)
@@ -239,17 +234,47 @@ def _listed(folder: str) -> tuple[Any, list[str], dict[str, Any]]:
     names = sorted(name for name in listed if name.endswith(".parquet") and not name.rpartition("/")[2].startswith("."))
     if not names:
         raise FileNotFoundError(f"{folder} must hold shards (.parquet), got none; make some with lumos prepare")
-    settings = next((name for name in listed if name.endswith(f"/{SETTINGS}")), None)
-    return files, names, json.loads(files.cat_file(settings)) if settings else {}
+    written = next((name for name in listed if name.endswith(f"/{PREPARED}")), None)
+    try:
+        settings = json.loads(files.cat_file(written)) if written else {}
+        if not (isinstance(settings, dict) and isinstance(settings.get("shards", 0), int)):
+            raise ValueError("no object with the number of shards")
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{written} must be what lumos prepare wrote, got something else ({error})") from error
+    return None if isinstance(files, LocalFileSystem) else files, names, settings
 
 
-def _parquet(file: Any, name: str, footer: Any = None) -> Any:
+@contextmanager
+def _parquet(remote: Any, name: str, footer: Any = None) -> Iterator[Any]:
+    """An open shard; ValueError where it is damaged.
+
+    Arrow itself opens local files: its threads may outlive Python, so what they free must hold no Python objects.
+    """
     import pyarrow
     import pyarrow.parquet as parquet
 
     try:
-        return parquet.ParquetFile(file, metadata=footer)
-    except pyarrow.ArrowInvalid as error:
-        raise ValueError(
-            f"{name} is damaged or is no Parquet file ({error}); delete it and give the prepare command again"
-        ) from error
+        with (
+            nullcontext(name) if remote is None else remote.open(name, "rb") as source,
+            parquet.ParquetFile(source, metadata=footer, pre_buffer=False, page_checksum_verification=True) as file,
+        ):
+            yield file
+    except FileNotFoundError:
+        raise
+    except (pyarrow.ArrowException, OSError) as error:
+        problem = " ".join(str(error).split())
+        raise ValueError(f"{name} is damaged or is no Parquet file ({problem}); delete it and prepare it again") from error
+
+
+def _columns(file: Any, name: str, group: int, columns: Sequence[str]) -> Any:
+    """Columns of a row group as a table; ValueError where one is missing, of another type, or has empty fields."""
+    schema = file.schema_arrow
+    for column in columns:
+        found = str(schema.field(column).type) if column in schema.names else "none"
+        if not re.match(TYPES[column], found):
+            raise ValueError(f"{name} must have a column {column} as lumos writes it, got {found}; prepare it again")
+    table = file.read_row_group(group, columns=list(columns), use_threads=False).combine_chunks()
+    for column in columns:
+        if table[column].null_count:
+            raise ValueError(f"{name} must have a {column} in every row, got empty ones; prepare it again")
+    return table

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from lumos.data.batch import drawn_ahead
-from lumos.data.pixels import PixelBatches, held_out_clips, to_pixels
+from lumos.data.pixels import PixelBatches, held_out_clips
 from lumos.data.shapes import SceneBatches
+from lumos.media.pixels import clips_to_pixels
 from lumos.media.sheet import contact_sheet
 from lumos.tokenizer.losses import LossConfig, codes_used, psnr, reconstruction_loss
 from lumos.tokenizer.model import TokenizerConfig, VideoTokenizer, load_tokenizer, save_tokenizer
@@ -171,7 +172,7 @@ def pixel_batches(config: TrainTokenizerConfig, clips: PixelBatches | None, rank
         sources.append(draw(one, config.frames, config.size, config.fps) for one in scenes)
     if clips is not None:
         read = drawn_ahead(clips, step, config.workers, 8, ranks.device)
-        sources.append(to_pixels(rgb_BFHWC.to(ranks.device, non_blocking=True)) for rgb_BFHWC in read)
+        sources.append(clips_to_pixels(rgb_BFHWC.to(ranks.device, non_blocking=True)) for rgb_BFHWC in read)
     return (torch.cat(parts) for parts in zip(*sources, strict=True))
 
 
@@ -181,7 +182,7 @@ def evaluate_and_show(log: RunLog, step: int, tokenizer: VideoTokenizer, config:
     sets = {"": held_out_scenes(config, device)}
     if data is not None:
         rgb_BFHWC = held_out_clips(data, config.evaluation_clips, config.frames, config.size)
-        sets |= {"data_": (to_pixels(part.to(device)) for part in rgb_BFHWC.split(config.batch))} if len(rgb_BFHWC) else {}
+        sets |= {"data_": (clips_to_pixels(part.to(device)) for part in rgb_BFHWC.split(config.batch))} if len(rgb_BFHWC) else {}
     for name, batches in sets.items():
         numbers, sheet = evaluate_tokenizer(tokenizer, batches)
         log.scalars(step, {f"{name}{key}": value for key, value in numbers.items()})

@@ -135,7 +135,7 @@ def test_ranks_never_see_the_same_clip_in_an_epoch(shards: Path) -> None:
 def large_index(groups: list[int]) -> ShardIndex:
     sizes = np.tile([3, 8, 8], (sum(groups), 1))
     places = np.concatenate([np.stack([np.full(n, 0), np.full(n, g), np.arange(n)], 1) for g, n in enumerate(groups)])
-    return ShardIndex("-", ("-",), CODES, "t", 8.0, sizes, places, "-")
+    return ShardIndex("-", ("-",), CODES, "t", 8.0, sizes, places, "-", sizes[:, 0])
 
 
 @given(st.lists(st.integers(1, 20), min_size=1, max_size=40), st.integers(1, 5), st.integers(1, 7), st.integers(1, 50))
@@ -244,12 +244,13 @@ def tokenizer(seed: int) -> VideoTokenizer:
 def test_shards_of_another_tokenizer_are_refused(shards: Path) -> None:
     with pytest.raises(ValueError, match="must be made with this tokenizer"):
         check_tokenizer(open_shards(shards), tokenizer(0))
-    index = ShardIndex("-", (), CODES, fingerprint(tokenizer(0)), 8.0, np.zeros((0, 3)), np.zeros((0, 3)), "")
+    none = np.zeros((0, 3))
+    index = ShardIndex("-", (), CODES, fingerprint(tokenizer(0)), 8.0, none, none, "", none[:, 0])
     check_tokenizer(index, tokenizer(0).bfloat16().float())  # a folder in half precision holds the same tokenizer
     with pytest.raises(ValueError, match="another one"):
         check_tokenizer(index, tokenizer(1))
     with pytest.raises(ValueError, match=COSMOS):
-        check_tokenizer(ShardIndex("-", (), CODES, COSMOS, 8.0, np.zeros((0, 3)), np.zeros((0, 3)), ""), tokenizer(0))
+        check_tokenizer(ShardIndex("-", (), CODES, COSMOS, 8.0, none, none, "", none[:, 0]), tokenizer(0))
 
 
 def test_shards_that_do_not_fit_together(tmp_path: Path) -> None:

@@ -8,9 +8,10 @@ import torch
 from PIL import Image
 
 from lumos.data.clips import Cut
-from lumos.data.pixels import PixelBatches, held_out_clips, split_rows, stretched, to_pixels
-from lumos.data.prepare import PrepareConfig, Share, prepare
+from lumos.data.pixels import PixelBatches, held_out_clips, split_rows, stretched
+from lumos.data.prepare import PrepareConfig, Share, prepare_shards
 from lumos.data.shards import CODES, open_shards, write_shard
+from lumos.media.pixels import clips_to_pixels
 
 COUNT = 60
 
@@ -28,7 +29,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
             frames.append(Image.fromarray(rgb_HWC))
         frames[0].save(folder / "in" / f"{number}.webp", save_all=True, append_images=frames[1:], duration=125, lossless=True)
     config = PrepareConfig(Cut(9, 8.0, ((40, 40),), step=1, least=1), rows=COUNT)
-    prepare(folder / "in", folder / "out", config, None, Share())
+    prepare_shards(folder / "in", folder / "out", config, None, Share())
     return folder / "out"
 
 
@@ -73,7 +74,7 @@ def test_held_out_files_are_never_trained_on(pictures: Path) -> None:
 
 
 def test_short_clips_turn_back(pictures: Path) -> None:
-    frames = np.arange(3)[:, None, None, None]
+    frames = np.arange(3, dtype=np.uint8)[:, None, None, None]
     assert stretched(frames, 8).ravel().tolist() == [0, 1, 2, 1, 0, 1, 2, 1]
     assert stretched(frames, 2).ravel().tolist() == [0, 1]
     assert stretched(frames[:1], 3).ravel().tolist() == [0, 0, 0]
@@ -82,8 +83,8 @@ def test_short_clips_turn_back(pictures: Path) -> None:
 
 def test_pixels_span_minus_one_to_one() -> None:
     rgb = torch.tensor([0, 255], dtype=torch.uint8).view(1, 2, 1, 1, 1).expand(1, 2, 4, 5, 3)
-    assert to_pixels(rgb).shape == (1, 3, 2, 4, 5)
-    assert to_pixels(rgb)[0, :, :, 0, 0].tolist() == [[-1, 1]] * 3
+    assert clips_to_pixels(rgb).shape == (1, 3, 2, 4, 5)
+    assert clips_to_pixels(rgb)[0, :, :, 0, 0].tolist() == [[-1, 1]] * 3
 
 
 def test_wrong_shards(pictures: Path, tmp_path: Path) -> None:

@@ -21,8 +21,9 @@ from torch import Tensor
 from lumos.cli.main import main
 from lumos.data.clips import Cut, unpack_picture
 from lumos.data.manifest import Entry
-from lumos.data.prepare import PrepareConfig, Share, _finish, prepare
+from lumos.data.prepare import PrepareConfig, Share, _finish, prepare_shards
 from lumos.data.shards import open_shards, unpack_codes
+from lumos.media.ffmpeg import video_pictures
 from lumos.media.video import write_video
 from lumos.tokenizer.model import TokenizerConfig, VideoTokenizer, load_tokenizer, save_tokenizer
 from lumos.weights import fingerprint
@@ -61,7 +62,7 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(material: Path, out: Path, config: PrepareConfig = CONFIG, **share: Any) -> dict[str, Any]:
-    return prepare(material / "clips.csv", out, config, load_tokenizer(material / "tokenizer"), Share(**share))
+    return prepare_shards(material / "clips.csv", out, config, load_tokenizer(material / "tokenizer"), Share(**share))
 
 
 def rows_of(out: Path) -> list[dict[str, Any]]:
@@ -126,7 +127,7 @@ import os, signal, sys
 from lumos.data import prepare, shards
 place, count = sys.argv[1], int(sys.argv[2])
 owner, name = {"begin": (prepare, "_begin"), "encode": (prepare._Maker, "_tokenise"), "written": (os, "fsync"),
-               "renamed": (os, "replace"), "next": (prepare, "write")}[place]
+               "renamed": (os, "replace"), "next": (prepare, "write_shard")}[place]
 real, calls = getattr(owner, name), []
 def deadly(*args, **more):
     calls.append(1)
@@ -173,7 +174,7 @@ def test_ctrl_c_keeps_the_finished_shards(material: Path, whole: Path, tmp_path:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        prepare(material / "clips.csv", out, CONFIG, load_tokenizer(material / "tokenizer"), Share(), say=interrupt)
+        prepare_shards(material / "clips.csv", out, CONFIG, load_tokenizer(material / "tokenizer"), Share(), say=interrupt)
     assert len(list(out.glob("*.parquet"))) == 2
     document = run(material, out)
     assert document["clips_made"] < document["clips"] and rows_of(out) == rows_of(whole)
@@ -224,6 +225,60 @@ def test_bad_inputs_are_listed_and_do_not_stop_the_run(
     assert main(["inspect", str(tmp_path / "out"), "--json"]) == 0
 
 
+def test_clips_of_a_rejected_input_do_not_stay(material: Path, tmp_path: Path) -> None:
+    """A long file whose last part is missing makes many good clips before its end tells."""
+    whole_file = write_video(tmp_path / "long.mp4", moving(3, 161), 8).read_bytes()
+    (tmp_path / "cut.mp4").write_bytes(whole_file[: len(whole_file) * 4 // 5])
+    (tmp_path / "clips.csv").write_text(f"path,caption\n{material}/0.mp4,good\ncut.mp4,cut\n{material}/1.mp4,good\n")
+    for name, tokenizer in (("codes", small_tokenizer()), ("pictures", None)):
+        document = prepare_shards(tmp_path / "clips.csv", tmp_path / name, PrepareConfig(CUT, batch=3), tokenizer, Share())
+        assert document["rejected"] == 1
+        assert {Path(row["source"]).name for row in rows_of(tmp_path / name)} == {"0.mp4", "1.mp4"}
+
+
+def test_rejected_rows_can_be_mended(material: Path, tmp_path: Path) -> None:
+    """A missing file and a wrong row, both marked to be mirrored: mended, their shard deleted, the same command."""
+    manifest, out = tmp_path / "clips.csv", tmp_path / "out"
+    lines = ["path,caption,mirror", f"{material}/0.mp4,good,true", "late.mp4,late,true", f"{material}/1.mp4,,true"]
+    manifest.write_text("\n".join(lines))
+    config = PrepareConfig(CUT, rows=1)
+    assert prepare_shards(manifest, out, config, small_tokenizer(), Share())["rejected"] == 2
+    (tmp_path / "late.mp4").write_bytes((material / "2.mp4").read_bytes())
+    manifest.write_text("\n".join([*lines[:3], f"{material}/1.mp4,said now,true"]))
+    with pytest.raises(ValueError, match="begun with another manifest"):
+        prepare_shards(manifest, out, config, small_tokenizer(), Share())
+    for number in (1, 2):
+        (out / f"{number:06}.parquet").unlink()
+    document = prepare_shards(manifest, out, config, small_tokenizer(), Share())
+    assert document["rejected"] == 0 and {row["captions"][0] for row in rows_of(out)} == {"good", "late", "said now"}
+
+
+def test_one_frame_clips_and_names_in_other_encodings(material: Path, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    Image.new("RGB", (40, 40)).save(tmp_path / "in" / "gray.png")
+    write_video(tmp_path / "in" / "a.mp4", moving(1, 3), 8)
+    (tmp_path / "in" / os.fsdecode(b"caf\xe9.mp4")).write_bytes(b"x")
+    config = PrepareConfig(Cut(1, 8.0, CUT.sizes, step=1, least=1))
+    document = prepare_shards(tmp_path / "in", tmp_path / "out", config, None, Share())
+    assert (document["clips"], document["images"], document["rejected"]) == (4, 4, 1)
+    assert "Unicode" in (tmp_path / "out" / "rejected.csv").read_text()
+
+
+def test_any_fault_of_a_decoder_is_its_rows_rejection(material: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for fault in (AttributeError("no width"), TypeError("Missing dimensions"), ZeroDivisionError(), RecursionError("deep")):
+
+        def strange(path: Path, start: float, fault: Exception = fault) -> Any:
+            if path.name == "1.mp4":
+                raise fault
+            return video_pictures(path, start)
+
+        monkeypatch.setattr("lumos.media.source.video_pictures", strange)
+        out = tmp_path / type(fault).__name__
+        document = run(material, out)
+        (line,) = csv.DictReader((out / "rejected.csv").read_text().splitlines())
+        assert document["rejected"] == 1 and line["path"].endswith("1.mp4") and type(fault).__name__ in line["reason"]
+
+
 @pytest.mark.parametrize(
     ("more", "words"),
     [
@@ -270,11 +325,11 @@ def test_other_settings_or_another_manifest_need_another_folder(material: Path, 
     with pytest.raises(ValueError, match=r"begun with another frames = 5; give the command"):
         run(material, whole, PrepareConfig(Cut(9, 8.0, CUT.sizes, least=5), rows=2, batch=3))
     with pytest.raises(ValueError, match="begun with another tokenizer"):
-        prepare(material / "clips.csv", whole, CONFIG, small_tokenizer(1), Share())
+        prepare_shards(material / "clips.csv", whole, CONFIG, small_tokenizer(1), Share())
     lines = (material / "clips.csv").read_text().splitlines()
     (material / "other.csv").write_text("\n".join(lines[:-1]))
     with pytest.raises(ValueError, match="begun with another manifest"):
-        prepare(material / "other.csv", whole, CONFIG, small_tokenizer(), Share())
+        prepare_shards(material / "other.csv", whole, CONFIG, small_tokenizer(), Share())
     (tmp_path / "mine.txt").write_text("a thesis")
     with pytest.raises(FileExistsError, match="new or empty folder"):
         run(material, tmp_path)
@@ -285,7 +340,7 @@ def test_other_settings_or_another_manifest_need_another_folder(material: Path, 
 def test_a_manifest_of_bad_rows_only(tmp_path: Path) -> None:
     (tmp_path / "clips.csv").write_text("path,caption\nno.mp4,x\n")
     with pytest.raises(ValueError, match="a row that can be used, got none of 1: there is no file"):
-        prepare(tmp_path / "clips.csv", tmp_path / "out", CONFIG, None, Share())
+        prepare_shards(tmp_path / "clips.csv", tmp_path / "out", CONFIG, None, Share())
 
 
 def test_a_manifest_without_permission(
@@ -322,12 +377,12 @@ def test_a_full_disk_is_said_and_resumed_from(
 
 def test_pictures_can_be_tokenised_later(material: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = PrepareConfig(Cut(40, 8.0, CUT.sizes, step=1, least=1), rows=4)
-    prepare(material / "clips.csv", tmp_path / "pictures", config, None, Share())
+    prepare_shards(material / "clips.csv", tmp_path / "pictures", config, None, Share())
     rows = rows_of(tmp_path / "pictures")
     assert [row["F"] for row in rows] == [*(5 + 4 * (number % 4) for number in range(9)), 1]
     rgb_FHWC = unpack_picture(rows[1]["picture"], rows[1]["F"], SIZE, SIZE)
     assert np.abs(rgb_FHWC / 127.5 - 1 - moving(1, 9).permute(1, 2, 3, 0).numpy()).mean() < 0.08
-    document = prepare(tmp_path / "pictures", tmp_path / "codes", CONFIG, small_tokenizer(), Share())
+    document = prepare_shards(tmp_path / "pictures", tmp_path / "codes", CONFIG, small_tokenizer(), Share())
     direct = rows_of_run(material, tmp_path)
     again = rows_of(tmp_path / "codes")
     assert document["rejected"] == 0 and len(again) == len(direct)
@@ -336,7 +391,7 @@ def test_pictures_can_be_tokenised_later(material: Path, tmp_path: Path, capsys:
     assert main(["inspect", str(tmp_path / "pictures"), "--sheet", str(tmp_path / "sheet.png"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["holds"] == "pictures" and (tmp_path / "sheet.png").exists()
     with pytest.raises(ValueError, match="holds codes already"):
-        prepare(tmp_path / "codes", tmp_path / "more", CONFIG, small_tokenizer(), Share())
+        prepare_shards(tmp_path / "codes", tmp_path / "more", CONFIG, small_tokenizer(), Share())
 
 
 def rows_of_run(material: Path, tmp_path: Path) -> list[dict[str, Any]]:
@@ -385,7 +440,7 @@ def test_inspect_says_what_is_there(whole: Path, material: Path, tmp_path: Path,
 def test_entries_of_picture_shards_say_where_they_are(material: Path, tmp_path: Path) -> None:
     from lumos.data.manifest import read_manifest
 
-    prepare(material / "clips.csv", tmp_path / "p", PrepareConfig(Cut(9, 8.0, CUT.sizes, step=1, least=1)), None, Share())
+    prepare_shards(material / "clips.csv", tmp_path / "p", PrepareConfig(Cut(9, 8.0, CUT.sizes, step=1, least=1)), None, Share())
     entries = read_manifest(tmp_path / "p")
     assert entries[0] == Entry(1, str(tmp_path / "p" / "000000.parquet"), ("clip number 0",), mirror=True, stored=0)
     assert [entry.stored for entry in entries] == list(range(len(entries)))

@@ -129,13 +129,13 @@ def test_the_loss_falls(tmp_path: Path) -> None:
 def test_real_clips_beside_shapes(tmp_path: Path) -> None:
     """Picture shards take their share of a batch; a run on them resumes exactly, and only on them."""
     from lumos.data.clips import Cut
-    from lumos.data.prepare import PrepareConfig, Share, prepare
+    from lumos.data.prepare import PrepareConfig, Share, prepare_shards
 
     (tmp_path / "in").mkdir()
     for number in range(24):
         frames = [Image.new("RGB", (16, 16), (10 * number, 5 * time, 99)) for time in range(9)]
         frames[0].save(tmp_path / "in" / f"{number}.webp", save_all=True, append_images=frames[1:], duration=125)
-    prepare(tmp_path / "in", tmp_path / "pictures", PrepareConfig(Cut(9, 8.0, ((16, 16),), step=1)), None, Share())
+    prepare_shards(tmp_path / "in", tmp_path / "pictures", PrepareConfig(Cut(9, 8.0, ((16, 16),), step=1)), None, Share())
     data = str(tmp_path / "pictures")
     config = replace(TOY, batch=2, data_share=0.5, max_steps=4, optim=replace(TOY.optim, schedule="constant"))
     one = train_tokenizer(config, tmp_path / "one", data=data)
