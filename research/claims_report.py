@@ -1,7 +1,7 @@
 """Results of `research.claims` -> research/paper_claims.md and its plots: every number from the lines of the files.
 
 `python -m research.claims_report --results FOLDER [FOLDER ...] --out research/paper_claims.md`. A folder holds the models of
-one training time. Scores are pooled over the seeds, with Wilson's 95 % interval; a difference counts from two standard errors on.
+one training time. Seeds are the units: means and standard errors over them, and Welch's t-test at 95 % for differences.
 What stands behind `BY_HAND` in the page stays.
 """
 
@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lumos.evaluation.scores import wilson
 from lumos.files import read_lines
 from research.claims import ALL_RIGHT, CLAIMS, LATENCY, RUNS, SCORES, Claim, Setting
 from research.small_runs import FULL, Variant
@@ -78,26 +77,39 @@ def write_claims(folders: Sequence[Path], out: Path) -> None:
     out.write_text("\n\n".join(parts) + "\n" + (f"\n{mark}{rest}" if mark else ""), "utf-8")
 
 
-def verdict(better: Sequence[int], worse: Sequence[int]) -> str:
-    """Of two [right, unclear, of]: "confirmed" if the first is higher by two standard errors, "opposite", or "not confirmed"."""
-    (right, _, of), (other, _, other_of) = better, worse
-    pooled = (right + other) / (of + other_of)
-    error = math.sqrt(max(pooled * (1 - pooled), 1e-9) * (1 / of + 1 / other_of))
-    distance = (right / of - other / other_of) / error
-    return "confirmed" if distance > 2 else "opposite" if distance < -2 else "not confirmed"
+def verdict(better: Sequence[float], worse: Sequence[float]) -> str:
+    """Of one value per seed: "confirmed" if the first are higher in Welch's t-test at 95 %, "opposite", or "not decided".
+
+    Seeds are the units: videos of one model are not independent of each other, so pooling them would claim too much.
+    """
+    if min(len(better), len(worse)) < 2:
+        return "one seed tells nothing"
+    from scipy.stats import ttest_ind_from_stats
+
+    (one, one_error), (other, other_error) = _mean_and_error(better), _mean_and_error(worse)
+    if max(one_error, other_error) == 0:
+        return "not decided" if one == other else "confirmed" if one > other else "opposite"
+    n, m = len(better), len(worse)
+    test = ttest_ind_from_stats(one, one_error * n**0.5, n, other, other_error * m**0.5, m, equal_var=False)
+    return "not decided" if test.pvalue > 0.05 else "confirmed" if test.statistic > 0 else "opposite"
 
 
-def pooled(scores: Lines, variant: Variant, setting: Setting) -> dict[str, list[int]] | None:
-    """Marks of all seeds together, and "mean": the mean share of what was told (number, colour, shape, motion, direction), as if
-    all of it were right or wrong together in each video, which makes its interval too wide rather than too narrow."""
-    lines = [line for line in scores if (line["variant"], line["label"]) == (variant.name, setting.label)]
-    if not lines:
-        return None
-    names = [name for name in lines[0]["marks"] if all(name in line["marks"] for line in lines)]
-    marks = {name: [sum(line["marks"][name][i] for line in lines) for i in range(3)] for name in names}
-    told = [marks[name][0] / marks[name][2] for name in ALL_RIGHT if name in marks]
-    videos = max(of for _, _, of in marks.values())
-    return marks | {"mean": [round(videos * sum(told) / len(told)), 0, videos]}
+def shares(scores: Lines, variant: Variant, setting: Setting) -> dict[str, list[float]]:
+    """Attribute -> percent right of every seed; "mean": of what was told (number, colour, shape, motion, direction)."""
+    found: dict[str, list[float]] = {}
+    for line in scores:
+        if (line["variant"], line["label"]) == (variant.name, setting.label):
+            right = {name: 100 * marks[0] / marks[2] for name, marks in line["marks"].items()}
+            told = [right[name] for name in ALL_RIGHT if name in right]
+            for name, value in {"mean": sum(told) / len(told), **right}.items():
+                found.setdefault(name, []).append(value)
+    return found
+
+
+def _mean_and_error(values: Sequence[float]) -> tuple[float, float]:
+    """Mean over seeds and its standard error (0 for one seed)."""
+    mean = sum(values) / len(values)
+    return mean, math.sqrt(sum((value - mean) ** 2 for value in values) / max(len(values) - 1, 1) / len(values))
 
 
 def _head(results: Sequence[Results]) -> str:
@@ -112,9 +124,9 @@ The work is the same for all: one plain object of the shapes world, {scale.get("
 {model.get("layers")} layers and width {model.get("width")}, {times} seconds of training each (compilation and
 validation left out) on {scale.get("clips")} clips, batch {scale.get("batch")}; {scale.get("prompts")} prompts, half of them with
 colour and shape never shown together. {models} models were trained. "all" is the share of videos in which number, colour,
-shape, motion and direction are all as told, "mean" the mean of their five shares. Intervals are Wilson's 95 % over all seeds'
-videos; "confirmed" and "opposite" mean a difference of more than two standard errors in "mean", "not confirmed" a smaller one; in
-brackets are the single attributes that differ by as much (one in twenty would by chance)."""
+shape, motion and direction are all as told, "mean" the mean of their five shares, with its standard error over seeds. Seeds are
+the units of every verdict: "confirmed" and "opposite" mean a difference in Welch's t-test at 95 %, "not decided" a smaller one,
+which more seeds could decide; in brackets are the single attributes that differ by as much (one in twenty would by chance)."""
 
 
 def _block(name: str, claim: Claim, results: Results, is_one_of_several: bool, pictures: Path) -> str:
@@ -147,9 +159,9 @@ def _compared(claim: Claim, runs: Lines, scores: Lines) -> str:
             continue
         losses = [final["loss"] for final in finals]
         frames = [sum(values) / len(values) for values in zip(*(final["own_frames"] for final in finals), strict=True)]
-        said = [f"loss: {_loss_verdict(losses, base_losses)}"] if variant != base else []
+        said = [f"loss: {verdict(losses, base_losses)}"] if variant != base else []
         for setting in claim.settings if variant != base else ():
-            ours, theirs = pooled(scores, base, setting), pooled(scores, variant, setting)
+            ours, theirs = shares(scores, base, setting), shares(scores, variant, setting)
             if ours and theirs:
                 said.append(f"{setting.label}: {verdict(ours['mean'], theirs['mean'])}{_apart(ours, theirs)}")
         shown = ", ".join(f"{frame:.2f}" for frame in frames)
@@ -157,8 +169,8 @@ def _compared(claim: Claim, runs: Lines, scores: Lines) -> str:
     return "\n".join(lines)
 
 
-def _apart(ours: dict[str, list[int]], theirs: dict[str, list[int]]) -> str:
-    """Single attributes that differ by two standard errors."""
+def _apart(ours: dict[str, list[float]], theirs: dict[str, list[float]]) -> str:
+    """Single attributes that differ."""
     found = {name: verdict(ours[name], theirs[name]) for name in SHOWN[1:] if name in ours and name in theirs}
     words = {"confirmed": "better", "opposite": "worse"}
     parts = [
@@ -174,37 +186,27 @@ def _finals(runs: Lines, variant: Variant) -> Lines:
     return [line["curve"][-1] for line in runs if line["variant"] == variant.name and line["curve"]]
 
 
-def _loss_verdict(losses: Sequence[float], base: Sequence[float]) -> str:
-    """Whether the base's loss is lower by two standard errors of the difference between seeds."""
-    if min(len(losses), len(base)) < 2:
-        return "one seed tells nothing"
-    means, errors = [], []
-    for values in (losses, base):
-        mean = sum(values) / len(values)
-        means.append(mean)
-        errors.append(sum((value - mean) ** 2 for value in values) / (len(values) - 1) / len(values))
-    distance = (means[0] - means[1]) / math.sqrt(max(sum(errors), 1e-12))
-    return "confirmed" if distance > 2 else "opposite" if distance < -2 else "not confirmed"
-
-
 def _collapse(claim: Claim, scores: Lines) -> str:
     """Does hiding part of the history help, for each model?"""
     lines = ["| model | history mask 0.7 better than 0 | 0.9 better than 0.7 |", "| --- | --- | --- |"]
     for variant in claim.variants:
-        none, some, most = (pooled(scores, variant, Setting(f"random {ratio}")) for ratio in (0.0, 0.7, 0.9))
+        none, some, most = (shares(scores, variant, Setting(f"random {ratio}")) for ratio in (0.0, 0.7, 0.9))
         if none and some and most:
             lines.append(f"| {variant.name} | {verdict(some['mean'], none['mean'])} | {verdict(most['mean'], some['mean'])} |")
     return "\n".join(lines)
 
 
 def _table(claim: Claim, scores: Lines) -> str:
-    lines = ["| model | sampled with | videos | " + " | ".join(SHOWN) + " |", "| --- " * (3 + len(SHOWN)) + "|"]
+    lines = ["| model | sampled with | seeds | " + " | ".join(SHOWN) + " |", "| --- " * (3 + len(SHOWN)) + "|"]
     for variant in claim.variants:
         for setting in claim.settings:
-            marks = pooled(scores, variant, setting)
-            if marks:
-                cells = [share(marks[name], name == "mean") if name in marks else "" for name in SHOWN]
-                lines.append(f"| {variant.name} | {setting.label} | {marks['all'][2]} | " + " | ".join(cells) + " |")
+            found = shares(scores, variant, setting)
+            if found:
+                means = {name: _mean_and_error(values) for name, values in found.items()}
+                cells = [f"{means[name][0]:.1f}" if name in means else "" for name in SHOWN]
+                seeds = len(found["mean"])
+                cells[0] += f" +- {means['mean'][1]:.1f}" if seeds > 1 else ""
+                lines.append(f"| {variant.name} | {setting.label} | {seeds} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -222,16 +224,6 @@ def _latency(line: dict[str, Any]) -> str:
             head = f"| {model} | seconds a video | passes | of them measured |\n| --- | --- | --- | --- |\n"
             parts.append(head + "\n".join(rows))
     return "\n\n".join(parts)
-
-
-def share(mark: Sequence[int], interval: bool = True) -> str:
-    """Of [right, unclear, of]: percent right, with Wilson's 95 % interval."""
-    right, _, of = mark
-    text = f"{100 * right / of:.1f}"
-    if interval:
-        low, high = wilson(right, of)
-        text += f" ({100 * low:.0f} to {100 * high:.0f})"
-    return text
 
 
 def _mean(values: Sequence[float]) -> str:
@@ -292,15 +284,12 @@ def _line_of(
 ) -> None:
     points = []
     for setting in claim.settings:
-        found, marks = label.match(setting.label), pooled(scores, variant, setting)
+        found, marks = label.match(setting.label), shares(scores, variant, setting)
         if found and marks:
-            right, _, of = marks["mean"]
-            low, high = wilson(right, of)
-            share = right / of
-            points.append((float(found[1]), 100 * share, 100 * max(share - low, 0), 100 * max(high - share, 0)))
+            points.append((float(found[1]), *_mean_and_error(marks["mean"])))
     if points:
-        x, y, below, above = zip(*points, strict=True)
-        axes.errorbar(x, y, (below, above), fmt=style, color=colour, label=name, capsize=2, alpha=0.8)
+        x, y, error = zip(*points, strict=True)
+        axes.errorbar(x, y, error, fmt=style, color=colour, label=name, capsize=2, alpha=0.8)
 
 
 def _plot_grid(axes: Any, claim: Claim, _: Lines, scores: Lines) -> None:
@@ -308,10 +297,10 @@ def _plot_grid(axes: Any, claim: Claim, _: Lines, scores: Lines) -> None:
     guidances = list(dict.fromkeys(setting.changes["guidance"] for setting in claim.settings))
     table = [[math.nan] * len(guidances) for _ in steps]
     for setting in claim.settings:
-        marks = pooled(scores, claim.variants[0], setting)
+        marks = shares(scores, claim.variants[0], setting)
         if marks:
             row, column = steps.index(setting.changes["steps"]), guidances.index(setting.changes["guidance"])
-            table[row][column] = 100 * marks["mean"][0] / marks["mean"][2]
+            table[row][column] = _mean_and_error(marks["mean"])[0]
             bright = "black" if table[row][column] > 60 else "white"
             axes.text(column, row, f"{table[row][column]:.0f}", ha="center", va="center", color=bright)
     axes.imshow(table, vmin=0, vmax=100, cmap="viridis")
@@ -321,13 +310,11 @@ def _plot_grid(axes: Any, claim: Claim, _: Lines, scores: Lines) -> None:
 
 
 def _plot_bars(axes: Any, claim: Claim, _: Lines, scores: Lines) -> None:
-    bars = [(setting.label, pooled(scores, variant, setting)) for variant in claim.variants for setting in claim.settings]
+    bars = [(setting.label, shares(scores, variant, setting)) for variant in claim.variants for setting in claim.settings]
     for number, (_label, marks) in enumerate(bars):
         if marks:
-            right, _unclear, of = marks["mean"]
-            low, high = wilson(right, of)
-            error = [[100 * max(right / of - low, 0)], [100 * max(high - right / of, 0)]]
-            axes.bar(number, 100 * right / of, yerr=error, color="C0", capsize=3)
+            mean, error = _mean_and_error(marks["mean"])
+            axes.bar(number, mean, yerr=error, color="C0", capsize=3)
     axes.set_xticks(range(len(bars)), [label for label, _ in bars], rotation=20, ha="right")
     axes.set(ylabel="mean of five attributes right, %")
 

@@ -8,12 +8,19 @@ a size at once; a table at the end. The claim "aspect" of `research.claims` trai
 
 import argparse
 import sys
+from collections.abc import Sequence
 
+from lumos.evaluation.scores import wilson
 from lumos.evaluation.workers import Workers, usual_workers
 from lumos.generate import Generator
 from research.claims import SEEN, Setting, score
-from research.claims_report import share
 from research.small_runs import FULL, claim_prompts
+
+
+def _share(mark: Sequence[int]) -> str:
+    """Of [right, unclear, of]: percent right, with Wilson's 95 % interval over videos of one model."""
+    low, high = wilson(mark[0], mark[2])
+    return f"{100 * mark[0] / mark[2]:.1f} ({100 * low:.0f} to {100 * high:.0f})"
 
 
 def main() -> None:
@@ -30,7 +37,7 @@ def main() -> None:
             width, height = map(int, size.split("x"))
             setting = Setting(size, size=(height, width))
             marks = score(generator, claim_prompts(args.prompts), setting, generator.config.sampler, FULL, 0, workers)
-            rows.append(f"| {size} | " + " | ".join(share(marks[name]) for name in SEEN) + " |")
+            rows.append(f"| {size} | " + " | ".join(_share(marks[name]) for name in SEEN) + " |")
             print(rows[-1], file=sys.stderr, flush=True)
     print("\n".join(rows))
 

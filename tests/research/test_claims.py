@@ -75,8 +75,10 @@ def test_models_of_two_training_times_stand_side_by_side(tmp_path: Path) -> None
             add_line(folder / "scores.jsonl", {"variant": variant.name, "seed": seed, "label": "own", "marks": marks})
     write_claims([tmp_path / "36.0", tmp_path / "144.0"], tmp_path / "page.md")
     short, long = (tmp_path / "page.md").read_text().split("### After 144 seconds of training")
-    assert "### After 36 seconds" in short and "attention --out runs/claims --seeds 2\n" in short and "| 20 | 10.0 (" in short
-    assert "attention --out runs/claims_longer --seeds 2 --seconds 144" in long and "| 20 | 90.0 (" in long
+    assert (
+        "### After 36 seconds" in short and "attention --out runs/claims --seeds 2\n" in short and "| 2 | 10.0 +- 0.0 |" in short
+    )
+    assert "attention --out runs/claims_longer --seeds 2 --seconds 144" in long and "| 2 | 90.0 +- 0.0 |" in long
     assert (tmp_path / "img" / "claim_attention.png").exists() and (tmp_path / "img" / "claim_attention_144s.png").exists()
 
 
@@ -102,7 +104,7 @@ def test_the_command_says_what_is_wrong_in_a_line(tmp_path: Path, capsys: pytest
         with pytest.raises(SystemExit, match=r"claims: (device must be|no weights)"):
             claims.main([*words, "--toy", "--out", str(tmp_path / "out")])
     (tmp_path / "lines.jsonl").write_text("what\n")
-    with pytest.raises(ValueError, match="JSON object a line"):
+    with pytest.raises(ValueError, match="one JSON object per line"):
         read_lines(tmp_path / "lines.jsonl")
 
 
@@ -133,10 +135,12 @@ def test_true_clips_of_any_size_are_right(size: tuple[int, int]) -> None:
         assert judged(prompt, np.zeros_like(rgb_CFHW))["all"] is False
 
 
-def test_a_verdict_needs_two_standard_errors() -> None:
-    assert verdict([90, 0, 100], [60, 0, 100]) == "confirmed"
-    assert verdict([60, 0, 100], [90, 0, 100]) == "opposite"
-    assert verdict([52, 0, 100], [50, 0, 100]) == verdict([0, 0, 9], [0, 0, 9]) == "not confirmed"
+def test_a_verdict_has_seeds_as_its_units() -> None:
+    assert verdict([90, 91, 92], [60, 61, 59]) == "confirmed"
+    assert verdict([60, 61, 59], [90, 91, 92]) == "opposite"
+    assert verdict([88.5, 64.6, 90.6], [55.2, 64.6, 83.3]) == "not decided"  # three standard errors if videos were the units
+    assert verdict([5.0, 5.0], [5.0, 5.0]) == "not decided"
+    assert verdict([90], [60, 61]) == "one seed tells nothing"
 
 
 def test_every_claim_is_whole() -> None:
