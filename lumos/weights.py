@@ -30,7 +30,7 @@ FORMAT = 1
 CONFIG, TENSORS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 OURS = re.compile(r"model(-\d{5}){0,1}(-of-\d{5})?\.safetensors(\.index\.json)?")
 PRETRAINED = Path(__file__).parent / "pretrained"
-FILE_BYTES = 700_000_000  # tensors are gathered up to about this size before a file is written: all that saving keeps in memory
+FILE_BYTES = 500_000_000  # tensors are gathered up to about this size before a file is written: all that saving keeps in memory
 SUMS = "sums"  # metadata: a checksum for each tensor
 
 

@@ -97,21 +97,28 @@ def _record(value: Any, name: str) -> Sample:
     if not isinstance(value, dict) or "token" not in value or not set(value) <= {"token", "label", "id"}:
         found = ", ".join(map(str, value)) if isinstance(value, dict) else type(value).__name__
         raise ValueError(f"a record must be a dict of token, label and id, got {found:.80}; is this another data set?")
-    ids, labels = value["token"], value.get("label")
-    _check_ids(ids, LUMOS.size, "token", 0)
+    ids, labels, number = value["token"], value.get("label"), value.get("id", 0)
+    _check_ids(ids, "token", 0)
     if labels is not None:
-        _check_ids(labels, LUMOS.size, "label", IGNORED_LABEL)
+        _check_ids(labels, "label", IGNORED_LABEL)
         if len(labels) != len(ids) or any(label not in (i, IGNORED_LABEL) for i, label in zip(ids, labels, strict=True)):
             raise ValueError(f"every label must be its token or {IGNORED_LABEL}, they are not; the record is damaged")
-    if not isinstance(value.get("id", 0), int | str):
+    if not isinstance(number, int | str):
         raise ValueError("id must be a number or a name, it is not; is this another data set?")
     try:
         text, codes_THW, seconds, fps = unpack(LUMOS, ids)
     except (IndexError, ValueError) as error:
-        raise ValueError(f"token must be one whole sample of the published form, it is not ({error}); copy it again") from None
+        raise ValueError(f"token must be one whole sample of the published form, it is not ({error})") from None
     if rebuild(text, codes_THW, seconds, fps) != ids:
-        raise ValueError("token must be one whole sample of the published form, but its layout is another; copy it again")
-    return _complete(text, codes_THW, seconds, fps, f"{name}:{value.get('id', 0)}")
+        raise ValueError("token must be one whole sample of the published form, but its layout is another")
+    holes = [i for i in text if i in (OPEN_FRAMES, OPEN_FPS)]
+    if sorted(holes) not in ([], [OPEN_FRAMES, OPEN_FPS]):
+        raise ValueError(f"the prompt must leave each of its two numbers open once, or none, got {len(holes)}")
+    beyond = [i for i in text if i >= LUMOS.text_size and i not in holes]
+    if beyond:
+        raise ValueError(f"text ids must be below {LUMOS.text_size}, got {beyond[0]}; is this another vocabulary?")
+    frames = said_frames(len(codes_THW), seconds, fps)
+    return Sample(codes_THW, tuple(fill_numbers(text, frames, fps)), tuple(text), seconds, fps, frames, f"{name}:{number}")
 
 
 def rebuild(text: Sequence[int], codes_THW: Tensor, seconds: int, fps: int) -> list[int]:
@@ -124,26 +131,12 @@ def rebuild(text: Sequence[int], codes_THW: Tensor, seconds: int, fps: int) -> l
     return ids
 
 
-def _complete(text: list[int], codes_THW: Tensor, seconds: int, fps: int, source: str) -> Sample:
-    holes = [i for i in text if i in (OPEN_FRAMES, OPEN_FPS)]
-    if sorted(holes) not in ([], [OPEN_FRAMES, OPEN_FPS]):
-        raise ValueError(f"the prompt must leave each of its two numbers open once, or none, got {len(holes)}; copy it again")
-    beyond = [i for i in text if i >= LUMOS.text_size and i not in holes]
-    if beyond:
-        raise ValueError(f"text ids must be below {LUMOS.text_size}, got {beyond[0]}; is this another vocabulary?")
-    frames = said_frames(len(codes_THW), seconds, fps)
-    filled = fill_numbers(text, frames, fps)
-    return Sample(codes_THW, tuple(filled), tuple(text), seconds, fps, frames, source)
-
-
-def _check_ids(ids: Any, size: int, name: str, least: int) -> None:
+def _check_ids(ids: Any, name: str, least: int) -> None:
     if not isinstance(ids, list) or not ids or set(map(type, ids)) != {int}:
         raise ValueError(f"{name} must be a list of whole numbers, it is not; is this another data set?")
-    low, high = min(ids), max(ids)
-    if low < least or high >= size:
-        raise ValueError(
-            f"{name} must hold ids up to {size - 1}, got {low if low < least else high}; is this another vocabulary?"
-        )
+    wrong = next((i for i in ids if not least <= i < LUMOS.size), None)
+    if wrong is not None:
+        raise ValueError(f"{name} must hold ids up to {LUMOS.size - 1}, got {wrong}; is this another vocabulary?")
 
 
 def _paths(files: Sequence[Path]) -> list[Path]:

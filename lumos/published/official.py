@@ -51,6 +51,7 @@ FIXED: dict[str, tuple[Any, ...]] = {
     **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts", "num_nextn_predict_layers"), (0,)),
     **dict.fromkeys(("attn_logit_softcapping", "final_logit_softcapping", "query_pre_attn_scalar", "attention_multiplier"), ()),
     **dict.fromkeys(("sliding_window", "attention_chunk_size", "no_rope_layers", "no_rope_layer_interval", "clip_qkv"), ()),
+    **dict.fromkeys(("rope_local_base_freq", "rope_local_theta", "moe_intermediate_size"), ()),
     **dict.fromkeys(("quantization_config", "kv_lora_rank", "q_lora_rank", "scale_depth"), ()),
 }
 ROPE_FIELDS = ("rope_type", "type", "rope_theta", "partial_rotary_factor", "mrope_section")
@@ -115,14 +116,8 @@ def config_from_official(values: Mapping[str, Any], where: str | Path) -> ModelC
 def config_to_official(config: ModelConfig) -> dict[str, Any]:
     """Our config -> the fields of a released config.json that `config_from_official` reads."""
     numbers = {theirs: getattr(config, ours) for ours, theirs in OFFICIAL_SIZES.items()}
-    fixed = {name: FIXED[name][0] for name in ("hidden_act", "attention_bias", "mlp_bias", "tie_word_embeddings", "swin_norm")}
-    return {
-        **numbers,
-        "head_dim": config.head_width,
-        "rope_theta": config.rope_theta,
-        "rms_norm_eps": config.norm_eps,
-        **fixed,
-    }
+    numbers |= {"head_dim": config.head_width, "rope_theta": config.rope_theta, "rms_norm_eps": config.norm_eps}
+    return numbers | {name: FIXED[name][0] for name in ("attention_bias", "mlp_bias", "tie_word_embeddings", "hidden_act")}
 
 
 def _stacked(config: ModelConfig, ours: str, rows: int) -> list[int]:
@@ -142,9 +137,9 @@ def _check_fixed(values: Mapping[str, Any], where: str | Path) -> None:
         unused = name == "sliding_window" and values.get("use_sliding_window") is False
         if value is not None and value not in allowed and not unused:
             usual = repr(allowed[0]) if allowed else "null"
-            raise ValueError(f"{where}: {name} must be {usual} for a Lumos-1 model, got {value!r}; {OTHER}")
-    kinds = values.get("layer_types")
-    if kinds is not None and set(map(str, kinds)) != {"full_attention"}:
+            raise ValueError(f"{where}: {name} must be {usual} for a Lumos-1 model, got {value!r:.80}; {OTHER}")
+    kinds = values.get("layer_types") or []
+    if not isinstance(kinds, list) or any(kind != "full_attention" for kind in kinds):
         raise ValueError(f"{where}: layer_types must be full_attention, got {kinds!r:.80}; {OTHER}")
 
 
@@ -155,19 +150,17 @@ def _rope_theta(values: Mapping[str, Any], where: str | Path) -> float:
         inner = values.get(name) or {}
         if not isinstance(inner, dict) or any(isinstance(value, dict) for value in inner.values()):
             raise ValueError(f"{where}: {name} must be one set of values for all layers, got {inner!r:.80}; {OTHER}")
-        kind = inner.get("rope_type", inner.get("type", "default"))
-        if kind not in PLAIN_ROPE:
-            raise ValueError(f"{where}: {name} must leave the rotary frequencies alone, got {kind!r}; {OTHER}")
-        strange = [field for field in inner if field not in ROPE_FIELDS]
-        if strange:
-            raise ValueError(f"{where}: {name} must leave the rotary frequencies alone, got {strange[0]!r}; {OTHER}")
+        kinds = [inner.get("rope_type", inner.get("type", "default")), *(field for field in inner if field not in ROPE_FIELDS)]
+        if kinds[0] not in PLAIN_ROPE or len(kinds) > 1:
+            raise ValueError(f"{where}: {name} must leave the rotary frequencies alone, got {kinds!r:.80}; {OTHER}")
         _check_fixed(inner, f"{where}: {name}")
         if "rope_theta" in inner:
             found[f"{name}.rope_theta"] = inner["rope_theta"]
-    if any(value != next(iter(found.values())) for value in found.values()):
-        said = " and ".join(f"{name} = {value!r}" for name, value in found.items())
+    theta = next(iter(found.values()), None)
+    if any(value != theta for value in found.values()):
+        said = " and ".join(f"{name} = {value!r:.40}" for name, value in found.items())
         raise ValueError(f"{where} must name one base of the rotary frequencies, got {said}; {OTHER}")
-    return float(_number(Scale, {"rope_theta": next(iter(found.values()))} if found else {}, "rope_theta", where))
+    return float(_number(Scale, {"rope_theta": theta} if found else {}, "rope_theta", where))
 
 
 def _number(kind: Any, values: Mapping[str, Any], name: str, where: str | Path) -> Any:

@@ -6,9 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from lumos.model.transformer import LUMOS_1B, LUMOS_3B, ModelConfig, Transformer
 from lumos.published.official import (
+    FIXED,
     config_from_official,
     config_to_official,
     from_official,
@@ -81,6 +84,7 @@ def test_what_a_config_may_leave_out_or_say_elsewhere() -> None:
         ({"partial_rotary_factor": 0.5}, ["partial_rotary_factor must be 1"]),
         ({"sliding_window": 4096}, ["sliding_window must be null", "4096"]),
         ({"layer_types": ["full_attention", "sliding_attention"]}, ["layer_types must be full_attention"]),
+        ({"layer_types": 7}, ["layer_types must be full_attention, got 7"]),
         ({"final_logit_softcapping": 30.0}, ["final_logit_softcapping must be null"]),
         ({"num_local_experts": 8}, ["num_local_experts must be 0"]),
         ({"quantization_config": {"bits": 4}}, ["quantization_config must be null"]),
@@ -101,3 +105,16 @@ def test_sizes_and_constants_are_never_assumed(name: str) -> None:
     del values[name]
     with pytest.raises(ValueError, match=f"lacks the field '{name}'"):
         config_from_official(values, "here")
+
+
+@settings(max_examples=200)
+@given(st.sampled_from([*config_to_official(LUMOS_1B), *FIXED, "rope_parameters", "rope_scaling", "layer_types"]), st.data())
+def test_any_value_of_any_field_is_read_or_refused(name: str, data: st.DataObject) -> None:
+    plain = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
+    value = data.draw(st.recursive(plain, lambda inner: st.lists(inner) | st.dictionaries(st.text(max_size=5), inner)))
+    try:
+        config = config_from_official(config_to_official(LUMOS_1B) | {name: value}, "here")
+    except ValueError as error:
+        assert str(error).startswith("here") and "\n" not in str(error)
+    else:
+        assert config.vocabulary >= 1 and config.rope_theta > 0
