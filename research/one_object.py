@@ -1,11 +1,12 @@
 """The first thing to measure of a model: 64 held-out one-object prompts, dominant colour and direction of motion from pixels.
 
-`python -m research.one_object --weights tiny` prints both shares with their counts. Neither function of the judge
-that is used here knows the scene.
+`python -m research.one_object --weights tiny` prints both shares with their counts. What is seen is named without the scene.
 """
 
 import argparse
+import itertools
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,17 @@ import numpy as np
 import torch
 
 from lumos.diffusion.sampler import SamplerConfig
-from lumos.evaluation.judge.judge import direction, dominant_colour
+from lumos.evaluation.judge.background import look
+from lumos.evaluation.judge.regions import Blob
 from lumos.evaluation.making import to_bytes, to_pixels, usual_batch
 from lumos.evaluation.prompts import one_object
 from lumos.evaluation.scores import wilson
 from lumos.evaluation.workers import Workers, usual_workers
 from lumos.generate import Generator
 from lumos.media.sheet import contact_sheet
+from lumos.worlds.shapes.motion import DIRECTIONS
+
+LEAST_WAY = 0.07  # frame widths: less is no motion
 
 
 def measure_one_object(
@@ -69,6 +74,40 @@ def look_without_scene(rgb_CFHW: np.ndarray) -> tuple[str | None, str | None]:
     """Dominant colour and direction of a clip."""
     pixels_CFHW = to_pixels(rgb_CFHW)
     return dominant_colour(pixels_CFHW), direction(pixels_CFHW)
+
+
+def dominant_colour(pixels_CFHW: torch.Tensor) -> str | None:
+    """The colour name of what stands out most over the whole clip, or None when nothing does."""
+    return _most_seen(look(pixels_CFHW).blobs)
+
+
+def direction(pixels_CFHW: torch.Tensor) -> str | None:
+    """Which of the eight directions the largest object moves in, or None: nothing moves, or not straight."""
+    blobs = look(pixels_CFHW).blobs
+    colour = _most_seen(blobs)
+    path = [
+        max([blob for blob in frame if blob.colour == colour] or frame, key=lambda blob: blob.area * min(blob.strength, 1.0))
+        for frame in blobs
+        if frame
+    ]
+    if len(path) < 3:
+        return None
+    place = np.array([(blob.x, blob.y) for blob in path])
+    end = len(place) // 4 + 1
+    way = np.median(place[-end:], axis=0) - np.median(place[:end], axis=0)
+    length = math.hypot(*way)
+    aside = np.abs((place - place[0]) @ np.array([-way[1], way[0]])) / max(length, 1e-6)
+    back = -np.minimum(np.diff(place @ way) / max(length, 1e-6), 0).sum()
+    if length < LEAST_WAY or aside.max() > max(0.25 * length, 0.04) or back > 0.35 * length:
+        return None
+    return max(DIRECTIONS, key=lambda name: float(way @ np.array(DIRECTIONS[name])))
+
+
+def _most_seen(blobs: list[list[Blob]]) -> str | None:
+    votes: dict[str, float] = {}
+    for blob in itertools.chain.from_iterable(blobs):
+        votes[blob.colour] = votes.get(blob.colour, 0.0) + blob.area * min(blob.strength, 1.0)
+    return max(votes, key=votes.__getitem__) if votes else None
 
 
 def _share(right: list[bool]) -> dict[str, float]:

@@ -32,7 +32,7 @@ from lumos.worlds.shapes.scene import (
 )
 from lumos.worlds.shapes.thing import SPINNERS
 
-VERSION = 1  # of the prompts: scores of different versions must not be compared
+VERSION = 2  # of the prompts and the judge: scores of different versions must not be compared
 SPLITS = ("seen", "held-out")
 KINDS = ("still", "circling", "bouncing", "growing", "shrinking", "spinning", "fading in", "fading out", "blinking")
 TOLD = ("left", "right", "up", "down", "circling", "bouncing", "blinking", "fading out")  # of the same image
@@ -156,7 +156,7 @@ def _prompt(line: str, where: str) -> Prompt:
 
 
 def _rng(kind: str, split: str, number: int) -> random.Random:
-    return random.Random(f"lumos shapes benchmark {VERSION}, {kind}, {split}, {number}")
+    return random.Random(f"lumos shapes benchmark 1, {kind}, {split}, {number}")  # version 2 kept the prompts
 
 
 def _images(split: str) -> list[Prompt]:

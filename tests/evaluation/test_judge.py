@@ -1,21 +1,16 @@
 import math
 import random
-from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
-from torch.nn.functional import avg_pool2d, pad
 
 from lumos.evaluation.judge import colours
-from lumos.evaluation.judge.judge import ATTRIBUTES, direction, dominant_colour, judge
+from lumos.evaluation.judge.judge import ATTRIBUTES, Verdict, judge
 from lumos.evaluation.judge.objects import watch
-from lumos.evaluation.judge.regions import label_regions
 from lumos.worlds.shapes import palette
-from lumos.worlds.shapes.motion import DIRECTIONS, MOTIONS, SPEEDS
+from lumos.worlds.shapes.motion import MOTIONS, SPEEDS
 from lumos.worlds.shapes.palette import COLOURS
 from lumos.worlds.shapes.render import pack, render
 from lumos.worlds.shapes.scene import Background, Scene, freeze, sample_one, sample_scene
@@ -26,15 +21,6 @@ STAR = Thing("star", "blue", "medium", "plain", 0.3, 0.4)
 CROSS = Thing("cross", "red", "medium", "plain", 0.72, 0.45)
 TWO = Scene(LIGHT, (STAR, CROSS), "left of")
 RIGHT = Scene(LIGHT, (Thing("heart", "green", "medium", "plain", 0.25, 0.5, "right", "normally", reach=0.5),))
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Small tensors: threads that wait for each other would take most of the time."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def clip(scene: Scene, frames: int = 17) -> torch.Tensor:
@@ -61,7 +47,7 @@ def test_every_colour_is_named(colour: str) -> None:
     for texture in TEXTURES:
         for ground in sorted(palette.CONTRASTING[colour])[::5]:
             scene = Scene(Background(ground), (replace(STAR, colour=colour, texture=texture),))
-            assert dominant_colour(clip(scene, 1)) == colour, (texture, ground)
+            assert [each.colour for each in watch(clip(scene, 1)).objects] == [colour], (texture, ground)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -78,7 +64,7 @@ def test_every_motion_and_speed_is_named(motion: str) -> None:
     for speed in SPEEDS if motion != "still" else ("normally",):
         scene = sample_one(random.Random(5), motion=motion, speed=speed, pair=("purple", "triangle"))
         seen = watch(clip(scene)).objects
-        assert [(each.motion, each.speed) for each in seen] == [(motion, speed)]
+        assert [(each.motion.name, each.motion.speed) for each in seen] == [(motion, speed)]
 
 
 def change(scene: Scene, number: int = 0, **fields: object) -> Scene:
@@ -120,25 +106,24 @@ PASSING = Scene(
 )
 def test_one_changed_attribute_is_the_one_that_is_wrong(scene: Scene, shown: Scene, wrong: set[str]) -> None:
     assert not judge(scene, clip(scene)).notes
-    assert set(judge(scene, clip(shown)).wrong) == wrong
+    assert {name for name, mark in judge(scene, clip(shown)).marks.items() if mark is False} == wrong
 
 
 def test_what_cannot_be_seen_is_never_right() -> None:
     empty = clip(Scene(LIGHT, ()))
     verdict = judge(TWO, empty)
     assert {name for name, mark in verdict.marks.items() if mark} <= {"background", "steadiness", "flicker", "wholeness"}
-    assert dominant_colour(empty) is None and direction(empty) is None
     noise = torch.rand(3, 17, 128, 128, generator=torch.Generator().manual_seed(0)) * 2 - 1
     seen = {name for name, mark in judge(RIGHT, noise).marks.items() if mark}
     assert not seen & {"count", "shape", "motion", "direction", "place", "permanence", "flicker", "background"}
 
 
 def test_unclear_is_not_right() -> None:
-    verdict = judge(TWO, clip(TWO))
-    assert verdict.all_of(["count", "colour"]) is True
-    assert replace(verdict, marks={"count": True, "shape": None}).all_of(["count", "shape"]) is None
-    assert replace(verdict, marks={"count": False, "shape": None}).all_of(["count", "shape"]) is False
-    assert replace(verdict, marks={"count": False, "shape": None}).unclear == ("shape",)
+    marks = {"count": True, "colour": True, "shape": None, "size": False}
+    verdict = Verdict(marks, {})
+    assert verdict.all_of(["count", "colour", "speed"]) is True  # a scene of still things has no speed
+    assert verdict.all_of(["count", "shape"]) is None
+    assert verdict.all_of(["size", "shape"]) is False
 
 
 def test_a_thing_that_is_gone_for_two_frames_is_not_permanent() -> None:
@@ -173,21 +158,6 @@ def test_a_thing_that_falls_apart_is_not_whole() -> None:
     assert judge(Scene(LIGHT, (STAR,)), pixels).marks["wholeness"] is False
 
 
-@pytest.mark.parametrize("way", DIRECTIONS)
-def test_colour_and_direction_survive_noise_and_blur(way: str) -> None:
-    scene = sample_one(random.Random(3), motion=way, speed="normally", pair=("pink", "star"))
-    pixels = clip(scene)
-    soft = torch.nn.functional.avg_pool2d(pixels, 5, 1, 2, count_include_pad=False)
-    noisy = soft + 0.04 * torch.randn(pixels.shape, generator=torch.Generator().manual_seed(1))
-    assert (dominant_colour(noisy), direction(noisy)) == ("pink", way)
-
-
-@pytest.mark.parametrize("motion", [motion for motion in MOTIONS if motion not in DIRECTIONS])
-def test_what_does_not_move_straight_has_no_direction(motion: str) -> None:
-    scene = sample_one(random.Random(3), motion=motion, pair=("green", "crescent"))
-    assert direction(clip(scene)) is None
-
-
 def test_pixels_of_another_shape_are_refused() -> None:
     for shape in ((3, 128, 128), (1, 17, 128, 128), (3, 17, 128, 96), (3, 0, 128, 128)):
         with pytest.raises(ValueError, match=r"must .*, got"):
@@ -199,31 +169,9 @@ def test_every_mark_has_a_meaning() -> None:
     assert named == set(ATTRIBUTES)
 
 
-@given(st.integers(0, 2**30), st.floats(0.2, 0.8))
-def test_regions_are_what_a_flood_fill_finds(seed: int, share: float) -> None:
-    mask_FHW = np.random.default_rng(seed).random((2, 9, 11)) < share
-    labels = label_regions(mask_FHW)
-    assert ((labels > 0) == mask_FHW).all()
-    seen: set[int] = set()
-    for start in zip(*np.nonzero(mask_FHW), strict=True):
-        label = int(labels[start])
-        if label in seen:
-            continue
-        seen.add(label)
-        filled, todo = set(), [start]
-        while todo:
-            frame, row, column = todo.pop()
-            if (frame, row, column) in filled or not (0 <= row < 9 and 0 <= column < 11 and mask_FHW[frame, row, column]):
-                continue
-            filled.add((frame, row, column))
-            todo += [(frame, row + 1, column), (frame, row - 1, column), (frame, row, column + 1), (frame, row, column - 1)]
-        assert filled == set(zip(*np.nonzero(labels == label), strict=True))
-    assert seen == set(range(1, len(seen) + 1))
-
-
 def test_lab_of_arrays_is_that_of_the_palette() -> None:
     for rgb in (*COLOURS.values(), *palette.BACKGROUNDS.values()):
-        assert colours.lab(np.array(rgb, dtype=np.float32)) == pytest.approx(palette.lab(rgb), abs=0.05)
+        assert colours.to_lab(np.square(np.array(rgb) / 255)) == pytest.approx(palette.lab(rgb), abs=0.05)
 
 
 def test_a_hidden_part_is_completed() -> None:
@@ -255,20 +203,3 @@ def test_what_takes_on_the_colour_of_what_it_passes_does_not_fade() -> None:
     star = Thing("star", "pink", "small", "plain", 0.4, 0.19)
     one, other = (Scene(Background("lavender"), things, "in front of") for things in ((ring, star), (star, ring)))
     assert judge(one, (clip(one) + clip(other)) / 2).marks["motion"] is True
-
-
-@pytest.mark.parametrize(
-    "thing",
-    [
-        *(Thing(shape, "blue", "small", "plain", 0.3, 0.4, "right", "quickly", 0.4) for shape in ("star", "heart", "diamond")),
-        Thing("cross", "blue", "medium", "plain", 0.3, 0.4, "spinning", "quickly"),
-    ],
-)
-def test_what_is_sharp_in_the_first_frame_alone_is_known_by_it(thing: Thing) -> None:
-    scene = Scene(LIGHT, (thing,))
-    pixels_CFHW, width = clip(scene), 7
-    soft_CFHW = pixels_CFHW
-    for _ in range(2):
-        soft_CFHW = avg_pool2d(pad(soft_CFHW, (width // 2,) * 4, mode="replicate"), width, 1)
-    marks = judge(scene, torch.cat([pixels_CFHW[:, :1], soft_CFHW[:, 1:]], dim=1)).marks
-    assert marks["shape"] and marks["motion"]
