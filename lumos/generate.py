@@ -4,7 +4,6 @@ Text-to-image is one frame, image-to-video is "the first frame is given", contin
 from `diffusion/sampler.py:sample_video`, which is the whole method; the streaming tokenizer turns them into pixels.
 """
 
-import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from lumos.sequence.layout import SIZE_UNIT, Grid, clock
 from lumos.sequence.prompt_template import said_frames
 from lumos.sequence.text import TextTokenizer
 from lumos.sequence.token_file import About, Tokens
+from lumos.tokenizer.compression import latent_frames, pixel_frames
 from lumos.tokenizer.model import VideoTokenizer
 from lumos.weights import fingerprint
 
@@ -126,9 +126,11 @@ class Generator:
         batch = list(about.prompts) if prompts is None else [prompts] if isinstance(prompts, str) else list(prompts)
         if videos not in (1, len(batch)):
             raise ValueError(f"prompts must be as many as the {videos} videos to branch from, got {len(batch)}; give one each")
-        known, most = self._latent(kept), 1 + (T - 1) * self.tokenizer.temporal
-        if known is None or not 1 <= kept <= most:
-            raise ValueError(f"frames to keep must be 1 + 4k, at most the {most} that there are, got {kept}; use {most}")
+        temporal = self.tokenizer.temporal
+        most = pixel_frames(T, temporal)
+        if not 1 <= kept <= most or (kept - 1) % temporal:
+            raise ValueError(f"frames to keep must be 1 + {temporal}k, at most the {most} that there are, got {kept}; use {most}")
+        known = latent_frames(kept, temporal)
         codes_BTHW = tokens.codes_BTHW[:, :known].to(self.device).expand(len(batch), -1, -1, -1)
         frames = max(self.config.video.frames, kept + CONTINUE) if frames is None else frames
         spec = self._spec(self._grid_of(rows, columns), frames, given=min(about.given, known), known=known)
@@ -166,7 +168,7 @@ class Generator:
         ids = self.text.encode(prompt)
         if video.template != "{caption}":
             seconds, fps = clock(min(frames, video.frames), video.fps)
-            said = said_frames(1 + (frames - 1) // self.tokenizer.temporal, seconds, fps)
+            said = said_frames(latent_frames(frames, self.tokenizer.temporal), seconds, fps)
             ids = self.text.encode(video.template.format(width=width, height=height, frames=said, fps=fps, caption=prompt))
         if len(ids) > video.slots - 2:
             raise ValueError(f"a prompt may have at most {video.slots - 2} text ids for this model, got {len(ids)}; shorten it")
@@ -183,7 +185,7 @@ class Generator:
         record: list[Tensor] | None,
     ) -> Iterator[Tensor]:
         settings, grid, known = sampler or self.config.sampler, spec.grid, known_BTHW.shape[1]
-        frames = 1 + (spec.latent_frames - 1) * grid.temporal
+        frames = pixel_frames(spec.latent_frames, grid.temporal)
         height, width = grid.rows * grid.spatial, grid.columns * grid.spatial
         texts = [self.prompt_ids(prompt, frames, height, width) for prompt in prompts]
         check_memory(self._cost(spec, known, len(prompts), settings).bytes, self.device)
@@ -206,20 +208,12 @@ class Generator:
 
     def _spec(self, grid: Grid, frames: int, given: int = 0, known: int = 0) -> VideoSpec:
         video, temporal = self.config.video, self.tokenizer.temporal
-        latent, known_frames = self._latent(frames), 1 + (known - 1) * temporal
-        if latent is None:
-            nearest = max(1, math.ceil((frames - 1) / temporal) * temporal + 1)
-            raise ValueError(f"frames must be 1 + {temporal}k, got {frames}; use {nearest}")
+        latent, known_frames = latent_frames(frames, temporal), pixel_frames(known, temporal)
         if known and latent <= known:
             raise ValueError(
                 f"frames must be more than the {known_frames} given ones, got {frames}; use {known_frames + CONTINUE}"
             )
         return VideoSpec(grid, latent, min(frames, video.frames), video.fps, video.window, video.latest, given)
-
-    def _latent(self, frames: int) -> int | None:
-        """Latent frames of so many frames; None for a number that is not 1 + k of them."""
-        k, rest = divmod(frames - 1, self.tokenizer.temporal)
-        return 1 + k if k >= 0 and rest == 0 else None
 
     def _grid(self, height: int | None, width: int | None) -> Grid:
         sides = {"height": height or self.config.video.height, "width": width or self.config.video.width}

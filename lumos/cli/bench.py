@@ -58,6 +58,7 @@ def bench(generator: Generator, args: BenchArgs, progress: Callable[[int, int], 
     from dataclasses import replace
 
     from lumos.diffusion.cost import GIB, matrix_rate
+    from lumos.tokenizer.compression import latent_frames
 
     video, device = generator.config.video, generator.device
     frames, height, width = args.frames or video.frames, args.height or video.height, args.width or video.width
@@ -93,7 +94,7 @@ def bench(generator: Generator, args: BenchArgs, progress: Callable[[int, int], 
         "made": f"{args.videos} of {width}x{height}, {frames} frames, {sampler.steps} steps, guidance {sampler.guidance}",
         "seconds": round(seconds, 3),
         "seconds of the first run": round(whole[0], 3),
-        "seconds a latent frame": round(seconds / (1 + frames // 4), 3),
+        "seconds a latent frame": round(seconds / latent_frames(frames, generator.tokenizer.temporal), 3),
         "seconds to the first frame": round(min(first[1:]), 3),
         "frames a second": round(args.videos * frames / seconds, 1),
         "peak memory, GiB": round(_peak(device) / GIB, 2),

@@ -156,8 +156,9 @@ def _start(request: Request, generator: Generator) -> Start:
     if request.video:
         clip = read_video(request.video, video.fps, height, width, max_frames=LONGEST_START)
         count = clip.pixels_CFHW.shape[1]
-        keep = (count - 1) // 4 * 4 + 1
-        note = clip.note + (f"; last {count - keep} frames left out, as frames come in 1 + 4k" if keep < count else "")
+        temporal = generator.tokenizer.temporal
+        keep = count - (count - 1) % temporal
+        note = clip.note + (f"; last {count - keep} frames left out, as frames come in 1 + {temporal}k" if keep < count else "")
         return Start(Footage(clip.pixels_CFHW[:, :keep], note), None)
     return Start(None, None)
 

@@ -97,6 +97,7 @@ def _config(args: PrepareArgs, video: dict[str, Any], latent: tuple[int, int] | 
     from lumos.data.clips import Cut
     from lumos.data.prepare import PrepareConfig
     from lumos.sequence.prompt_template import crops
+    from lumos.tokenizer.compression import check_sides, latent_frames
 
     width, height = _sides(args.size) if args.size else (video.get("width"), video.get("height"))
     frames, fps = args.frames or video.get("frames"), args.fps or video.get("fps")
@@ -106,18 +107,13 @@ def _config(args: PrepareArgs, video: dict[str, Any], latent: tuple[int, int] | 
             f"give --{', --'.join(missing)}: this tokenizer is not part of a model that says; see lumos prepare --help"
         )
     step, unit = latent or (1, 1)
-    if frames < 1 or (frames - 1) % step:
-        raise UsageError(
-            f"--frames must be 1 + {step}k for this tokenizer, got {frames}; use {1 + (max(frames, 1) - 1) // step * step}"
-        )
+    latent_frames(frames, step)
+    check_sides(height, width, unit)
     for name, value in (("fps", fps), ("every", args.every), ("rows", args.rows), ("batch", args.batch), ("least", args.least)):
         if value is not None and not 0 < value < 1e6:
             raise UsageError(f"--{name} must be above 0, got {value}; use for example 8")
     if args.scene_cuts is not None and not 0 < args.scene_cuts < 1:
         raise UsageError(f"--scene-cuts must be between 0 and 1, got {args.scene_cuts}; use for example 0.5")
-    if width % unit or height % unit:
-        near = f"{width // unit * unit}x{height // unit * unit}"
-        raise UsageError(f"--size must have sides in multiples of {unit}, got {width}x{height}; use {near}")
     sizes = tuple((h, w) for w, h in crops(width, height)) if args.buckets else ((height, width),)
     cut = Cut(
         frames,

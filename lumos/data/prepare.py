@@ -31,6 +31,7 @@ from lumos.data.shards import CODES, PIXELS, PREPARED, ShardReader, open_shards,
 from lumos.files import write_text
 from lumos.media.pixels import clips_to_pixels
 from lumos.media.source import read_header
+from lumos.tokenizer.compression import latent_frames
 from lumos.tokenizer.model import VideoTokenizer
 from lumos.weights import fingerprint
 
@@ -131,7 +132,7 @@ def dry_run(manifest: Path, config: PrepareConfig, latent: tuple[int, int] | Non
         clips, seconds = clips + len(lengths), seconds + length
         if latent:
             rows, columns = nearest_size(width, height, cut.sizes)
-            T = sum(1 + (frames - 1) // latent[0] for frames in lengths)
+            T = sum(latent_frames(frames, latent[0]) for frames in lengths)
             H, W = rows // latent[1], columns // latent[1]
             ids, codes = ids + T * (H * (W + 1) + 4), codes + T * H * W
     document: dict[str, Any] = {

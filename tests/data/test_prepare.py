@@ -282,8 +282,8 @@ def test_any_fault_of_a_decoder_is_its_rows_rejection(material: Path, tmp_path: 
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        (["--frames", "6"], "--frames must be 1 + 4k for this tokenizer, got 6; use 5"),
-        (["--size", "30x32"], "multiples of 8, got 30x32; use 24x32"),
+        (["--frames", "6"], "frames must be 1 + 4k, got 6; use 9"),
+        (["--size", "30x32"], "multiples of 8, got 32x30; use 32x32"),
         (["--size", "big"], "--size must be WIDTHxHEIGHT"),
         (["--fps", "-1"], "--fps must be above 0"),
         (["--every", "0"], "--every must be above 0"),
