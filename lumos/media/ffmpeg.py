@@ -29,6 +29,7 @@ HEADED = ("mov", "avi", "matroska", "flv", "asf")  # formats whose header says h
 PHOTOS = ("heic", "heix", "heim", "heis", "hevc", "hevx", "mif1", "msf1", "avif", "avis")  # brands of photos in boxes
 # libswscale's bicubic + accurate rounding + full chroma interpolation: its default darkens by a level and costs 9 dB.
 ACCURATE = 0x4 | 0x40000 | 0x2000
+REFERRING = (2, 3)  # kinds of frames that need others: P and B
 RETREATS = (0.0, 4.0, 20.0)  # seconds before the moment asked for, to look for a frame to begin at
 
 TimedFrame = tuple[float, float, "VideoFrame"]
@@ -46,8 +47,8 @@ def video_header(path: Path) -> Header:
 def video_pictures(path: Path, start: float) -> Iterator[Timed]:
     """Pictures in order of time from `start` seconds or a little earlier on. ValueError where the file is damaged or cut off.
 
-    The first frame decoded after a seek may lie behind the moment asked for or lack what it refers to: reading begins
-    farther back until it is a key frame from before `start`, at last at the beginning of the file.
+    The first frame decoded after a seek may lie behind the moment asked for, or have a time that is a guess: then reading
+    begins farther back, until it is a key frame from before `start`, at last at the beginning of the file.
     """
     import av
     from av.video.reformatter import VideoReformatter
@@ -139,7 +140,8 @@ def _timed(container: InputContainer, stream: VideoStream, path: Path, seek: flo
         if count and (problem or any(frame.is_corrupt for frame in frames)):
             raise ValueError(f"{path} is damaged {end:.2f} s in; copy it again, or read fewer frames")
         for frame in frames:
-            if frame.is_corrupt:
+            # Most decoders show something gray for frames that refer to what is not there; that of H.264 waits.
+            if not count and (frame.is_corrupt or (frame.pict_type in REFERRING and decoder.name != "h264")):
                 continue
             time = frame.pts * tick - zero if frame.pts is not None else end
             if time < latest:  # program streams date few of their frames, and FFmpeg guesses the others

@@ -100,6 +100,7 @@ STREAMS = {
     "intra_refresh.ts": ("libx264", {"x264-params": "intra-refresh=1:keyint=60:bframes=0"}, "mpegts"),
     "intra_refresh.mp4": ("libx264", {"x264-params": "intra-refresh=1:keyint=60:bframes=0"}, None),
     "mpeg2.ts": ("mpeg2video", {"g": "15", "bf": "2"}, "mpegts"),
+    "mpeg4.ts": ("mpeg4", {"g": "60", "bf": "2"}, "mpegts"),
     "mpeg1.mpg": ("mpeg1video", {"g": "12", "bf": "2"}, "mpeg"),  # dates one frame in 18
     "mpeg4.avi": ("mpeg4", {"g": "60", "bf": "2"}, None),
     "vp9.webm": ("libvpx-vp9", {"g": "60", "cpu-used": "8", "deadline": "realtime"}, None),
@@ -126,15 +127,23 @@ def test_a_whole_stream_has_every_third_frame(stream: Path) -> None:
     assert all(abs(number - 3 * i) <= 1 for i, number in enumerate(numbers(stream)))
 
 
-@pytest.mark.parametrize("codec", ["libx264", "mpeg2video", "libx265"])
+@pytest.mark.parametrize("codec", ["libx264", "mpeg2video", "libx265", "mpeg4"])
 def test_a_recording_that_begins_inside_a_group_of_pictures(tmp_path: Path, codec: str) -> None:
     """Time counts from the first picture that decodes whole: no still stands for what came before it."""
     options = {"x265-params": "keyint=50:scenecut=0:log-level=none"} if codec == "libx265" else {"g": "50", "sc_threshold": "0"}
-    if codec == "mpeg2video":
+    if codec.startswith("mpeg"):
         options["sc_threshold"] = "1000000000"
     whole = write_frames(tmp_path / "a.ts", [bars(i) for i in range(180)], codec, format="mpegts", **options)
     found = numbers(remux(whole, tmp_path / "b.ts", lambda packet: packet.pts > 60 * 3000, format="mpegts"))
     assert found == [100 + 3 * i for i in range(27)]
+
+
+def test_a_recording_with_intra_refresh_begins_once_it_is_refreshed(tmp_path: Path) -> None:
+    """Such a stream has no key frame but the first; every part of the picture is refreshed within 60 frames."""
+    options = {"x264-params": "intra-refresh=1:keyint=60:bframes=0:scenecut=0"}
+    whole = write_frames(tmp_path / "a.ts", [bars(i) for i in range(240)], format="mpegts", **options)
+    found = numbers(remux(whole, tmp_path / "b.ts", lambda packet: packet.pts > 70 * 3000, format="mpegts"))
+    assert 70 < found[0] <= 180 and found == [found[0] + 3 * i for i in range(len(found))] and found[-1] > 235
 
 
 def test_start_and_end_count_on_the_files_own_timeline(tmp_path: Path) -> None:
@@ -156,24 +165,26 @@ def test_start_and_end_count_on_the_files_own_timeline(tmp_path: Path) -> None:
     assert len(numbers(tmp_path / "late.mp4")) == 30
 
 
-def longer_sound(folder: Path) -> Path:
+def longer_sound(path: Path) -> Path:
     """Two seconds of pictures and ten of sound."""
-    with av.open(str(folder / "sound.mkv"), "w") as container:
-        pictures, sound = container.add_stream("libx264", rate=30), container.add_stream("aac", rate=8000, layout="mono")
+    with av.open(str(path), "w") as container:
+        pictures, sound = container.add_stream("libx264", rate=30), container.add_stream("aac", rate=44_100, layout="mono")
         pictures.height, pictures.width, pictures.pix_fmt = 32, 96, "yuv420p"
         for i in range(60):
             container.mux(pictures.encode(av.VideoFrame.from_ndarray(bars(i), format="rgb24")))
-        silence = av.AudioFrame.from_ndarray(np.zeros((1, 80_000), np.float32), format="fltp", layout="mono")
-        silence.sample_rate = 8000
+        silence = av.AudioFrame.from_ndarray(np.zeros((1, 441_000), np.float32), format="fltp", layout="mono")
+        silence.sample_rate = 44_100
         for encoder, frame in ((pictures, None), (sound, silence), (sound, None)):
             container.mux(encoder.encode(frame))
-    return folder / "sound.mkv"
+    return path
 
 
 WHOLE: dict[str, Callable[[Path, Path], Path]] = {
     "begins at 8 s": lambda whole, folder: remux(whole, folder / "a.mkv", lambda packet: True, shift=8.0),
     "begins at 8 s (mp4)": lambda whole, folder: remux(whole, folder / "a.mp4", lambda packet: True, shift=8.0),
-    "sound is longer": lambda whole, folder: longer_sound(folder),
+    "sound is longer": lambda whole, folder: longer_sound(folder / "a.mkv"),
+    "sound is longer (flv)": lambda whole, folder: longer_sound(folder / "a.flv"),
+    "sound is longer (ts)": lambda whole, folder: longer_sound(folder / "a.ts"),
 }
 
 
@@ -261,6 +272,24 @@ def of_two_sizes(path: Path) -> Path:
     return path
 
 
+def test_interlaced_pictures_of_two_sizes(tmp_path: Path) -> None:
+    found = frames_of(of_two_sizes(tmp_path / "a.m2v"), (48, 64), fps=25.0)
+    assert len(found) == 10 and {corners(rgb_HWC) for rgb_HWC in found} == {"RG/BY"}
+
+
+def with_strange_title(path: Path) -> Path:
+    """A title that is not UTF-8, as old programs wrote them."""
+    with av.open(str(path), "w") as container:
+        container.metadata["title"] = "cafe title"
+        stream = container.add_stream("libx264", rate=10)
+        stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
+        for _ in range(5):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(quadrants(), format="rgb24")))
+        container.mux(stream.encode())
+    path.write_bytes(path.read_bytes().replace(b"cafe title", b"caf\xe9 title"))
+    return path
+
+
 def saved(path: Path, **more: Any) -> Path:
     """An image, or an animation of five frames of which the first is named by its corners."""
     Image.fromarray(quadrants()).save(path, **more)
@@ -286,6 +315,7 @@ SHOWN: dict[str, tuple[Callable[[Path], Path], str, int, str]] = {
     "two.mkv": (two_streams, "video", 5, "YY/YY"),
     "clear8.webm": (lambda path: clear_video(path, "libvpx"), "video", 5, "WG/BY"),
     "clear9.webm": (lambda path: clear_video(path, "libvpx-vp9"), "video", 5, "WG/BY"),
+    "title.mp4": (with_strange_title, "video", 5, "RG/BY"),
     "sizes.m2v": (of_two_sizes, "video", 4, "RG/BY"),
     "photo.png": (saved, "image", 1, "RG/BY"),
     "photo.jpg": (saved, "image", 1, "RG/BY"),
