@@ -15,8 +15,8 @@ from typing import Annotated, Any, Literal, TypeVar
 
 C = TypeVar("C")
 
-MOST = 2**63  # of a number without a range of its own
-LONGEST = 10_000  # items of a list
+LARGEST_NUMBER = 2**63  # of a number without a range of its own
+LONGEST_LIST = 10_000  # items of a list
 LFS_POINTER = b"version https://git-lfs"
 
 
@@ -95,7 +95,7 @@ def read_value(kind: Any, value: Any, where: str) -> Any:
     if origin is Annotated:
         return _read_number(choices[0], choices[1], value, where)
     if kind in (int, float):
-        return _read_number(kind, Range(-MOST, MOST), value, where)
+        return _read_number(kind, Range(-LARGEST_NUMBER, LARGEST_NUMBER), value, where)
     assert kind in (bool, str), f"{where}: a config field cannot be of type {kind}"
     if type(value) is not kind:
         raise ValueError(f"{where} must be of type {kind.__name__}, got {reprlib.repr(value)}")
@@ -111,8 +111,8 @@ def _read_number(kind: Any, limits: Range, value: Any, where: str) -> Any:
 
 
 def _read_tuple(kinds: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
-    if not isinstance(value, list | tuple) or len(value) > LONGEST:
-        raise ValueError(f"{where} must be a list of at most {LONGEST} items, got {reprlib.repr(value)}")
+    if not isinstance(value, list | tuple) or len(value) > LONGEST_LIST:
+        raise ValueError(f"{where} must be a list of at most {LONGEST_LIST} items, got {reprlib.repr(value)}")
     if len(kinds) == 2 and kinds[1] is Ellipsis:
         kinds = (kinds[0],) * len(value)
     if len(kinds) != len(value):

@@ -28,7 +28,7 @@ Kind = Literal["model", "tokenizer"]
 
 FORMAT = 1
 CONFIG, TENSORS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
-OURS = re.compile(r"model(-\d{5}){0,1}(-of-\d{5})?\.safetensors(\.index\.json)?")
+WEIGHT_FILES = re.compile(r"model(-\d{5}){0,1}(-of-\d{5})?\.safetensors(\.index\.json)?")
 PRETRAINED = Path(__file__).parent / "pretrained"
 FILE_BYTES = 500_000_000  # tensors are gathered up to about this size before a file is written: all that saving keeps in memory
 SUMS = "sums"  # metadata: a checksum for each tensor
@@ -59,7 +59,7 @@ def find_weights(name_or_folder: str | Path, kind: Kind) -> Path:
         )
     if kind == "tokenizer" and (folder / CONFIG).is_file() and read_json(folder / CONFIG).get("kind") == "model":
         folder = folder / "tokenizer"
-    _config(folder, kind)
+    _read_header(folder, kind)
     return folder
 
 
@@ -84,7 +84,7 @@ def save_folder(
     contents: dict[str, bytes | Path] = {CONFIG: (json.dumps(config, indent=2, allow_nan=False) + "\n").encode()}
     for name, file in files.items():
         inside = PurePosixPath(name)
-        if inside.is_absolute() or ".." in inside.parts or name in contents or OURS.fullmatch(name):
+        if inside.is_absolute() or ".." in inside.parts or name in contents or WEIGHT_FILES.fullmatch(name):
             raise ValueError(f"a file of a weights folder needs a relative path of its own, got {name!r}; rename it")
         contents[inside.as_posix()] = file
     folder = Path(os.path.abspath(folder))
@@ -119,7 +119,7 @@ def load_folder(folder: Path, kind: Kind, device: str | torch.device = "cpu") ->
     file, ValueError for anything unreadable, truncated, damaged or of the wrong kind.
     """
     _recover(folder)
-    config = _config(folder, kind)
+    config = _read_header(folder, kind)
     tensors: dict[str, Tensor] = {}
     for path in dict.fromkeys(entry.file for entry in stored_tensors(folder).values()):
         tensors |= read_tensors(path, device)
@@ -269,7 +269,7 @@ def _header(path: Path) -> dict[str, Stored]:
         raise ValueError(f"{path} is truncated or is no safetensors file ({error}); copy it again") from error
 
 
-def _config(folder: Path, kind: Kind) -> dict[str, Any]:
+def _read_header(folder: Path, kind: Kind) -> dict[str, Any]:
     path = folder / CONFIG
     if not folder.exists():
         raise FileNotFoundError(f"there is no folder {folder}; check the path")
@@ -290,7 +290,7 @@ def _check_replaceable(folder: Path, names: set[str]) -> None:
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"{folder} is a file, not a folder; choose another name")
     found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()}
-    others = sorted(name for name in found - names if not OURS.fullmatch(name))
+    others = sorted(name for name in found - names if not WEIGHT_FILES.fullmatch(name))
     if others:
         raise FileExistsError(f"saving to {folder} would delete {some_of(others)} in it; choose another folder")
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lumos.config import MOST, Range, read_config, read_json
+from lumos.config import LARGEST_NUMBER, Range, read_config, read_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,15 +47,15 @@ def as_json(config: Any) -> dict[str, Any]:
     st.builds(
         Outer,
         width=st.integers(-500, 500).map(lambda n: 2 * n),
-        rate=st.floats(-MOST, MOST),
+        rate=st.floats(-LARGEST_NUMBER, LARGEST_NUMBER),
         name=st.text(),
         on=st.booleans(),
         norm=st.sampled_from(["layer", "rms"]),
         inner=st.builds(
             Inner,
-            levels=st.lists(st.integers(-MOST, MOST)).map(tuple),
-            pair=st.tuples(st.integers(-MOST, MOST), st.text()),
-            maybe=st.none() | st.floats(-MOST, MOST),
+            levels=st.lists(st.integers(-LARGEST_NUMBER, LARGEST_NUMBER)).map(tuple),
+            pair=st.tuples(st.integers(-LARGEST_NUMBER, LARGEST_NUMBER), st.text()),
+            maybe=st.none() | st.floats(-LARGEST_NUMBER, LARGEST_NUMBER),
         ),
         other=st.none(),
     )

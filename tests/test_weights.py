@@ -170,6 +170,17 @@ def test_a_kill_at_any_step_leaves_the_old_or_the_new_folder(tmp_path: Path, mon
     assert os.listdir(tmp_path) == ["weights"], "what kills left is cleaned up by the next save"
 
 
+def test_everything_is_on_the_disk_before_it_takes_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[str] = []
+    monkeypatch.setattr(weights, "flush", lambda path: events.append(Path(path).name))
+    rename = Path.rename
+    monkeypatch.setattr(Path, "rename", lambda path, target: (events.append(f"to {Path(target).name}"), rename(path, target))[1])
+    save_folder(tmp_path / "new", HEADER, {"a": torch.ones(1)}, {"tokenizer/x": b"1"})
+    done = events.index("to new")
+    assert set(events[:done]) >= {"config.json", "model.safetensors", "tokenizer", "x", ".new.partial"}
+    assert events[done + 1 :] == [tmp_path.name]
+
+
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
     folder = tmp_path / "weights"

@@ -32,7 +32,7 @@ def merge_adapter(model: nn.Module, folder: Path) -> None:
     where, config = folder / CONFIG, read_json(folder / CONFIG)
     if config.get("target_parameters") != list(TARGETS) or config.get("peft_type") != "LORA":
         raise ValueError(f"{folder} must hold a LoRA of {', '.join(TARGETS)}, got another kind; use one that lumos train made")
-    rank, scale = _settings(config, where)
+    rank, scale = _rank_and_scale(config, where)
     own = dict(model.named_parameters())
     changed = merged(own, read_tensors(folder / TENSORS), scale, str(folder), rank)
     with torch.no_grad():
@@ -69,7 +69,7 @@ def merged(
     return found
 
 
-def _settings(config: Mapping[str, Any], where: Path) -> tuple[int, float]:
+def _rank_and_scale(config: Mapping[str, Any], where: Path) -> tuple[int, float]:
     """(rank, scale). ValueError, naming it, for a setting that is missing or that this file does not know how to obey."""
     for name, value in config.items():
         if name == "init_lora_weights" and value not in PLAIN_STARTS:

@@ -28,7 +28,6 @@ BINUNICODE8"""
 IGNORED_LABEL = -100
 GROUP = 64  # records written at once
 GROUPS = 64  # in a file
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ class Sample:
     tokenizer: str = FINGERPRINT
 
 
-def import_tokens(files: Sequence[Path], out: Path, progress: Progress | None = None) -> dict[str, Any]:
+def import_tokens(files: Sequence[Path], out: Path, progress: Callable[[int, int], None] | None = None) -> dict[str, Any]:
     """Write a folder of Parquet shards from pickled records (a folder stands for every .pkl in it) and tell what is in it.
 
     Raises FileNotFoundError or ValueError, in one line and with nothing written, for a file that holds anything but one
@@ -72,7 +71,7 @@ def import_tokens(files: Sequence[Path], out: Path, progress: Progress | None = 
         stream, schema = records(), _schema()
         for number, first in enumerate(range(0, len(paths), GROUP * GROUPS)):
             last = min(first + GROUP * GROUPS, len(paths))
-            groups = ([_row(record) for record in islice(stream, GROUP)] for _ in range(first, last, GROUP))
+            groups = ([_as_row(record) for record in islice(stream, GROUP)] for _ in range(first, last, GROUP))
             write_parquet(partial / f"{number:06}.parquet", schema, groups)
         out.parent.mkdir(parents=True, exist_ok=True)
         partial.replace(out)
@@ -156,6 +155,6 @@ def _schema() -> Any:
     return pyarrow.schema(list(columns.items()), metadata={"format": TOKENS, "codes": "uint16 little-endian, T H W"})
 
 
-def _row(sample: Sample) -> dict[str, Any]:
+def _as_row(sample: Sample) -> dict[str, Any]:
     row = {name: value for name, value in vars(sample).items() if name != "codes_THW"}
     return row | {"codes": pack_codes(sample.codes_THW), **dict(zip("THW", sample.codes_THW.shape, strict=True))}

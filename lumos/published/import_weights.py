@@ -46,7 +46,6 @@ from lumos.weights import (
 )
 
 FLOATS = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
-ImportProgress = Callable[[int, int], None]
 
 
 def import_weights(
@@ -55,7 +54,7 @@ def import_weights(
     text: Path | None = None,
     cosmos: Path | None = None,
     size: tuple[int, int] = SIZES[-1],
-    progress: ImportProgress | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Write a model folder from a released checkpoint, its numbers unchanged; tells what was written.
 
@@ -92,7 +91,7 @@ def import_weights(
         elif cosmos is not None:
             files |= tokenizer_files(find_weights(cosmos, "tokenizer"))
         header = {"kind": "model", "format": FORMAT, "config": asdict(folder)}
-        tensors = from_official(config, lambda name: _read(name, stored[name]))
+        tensors = from_official(config, lambda name: _read_tensor(name, stored[name]))
         save_folder(out, header, _told(tensors, len(official_names(config)), progress) if progress else tensors, files)
     return {
         "weights": str(out),
@@ -138,13 +137,15 @@ def read_checkpoint(source: Path) -> tuple[ModelConfig, dict[str, Stored]]:
     return config, stored
 
 
-def _told(tensors: Iterator[tuple[str, Tensor]], total: int, progress: ImportProgress) -> Iterator[tuple[str, Tensor]]:
+def _told(
+    tensors: Iterator[tuple[str, Tensor]], total: int, progress: Callable[[int, int], None]
+) -> Iterator[tuple[str, Tensor]]:
     for done in range(1, total + 1):
         yield next(tensors)
         progress(done, total)
 
 
-def _read(name: str, entry: Stored) -> Tensor:
+def _read_tensor(name: str, entry: Stored) -> Tensor:
     # The file is opened anew for every tensor: what is mapped into memory is given back when the tensor is.
     try:
         with safe_open(entry.file, framework="pt", device="cpu") as file:

@@ -14,12 +14,12 @@ from lumos.config import Count, Scale, Size, read_config, read_value
 from lumos.model.transformer import ModelConfig, Transformer
 
 IGNORED_PREFIX = "model.vqmodel."  # a released file may also hold a tokenizer that generation does not use
-WHOLE = {
+OUTER_NAMES = {
     "embedding": ("model.embed_tokens.weight",),
     "norm": ("model.norm.weight",),
     "head": ("lm_head.weight",),
 }
-PER_LAYER = {
+LAYER_NAMES = {
     "attention_norm": ("input_layernorm.weight",),
     "query_key_value": ("self_attn.q_proj.weight", "self_attn.k_proj.weight", "self_attn.v_proj.weight"),
     "query_norm_scale": ("self_attn.q_norm.weight",),
@@ -42,7 +42,7 @@ OFFICIAL_SIZES = {
     "ffn": "intermediate_size",
 }
 # What such a config may also say, and the only values that leave this network what it is; None is "not used" to all of them.
-FIXED: dict[str, tuple[Any, ...]] = {
+NEUTRAL: dict[str, tuple[Any, ...]] = {
     **dict.fromkeys(("attention_bias", "mlp_bias", "tie_word_embeddings", "swin_norm"), (False,)),
     **dict.fromkeys(("use_bias", "qkv_bias", "alibi", "parallel_attn", "rope_interleave", "use_qk_norm"), (False,)),
     **dict.fromkeys(("hidden_act", "hidden_activation"), ("silu", "swish")),
@@ -62,11 +62,11 @@ PUBLISHED = {"rope_theta": 10_000, "rms_norm_eps": 1e-5}  # said in errors, neve
 
 def official_names(config: ModelConfig) -> dict[str, tuple[str, ...]]:
     """Our parameter name -> the released names it is stacked from, in order."""
-    names: dict[str, tuple[str, ...]] = {**WHOLE}
+    names: dict[str, tuple[str, ...]] = {**OUTER_NAMES}
     for layer in range(config.layers):
         names |= {
             f"layers.{layer}.{ours}": tuple(f"model.layers.{layer}.{part}" for part in theirs)
-            for ours, theirs in PER_LAYER.items()
+            for ours, theirs in LAYER_NAMES.items()
         }
     return names
 
@@ -102,13 +102,13 @@ def config_from_official(values: Mapping[str, Any], where: str | Path) -> ModelC
     """
     counts = ("layers", "heads", "kv_heads")
     sizes: dict[str, Any] = {
-        ours: _number(Count if ours in counts else Size, values, theirs, where) for ours, theirs in OFFICIAL_SIZES.items()
+        ours: _field(Count if ours in counts else Size, values, theirs, where) for ours, theirs in OFFICIAL_SIZES.items()
     }
     _check_fixed(values, where)
     head_width = sizes["width"] // sizes["heads"]  # what Llama's config means when it leaves it out
     if values.get("head_dim") is not None:
-        head_width = _number(Size, values, "head_dim", where)
-    eps = _number(Scale, values, "rms_norm_eps", where)
+        head_width = _field(Size, values, "head_dim", where)
+    eps = _field(Scale, values, "rms_norm_eps", where)
     document = {**sizes, "head_width": head_width, "rope_theta": _rope_theta(values, where), "norm_eps": eps}
     return read_config(ModelConfig, {"rope": "mm-rope", **document}, where)
 
@@ -117,7 +117,7 @@ def config_to_official(config: ModelConfig) -> dict[str, Any]:
     """Our config -> the fields of a released config.json that `config_from_official` reads."""
     numbers = {theirs: getattr(config, ours) for ours, theirs in OFFICIAL_SIZES.items()}
     numbers |= {"head_dim": config.head_width, "rope_theta": config.rope_theta, "rms_norm_eps": config.norm_eps}
-    return numbers | {name: FIXED[name][0] for name in ("attention_bias", "mlp_bias", "tie_word_embeddings", "hidden_act")}
+    return numbers | {name: NEUTRAL[name][0] for name in ("attention_bias", "mlp_bias", "tie_word_embeddings", "hidden_act")}
 
 
 def _stacked(config: ModelConfig, ours: str, rows: int) -> list[int]:
@@ -132,7 +132,7 @@ def _stacked(config: ModelConfig, ours: str, rows: int) -> list[int]:
 
 
 def _check_fixed(values: Mapping[str, Any], where: str | Path) -> None:
-    for name, allowed in FIXED.items():
+    for name, allowed in NEUTRAL.items():
         value = values.get(name)
         unused = name == "sliding_window" and values.get("use_sliding_window") is False
         if value is not None and value not in allowed and not unused:
@@ -160,10 +160,10 @@ def _rope_theta(values: Mapping[str, Any], where: str | Path) -> float:
     if any(value != theta for value in found.values()):
         said = " and ".join(f"{name} = {value!r:.40}" for name, value in found.items())
         raise ValueError(f"{where} must name one base of the rotary frequencies, got {said}; {OTHER}")
-    return float(_number(Scale, {"rope_theta": theta} if found else {}, "rope_theta", where))
+    return float(_field(Scale, {"rope_theta": theta} if found else {}, "rope_theta", where))
 
 
-def _number(kind: Any, values: Mapping[str, Any], name: str, where: str | Path) -> Any:
+def _field(kind: Any, values: Mapping[str, Any], name: str, where: str | Path) -> Any:
     if name not in values:
         remedy = f"add it, the published models have {PUBLISHED[name]}" if name in PUBLISHED else OTHER
         raise ValueError(f"{where} lacks the field {name!r}; {remedy}")

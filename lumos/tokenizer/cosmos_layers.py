@@ -18,7 +18,7 @@ class CosmosSpaceConv(nn.Module):
     def __init__(self, inputs: int, outputs: int, stride: int = 1) -> None:
         super().__init__()
         self.stride = stride
-        self.weight = _kernel(outputs, inputs, 3, 3)
+        self.weight = _empty_kernel(outputs, inputs, 3, 3)
         self.bias = nn.Parameter(torch.empty(outputs))
 
     def forward(self, features_BTHWC: Tensor) -> Tensor:
@@ -38,7 +38,7 @@ class CosmosTimeConv(nn.Module):
     def __init__(self, inputs: int, outputs: int, stride: int = 1) -> None:
         super().__init__()
         self.stride = stride
-        self.weight = _kernel(outputs, inputs, TIME_KERNEL, 1)
+        self.weight = _empty_kernel(outputs, inputs, TIME_KERNEL, 1)
         self.bias = nn.Parameter(torch.empty(outputs))
 
     def forward(self, features_BTHWC: Tensor, memory: Memory) -> Tensor:
@@ -223,5 +223,5 @@ class Upsample(nn.Module):
         return self.conv3(x)
 
 
-def _kernel(*shape: int) -> nn.Parameter:
+def _empty_kernel(*shape: int) -> nn.Parameter:
     return nn.Parameter(torch.empty(*shape, memory_format=torch.channels_last))

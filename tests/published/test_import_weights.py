@@ -111,7 +111,7 @@ def test_export_is_the_way_back(written: Path, tensors: dict[str, Tensor], tmp_p
 
 
 def test_no_more_than_one_parameter_is_held(written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    read, alive, most = importing._read, 0, 0
+    read, alive, most = importing._read_tensor, 0, 0
 
     def dead() -> None:
         nonlocal alive
@@ -125,7 +125,7 @@ def test_no_more_than_one_parameter_is_held(written: Path, tmp_path: Path, monke
         weakref.finalize(tensor, dead)
         return tensor
 
-    monkeypatch.setattr(importing, "_read", counted)
+    monkeypatch.setattr(importing, "_read_tensor", counted)
     progress: list[tuple[int, int]] = []
     import_weights(written, tmp_path / "out", progress=lambda done, total: progress.append((done, total)))
     assert most == 3 and alive == 0, "query, key and value, which are joined"
@@ -281,14 +281,14 @@ def test_anything_but_a_whole_checkpoint_is_refused(
 def test_a_file_that_changes_while_it_is_read_leaves_nothing(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read = importing._read
+    read = importing._read_tensor
 
     def cut_and_read(name: str, entry: importing.Stored) -> Tensor:
         if entry.file.name == SHARDS[1]:
             halve(checkpoint)
         return read(name, entry)
 
-    monkeypatch.setattr(importing, "_read", cut_and_read)
+    monkeypatch.setattr(importing, "_read_tensor", cut_and_read)
     with pytest.raises(ValueError, match="changed while it was read"):
         import_weights(checkpoint, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
