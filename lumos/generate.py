@@ -5,16 +5,18 @@ from `diffusion/sampler.py:sample_video`, which is the whole method; the streami
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from lumos.config import read_config
 from lumos.diffusion.compute import Compute, prepare_model
 from lumos.diffusion.cost import GenerationCost, check_memory, generation_cost
 from lumos.diffusion.frame_model import FrameModel, VideoSpec
-from lumos.diffusion.sampler import Progress, SamplerConfig, sample_video
+from lumos.diffusion.sampler import Progress, SamplerConfig, SamplerKind, sample_video
 from lumos.model.adapter import merge_adapter
 from lumos.model.rope import PLACES
 from lumos.model.transformer import Transformer
@@ -74,7 +76,7 @@ class Generator:
     def __call__(
         self, prompts: str | Sequence[str], frames: int | None = None, seed: int | Sequence[int] = 0, **settings: Any
     ) -> Tensor:
-        """Whole videos, pixels_BCFHW in [-1, 1]: see `stream` for every setting."""
+        """Whole videos, pixels_BCFHW in [-1, 1]: see `stream` for every argument and setting."""
         return torch.cat(list(self.stream(prompts, frames=frames, seed=seed, **settings)), dim=2)
 
     @torch.inference_mode()
@@ -84,11 +86,12 @@ class Generator:
         frames: int | None = None,
         seed: int | Sequence[int] = 0,
         given: Tensor | None = None,
-        sampler: SamplerConfig | None = None,
+        sampler: SamplerConfig | SamplerKind | None = None,
         height: int | None = None,
         width: int | None = None,
         progress: Progress | None = None,
         record: list[Tensor] | None = None,
+        **settings: Any,
     ) -> Iterator[Tensor]:
         """Yield pixels_BCFHW in [-1, 1]: the first frame alone, then those of one latent frame at a time.
 
@@ -97,13 +100,15 @@ class Generator:
         given: pixels_CFHW of frames to go on from (an image is one frame), shared by all prompts.
         progress: called with (denoising steps done, all of them). Close the iterator early to free the cache.
         record: list to which codes_BHW of every latent frame are appended; pass it to `tokens`.
+        settings: fields of SamplerConfig to change, such as steps=4, guidance=2.0 or sampler="halton".
         """
         batch = [prompts] if isinstance(prompts, str) else list(prompts)
         grid = self._grid(height, width)
         codes_BTHW = self._encode(given, grid).expand(len(batch), -1, -1, -1)
         frames = self.config.video.frames if frames is None else frames
         spec = self._spec(grid, frames, given=codes_BTHW.shape[1], known=codes_BTHW.shape[1])
-        yield from self._make(spec, batch, seeds_of(seed, len(batch)), sampler, codes_BTHW, progress, record)
+        changed = self._settings(sampler, settings)
+        yield from self._make(spec, batch, seeds_of(seed, len(batch)), changed, codes_BTHW, progress, record)
 
     @torch.inference_mode()
     def branch(
@@ -136,7 +141,7 @@ class Generator:
         spec = self._spec(self._grid_of(rows, columns), frames, given=min(about.given, known), known=known)
         seeds = list(about.seeds) if seed is None else seeds_of(seed, len(batch))
         seeds = seeds * len(batch) if len(seeds) == 1 else seeds
-        yield from self._make(spec, batch, seeds, sampler, codes_BTHW, progress, record)
+        yield from self._make(spec, batch, seeds, sampler or self.config.sampler, codes_BTHW, progress, record)
 
     @torch.inference_mode()
     def decode(self, tokens: Tokens) -> Iterator[Tensor]:
@@ -179,12 +184,12 @@ class Generator:
         spec: VideoSpec,
         prompts: list[str],
         seeds: list[int],
-        sampler: SamplerConfig | None,
+        settings: SamplerConfig,
         known_BTHW: Tensor,
         progress: Progress | None,
         record: list[Tensor] | None,
     ) -> Iterator[Tensor]:
-        settings, grid, known = sampler or self.config.sampler, spec.grid, known_BTHW.shape[1]
+        grid, known = spec.grid, known_BTHW.shape[1]
         frames = pixel_frames(spec.latent_frames, grid.temporal)
         height, width = grid.rows * grid.spatial, grid.columns * grid.spatial
         texts = [self.prompt_ids(prompt, frames, height, width) for prompt in prompts]
@@ -201,6 +206,12 @@ class Generator:
             if record is not None:
                 record.append(codes_BHW)
             yield self.tokenizer.decode_next(codes_BHW, decoder).float().clamp(-1, 1)
+
+    def _settings(self, sampler: SamplerConfig | SamplerKind | None, changes: dict[str, Any]) -> SamplerConfig:
+        """The model's sampler, or a given one, with some settings changed. ValueError for an unknown one or a wrong value."""
+        own = sampler if isinstance(sampler, SamplerConfig) else self.config.sampler
+        named = {"sampler": sampler} if isinstance(sampler, str) else {}
+        return read_config(SamplerConfig, {**asdict(own), **named, **changes}, "settings of the sampler")
 
     def _cost(self, spec: VideoSpec, known: int, prompts: int, settings: SamplerConfig) -> GenerationCost:
         codes, item = self.config.vocabulary.codes, self.dtype.itemsize

@@ -1,5 +1,6 @@
 """Generation: cached equals uncached, prompts do not disturb each other, frames come as they are done, any length works."""
 
+import re
 import weakref
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
@@ -8,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 import lumos.diffusion.cost as costs
@@ -261,6 +263,21 @@ def first_key(toy: Generator, layer: Any, id_: int, position_B: Tensor) -> Tenso
     return rotate(keys, turn)[:, :, 0]
 
 
+def test_settings_are_keywords(toy: Generator) -> None:
+    from lumos import Generator as Imported
+
+    assert Imported is Generator
+    whole = toy("two", frames=1, sampler=replace(SAMPLER, steps=2, sampler="halton"))
+    assert torch.equal(toy("two", frames=1, steps=2, sampler="halton"), whole)
+    for wrong, words in (
+        ({"stepz": 2}, "unknown field 'stepz'"),
+        ({"steps": "2"}, "steps must be"),
+        ({"guidance": -1}, "guidance"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            toy("two", frames=1, **wrong)
+
+
 @pytest.mark.parametrize(("frames", "offer"), [(0, 1), (-3, 1), (2, 5), (16, 17)])
 def test_impossible_lengths_offer_a_possible_one(toy: Generator, frames: int, offer: int) -> None:
     with pytest.raises(ValueError, match=rf"1 \+ 4k, got {frames}; use {offer}"):
@@ -384,3 +401,16 @@ def test_a_saved_model_generates_the_same_files(toy: Generator, tmp_path: Path) 
     assert clip.pixels_CFHW.shape == (3, 9, 32, 32)
     again = generate_to_files(replace(request, out=tmp_path / "y.mp4"), {"steps": 2})
     assert Path(again["files"][0]).read_bytes() == (tmp_path / "x_1.mp4").read_bytes()
+
+
+def test_the_examples_of_the_python_page_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "python.md").read_text()
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (40, 30), "red").save("heart.png")
+    code = "\n".join(re.findall(r"```python\n(.*?)```", page, re.S))
+    fast = code.replace('"tiny")', '"tiny", "cpu")').replace('right")', 'right", steps=1, guidance=1.0)')
+    fast = fast.replace("given=start", "steps=1, guidance=1.0, given=start").replace("seed=0, record", "steps=1, seed=0, record")
+    names: dict[str, Any] = {}
+    exec(fast, names)  # noqa: S102 - the page is our own
+    assert Path("red.mp4").stat().st_size and names["video"].shape == (1, 3, 17, 128, 128)
+    assert next(names["ends"]).shape == (1, 3, 1, 128, 128)

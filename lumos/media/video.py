@@ -93,12 +93,14 @@ def _pixels(frames: list[np.ndarray[Any, Any]]) -> Tensor:
 
 
 def write_video(path: str | Path, pixels_CFHW: Tensor, fps: float, overwrite: bool = False) -> Path:
-    """Write float pixels [3, F, H, W] in [-1, 1] as .mp4, .gif, .webp or .png; returns the path.
+    """Write float pixels [3, F, H, W] (or a batch of one video) in [-1, 1] as .mp4, .gif, .webp or .png; returns the path.
 
     A .png of several frames is a contact sheet. The file appears whole or not at all; a full disk is an OSError in
     words. Raises ValueError for an unknown ending or a shape the format cannot hold, FileExistsError without overwrite.
     """
     path = check_output(path, overwrite)
+    if pixels_CFHW.ndim == 5 and len(pixels_CFHW) == 1:  # as a Generator gives one video
+        pixels_CFHW = pixels_CFHW[0]
     if pixels_CFHW.ndim != 4 or pixels_CFHW.shape[0] != 3 or pixels_CFHW.numel() == 0:
         raise ValueError(
             f"pixels must have shape [3, frames, height, width], got {list(pixels_CFHW.shape)}; add the missing axis"
