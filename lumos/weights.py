@@ -10,10 +10,10 @@ import os
 import re
 import shutil
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -28,7 +28,7 @@ Kind = Literal["model", "tokenizer"]
 
 FORMAT = 1
 CONFIG, TENSORS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
-WEIGHT_FILES = re.compile(r"model(-\d{5}){0,1}(-of-\d{5})?\.safetensors(\.index\.json)?")
+WEIGHT_FILES = re.compile(r"model(-\d{5})?(-of-\d{5})?\.safetensors(\.index\.json)?")
 PRETRAINED = Path(__file__).parent / "pretrained"
 FILE_BYTES = 500_000_000  # tensors are gathered up to about this size before a file is written: all that saving keeps in memory
 SUMS = "sums"  # metadata: a checksum for each tensor
@@ -76,34 +76,26 @@ def save_folder(
 ) -> None:
     """Write config.json, the tensors and `files` (relative path -> content, or a file to copy): whole or nothing.
 
-    All of it is written to a hidden sibling, flushed to the disk, then renamed into place, so that a kill at any moment
-    leaves the old folder or the new one. An existing folder is replaced when it holds nothing but files that are
-    written again, or that a killed save has left; otherwise FileExistsError.
-    `tensors` may be an iterator that reads a large model bit by bit. Raises OSError when the disk is full.
+    All of it is written to a hidden sibling, flushed to the disk, then renamed into place: a kill at any moment leaves the old
+    folder or the new one. An existing folder is replaced when it holds nothing but files that are written again, or that a
+    killed save has left; otherwise FileExistsError. `tensors` may be an iterator that reads a large model bit by bit.
     """
-    contents: dict[str, bytes | Path] = {CONFIG: (json.dumps(config, indent=2, allow_nan=False) + "\n").encode()}
-    for name, file in files.items():
-        inside = PurePosixPath(name)
-        if inside.is_absolute() or ".." in inside.parts or name in contents or WEIGHT_FILES.fullmatch(name):
-            raise ValueError(f"a file of a weights folder needs a relative path of its own, got {name!r}; rename it")
-        contents[inside.as_posix()] = file
     folder = Path(os.path.abspath(folder))
-    _recover(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
     partial = folder.with_name(f".{folder.name}.partial")
+    _recover(folder)
     for place in (folder, partial, _previous(folder)):
-        _check_replaceable(place, set(contents))
+        _check_replaceable(place, {CONFIG, *files})
     for leftover in (partial, _previous(folder)):  # of a save that was killed
         shutil.rmtree(leftover, ignore_errors=True)
     try:
-        partial.mkdir()
-        for name, content in contents.items():
-            path = partial / name
-            path.parent.mkdir(parents=True, exist_ok=True)
+        partial.mkdir(parents=True)
+        (partial / CONFIG).write_bytes((json.dumps(config, indent=2, allow_nan=False) + "\n").encode())
+        for name, content in files.items():
+            (partial / name).parent.mkdir(parents=True, exist_ok=True)
             if isinstance(content, Path):
-                shutil.copyfile(content, path)
+                shutil.copyfile(content, partial / name)
             else:
-                path.write_bytes(content)
+                (partial / name).write_bytes(content)
         _write_tensors(partial, tensors.items() if isinstance(tensors, Mapping) else tensors, is_ours="kind" in config)
         for path in (*partial.rglob("*"), partial):
             flush(path)
@@ -119,8 +111,7 @@ def load_folder(folder: Path, kind: Kind, device: str | torch.device = "cpu") ->
     file, ValueError for anything unreadable, truncated, damaged or of the wrong kind.
     """
     _recover(folder)
-    config = _read_header(folder, kind)
-    tensors: dict[str, Tensor] = {}
+    config, tensors = _read_header(folder, kind), dict[str, Tensor]()
     for path in dict.fromkeys(entry.file for entry in stored_tensors(folder).values()):
         tensors |= read_tensors(path, device)
     return config, tensors
@@ -129,38 +120,32 @@ def load_folder(folder: Path, kind: Kind, device: str | torch.device = "cpu") ->
 def stored_tensors(folder: Path) -> dict[str, Stored]:
     """Every tensor of a folder, from the headers of model.safetensors or of the files that its index names."""
     if (folder / TENSORS).is_file() or not (folder / INDEX).is_file():
-        return _header(folder / TENSORS)
+        return _stored_in(folder / TENSORS)
     places = read_json(folder / INDEX).get("weight_map")
-    if not isinstance(places, dict) or not places or not all(isinstance(name, str) for name in places.values()):
+    if not isinstance(places, dict) or not places:
         raise ValueError(f"{folder / INDEX} must hold a weight_map from tensor names to file names")
     stored: dict[str, Stored] = {}
-    for file in sorted(set(places.values())):
+    for file in sorted(set(map(str, places.values()))):
         if Path(file).name != file or not file.endswith(".safetensors"):
-            raise ValueError(f"{folder / INDEX} must name .safetensors files beside it, got {file!r}")
-        for name, entry in _header(folder / file).items():
-            if places.get(name) != file:
-                raise ValueError(f"{folder / file} holds {name}, which {INDEX} says is elsewhere; copy the whole folder again")
-            stored[name] = entry
-    lost = [name for name in places if name not in stored]
-    if lost:
-        raise ValueError(f"{folder / places[lost[0]]} lacks {some_of(lost)}, which {INDEX} promises; copy it again")
+            raise ValueError(f"{folder / INDEX} must name .safetensors files beside it, got {file!r:.80}")
+        stored |= _stored_in(folder / file)
+    if differing := differences(list(stored), list(places)):
+        raise ValueError(f"{folder} does not fit its {INDEX}: it {differing}; copy the whole folder again")
     return stored
 
 
 def read_tensors(path: Path, device: str | torch.device = "cpu") -> dict[str, Tensor]:
     """The tensors of one safetensors file. ValueError for NaN and infinity, and for changed bits where lumos wrote the file."""
-    _header(path)
+    names = sorted(_stored_in(path))
     with safe_open(path, framework="pt", device=str(device)) as file:
+        tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in names}
         sums = (file.metadata() or {}).get(SUMS)
-        # A copy on the CPU: what stays mapped would change, or end the process, when somebody overwrites the file.
-        is_mapped = torch.device(device).type == "cpu"
-        names = file.keys()
-        tensors = {name: file.get_tensor(name).clone() if is_mapped else file.get_tensor(name) for name in names}
-    expected = None if sums is None else dict(zip(sorted(tensors), sums.split(), strict=False))
-    for name, tensor in tensors.items():
-        if expected is not None and expected.get(name) != _checksum(name, tensor):
+    for number, (name, tensor) in enumerate(tensors.items()):
+        if sums is not None and [_checksum(name, tensor)] != sums.split()[number : number + 1]:
             raise ValueError(f"{path}: {name} was edited or damaged, its checksum does not match; copy or train it again")
         check_finite(tensor, f"{path}: {name}")
+        if tensor.device.type == "cpu":  # what stays mapped would change, or end the process, when the file is overwritten
+            tensors[name] = tensor.clone()
     return tensors
 
 
@@ -177,10 +162,8 @@ def check_names(tensors: Mapping[str, Tensor], module_state: Mapping[str, Tensor
     for name, expected in module_state.items():
         found = tensors[name]
         if found.shape != expected.shape:
-            raise ValueError(
-                f"{where}: {name} must have shape {list(expected.shape)} by its config, got {list(found.shape)}; "
-                "use the config it was saved with"
-            )
+            shapes = f"{list(expected.shape)} by its config, got {list(found.shape)}"
+            raise ValueError(f"{where}: {name} must have shape {shapes}; use the config it was saved with")
         if expected.is_floating_point() and (not found.is_floating_point() or found.dtype.itemsize < 2):
             raise ValueError(f"{where}: {name} must hold floating point numbers of 16 bits or more, got {found.dtype}")
 
@@ -189,10 +172,9 @@ def differences(found: list[str], expected: list[str]) -> str:
     """What names are missing or unknown, in words; "" when none are. A prefix that a wrapper left on all of them is named."""
     known, wanted = set(found), set(expected)
     missing, unknown = [name for name in expected if name not in known], [name for name in found if name not in wanted]
-    if missing:
-        wrapped = [name.removesuffix(missing[0]) for name in unknown if name.endswith(f".{missing[0]}")]
-        if wrapped:
-            return f"has names that begin with {wrapped[0]!r}, which another program put there; remove that prefix"
+    wrapped = [name.removesuffix(missing[0]) for name in unknown if missing and name.endswith(f".{missing[0]}")]
+    if wrapped:
+        return f"has names that begin with {wrapped[0]!r}, which another program put there; remove that prefix"
     parts = [f"lacks {some_of(missing)}"] if missing else []
     return " and ".join(parts + ([f"has the unknown {some_of(unknown)}"] if unknown else []))
 
@@ -216,27 +198,16 @@ def fingerprint(*modules: nn.Module) -> str:
 
 
 def _write_tensors(folder: Path, tensors: Iterable[tuple[str, Tensor]], is_ours: bool) -> None:
-    """One file or several with an index; a tensor is held only until its file is written."""
+    """One file, or several with an index."""
     files: list[list[str]] = []
-    batch: dict[str, Tensor] = {}
     total = 0
-
-    def write() -> None:
-        nonlocal total
-        sums = " ".join(_checksum(name, batch[name]) for name in sorted(batch))
-        total += sum(tensor.nbytes for tensor in batch.values())
+    for batch in _batches(tensors):
         files.append(list(batch))
+        total += sum(tensor.nbytes for tensor in batch.values())
+        sums = " ".join(_checksum(name, batch[name]) for name in sorted(batch))
         # one entry alone: safetensors writes several in random order
         save_file(batch, folder / f"model-{len(files):05}.safetensors", {SUMS: sums} if is_ours else {"format": "pt"})
-        batch.clear()
-
-    for name, tensor in tensors:
-        batch[name] = tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
-        del tensor  # before the next one is read
-        if sum(held.nbytes for held in batch.values()) >= FILE_BYTES:
-            write()
-    if batch or not files:
-        write()
+        batch.clear()  # before the next tensor is read
     places: dict[str, str] = {}
     for number, names in enumerate(files, 1):
         name = f"model-{number:05}-of-{len(files):05}.safetensors" if len(files) > 1 else TENSORS
@@ -244,8 +215,21 @@ def _write_tensors(folder: Path, tensors: Iterable[tuple[str, Tensor]], is_ours:
         shutil.copymode(folder / CONFIG, folder / name)  # safetensors makes files that only their owner can read
         places |= dict.fromkeys(names, name)
     if len(files) > 1:
-        document = {"metadata": {"total_size": total}, "weight_map": places}
-        (folder / INDEX).write_text(json.dumps(document, indent=2) + "\n", "utf-8")
+        (folder / INDEX).write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": places}, indent=2), "utf-8")
+
+
+def _batches(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
+    """What a file holds: contiguous copies on the CPU, at least one batch."""
+    batch: dict[str, Tensor] = {}
+    count = 0
+    for name, tensor in tensors:
+        batch[name] = tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+        del tensor  # before the next one is read
+        if sum(held.nbytes for held in batch.values()) >= FILE_BYTES:
+            count += 1
+            yield batch
+    if batch or not count:
+        yield batch
 
 
 def _checksum(name: str, tensor: Tensor) -> str:
@@ -256,7 +240,7 @@ def _checksum(name: str, tensor: Tensor) -> str:
     return f"{(words + zlib.crc32(f'{name} {tensor.dtype} {list(tensor.shape)}'.encode())) % 2**64:x}"
 
 
-def _header(path: Path) -> dict[str, Stored]:
+def _stored_in(path: Path) -> dict[str, Stored]:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing; copy the whole folder again")
     try:
@@ -270,19 +254,18 @@ def _header(path: Path) -> dict[str, Stored]:
 
 
 def _read_header(folder: Path, kind: Kind) -> dict[str, Any]:
+    """The fields of a folder's config, its kind and format checked."""
     path = folder / CONFIG
-    if not folder.exists():
-        raise FileNotFoundError(f"there is no folder {folder}; check the path")
     if not path.is_file():
-        raise ValueError(f"{folder} is no weights folder: it has no {CONFIG}; give a folder that holds {CONFIG} and {TENSORS}")
+        problem = ValueError if folder.exists() else FileNotFoundError
+        raise problem(f"{folder} is no weights folder: it has no {CONFIG}; give a folder that holds {CONFIG} and {TENSORS}")
     header = read_json(path)
     config = header.get("config")
     if set(header) != {"kind", "format", "config"} or not isinstance(config, dict):
         raise ValueError(f"{path} must hold kind, format and the fields of config, got {some_of(sorted(header))}")
-    if header["kind"] != kind:
-        raise ValueError(f"{folder} must hold a {kind}, but its kind is {header['kind']!r:.40}; give the folder of a {kind}")
-    if header["format"] != FORMAT:
-        raise ValueError(f"{path} must have format {FORMAT}, got {header['format']!r:.40}; use a newer lumos")
+    if (header["kind"], header["format"]) != (kind, FORMAT):
+        found = f"{header['kind']!r:.40} of format {header['format']!r:.40}"
+        raise ValueError(f"{folder} must hold a {kind} of format {FORMAT}, got {found}")
     return config
 
 
