@@ -31,6 +31,9 @@ class Range:
 Count = Annotated[int, Range(1, 1024)]  # layers, blocks, heads: more would take minutes to build
 Size = Annotated[int, Range(1, 2**18)]  # widths and vocabularies
 Scale = Annotated[float, Range(1e-30, 1e30)]  # factors above zero
+Whole = Annotated[int, Range(1, 10**9)]  # steps, batches, processes
+Share = Annotated[float, Range(0, 1)]
+SomeShare = Annotated[float, Range(1e-6, 1)]
 
 
 def read_json(path: Path) -> dict[str, Any]:

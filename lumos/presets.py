@@ -41,7 +41,8 @@ def published(shape: ModelConfig, stage: str, lr: float) -> TrainModelConfig:
 
 
 MODELS: dict[str, TrainModelConfig] = {
-    # The weights in the package: about 17 M parameters, shapes at 128x128, 17 frames at 8 fps. For one or more large GPUs.
+    # The shape of the weights in the package (several runs, docs/results.md): about 17 M parameters, shapes at 128x128, 17 frames
+    # at 8 fps. For one or more large GPUs.
     "shapes-tiny": TrainModelConfig(
         model=TINY_SHAPE,
         video=VideoConfig(height=128, width=128, frames=17, fps=8, slots=64, window=5, latest=8),

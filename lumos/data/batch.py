@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-Item = TypeVar("Item")
+T = TypeVar("T")
 
 
 class Batch(NamedTuple):
@@ -51,9 +51,9 @@ class Schedule:
         return self.images if image else self.videos
 
 
-def drawn_ahead(source: Dataset[Item], first: int, workers: int, ahead: int, device: torch.device) -> Iterator[Item]:
+def drawn_ahead(source: Dataset[T], first: int, workers: int, ahead: int, device: torch.device) -> Iterator[T]:
     """Items number `first`, first + 1, ... without end; each of the worker processes keeps `ahead` of them ready."""
-    loader: DataLoader[Item] = DataLoader(
+    loader: DataLoader[T] = DataLoader(
         source,
         batch_size=None,
         sampler=range(first, 2**40),

@@ -12,11 +12,13 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Annotated
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from lumos.config import Range, Whole
 from lumos.data.batch import Batch, Schedule, Stream
 from lumos.data.shards import TOKENS, ShardIndex, ShardReader, unpack_codes
 from lumos.sequence.layout import text_batch
@@ -25,17 +27,17 @@ from lumos.sequence.vocabulary import Vocabulary
 
 ENDS = 2  # of a prompt's slots: begin and separator
 SAMPLED = 20_000  # clips whose captions make a text vocabulary
-Place = tuple[bool, int]  # of a batch: of images or of videos, and its number among those
+Nth = tuple[bool, int]  # of a batch: of images or of videos, and its number among those
 
 
 @dataclass(frozen=True)
 class LoaderConfig:
     """How shards are read; nothing of it but `set_mib` changes what a step gets."""
 
-    workers: int = 2  # threads
-    ahead: int = 4  # batches that are ready
-    set_mib: int = 512  # codes shuffled together on a rank; a larger bucket is read set after set
-    cache_mib: int = 2048  # row groups kept in memory
+    workers: Whole = 2  # threads
+    ahead: Whole = 4  # batches that are ready
+    set_mib: Whole = 512  # codes shuffled together on a rank; a larger bucket is read set after set
+    cache_mib: Annotated[int, Range(0, 10**9)] = 2048  # row groups kept in memory
 
 
 class ShardStream:
@@ -66,7 +68,7 @@ class ShardStream:
             if schedule.image_every > 0 if image else schedule.image_every != 1:
                 plan.check(index.folder)
         self.threads = ThreadPoolExecutor(config.workers, thread_name_prefix="loader")
-        self.ready: deque[tuple[Place, Future[Batch]]] = deque()
+        self.ready: deque[tuple[Nth, Future[Batch]]] = deque()
 
     def batch(self, step: int, draw: torch.Generator) -> Batch:
         """The batch of a step. All of its own randomness comes from (seed, rank, step), because batches are made ahead."""
@@ -83,7 +85,7 @@ class ShardStream:
         parts = self.ready.popleft()[1].result()
         return Batch(*(part.to(self.device, non_blocking=True) for part in parts))
 
-    def _place(self, step: int) -> Place | None:
+    def _place(self, step: int) -> Nth | None:
         """Which batch of the shards a step gets, None for the other stream's."""
         number = self.schedule.number(step)
         before, after = (int(count * self.share + 1e-9) for count in (number, number + 1))

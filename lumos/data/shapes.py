@@ -8,12 +8,13 @@ each time with other masks: rendering and tokenising then cost little beside tra
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from lumos.config import Range, Size, Whole
 from lumos.data.batch import Batch, Schedule, drawn_ahead
 from lumos.sequence.layout import text_batch
 from lumos.sequence.text import TextTokenizer
@@ -30,13 +31,13 @@ RENDERED = 32  # clips rendered and tokenised at once: pixels are large
 class ShapesConfig:
     """The built-in world's clips and images, and how often they are used."""
 
-    size: int = 128  # pixels of a side
-    frames: int = 33  # of a clip, 1 + 4k
-    fps: int = 8
-    chunk: int = 256  # clips, and as many images, that are made at a time
-    pool: int = 16  # latest chunks that are kept
-    reuse: int = 4  # times that a clip is used, about
-    workers: int = 6  # processes that draw scenes
+    size: Size = 128  # pixels of a side
+    frames: Whole = 33  # of a clip, 1 + 4k
+    fps: Whole = 8
+    chunk: Whole = 256  # clips, and as many images, that are made at a time
+    pool: Whole = 16  # latest chunks that are kept
+    reuse: Whole = 4  # times that a clip is used, about
+    workers: Annotated[int, Range(0, 1000)] = 6  # processes that draw scenes
 
 
 class SceneBatches(Dataset[PackedScenes]):

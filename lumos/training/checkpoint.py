@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import re
+import reprlib
 import shutil
 import socket
 import threading
@@ -18,13 +19,14 @@ from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 
+from lumos.config import Range, read_json, read_value
 from lumos.files import flush
 from lumos.training.optim import Ema
 from lumos.training.parallel import Ranks, ensure_group, local, together
@@ -32,9 +34,8 @@ from lumos.training.spike_guard import SpikeGuard
 from lumos.weights import check_names
 
 STATE, SUMS, LOCK = "state.json", "SHA256SUMS", ".lock"
-VERSION = "lumos checkpoint 2"
+CHECKPOINT = "lumos checkpoint 2"
 FOLDER = re.compile(r"step_(\d{8,})")
-FIELDS = {"format": str, "step": int, "seconds": float, "config": dict}  # of state.json
 # Budget, logging and how the work is split up: they do not change what is trained, and a resumed run may change them.
 FREE = re.compile(
     r"(max_steps|max_seconds|log_every|sample_every|evaluate_every|evaluation_clips|save_every|keep|spike|patience|accumulate"
@@ -121,15 +122,15 @@ def latest(run: Path) -> Path | None:
 def read_state(path: Path, check_sums: bool = True) -> dict[str, Any]:
     """A checkpoint's step, seconds and config. ValueError for a damaged or edited one (tensors too, with `check_sums`)."""
     try:
-        state: dict[str, Any] = json.loads((path / STATE).read_text())
-        if state["format"] != VERSION:
-            raise ValueError(f"{path} must be of format {VERSION!r}, got {state['format']!r}; use the version that wrote it")
-        wrong = [name for name, kind in FIELDS.items() if type(state[name]) is not kind]
-        if wrong or path.name != _name(state["step"]) or not 0 <= state["seconds"] < float("inf"):
-            raise KeyError(wrong[0] if wrong else "step or seconds")
+        state = read_json(path / STATE)
+        if state.get("format") != CHECKPOINT:
+            raise ValueError(f"its format is {reprlib.repr(state.get('format'))} and not {CHECKPOINT!r}")
+        read_value(Annotated[float, Range(0, 1e12)], state.get("seconds"), "seconds")
+        if type(state.get("step")) is not int or path.name != _folder_of(state["step"]) or type(state.get("config")) is not dict:
+            raise ValueError("its step or config is not its own")
         if check_sums and _sums(path) != (path / SUMS).read_text():
-            raise KeyError("a checksum does not match")
-    except (OSError, KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+            raise ValueError("a checksum does not match")
+    except (OSError, ValueError) as error:
         raise _damaged(path, error) from error
     return state
 
@@ -188,7 +189,7 @@ class Saver:
         self.wait()
         if step == self._step:
             return
-        path = self.run / "checkpoints" / _name(step)
+        path = self.run / "checkpoints" / _folder_of(step)
         partial = path.with_name(f"{path.name}.partial")
         tensors = learner.tensors()
         with together(self.ranks):
@@ -197,7 +198,7 @@ class Saver:
                 shutil.rmtree(partial, ignore_errors=True)
                 partial.mkdir(parents=True)
         self._step = step
-        state = {"format": VERSION, "step": step, "seconds": seconds, "config": self.record}
+        state = {"format": CHECKPOINT, "step": step, "seconds": seconds, "config": self.record}
         self._done.clear()
         with _quiet():
             writer = dcp.HuggingFaceStorageWriter(str(partial), save_distributed=True)
@@ -252,7 +253,7 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _name(step: int) -> str:
+def _folder_of(step: int) -> str:
     return f"step_{step:08d}"
 
 

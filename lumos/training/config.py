@@ -1,7 +1,9 @@
 """The configuration of a training run: what is trained, on what, and for how long."""
 
 from dataclasses import dataclass, field
+from typing import Annotated
 
+from lumos.config import Range, Scale, Share, Size, SomeShare, Whole
 from lumos.data.loader import LoaderConfig
 from lumos.data.shapes import ShapesConfig
 from lumos.diffusion.masking import LEAST_RATIO, MaskKind
@@ -11,6 +13,7 @@ from lumos.model_folder import VideoConfig
 from lumos.training.lora import LoraSettings
 from lumos.training.optim import OptimConfig
 from lumos.training.parallel import ParallelConfig
+from lumos.training.spike_guard import Spike
 
 
 @dataclass(frozen=True)
@@ -25,36 +28,31 @@ class TrainModelConfig:
     sampler: SamplerConfig = field(default_factory=SamplerConfig)  # of the samples, kept with the weights
     loader: LoaderConfig = field(default_factory=LoaderConfig)
     lora: LoraSettings = field(default_factory=LoraSettings)
-    data_share: float = 1.0  # of the steps that train on shards, if there are any; the rest are shapes
-    text_vocabulary: int = 768  # most text ids of a new vocabulary
+    data_share: SomeShare = 1.0  # of the steps that train on shards, if there are any; the rest are shapes
+    text_vocabulary: Size = 768  # most text ids of a new vocabulary
     new_words: bool = False  # give a trained model (--init) a new text vocabulary
     mask: MaskKind = "tube"
-    least_ratio: float = LEAST_RATIO  # smallest share of a frame's codes that is masked
-    videos: int = 64  # of a step on one GPU
-    images: int = 256  # of an image step on one GPU
-    accumulate: int = 1  # parts that a step's batch is computed in
-    image_every: int = 4  # every which step is one of images; 0 = none
-    drop_text: float = 0.1  # share of samples that lose their prompt, for guidance
-    late_windows: float = 0.3  # share of video steps whose window starts later than the first frame
-    spike: float = 20.0  # a step whose gradient is so many times its usual size, or no number, is skipped
-    patience: int = 10  # so many skipped steps in a row end the run
-    max_steps: int | None = None
-    max_seconds: float | None = None
-    log_every: int = 50  # steps
-    sample_every: int = 2000  # steps
-    save_every: int = 2000  # steps
-    keep: int = 2  # checkpoints
+    least_ratio: SomeShare = LEAST_RATIO  # smallest share of a frame's codes that is masked
+    videos: Whole = 64  # of a step on one GPU
+    images: Whole = 256  # of an image step on one GPU
+    accumulate: Whole = 1  # parts that a step's batch is computed in
+    image_every: Annotated[int, Range(0, 10**9)] = 4  # every which step is one of images; 0 = none
+    drop_text: Share = 0.1  # share of samples that lose their prompt, for guidance
+    late_windows: Share = 0.3  # share of video steps whose window starts later than the first frame
+    spike: Spike = 20.0  # a step whose gradient is so many times its usual size, or no number, is skipped
+    patience: Whole = 10  # so many skipped steps in a row end the run
+    max_steps: Whole | None = None
+    max_seconds: Scale | None = None
+    log_every: Whole = 50  # steps
+    sample_every: Whole = 2000  # steps
+    save_every: Whole = 2000  # steps
+    keep: Whole = 2  # checkpoints
     seed: int = 0
 
     def __post_init__(self) -> None:
         for name, size in (("videos", self.videos), ("images", self.images)):
-            if self.accumulate < 1 or size < 1 or size % self.accumulate:
+            if size % self.accumulate:
                 raise ValueError(f"{name} must be a multiple of accumulate = {self.accumulate}, got {size}; change one")
-        for name, least, given in (("spike", 1, self.spike), ("patience", 0, self.patience), ("keep", 0, self.keep)):
-            if not given > least:  # not a number either
-                raise ValueError(f"{name} must be more than {least}, got {given}")
-        if not 0 < self.data_share <= 1:
-            raise ValueError(f"data_share must be above 0 and up to 1, got {self.data_share}; use 0.5")
         if self.new_words and self.lora.rank:
             raise ValueError("adapters leave the words as they are, got new_words=true; set it to false, or lora.rank to 0")
         if self.optim.muon and self.parallel.shard:

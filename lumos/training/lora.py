@@ -7,10 +7,12 @@ same weights merged, so that RUN/model is a plain model folder.
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
+from lumos.config import Range
 from lumos.files import whole_file
 from lumos.model.adapter import TARGETS, TENSORS, merged
 from lumos.model.transformer import Transformer
@@ -21,14 +23,10 @@ ADAPTER = "default"  # peft's name for the only one
 
 @dataclass(frozen=True)
 class LoraSettings:
-    """`rank` 0 = train all weights. The change of a matrix is alpha / rank * B @ A; `alpha` 0 = twice the rank."""
+    """Adapters: the change of a matrix is alpha / rank * B @ A."""
 
-    rank: int = 0
-    alpha: float = 0.0
-
-    def __post_init__(self) -> None:
-        if self.rank < 0 or self.alpha < 0:
-            raise ValueError(f"lora.rank and lora.alpha must be 0 or more, got {self.rank} and {self.alpha}; use rank 16")
+    rank: Annotated[int, Range(0, 4096)] = 0  # 0 = train all weights instead
+    alpha: Annotated[float, Range(0, 1e6)] = 0.0  # 0 = twice the rank
 
     @property
     def scale(self) -> float:
@@ -49,7 +47,7 @@ def add_adapter(model: Transformer, settings: LoraSettings, seed: int) -> None:
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices):  # peft draws from the global generator
         torch.manual_seed(seed)
-        inject_adapter_in_model(_config(settings), model, ADAPTER)
+        inject_adapter_in_model(_peft_config(settings), model, ADAPTER)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("lora_" in name)
 
@@ -66,7 +64,7 @@ def save_adapter(folder: Path, settings: LoraSettings, adapter: Mapping[str, Ten
     from safetensors.torch import save
 
     folder.mkdir(parents=True, exist_ok=True)
-    config = _config(settings)
+    config = _peft_config(settings)
     config.base_model_name_or_path, config.inference_mode = base, True
     config.save_pretrained(str(folder))
     tensors = {f"base_model.model.{name}": tensor.detach().float().cpu().contiguous() for name, tensor in adapter.items()}
@@ -74,7 +72,7 @@ def save_adapter(folder: Path, settings: LoraSettings, adapter: Mapping[str, Ten
         partial.write_bytes(save(tensors, metadata={"format": "pt"}))
 
 
-def _config(settings: LoraSettings):  # type: ignore[no-untyped-def]  # peft is imported where it is needed
+def _peft_config(settings: LoraSettings):  # type: ignore[no-untyped-def]  # peft is imported where it is needed
     from peft import LoraConfig
 
     return LoraConfig(

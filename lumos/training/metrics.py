@@ -1,6 +1,6 @@
 """What a run tells about itself: RUN/metrics.jsonl, TensorBoard scalars and pictures (where it is installed), a progress line.
 
-The progress line goes to stderr: a live bar on a terminal, otherwise a plain line now and then.
+The progress line goes to stderr: one that is written over on a terminal, otherwise a new one now and then.
 """
 
 import importlib.util
@@ -22,18 +22,18 @@ from lumos.training.step_cost import Work, card_named
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-PLAIN_SECONDS = 10.0  # between two plain lines
+PLAIN_SECONDS = 10.0  # between two lines where there is no terminal
+CLEAR = "\r\x1b[K"  # back to the start of the terminal's line, and wipe it
 
 
 class RunLog:
     """The log of one run. A disabled one (all ranks but the first) does nothing. `step` is where a resumed run goes on."""
 
     def __init__(self, run: Path, step: int = 0, enabled: bool = True, now: Callable[[], float] = time.monotonic) -> None:
-        self.run, self.enabled = run, enabled
-        self._now = now
+        self.run, self.enabled, self._now = run, enabled, now
         self._start: tuple[float, int, float] | None = None  # time, step and progress of the first call
         self._spoken = -PLAIN_SECONDS
-        self._bar: Any = None
+        self._terminal = sys.stderr.isatty()
         self._board: Any = None
         if enabled:
             run.mkdir(parents=True, exist_ok=True)
@@ -57,100 +57,78 @@ class RunLog:
         """Save RUN/samples/NAME_STEP.png and show it in TensorBoard."""
         if not self.enabled:
             return
-        folder = self.run / "samples"
-        folder.mkdir(exist_ok=True)
-        picture.save(folder / f"{name}_{step:08d}.png")
+        (self.run / "samples").mkdir(exist_ok=True)
+        picture.save(self.run / f"samples/{name}_{step:08d}.png")
         if self._board is not None:
-            pixels_HWC = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
-            pixels_HWC = pixels_HWC.view(picture.height, picture.width, -1)
-            self._board.add_image(name, pixels_HWC, step, dataformats="HWC")
+            pixels = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
+            self._board.add_image(name, pixels.view(picture.height, picture.width, -1), step, dataformats="HWC")
 
     def say(self, text: str) -> None:
-        """A line that stays, beside the progress line."""
-        if not self.enabled:
-            return
-        if self._bar is not None:
-            self._bar.console.print(text, highlight=False)
-        else:
-            print(text, file=sys.stderr, flush=True)
+        """A line that stays."""
+        if self.enabled:
+            print((CLEAR if self._terminal else "") + text, file=sys.stderr, flush=True)
 
     def progress(self, step: int, progress: float, text: str) -> None:
         """Show the progress (0 to 1) of the run, `text` (such as "loss 0.12"), the rate and the time left."""
-        if not self.enabled:
-            return
         now = self._now()
-        if self._start is None:
-            self._start = (now, step, progress)
-        line = f"step {step}  {text}{_pace(now, step, progress, self._start)}"
-        if sys.stderr.isatty():
-            self._live().update(0, completed=min(1.0, progress), description=line)
-        elif now - self._spoken >= PLAIN_SECONDS:
+        self._start = self._start or (now, step, progress)
+        line = f"{min(1.0, progress):4.0%}  step {step}  {text}{_pace(now, step, progress, self._start)}"
+        if self.enabled and self._terminal:
+            print(CLEAR + line, end="", file=sys.stderr, flush=True)
+        elif self.enabled and now - self._spoken >= PLAIN_SECONDS:
             self._spoken = now
-            print(f"{min(1.0, progress):4.0%}  {line}", file=sys.stderr, flush=True)
+            print(line, file=sys.stderr, flush=True)
 
     def __enter__(self) -> "RunLog":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self._bar is not None:
-            self._bar.stop()
+        if self.enabled and self._terminal and self._start is not None:
+            print(file=sys.stderr)
         if self._board is not None:
             self._board.close()
 
-    def _live(self) -> Any:
-        if self._bar is None:
-            from rich.console import Console
-            from rich.progress import BarColumn, Progress, TextColumn
-
-            columns = (BarColumn(bar_width=24), TextColumn("{task.percentage:3.0f}%  {task.description}", markup=False))
-            self._bar = Progress(*columns, console=Console(stderr=True))
-            self._bar.add_task("", total=1.0)
-            self._bar.start()
-        return self._bar
-
 
 class Meter:
-    """Sums on the device between two log lines; reading them is the only wait. `take` gives, over the ranks: the loss of videos,
-    of each latent frame and of images, the gradient's norm, samples and ids a second, the share of the time that was spent
-    waiting for data, and on a card its peak memory (GiB) and, for a known one, MFU."""
+    """Sums on the device between two log lines; reading them is the only wait."""
 
     def __init__(self, ranks: Ranks, now: Callable[[], float] = time.monotonic) -> None:
         self.ranks, self._now = ranks, now
-        on_card = ranks.device.type == "cuda"
-        self.card = card_named(torch.cuda.get_device_name(ranks.device)) if on_card else None
-        self.frames: dict[bool, list[Tensor]] = {False: [], True: []}
+        self.card = card_named(torch.cuda.get_device_name(ranks.device)) if ranks.device.type == "cuda" else None
+        self._reset()
+
+    def _reset(self) -> None:
+        self.losses: dict[bool, list[Tensor]] = {False: [], True: []}
         self.norms: list[Tensor] = []
-        self.since, self.samples, self.ids, self.flops, self.waited = now(), 0, 0, 0.0, 0.0
+        self.since, self.samples, self.ids, self.flops, self.waited = self._now(), 0, 0, 0.0, 0.0
 
     def add(self, image: bool, loss_T: Tensor, norm: Tensor, work: Work, flops: float, waited: float) -> None:
         """One step of this rank: its losses by latent frame, gradient norm, work and operations; seconds without data."""
-        self.frames[image].append(loss_T)
+        self.losses[image].append(loss_T)
         self.norms.append(norm)
-        self.samples += work.samples * self.ranks.world
-        self.ids += work.samples * work.ids * self.ranks.world
+        self.samples += work.samples
+        self.ids += work.samples * work.ids
         self.flops += flops
         self.waited += waited
 
     def take(self) -> dict[str, float]:
-        """Means and rates since the last call. A step that was skipped as no number counts in none of the means."""
-        norms = torch.stack(self.norms)
-        values = {"gradient_norm": float(norms.nanmean())}
+        """Means and rates over all ranks since the last call, by the names of docs/training.md. A step that was skipped as no
+        number counts in none of the means."""
+        values = {"gradient_norm": float(torch.stack(self.norms).nanmean())}
         for image, name in ((False, "loss_video"), (True, "loss_image")):
-            if self.frames[image]:
-                frames = torch.nn.utils.rnn.pad_sequence(self.frames[image], batch_first=True, padding_value=float("nan"))
-                loss_T = average(frames.nanmean(dim=0), self.ranks).tolist()
+            if self.losses[image]:
+                loss_ST = torch.nn.utils.rnn.pad_sequence(self.losses[image], batch_first=True, padding_value=float("nan"))
+                loss_T = average(loss_ST.nanmean(dim=0), self.ranks).tolist()
                 values[name] = sum(loss_T) / len(loss_T)
-                if not image:
-                    values |= {f"loss_frame_{number}": value for number, value in enumerate(loss_T)}
-        seconds = self._now() - self.since
-        values |= {"samples_per_second": self.samples / seconds, "ids_per_second": self.ids / seconds}
+                values |= {} if image else {f"loss_frame_{number}": value for number, value in enumerate(loss_T)}
+        seconds, world = self._now() - self.since, self.ranks.world
+        values |= {"samples_per_second": self.samples * world / seconds, "ids_per_second": self.ids * world / seconds}
         values["data_wait"] = self.waited / seconds
         if self.ranks.device.type == "cuda":
             values["peak_memory_gib"] = torch.cuda.max_memory_allocated(self.ranks.device) / 2**30
         if self.card is not None:
             values["mfu"] = self.flops / seconds / (self.card.peak * 1e12)
-        self.frames, self.norms = {False: [], True: []}, []
-        self.since, self.samples, self.ids, self.flops, self.waited = self._now(), 0, 0, 0.0, 0.0
+        self._reset()
         return values
 
 

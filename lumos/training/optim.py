@@ -6,36 +6,33 @@ limited by time decays as fully as one limited by steps (the paper: AdamW 0.9/0.
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from lumos.config import Range, Scale, Share, SomeShare
+
 MOMENTUM = 0.95  # of Muon
+Beta = Annotated[float, Range(0, 1 - 1e-9)]
 
 
 @dataclass(frozen=True)
 class OptimConfig:
     """The optimiser and its schedule."""
 
-    lr: float = 1e-3
-    betas: tuple[float, float] = (0.9, 0.95)
-    weight_decay: float = 0.1  # of matrices and kernels
-    clip: float = 1.0  # largest norm of the gradient
-    warmup_steps: int = 100  # over which the learning rate rises
+    lr: Annotated[float, Range(0, 1e3)] = 1e-3
+    betas: tuple[Beta, Beta] = (0.9, 0.95)
+    weight_decay: Annotated[float, Range(0, 1e3)] = 0.1  # of matrices and kernels
+    clip: Scale = 1.0  # largest norm of the gradient
+    warmup_steps: Annotated[int, Range(0, 10**9)] = 100  # over which the learning rate rises
     schedule: Literal["constant", "cosine", "linear"] = "cosine"  # of its decay
-    decay_share: float = 1.0  # share of the run, at its end, over which it falls
-    final: float = 0.0  # of the learning rate that is left at the end
-    ema: float = 0.999  # decay of the weights' moving average per step; 0 = none
-    muon: float = 0.0  # factor on lr for the layers' matrices, updated by Muon; 0 = AdamW for everything
-
-    def __post_init__(self) -> None:
-        if not self.muon >= 0:
-            raise ValueError(f"muon must be 0 (AdamW alone) or the factor on lr for matrices, got {self.muon}; use 2.5")
-        if not 0 < self.decay_share <= 1:
-            raise ValueError(f"decay_share must lie in (0, 1], got {self.decay_share}; use schedule='constant' for no decay")
-        if not 0 <= self.ema < 1:
-            raise ValueError(f"ema must lie in [0, 1), got {self.ema}; use 0.999, or 0 for no averaging")
+    decay_share: SomeShare = 1.0  # share of the run, at its end, over which it falls
+    final: Share = 0.0  # of the learning rate that is left at the end
+    ema: Beta = 0.999  # decay of the weights' moving average per step; 0 = none
+    muon: Annotated[float, Range(0, 1e3)] = (
+        0.0  # factor on lr for the layers' matrices, updated by Muon; 0 = AdamW for everything
+    )
 
 
 def build_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:

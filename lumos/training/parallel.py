@@ -21,6 +21,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils.checkpoint import checkpoint
 
+from lumos.config import Whole
 from lumos.model.transformer import ModelConfig, Transformer
 
 Recompute = Literal["off", "selective", "full"]
@@ -34,15 +35,13 @@ class ParallelConfig:
     # spread parameters, gradients and optimiser state over all ranks (FSDP2: bf16 in use, float32 at rest); false: every rank
     # holds all, and gradients are averaged
     shard: bool = False
-    replicas: int = 1  # groups of ranks that each hold everything, spread inside the group
+    replicas: Whole = 1  # groups of ranks that each hold everything, spread inside the group
     recompute: Recompute = "off"  # what the backward pass computes again: nothing, all but attention, everything
     attention: Literal["auto", "flex", "prefix", "dense"] = "auto"  # by mask, by prefixes, or by which is faster here
     compile: Literal["off", "static", "dynamic"] = "static"  # on CUDA; dynamic: for batches of many shapes
     precision: Literal["bfloat16", "float32"] = "bfloat16"  # of what is computed on CUDA
 
     def __post_init__(self) -> None:
-        if self.replicas < 1:
-            raise ValueError(f"parallel.replicas must be at least 1, got {self.replicas}; use 1 for none")
         if self.replicas > 1 and not self.shard:
             raise ValueError(f"parallel.replicas must be 1 without parallel.shard, got {self.replicas}; set parallel.shard=true")
 

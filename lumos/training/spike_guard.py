@@ -3,9 +3,14 @@
 All of it happens on the device, so that nothing waits for it; the log reads the counts, and ends a run that only skips.
 """
 
+from typing import Annotated
+
 import torch
 from torch import Tensor
 
+from lumos.config import Range
+
+Spike = Annotated[float, Range(1.0001, 1e9)]
 USUAL = 20  # steps before "usual" means anything
 MEMORY = 0.95  # decay per step of the usual norm
 

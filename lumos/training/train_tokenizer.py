@@ -9,11 +9,12 @@ import copy
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import torch
 from torch import Tensor
 
+from lumos.config import Range, Scale, Size, SomeShare, Whole
 from lumos.data.batch import drawn_ahead
 from lumos.data.pixels import PixelBatches, held_out_clips
 from lumos.data.shapes import SceneBatches
@@ -27,7 +28,7 @@ from lumos.training.clock import Budget, Clock
 from lumos.training.metrics import RunLog
 from lumos.training.optim import Ema, OptimConfig, build_optimizer, learning_rate, set_learning_rate
 from lumos.training.parallel import Ranks, average, average_gradients, clip_gradients, finish, start, tell_of_lost_ranks, together
-from lumos.training.spike_guard import SpikeGuard, step_unless
+from lumos.training.spike_guard import Spike, SpikeGuard, step_unless
 from lumos.worlds.shapes.render import render
 
 if TYPE_CHECKING:
@@ -43,29 +44,25 @@ class TrainTokenizerConfig:
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=2e-3, weight_decay=0.01, warmup_steps=200))
     loss: LossConfig = field(default_factory=LossConfig)
-    batch: int = 32  # clips of a step on one GPU
-    data_share: float = 0.5  # of a batch that comes from the picture shards, if there are any; the rest is shapes
+    batch: Whole = 32  # clips of a step on one GPU
+    data_share: SomeShare = 0.5  # of a batch that comes from the picture shards, if there are any; the rest is shapes
     # leave the encoder as it is: clips keep their codes, so models and shards made with the tokenizer stay valid
     decoder_only: bool = False
-    size: int = 128  # pixels of a clip's sides
-    frames: int = 17
-    fps: float = 8.0
-    spike: float = 20.0  # a step whose gradient is so many times its usual size, or no number, is skipped
-    patience: int = 10  # so many skipped steps in a row end the run
-    max_steps: int | None = 20_000
-    max_seconds: float | None = None
+    size: Size = 128  # pixels of a clip's sides
+    frames: Whole = 17
+    fps: Scale = 8.0
+    spike: Spike = 20.0  # a step whose gradient is so many times its usual size, or no number, is skipped
+    patience: Whole = 10  # so many skipped steps in a row end the run
+    max_steps: Whole | None = 20_000
+    max_seconds: Scale | None = None
     seed: int = 0
-    workers: int = 4  # processes that make batches
+    workers: Annotated[int, Range(0, 1000)] = 4  # processes that make batches
     compile: bool = True  # on CUDA only
-    log_every: int = 20  # steps
-    evaluate_every: int = 1000  # steps
-    evaluation_clips: int = 256
-    save_every: int = 1000  # steps
-    keep: int = 2  # checkpoints
-
-    def __post_init__(self) -> None:
-        if not 0 < self.data_share <= 1:
-            raise ValueError(f"data_share must be above 0 and up to 1, got {self.data_share}; use 0.5")
+    log_every: Whole = 20  # steps
+    evaluate_every: Whole = 1000  # steps
+    evaluation_clips: Whole = 256
+    save_every: Whole = 1000  # steps
+    keep: Whole = 2  # checkpoints
 
 
 def train_tokenizer(

@@ -235,7 +235,7 @@ def test_any_flipped_bit_or_missing_part_is_noticed(
         file.write_bytes(content[:place])
     else:
         file.unlink()
-    with pytest.raises(ValueError, match=r"is damaged \(.*\); delete it to go on from an earlier one|must be of format") as told:
+    with pytest.raises(ValueError, match=r"is damaged \(.*\); delete it to go on from an earlier one") as told:
         read_state(path)
     assert "\n" not in str(told.value)
 
@@ -254,7 +254,7 @@ def test_an_edited_state_is_one_line(made: Path, tmp_path: Path, edit: str | dic
     text = edit if isinstance(edit, str) else json.dumps({**json.loads((path / "state.json").read_text()), **edit})
     (path / "state.json").write_text(text)
     (path / "SHA256SUMS").write_text(checkpoint._sums(path))  # by somebody who mends the checksum, too
-    with pytest.raises(ValueError, match="is damaged|must be of format") as told:
+    with pytest.raises(ValueError, match="is damaged .*; delete it to go on from an earlier one") as told:
         read_state(path)
     assert "\n" not in str(told.value) and len(str(told.value)) < 400
 

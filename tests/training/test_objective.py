@@ -200,5 +200,3 @@ def test_processes_that_cannot_be_divided_are_refused() -> None:
         ParallelConfig(shard=True, replicas=2).check(3)
     with pytest.raises(ValueError, match=r"set parallel\.shard=true"):
         ParallelConfig(replicas=2)
-    with pytest.raises(ValueError, match=r"parallel\.replicas must be at least 1, got 0"):
-        ParallelConfig(replicas=0)

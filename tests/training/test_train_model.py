@@ -3,7 +3,7 @@
 import json
 import random
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from lumos.config import read_config
 from lumos.data.shapes import ShapesConfig, sample_captions
 from lumos.diffusion.sampler import SamplerConfig
 from lumos.model.transformer import ModelConfig
@@ -26,6 +27,7 @@ from lumos.training.lora import LoraSettings
 from lumos.training.optim import OptimConfig
 from lumos.training.parallel import ParallelConfig, Ranks
 from lumos.training.train_model import train_model
+from lumos.training.train_tokenizer import TrainTokenizerConfig
 from lumos.weights import find_weights
 
 VOCABULARY = small_vocabulary(text_size=20, codes=25)
@@ -213,6 +215,22 @@ def test_settings_that_do_not_fit_together_are_refused() -> None:
         replace(TOY, shapes=replace(TOY.shapes, size=64))
     with pytest.raises(ValueError, match=r"video\.latest must be a latent frame of the clips, at most 1"):
         replace(TOY, shapes=replace(TOY.shapes, frames=5))
+
+
+@pytest.mark.parametrize("kind", [TrainModelConfig, TrainTokenizerConfig])
+def test_numbers_outside_their_range_are_refused_by_name(kind: type[Any]) -> None:
+    good = json.loads(json.dumps(asdict(TOY if kind is TrainModelConfig else TrainTokenizerConfig())))
+    assert read_config(kind, good, "here")
+    parts = {name: values for name, values in good.items() if name in ("optim", "parallel", "loader", "lora")}
+    tried = 0
+    for part, values in (("", good), *parts.items()):
+        for name in (name for name, value in values.items() if type(value) in (int, float) and name != "seed"):
+            for bad in (-1, float("nan"), 1e300):
+                changed = {**values, name: bad}
+                with pytest.raises(ValueError, match=rf"here: .*{name}"):
+                    read_config(kind, {**good, part: changed} if part else changed, "here")
+                tried += 1
+    assert tried > 40
 
 
 def test_the_loss_falls_on_a_few_clips(tmp_path: Path, tokenizer: Path) -> None:
