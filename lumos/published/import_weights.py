@@ -4,8 +4,9 @@ Config, names, shapes and types are checked against each other before anything i
 written bit by bit. Only JSON and safetensors are read here: nothing in a checkpoint can run code.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict
+from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -60,7 +61,7 @@ def import_weights(
 
     text: the published text_tokenizer.json (also found in `source`); cosmos: a folder with the tokenizer's .jit archives,
     or one imported before. Without them the folder holds the decoder alone and the two can be added by another import.
-    size: (width, height) that the model makes unless asked otherwise. progress: called with (parameters done, all).
+    size: (width, height) that the model makes unless asked otherwise. progress: called with (tensors begun, all).
     A `source` that holds the tokenizer's archives becomes a tokenizer folder.
 
     Raises FileNotFoundError or ValueError, in one line and with nothing written, for anything but a whole checkpoint.
@@ -84,6 +85,13 @@ def import_weights(
     # positions grow, so window and positions reach as far as the authors' data does: 7 seconds, 22 latent frames.
     video = VideoConfig(size[1], size[0], frames=25, fps=12, slots=512, window=22, latest=21, template=TEMPLATE)
     folder = FolderConfig(config, LUMOS, video, SamplerConfig(steps=50, guidance=15.0, history=0.7, sampler="released"))
+    done = count(1)
+
+    def read(name: str) -> Tensor:
+        if progress:
+            progress(next(done), len(stored))
+        return _read_tensor(name, stored[name])
+
     with TemporaryDirectory() as place:
         if cosmos is not None and holds_archives(cosmos):
             import_cosmos(cosmos, Path(place) / "tokenizer")
@@ -91,8 +99,7 @@ def import_weights(
         elif cosmos is not None:
             files |= tokenizer_files(find_weights(cosmos, "tokenizer"))
         header = {"kind": "model", "format": FORMAT, "config": asdict(folder)}
-        tensors = from_official(config, lambda name: _read_tensor(name, stored[name]))
-        save_folder(out, header, _told(tensors, len(official_names(config)), progress) if progress else tensors, files)
+        save_folder(out, header, from_official(config, read), files)
     return {
         "weights": str(out),
         "kind": "model",
@@ -120,9 +127,6 @@ def read_checkpoint(source: Path) -> tuple[ModelConfig, dict[str, Stored]]:
         found = f", got {some_of(others)}, which could run code" if others else ""
         raise ValueError(f"{source} must hold {TENSORS}, or {INDEX} and the files it names{found}; copy those of the checkpoint")
     stored = {name: entry for name, entry in stored_tensors(source).items() if not name.startswith(IGNORED_PREFIX)}
-    layers = len({name.split(".")[2] for name in stored if name.startswith("model.layers.")})
-    if layers and config.layers != layers:
-        raise ValueError(f"{where}: num_hidden_layers is {config.layers}, but the tensors have {layers}")
     expected = official_shapes(config)
     if differing := differences(list(stored), list(expected)):
         raise ValueError(f"{source} is no whole Lumos-1 checkpoint: it {differing}")
@@ -135,14 +139,6 @@ def read_checkpoint(source: Path) -> tuple[ModelConfig, dict[str, Stored]]:
         if len({stored[name].dtype for name in theirs}) > 1:
             raise ValueError(f"{source}: {', '.join(theirs)} must be of one type to be joined")
     return config, stored
-
-
-def _told(
-    tensors: Iterator[tuple[str, Tensor]], total: int, progress: Callable[[int, int], None]
-) -> Iterator[tuple[str, Tensor]]:
-    for done in range(1, total + 1):
-        yield next(tensors)
-        progress(done, total)
 
 
 def _read_tensor(name: str, entry: Stored) -> Tensor:
