@@ -11,6 +11,7 @@ import argparse
 import json
 import sys
 import time
+from concurrent.futures import Executor
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,11 @@ from typing import Any
 import torch
 
 from lumos.diffusion.sampler import SamplerConfig
-from lumos.evaluation.making import to_bytes
 from lumos.evaluation.prompts import one_object
-from lumos.evaluation.workers import Workers, usual_workers
+from lumos.evaluation.run import usual_workers, worker_pool
 from lumos.files import add_line, read_lines
 from lumos.generate import Generator
+from lumos.media.pixels import to_bytes
 from research.one_object import look_without_scene
 
 STEPS = (4, 6, 8, 12, 18, 25, 50)
@@ -50,7 +51,7 @@ def points(own: SamplerConfig) -> list[tuple[str, str, int, SamplerConfig]]:
 
 
 def measure(
-    generator: Generator, sampler: SamplerConfig, frames: int, count: int, batch: int, workers: Workers
+    generator: Generator, sampler: SamplerConfig, frames: int, count: int, batch: int, workers: Executor
 ) -> dict[str, Any]:
     """Shares of clips that are right, and what making them took."""
     prompts, device = one_object(count), generator.device
@@ -61,7 +62,7 @@ def measure(
             torch.cuda.reset_peak_memory_stats(device)
         begin = time.perf_counter()
         pixels_BCFHW = generator([prompt.text for prompt in part], frames, list(range(start, start + len(part))), sampler=sampler)
-        clips = to_bytes(pixels_BCFHW)  # waits for the device
+        clips = to_bytes(pixels_BCFHW).numpy()  # waits for the device
         seconds += time.perf_counter() - begin
         peak = max(peak, torch.cuda.max_memory_allocated(device) / 2**30) if device.type == "cuda" else peak
         starts += [workers.submit(look_without_scene, clip[:, :17]) for clip in clips]
@@ -106,7 +107,7 @@ def main() -> None:
     count, batch = (1, 1) if args.toy else (args.count, args.batch)
     if args.toy:
         todo = [(name, row, frames, replace(sampler, steps=2)) for name, row, frames, sampler in todo[3:9:5]]
-    with Workers(usual_workers(generator.device)) as workers:
+    with worker_pool(usual_workers(generator.device)) as workers:
         for name, row, frames, sampler in todo:
             if any((line["table"], line["row"], line["frames"], line["clips"]) == (name, row, frames, count) for line in lines):
                 continue

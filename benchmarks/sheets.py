@@ -19,10 +19,11 @@ from torch import Tensor
 
 from lumos.data.clips import unpack_picture
 from lumos.data.shards import ShardReader, open_shards
-from lumos.evaluation.making import to_pixels, usual_batch
 from lumos.evaluation.prompts import Prompt, benchmark
+from lumos.evaluation.run import usual_batch
 from lumos.generate import Generator
 from lumos.media.picture import of_rgb
+from lumos.media.pixels import to_float
 from lumos.media.sheet import contact_sheet
 from lumos.media.video import write_video
 from lumos.worlds.shapes.render import pack, render
@@ -128,7 +129,7 @@ def first_frames(folder: str, stems: list[str]) -> list[Tensor]:
             raise SystemExit(f"{folder} must hold the emoji {stem}, got none of that name; prepare all of them")
         row = reader.row(rows[stem])
         rgb_HWC = unpack_picture(row["picture"], row["F"], row["height"], row["width"])[0]
-        found.append(to_pixels(np.moveaxis(of_rgb(rgb_HWC).draw(128, 128), 2, 0))[:, None])
+        found.append(to_float(torch.from_numpy(np.moveaxis(of_rgb(rgb_HWC).draw(128, 128), 2, 0)))[:, None])
     return found
 
 

@@ -18,10 +18,10 @@ from torch import Tensor
 from lumos.data.clips import unpack_picture
 from lumos.data.pixels import open_pixels, split_rows
 from lumos.data.shards import ShardReader
-from lumos.evaluation.distances import psnr
 from lumos.generate import pick_device
 from lumos.media.pixels import clips_to_pixels
 from lumos.media.sheet import contact_sheet
+from lumos.tokenizer.losses import psnr
 from lumos.tokenizer.model import VideoTokenizer, load_tokenizer
 from lumos.weights import find_weights
 
@@ -52,7 +52,8 @@ def main() -> None:
         pixels_BCFHW = first_frames(values, args.frames, args.size)
         back_BCFHW = there_and_back(tokenizer, pixels_BCFHW.to(device))
         caption = values["captions"][0]
-        found.append((psnr(pixels_BCFHW, back_BCFHW), psnr(pixels_BCFHW[:, :, 0], back_BCFHW[:, :, 0]), caption))
+        first = psnr(back_BCFHW[:, :, :1], pixels_BCFHW[:, :, :1])
+        found.append((float(psnr(back_BCFHW, pixels_BCFHW)), float(first), caption))
         if len(shown) < 2 * SHOWN and pixels_BCFHW.shape[2] == args.frames:
             shown += [(f"{caption}: {found[-1][0]:.1f} dB", pixels_BCFHW), ("reconstruction", back_BCFHW)]
     if args.sheet and shown:

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from lumos.evaluation.making import usual_batch
+from lumos.evaluation.run import usual_batch
 from lumos.generate import Generator
 from lumos.media.sheet import contact_sheet
 

@@ -10,19 +10,21 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from lumos.diffusion.sampler import SamplerConfig
 from lumos.evaluation.judge.judge import judge
-from lumos.evaluation.making import to_bytes, to_pixels, usual_batch
 from lumos.evaluation.prompts import Prompt
-from lumos.evaluation.workers import Workers, usual_workers
+from lumos.evaluation.run import usual_batch, usual_workers, worker_pool
 from lumos.files import add_line, read_lines
 from lumos.generate import Generator, pick_device
+from lumos.media.pixels import to_bytes, to_float
 from lumos.tokenizer.model import load_tokenizer
 from lumos.weights import find_weights
 from research.latency import measure_latency
@@ -146,7 +148,7 @@ def run_claim(
     runs = {(line["variant"], line["seed"]) for line in read_lines(out / RUNS)}
     scores = {(line["variant"], line["seed"], line["label"], json.dumps(line["sampler"])) for line in read_lines(out / SCORES)}
     prompts, longest, slack = claim_prompts(scale.prompts), 0.0, 0.25 * scale.seconds
-    with Workers(usual_workers(world.device) if workers is None else workers) as judges:
+    with worker_pool(usual_workers(world.device) if workers is None else workers) as judges:
         for variant, seed in _models(claim, first_seed, seeds or claim.seeds):
             folder = out / "models" / f"{variant.name}_{seed}"
             if (variant.name, seed) not in runs:
@@ -180,7 +182,7 @@ def score(
     sampler: SamplerConfig,
     scale: Scale,
     seed: int,
-    workers: Workers,
+    workers: Executor,
 ) -> dict[str, list[int]]:
     """Generate and judge: [right, unclear, of] for every attribute, and for all that is told together ("all")."""
     video = generator.config.video
@@ -196,7 +198,7 @@ def score(
             height=height,
             width=width,
         )
-        pairs = zip(part, to_bytes(pixels_BCFHW), strict=True)
+        pairs = zip(part, to_bytes(pixels_BCFHW).numpy(), strict=True)
         waiting += [workers.submit(judged, prompt, rgb_CFHW) for prompt, rgb_CFHW in pairs]
     found = [future.result() for future in waiting]
     return {
@@ -212,7 +214,7 @@ def judged(prompt: Prompt, rgb_CFHW: np.ndarray) -> dict[str, bool | None]:
     side = max(height, width)
     above, left = (side - height) // 2, (side - width) // 2
     square = np.pad(rgb_CFHW, ((0, 0), (0, 0), (above, side - height - above), (left, side - width - left)), mode="edge")
-    verdict = judge(prompt.scene, to_pixels(square), FPS)
+    verdict = judge(prompt.scene, to_float(torch.from_numpy(square)), FPS)
     return {"all": verdict.all_of(ALL_RIGHT), **{name: verdict.marks[name] for name in SEEN if name in verdict.marks}}
 
 

@@ -8,6 +8,7 @@ import itertools
 import json
 import math
 import sys
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,11 @@ import torch
 from lumos.diffusion.sampler import SamplerConfig
 from lumos.evaluation.judge.background import look
 from lumos.evaluation.judge.regions import Blob
-from lumos.evaluation.making import to_bytes, to_pixels, usual_batch
 from lumos.evaluation.prompts import one_object
+from lumos.evaluation.run import usual_batch, usual_workers, worker_pool
 from lumos.evaluation.scores import wilson
-from lumos.evaluation.workers import Workers, usual_workers
 from lumos.generate import Generator
+from lumos.media.pixels import to_bytes, to_float
 from lumos.media.sheet import contact_sheet
 from lumos.worlds.shapes.motion import DIRECTIONS
 
@@ -35,22 +36,22 @@ def measure_one_object(
     batch: int | None = None,
     sampler: SamplerConfig | None = None,
     sheet: Path | None = None,
-    workers: Workers | None = None,
+    workers: Executor | None = None,
     quiet: bool = False,
 ) -> dict[str, Any]:
     """Shares of clips of 17 frames whose dominant colour and direction of motion are as told, and what was seen instead.
 
     batch: clips at a time (default 4 on the CPU, 104 on CUDA). sheet: a PNG to draw all clips on.
     """
-    prompts, batch, workers = one_object(count), batch or usual_batch(generator.device), workers or Workers(0)
+    prompts, batch, workers = one_object(count), batch or usual_batch(generator.device), workers or worker_pool(0)
     pixels, waiting = [], []
     for start in range(0, count, batch):
         texts = [prompt.text for prompt in prompts[start : start + batch]]
         made_BCFHW = to_bytes(
             generator(texts, frames=17, seed=[1000 * seed + start + i for i in range(len(texts))], sampler=sampler)
-        )
+        ).numpy()
         waiting += [workers.submit(look_without_scene, rgb_CFHW) for rgb_CFHW in made_BCFHW]
-        pixels += [to_pixels(rgb_CFHW) for rgb_CFHW in made_BCFHW] if sheet else []
+        pixels += [to_float(torch.from_numpy(rgb_CFHW)) for rgb_CFHW in made_BCFHW] if sheet else []
         if not quiet:
             print(f"{len(waiting)} of {count} clips", file=sys.stderr, flush=True)
     seen = [future.result() for future in waiting]
@@ -72,7 +73,7 @@ def measure_one_object(
 
 def look_without_scene(rgb_CFHW: np.ndarray) -> tuple[str | None, str | None]:
     """Dominant colour and direction of a clip."""
-    pixels_CFHW = to_pixels(rgb_CFHW)
+    pixels_CFHW = to_float(torch.from_numpy(rgb_CFHW))
     return dominant_colour(pixels_CFHW), direction(pixels_CFHW)
 
 
@@ -125,7 +126,7 @@ def main() -> None:
     parser.add_argument("--sheet", type=Path, default=None, help="PNG to draw all clips on")
     args = parser.parse_args()
     generator = Generator.from_folder(args.weights, args.device)
-    with Workers(usual_workers(generator.device)) as workers:
+    with worker_pool(usual_workers(generator.device)) as workers:
         report = measure_one_object(generator, args.count, args.seed, args.batch, sheet=args.sheet, workers=workers)
     for name in ("colour", "direction"):
         share = report[name]

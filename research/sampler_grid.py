@@ -17,10 +17,9 @@ from typing import Any
 
 from lumos.config import read_config
 from lumos.diffusion.sampler import SamplerConfig
-from lumos.evaluation.making import measure
 from lumos.evaluation.prompts import Prompt, benchmark, smaller
+from lumos.evaluation.run import measure, usual_workers, worker_pool
 from lumos.evaluation.shapes import check_model
-from lumos.evaluation.workers import Workers, usual_workers
 from lumos.files import add_line, read_lines
 from lumos.generate import Generator
 from lumos.weights import fingerprint
@@ -81,7 +80,7 @@ def run_grid(
     done = [line for line in lines if all(line.get(name) == value for name, value in task.items())]
     todo = [sampler for sampler in settings if not any(line["sampler"] == asdict(sampler) for line in done)]
     began = time.monotonic()
-    with Workers(usual_workers(generator.device) if workers is None else workers) as judges:
+    with worker_pool(usual_workers(generator.device) if workers is None else workers) as judges:
         for number, sampler in enumerate(todo):
             spent = time.monotonic() - began
             if number and spent * (number + 1) / number > 60 * minutes:

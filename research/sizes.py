@@ -10,8 +10,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from lumos.evaluation.run import usual_workers, worker_pool
 from lumos.evaluation.scores import wilson
-from lumos.evaluation.workers import Workers, usual_workers
 from lumos.generate import Generator
 from research.claims import SEEN, Setting, score
 from research.small_runs import FULL, claim_prompts
@@ -32,7 +32,7 @@ def main() -> None:
     args = parser.parse_args()
     generator = Generator.from_folder(args.weights, args.device)
     rows = ["| size | " + " | ".join(SEEN) + " |", "| --- " * (1 + len(SEEN)) + "|"]
-    with Workers(usual_workers(generator.device)) as workers:
+    with worker_pool(usual_workers(generator.device)) as workers:
         for size in args.sizes.split(","):
             width, height = map(int, size.split("x"))
             setting = Setting(size, size=(height, width))

@@ -48,9 +48,7 @@ class EvaluateArgs:
         (), "change one setting of the model's sampler, NAME=VALUE; repeat for more; a wrong one lists them"
     )
     seed: int = option(0, "the same seed gives the same videos")
-    batch: int | None = option(
-        None, "videos at a time (shapes: four times as many images)", "104 on CUDA, else 4 (shapes: 1 on each core)"
-    )
+    batch: int | None = option(None, "videos at a time (shapes: four times as many images)", "104 on CUDA, else 4")
     workers: int | None = option(None, "processes that judge beside the one that generates", "0 on the CPU, up to 14 with a GPU")
     device: str | None = option(None, "where to compute: cpu, cuda, cuda:1", "cuda if there is one, else cpu")
     json: bool = option(False, "print one JSON document as the last line of stdout")
@@ -83,7 +81,7 @@ def run_shapes(args: EvaluateArgs) -> None:
     if not (args.quick or args.only or args.prompts):
         own = Path(args.weights)
         # weights of the package are left as they are installed
-        files["card"] = str(write_card(own if own.is_dir() else args.out, generator, scores))
+        files["card"] = str(write_card(own if own.is_dir() else args.out, args.out, generator, scores))
     if args.json:
         kept = ("settings", "overall", "splits", "tasks", "classes", "seconds")
         report({**{name: scores[name] for name in kept}, **files}, True)
@@ -92,7 +90,7 @@ def run_shapes(args: EvaluateArgs) -> None:
 
 
 def run_suite(args: EvaluateArgs) -> None:
-    from lumos.evaluation.public import generate_suite, place_of_process
+    from lumos.evaluation.public import SuiteRun, generate_suite, place_of_process
     from lumos.generate import Generator
 
     if args.prompts is None:
@@ -100,31 +98,18 @@ def run_suite(args: EvaluateArgs) -> None:
     rank, world, local = place_of_process()
     device = args.device if args.device or world == 1 else _device_of(local)
     generator = Generator.from_folder(args.weights, device)
-    done = generate_suite(
-        generator,
-        args.what,  # type: ignore[arg-type]
-        args.prompts,
-        args.out,
-        args.samples,
-        args.rewrites,
-        args.images,
-        with_settings(generator.config.sampler, args.set),
-        args.seed,
-        args.batch,
-        rank,
-        world,
-    )
+    run = SuiteRun(args.what, args.prompts, args.out, args.samples, args.rewrites, args.images, args.seed, args.batch)
+    done = generate_suite(generator, run, with_settings(generator.config.sampler, args.set), rank, world)
     if rank == 0:
         report(done if args.json else {"wrote": f"{done['files']} of {done['of']} files in {done['folder']}"}, args.json)
 
 
 def run_distances(args: EvaluateArgs) -> None:
-    from lumos.evaluation.distances import efficientnet_features, i3d_features
-    from lumos.evaluation.fidelity import measure_distances
-    from lumos.evaluation.prompts import benchmark, read_prompts, smaller
+    from lumos.evaluation.distances import efficientnet_features, i3d_features, measure_distances
+    from lumos.evaluation.prompts import benchmark, prompts_in, smaller
     from lumos.generate import Generator
 
-    prompts = read_prompts(args.prompts) if args.prompts else benchmark()
+    prompts = prompts_in(args.prompts) if args.prompts else benchmark()
     generator = Generator.from_folder(args.weights, args.device)
     sampler = with_settings(generator.config.sampler, args.set)
     network = i3d_features(args.features, generator.device) if args.features else efficientnet_features(generator.device)
@@ -135,7 +120,7 @@ def run_distances(args: EvaluateArgs) -> None:
 
 
 def run_tokenizer(args: EvaluateArgs) -> None:
-    from lumos.evaluation.fidelity import measure_tokenizer
+    from lumos.evaluation.distances import measure_tokenizer
     from lumos.generate import pick_device
     from lumos.tokenizer.model import load_tokenizer
     from lumos.weights import find_weights

@@ -1,21 +1,31 @@
-"""How far generated clips are from true ones as a whole: Frechet and kernel distances of features; PSNR and SSIM of pairs.
+"""How far generated clips are from true ones as a whole (Frechet and kernel distances of features), and how well a tokenizer
+keeps clips (PSNR and SSIM).
 
 In: clips as pixels_BCFHW in [-1, 1]. The feature network is a function, EfficientNet-Lite0 by default, so a distance is named
 after it: "FVD-like (EfficientNet-Lite0)" is not the FVD of papers, which needs I3D (`i3d_features`, when the user has it).
 """
 
 import math
+import random
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import conv2d, interpolate
+from torch.nn.functional import interpolate
+
+from lumos.diffusion.sampler import SamplerConfig
+from lumos.evaluation.prompts import Prompt
+from lumos.evaluation.run import batches, usual_batch
+from lumos.generate import Generator
+from lumos.tokenizer.losses import psnr
+from lumos.tokenizer.model import VideoTokenizer
+from lumos.worlds.shapes.render import pack, render
+from lumos.worlds.shapes.scene import sample_scene
 
 INPUT = 224  # pixels a side that the networks take
-WINDOW, SIGMA = 11, 1.5  # of SSIM
 
 
 class Features(NamedTuple):
@@ -26,6 +36,50 @@ class Features(NamedTuple):
 
 
 FeatureNetwork = Callable[[Tensor], Features]
+
+
+def measure_distances(
+    generator: Generator,
+    prompts: Sequence[Prompt],
+    network: FeatureNetwork,
+    name: str,
+    sampler: SamplerConfig | None = None,
+    seed: int = 0,
+    batch: int | None = None,
+    say: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, Any]:
+    """Distances between videos of the prompts and renders of the prompts' scenes; ValueError for fewer than 2 of them."""
+    videos = [prompt for prompt in prompts if prompt.task == "text to video"]
+    if len(videos) < 2:
+        raise ValueError(f"distances need at least 2 text to video prompts, got {len(videos)}; use more")
+    made, real = [], []
+    for part in batches(videos, batch or usual_batch(generator.device), seed):
+        frames, texts = part.prompts[0].frames, [prompt.text for prompt in part.prompts]
+        made.append(network(generator(texts, frames=frames, seed=part.seeds, sampler=sampler).cpu()))
+        real.append(network(render(pack([prompt.scene for prompt in part.prompts]), frames)))
+        say(sum(len(each.clips) for each in made), len(videos))
+    return {"clips": len(videos), **distances(together(real), together(made), name)}
+
+
+@torch.inference_mode()
+def measure_tokenizer(
+    tokenizer: VideoTokenizer, device: torch.device, clips: int = 64, frames: int = 17, size: int = 128, seed: int = 0
+) -> dict[str, Any]:
+    """PSNR and SSIM of held-out clips against their reconstructions: mean, worst, and of first frames."""
+    from skimage.metrics import structural_similarity
+
+    rng, tokenizer = random.Random(f"tokenizer, {seed}"), tokenizer.to(device).eval()
+    found: dict[str, list[float]] = {"psnr": [], "ssim": [], "first_frame_psnr": []}
+    for _ in range(clips):
+        pixels = render(pack([sample_scene(rng, held_out=True)]), frames, size)
+        back = tokenizer.decode(tokenizer.encode(pixels.to(device))).float().clamp(-1, 1).cpu()
+        found["psnr"].append(float(psnr(back, pixels)))
+        found["first_frame_psnr"].append(float(psnr(back[:, :, :1], pixels[:, :, :1])))
+        pairs = zip(pixels[0].transpose(0, 1).numpy(), back[0].transpose(0, 1).numpy(), strict=True)
+        settings = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 2}  # Wang et al. 2004
+        found["ssim"].append(sum(structural_similarity(x, y, channel_axis=0, **settings) for x, y in pairs) / frames)
+    means = {name: round(sum(values) / clips, 4) for name, values in found.items()}
+    return {"clips": clips, **means, "worst_psnr": round(min(found["psnr"]), 4), "worst_ssim": round(min(found["ssim"]), 4)}
 
 
 def distances(real: Features, made: Features, name: str) -> dict[str, float]:
@@ -39,10 +93,9 @@ def distances(real: Features, made: Features, name: str) -> dict[str, float]:
     return {key: round(value, 6) for key, value in found.items()}
 
 
-def features_of(batches: Iterable[Tensor], network: FeatureNetwork) -> Features:
-    """Features of clips that come in batches of pixels_BCFHW."""
-    parts = [network(pixels_BCFHW) for pixels_BCFHW in batches]
-    return Features(torch.cat([part.frames for part in parts]), torch.cat([part.clips for part in parts]))
+def together(parts: Sequence[Features]) -> Features:
+    """The features of some batches as one."""
+    return Features(*(torch.cat(each) for each in zip(*parts, strict=True)))
 
 
 def frechet_distance(first_ND: Tensor, second_ND: Tensor) -> float:
@@ -50,7 +103,7 @@ def frechet_distance(first_ND: Tensor, second_ND: Tensor) -> float:
 
     The last trace is the sum of singular values of the product of the centred features: no matrix root, exact for few samples.
     """
-    first, second = _checked(first_ND), _checked(second_ND)
+    first, second = _checked_features(first_ND), _checked_features(second_ND)
     centred = [(x - x.mean(0)) / math.sqrt(len(x) - 1) for x in (first, second)]
     shift = (first.mean(0) - second.mean(0)).square().sum()
     cross = torch.linalg.svdvals(centred[0] @ centred[1].T).sum()
@@ -59,37 +112,12 @@ def frechet_distance(first_ND: Tensor, second_ND: Tensor) -> float:
 
 def kernel_distance(first_ND: Tensor, second_ND: Tensor) -> float:
     """Unbiased squared MMD with the kernel (x y / D + 1)^3 (Binkowski et al. 2018); may be slightly negative."""
-    first, second = _checked(first_ND), _checked(second_ND)
+    first, second = _checked_features(first_ND), _checked_features(second_ND)
     within = []
     for x in (first, second):
-        kernel = _kernel(x, x)
+        kernel = _cubic_kernel(x, x)
         within.append((kernel.sum() - kernel.trace()) / (len(x) * (len(x) - 1)))
-    return float(within[0] + within[1] - 2 * _kernel(first, second).mean())
-
-
-def psnr(one: Tensor, other: Tensor) -> float:
-    """Peak signal-to-noise ratio in dB of two pixel tensors in [-1, 1]; infinite for equal ones."""
-    error = float((one.double() - other.double()).square().mean())
-    return math.inf if error == 0 else 10 * math.log10(4 / error)
-
-
-def ssim(one_BCHW: Tensor, other_BCHW: Tensor) -> float:
-    """Structural similarity of images in [-1, 1] (Wang et al. 2004): Gaussian window of 11 and sigma 1.5, mean over channels."""
-    if one_BCHW.shape != other_BCHW.shape or one_BCHW.ndim != 4 or min(one_BCHW.shape[2:]) < WINDOW:
-        raise ValueError(
-            f"ssim needs two batches of images alike, at least {WINDOW} pixels a side, got {list(one_BCHW.shape)} and "
-            f"{list(other_BCHW.shape)}; give B, C, H, W"
-        )
-    x, y = (image.double().flatten(0, 1)[:, None] for image in (one_BCHW, other_BCHW))
-    offset = torch.arange(WINDOW, dtype=torch.float64, device=x.device) - WINDOW // 2
-    line = torch.exp(-0.5 * (offset / SIGMA) ** 2)
-    window = torch.outer(line, line)[None, None] / line.sum() ** 2
-    mean_x, mean_y = conv2d(x, window), conv2d(y, window)
-    of_x, of_y = conv2d(x * x, window) - mean_x**2, conv2d(y * y, window) - mean_y**2
-    both = conv2d(x * y, window) - mean_x * mean_y
-    small, less = (0.01 * 2) ** 2, (0.03 * 2) ** 2  # values span 2
-    ratio = (2 * mean_x * mean_y + small) * (2 * both + less) / ((mean_x**2 + mean_y**2 + small) * (of_x + of_y + less))
-    return float(ratio.mean())
+    return float(within[0] + within[1] - 2 * _cubic_kernel(first, second).mean())
 
 
 def efficientnet_features(device: torch.device) -> FeatureNetwork:
@@ -145,11 +173,11 @@ def i3d_features(file: Path, device: torch.device) -> FeatureNetwork:
     return features
 
 
-def _checked(features_ND: Tensor) -> Tensor:
+def _checked_features(features_ND: Tensor) -> Tensor:
     if features_ND.ndim != 2 or len(features_ND) < 2 or not torch.isfinite(features_ND).all():
         raise ValueError(f"features must be finite, [N, D] with N of 2 or more, got {list(features_ND.shape)}; give more clips")
     return features_ND.double()
 
 
-def _kernel(one: Tensor, other: Tensor) -> Tensor:
+def _cubic_kernel(one: Tensor, other: Tensor) -> Tensor:
     return (one @ other.T / one.shape[1] + 1) ** 3

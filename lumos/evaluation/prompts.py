@@ -34,7 +34,7 @@ from lumos.worlds.shapes.thing import SPINNERS
 
 VERSION = 2  # of the prompts and the judge: scores of different versions must not be compared
 SPLITS = ("seen", "held-out")
-KINDS = ("still", "circling", "bouncing", "growing", "shrinking", "spinning", "fading in", "fading out", "blinking")
+ONE_KIND_EACH = ("still", "circling", "bouncing", "growing", "shrinking", "spinning", "fading in", "fading out", "blinking")
 TOLD = ("left", "right", "up", "down", "circling", "bouncing", "blinking", "fading out")  # of the same image
 ADVERBS = ("slowly", "gently", "quickly", "fast", "rapidly")
 Task = Literal["text to image", "text to video", "image to video"]
@@ -113,7 +113,7 @@ def digest_of(prompts: Sequence[Prompt]) -> str:
     return hashlib.sha256(to_lines(prompts).encode()).hexdigest()[:16]
 
 
-def read_prompts(path: Path) -> list[Prompt]:
+def prompts_in(path: Path) -> list[Prompt]:
     """Prompts in the form of `to_lines`. ValueError naming file, line and rule for anything else, and for none."""
     try:
         lines = path.read_text("utf-8").splitlines()
@@ -208,7 +208,7 @@ def _videos(split: str) -> list[Prompt]:
         add("direction", i, scene, _text(scene, rng, i), {"motion direction": ("direction",)})
     for i in range(22):
         rng = _rng("kind", split, i)
-        scene = sample_one(rng, motion=KINDS[i % 9], held_out=held)
+        scene = sample_one(rng, motion=ONE_KIND_EACH[i % 9], held_out=held)
         text = canonical_caption(scene) + " stays still" if scene.things[0].motion == "still" else _text(scene, rng, i // 9)
         add("kind", i, scene, text, {"motion kind": ("motion",)})
     for i in range(18):

@@ -10,16 +10,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lumos.evaluation.scores import Result
+from lumos.evaluation.scores import Result, in_percent
+from lumos.media.pixels import to_float
 from lumos.media.sheet import contact_sheet
 
 WORST, BEST = 12, 6  # of each class in the report
-SHOWN = 5  # frames of a video on the contact sheet
+IN_SHEET = 5  # frames of a video on the contact sheet
 STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; max-width: 1120px; margin: 2em auto; padding: 0 1em; color: #222; }
 table { border-collapse: collapse; margin: 1em 0; }
 td, th { padding: 3px 12px 3px 0; text-align: left; border-bottom: 1px solid #ddd; }
-td.number { text-align: right; font-variant-numeric: tabular-nums; } .below { color: #b3261e; } .above { color: #1b7a3d; }
+td.number { text-align: right; font-variant-numeric: tabular-nums; }
 .cards { display: flex; flex-wrap: wrap; gap: 14px; } .card { width: 160px; font-size: 12px; }
 .card img { width: 160px; height: 160px; border-radius: 6px; display: block; border: 3px solid transparent; }
 .wrong img { border-color: #d9483b; } .unclear img { border-color: #e0a030; } .right img { border-color: #3a9d5d; }
@@ -29,7 +30,7 @@ td.number { text-align: right; font-variant-numeric: tabular-nums; } .below { co
 
 def write_report(out: Path, report: dict[str, Any], results: Sequence[Result]) -> None:
     """Write report.html and, for images and videos, a contact sheet of the worst and best of every class."""
-    parts = [_head(report), _table(report), _attributes(report)]
+    parts = [_head(report)]
     for name, entry in report["classes"].items():
         of_class = [result for result in results if name in result.classes]
         parts.append(_cards(out, name, entry, of_class))
@@ -39,50 +40,34 @@ def write_report(out: Path, report: dict[str, Any], results: Sequence[Result]) -
     for name, group in (("images", images), ("videos", [result for result in results if result not in images])):
         chosen = _extremes(group)
         if chosen:
-            frames = 1 if name == "images" else SHOWN
-            pixels_BCFHW = torch.stack([_frames(out / result.file, frames) for result, _ in chosen])
+            count = 1 if name == "images" else IN_SHEET
+            pixels_BCFHW = torch.stack([_spread_frames(out / result.file, count) for result, _ in chosen])
             captions = [f"{said}: {result.text}" for result, said in chosen]
-            contact_sheet(pixels_BCFHW, captions, columns=8 if frames == 1 else SHOWN).save(out / f"sheet_{name}.png")
+            contact_sheet(pixels_BCFHW, captions, columns=8 if count == 1 else IN_SHEET).save(out / f"sheet_{name}.png")
 
 
 def _head(report: dict[str, Any]) -> str:
-    overall, settings = report["overall"], report["settings"]
-    rows = "".join(f"<tr><td>{html.escape(str(name))}<td>{html.escape(str(value))}" for name, value in settings.items())
+    share, interval = in_percent(report["overall"])
+    splits = "; ".join(f"{split} {in_percent(entry)[0]}" for split, entry in report["splits"].items())
+    settings = _html_table([[name, str(value)] for name, value in report["settings"].items()])
+    classes = [["class", "right", "95 %", "seen", "held out", "wrong", "unclear"]]
+    for name, entry in report["classes"].items():
+        by_split = [in_percent(entry[split])[0] if split in entry else "" for split in ("seen", "held-out")]
+        classes.append([name, *in_percent(entry), *by_split, entry["wrong"], entry["unclear"]])
+    attributes = [["attribute", "right", "95 %", "wrong", "unclear"]]
+    for name, entry in report["attributes"].items():
+        attributes.append([name, *in_percent(entry), entry["wrong"], entry["unclear"]])
     return (
-        f"<h1>Shapes benchmark: {_percent(overall)}</h1><p>{_interval(overall)}; "
-        + "; ".join(f"{split} {_percent(entry)}" for split, entry in report["splits"].items())
-        + f"</p><details><summary>Settings</summary><table>{rows}</table></details>"
+        f"<h1>Shapes benchmark: {share}</h1><p>{interval}; {splits}</p><details><summary>Settings</summary>{settings}</details>"
+        f"<h2>Classes</h2>{_html_table(classes)}<h2>What the judge sees, in all videos</h2>"
+        "<p>Against the scene each prompt was made from; sizes, speeds and places are mostly not told.</p>"
+        f"{_html_table(attributes)}"
     )
 
 
-def _table(report: dict[str, Any]) -> str:
-    rows = ["<h2>Classes</h2><table><tr><th>class<th>right<th>95 %<th>seen<th>held out<th>unclear<th>of<th>aim (held out)"]
-    for name, entry in report["classes"].items():
-        aim = entry.get("target")
-        reached = "" if aim is None or "held-out" not in entry else "above" if entry["held-out"]["score"] >= aim else "below"
-        splits = [_percent(entry[split]) if split in entry else "" for split in ("seen", "held-out")]
-        of = entry["right"] + entry["wrong"] + entry["unclear"]
-        cells = [
-            _percent(entry),
-            _interval(entry),
-            splits[0],
-            f'<span class="{reached}">{splits[1]}</span>',
-            entry["unclear"],
-            of,
-        ]
-        cells.append("" if aim is None else f"{100 * aim:.0f} %")
-        rows.append(f"<tr><td>{html.escape(name)}" + "".join(f'<td class="number">{cell}' for cell in cells))
-    return "".join(rows) + "</table>"
-
-
-def _attributes(report: dict[str, Any]) -> str:
-    rows = ["<h2>What the judge sees, in all videos</h2>"]
-    rows.append("<p>Against the scene each prompt was made from; sizes, speeds and places are mostly not told.</p>")
-    rows.append("<table><tr><th>attribute<th>right<th>95 %<th>wrong<th>unclear")
-    for name, entry in report["attributes"].items():
-        cells = [_percent(entry), _interval(entry), entry["wrong"], entry["unclear"]]
-        rows.append(f"<tr><td>{html.escape(name)}" + "".join(f'<td class="number">{cell}' for cell in cells))
-    return "".join(rows) + "</table>"
+def _html_table(rows: Sequence[Sequence[object]]) -> str:
+    lines = ("<tr>" + "".join(f"<td>{html.escape(str(cell))}" for cell in row) for row in rows)
+    return f"<table>{''.join(lines)}</table>"
 
 
 def _cards(out: Path, name: str, entry: dict[str, Any], results: Sequence[Result]) -> str:
@@ -93,7 +78,7 @@ def _cards(out: Path, name: str, entry: dict[str, Any], results: Sequence[Result
     right = [result for result in ordered if result.classes[name] is True]
     cards = "".join(_card(out, name, result) for result in failed[:WORST] + right[:BEST])
     shown = f"{min(len(failed), WORST)} of {len(failed)} that are not right, {min(len(right), BEST)} of {len(right)} right ones"
-    return f'<h2>{html.escape(name)}: {_percent(entry)}</h2><p class="note">{shown}</p><div class="cards">{cards}</div>'
+    return f'<h2>{html.escape(name)}: {in_percent(entry)[0]}</h2><p class="note">{shown}</p><div class="cards">{cards}</div>'
 
 
 def _card(out: Path, name: str, result: Result) -> str:
@@ -118,7 +103,7 @@ def _extremes(results: Sequence[Result]) -> list[tuple[Result, str]]:
     return list(chosen.values())
 
 
-def _frames(path: Path, count: int) -> Tensor:
+def _spread_frames(path: Path, count: int) -> Tensor:
     """Some frames of a file, evenly spread: pixels_CFHW."""
     from PIL import Image
 
@@ -127,16 +112,8 @@ def _frames(path: Path, count: int) -> Tensor:
         for number in np.linspace(0, getattr(image, "n_frames", 1) - 1, count).round().astype(int):
             image.seek(int(number))
             frames.append(torch.from_numpy(np.array(image.convert("RGB"))))
-    return torch.stack(frames).permute(3, 0, 1, 2) / 127.5 - 1
+    return to_float(torch.stack(frames).permute(3, 0, 1, 2))
 
 
 def _word(mark: bool | None) -> str:
     return "unclear" if mark is None else "right" if mark else "wrong"
-
-
-def _percent(entry: dict[str, Any]) -> str:
-    return f"{100 * entry['score']:.1f} %"
-
-
-def _interval(entry: dict[str, Any]) -> str:
-    return f"{100 * entry['low']:.1f} to {100 * entry['high']:.1f} %"

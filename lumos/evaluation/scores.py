@@ -2,19 +2,8 @@
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
-
-# What the shipped `tiny` should reach on held-out prompts.
-TARGETS = {
-    "one object": 0.95,
-    "colour": 0.95,
-    "position": 0.85,
-    "counting": 0.75,
-    "colour binding": 0.75,
-    "motion direction": 0.95,
-    "motion kind": 0.80,
-}
 
 
 @dataclass(frozen=True)
@@ -36,18 +25,6 @@ class Result:
         return sum(0.0 if mark else 0.5 if mark is None else 1.0 for mark in self.classes.values()) / len(self.classes)
 
 
-@dataclass(frozen=True)
-class Score:
-    """A share of right answers with its Wilson 95 % confidence interval. Unclear answers are not right."""
-
-    right: int
-    wrong: int
-    unclear: int
-    score: float
-    low: float
-    high: float
-
-
 def wilson(right: int, of: int, z: float = 1.959964) -> tuple[float, float]:
     """Wilson's confidence interval of a share; z = 1.96 is 95 %."""
     if not 0 <= right <= of or of < 1:
@@ -58,13 +35,13 @@ def wilson(right: int, of: int, z: float = 1.959964) -> tuple[float, float]:
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
-def score(marks: Iterable[bool | None]) -> Score:
-    """The score of some marks, at least one."""
+def score(marks: Iterable[bool | None]) -> dict[str, Any]:
+    """How many of some marks, at least one, are right, wrong and unclear; the share of right ones and its interval."""
     known = list(marks)
-    right = sum(mark is True for mark in known)
-    low, high = wilson(right, len(known))
-    unclear = sum(mark is None for mark in known)
-    return Score(right, len(known) - right - unclear, unclear, round(right / len(known), 4), round(low, 4), round(high, 4))
+    right, unclear = known.count(True), known.count(None)
+    shares = {"score": right / len(known), **dict(zip(("low", "high"), wilson(right, len(known)), strict=True))}
+    counts = {"right": right, "wrong": len(known) - right - unclear, "unclear": unclear}
+    return {**counts, **{name: round(share, 4) for name, share in shares.items()}}
 
 
 def summary(results: Sequence[Result]) -> dict[str, Any]:
@@ -73,23 +50,24 @@ def summary(results: Sequence[Result]) -> dict[str, Any]:
     classes: dict[str, Any] = {}
     for name in dict.fromkeys(name for _, name, _ in marks):
         of_class = [(result, mark) for result, other, mark in marks if other == name]
-        entry = asdict(score(mark for _, mark in of_class))
-        entry["task"] = of_class[0][0].task
-        for split in dict.fromkeys(result.split for result, _ in of_class):
-            entry[split] = asdict(score(mark for result, mark in of_class if result.split == split))
-        if name in TARGETS:
-            entry["target"] = TARGETS[name]
-        classes[name] = entry
-    every = [mark for _, _, mark in marks]
-    attributes = dict.fromkeys(name for result in results for name in result.marks)
+        by_split = _grouped((result.split, mark) for result, mark in of_class)
+        classes[name] = {**score(mark for _, mark in of_class), "task": of_class[0][0].task, **by_split}
     return {
-        "overall": asdict(score(every)),
-        "splits": {
-            split: asdict(score(m for r, _, m in marks if r.split == split)) for split in dict.fromkeys(r.split for r in results)
-        },
-        "tasks": {
-            task: asdict(score(m for r, _, m in marks if r.task == task)) for task in dict.fromkeys(r.task for r in results)
-        },
+        "overall": score(mark for _, _, mark in marks),
+        "splits": _grouped((result.split, mark) for result, _, mark in marks),
+        "tasks": _grouped((result.task, mark) for result, _, mark in marks),
         "classes": classes,
-        "attributes": {name: asdict(score(r.marks[name] for r in results if name in r.marks)) for name in attributes},
+        "attributes": _grouped(mark for result in results for mark in result.marks.items()),
     }
+
+
+def _grouped(marks: Iterable[tuple[str, bool | None]]) -> dict[str, Any]:
+    groups: dict[str, list[bool | None]] = {}
+    for name, mark in marks:
+        groups.setdefault(name, []).append(mark)
+    return {name: score(group) for name, group in groups.items()}
+
+
+def in_percent(entry: dict[str, Any]) -> tuple[str, str]:
+    """A score and its interval in words."""
+    return f"{100 * entry['score']:.1f} %", f"{100 * entry['low']:.1f} to {100 * entry['high']:.1f} %"

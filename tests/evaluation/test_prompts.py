@@ -11,7 +11,7 @@ from lumos.evaluation.prompts import (
     benchmark,
     digest_of,
     one_object,
-    read_prompts,
+    prompts_in,
     smaller,
     to_lines,
 )
@@ -76,7 +76,7 @@ def test_one_object_has_every_direction_and_only_held_out_pairs() -> None:
 def test_lines_read_back_are_the_same(tmp_path: Path) -> None:
     file = tmp_path / "prompts.jsonl"
     file.write_text(to_lines(PROMPTS), "utf-8")
-    assert read_prompts(file) == PROMPTS
+    assert prompts_in(file) == PROMPTS
 
 
 def spoil(prompt: Prompt, old: str, new: str) -> str:
@@ -104,11 +104,11 @@ def test_files_that_are_no_prompts_are_refused(tmp_path: Path, text: str, said: 
     file = tmp_path / "prompts.jsonl"
     file.write_text(text, "utf-8")
     with pytest.raises(ValueError, match=said):
-        read_prompts(file)
+        prompts_in(file)
 
 
 def test_a_file_of_other_bytes_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "prompts.jsonl"
     file.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ValueError, match="text file"):
-        read_prompts(file)
+        prompts_in(file)

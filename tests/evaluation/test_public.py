@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from lumos.evaluation.public import generate_suite, place_of_process
+from lumos.evaluation.public import SuiteRun, generate_suite, place_of_process
 from lumos.generate import Generator
 
 GENEVAL = [{"tag": "single_object", "prompt": "a red circle"}, {"tag": "counting", "prompt": "two stars"}]
@@ -58,12 +58,18 @@ def vbench(tmp_path: Path) -> Path:
     return file
 
 
+def files(
+    painter: Painter, suite: str, prompts: Path, out: Path, rank: int = 0, world: int = 1, sampler: Any = None, **settings: Any
+) -> dict[str, Any]:
+    return generate_suite(painter, SuiteRun(suite, prompts, out, **settings), sampler, rank, world, quiet=True)
+
+
 def tree(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
 def test_geneval_folders_are_those_of_its_tool(painter: Painter, geneval: Path, tmp_path: Path) -> None:
-    done = generate_suite(painter, "geneval", geneval, tmp_path / "out", quiet=True)
+    done = files(painter, "geneval", geneval, tmp_path / "out")
     assert (done["files"], done["of"]) == (8, 8)
     expected = [f"{i:05}/samples/{j:05}.png" for i in range(2) for j in range(4)] + [f"{i:05}/metadata.jsonl" for i in range(2)]
     assert tree(tmp_path / "out") == sorted([*expected, "settings.json"])
@@ -73,29 +79,29 @@ def test_geneval_folders_are_those_of_its_tool(painter: Painter, geneval: Path, 
 
 
 def test_vbench_videos_are_named_by_prompt_and_number(painter: Painter, vbench: Path, tmp_path: Path) -> None:
-    generate_suite(painter, "vbench", vbench, tmp_path / "out", quiet=True)
+    files(painter, "vbench", vbench, tmp_path / "out")
     names = [f"a blue star-{i}.mp4" for i in range(5)] + [f"a red ring, still-{i}.mp4" for i in range(25)]
     assert tree(tmp_path / "out" / "videos") == sorted(names)
 
 
 def test_processes_share_the_work_and_what_is_there_is_kept(painter: Painter, geneval: Path, tmp_path: Path) -> None:
     whole, shared = tmp_path / "whole", tmp_path / "shared"
-    generate_suite(painter, "geneval", geneval, whole, quiet=True)
+    files(painter, "geneval", geneval, whole)
     painter.told.clear()
     for rank in (0, 1):
-        generate_suite(painter, "geneval", geneval, shared, rank=rank, world=2, batch=3, quiet=True)
+        files(painter, "geneval", geneval, shared, rank=rank, world=2, batch=3)
     assert len(painter.told) == 8 and tree(shared) == tree(whole)
     assert all((shared / name).read_bytes() == (whole / name).read_bytes() for name in tree(whole) if name.endswith("png"))
     (shared / "00000/samples/00002.png").unlink()
     painter.told.clear()
-    generate_suite(painter, "geneval", geneval, shared, quiet=True)
+    files(painter, "geneval", geneval, shared)
     assert painter.told == ["a red circle"] and tree(shared) == tree(whole)
 
 
 def test_rewritten_prompts_are_told_and_files_keep_the_old_names(painter: Painter, vbench: Path, tmp_path: Path) -> None:
     rewrites = tmp_path / "rewrites.json"
     rewrites.write_text(json.dumps({"a blue star": "a large blue star", "a red ring, still": "a ring"}))
-    generate_suite(painter, "vbench", vbench, tmp_path / "out", samples=1, rewrites=rewrites, quiet=True)
+    files(painter, "vbench", vbench, tmp_path / "out", samples=1, rewrites=rewrites)
     assert painter.told == ["a large blue star", "a ring"]
     assert tree(tmp_path / "out" / "videos") == ["a blue star-0.mp4", "a red ring, still-0.mp4"]
 
@@ -106,16 +112,16 @@ def test_image_to_video_starts_from_each_image(painter: Painter, tmp_path: Path)
     file.write_text(json.dumps(entries))
     for name, colour in (("star", "red"), ("ring", "blue")):
         Image.new("RGB", (160, 128), colour).save(tmp_path / f"{name}.png")
-    generate_suite(painter, "vbench-i2v", file, tmp_path / "out", images=tmp_path, quiet=True)
+    files(painter, "vbench-i2v", file, tmp_path / "out", images=tmp_path)
     assert painter.told == ["a star"] * 5 + ["a ring"] * 5
     first, second = painter.given[0], painter.given[-1]
     assert first is not None and second is not None and first.shape == (3, 1, 128, 128)
     assert first[0].min() > 0.9 and second[2].min() > 0.9
     (tmp_path / "ring.png").unlink()
     with pytest.raises(ValueError, match=r"there is no image .*ring\.png"):
-        generate_suite(painter, "vbench-i2v", file, tmp_path / "other", images=tmp_path)
+        files(painter, "vbench-i2v", file, tmp_path / "other", images=tmp_path)
     with pytest.raises(ValueError, match="--images FOLDER goes with vbench-i2v"):
-        generate_suite(painter, "vbench-i2v", file, tmp_path / "other")
+        files(painter, "vbench-i2v", file, tmp_path / "other")
 
 
 @pytest.mark.parametrize(
@@ -123,7 +129,7 @@ def test_image_to_video_starts_from_each_image(painter: Painter, tmp_path: Path)
     [
         ("geneval", "", "at least one prompt"),
         ("vbench", "[]", "at least one prompt"),
-        ("geneval", "what", "a JSON object a line"),
+        ("geneval", "what", "a JSON object per line"),
         ("vbench", "{", "one JSON list"),
         ("vbench", '[{"prompt": "a star"}]', "entry 1 must have prompt_en"),
         ("geneval", '{"prompt": " "}', "entry 1 must have prompt"),
@@ -137,32 +143,32 @@ def test_bad_prompt_files_are_refused_before_any_work(
     file = tmp_path / "prompts"
     file.write_text(content)
     with pytest.raises(ValueError, match=says):
-        generate_suite(painter, suite, file, tmp_path / "out")
+        files(painter, suite, file, tmp_path / "out")
     assert not (tmp_path / "out").exists() and not painter.told
 
 
 def test_other_bad_input_is_refused(painter: Painter, geneval: Path, tmp_path: Path) -> None:
     out, rewrites = tmp_path / "out", tmp_path / "rewrites.json"
     for content, says in (
-        ("[]", "another form"),
+        ('{"a": 1}', "another form"),
         ("{", "something else"),
         ('{"a red circle": "x"}', "1 are missing, first 'two stars'"),
     ):
         rewrites.write_text(content)
         with pytest.raises(ValueError, match=says):
-            generate_suite(painter, "geneval", geneval, out, rewrites=rewrites)
+            files(painter, "geneval", geneval, out, rewrites=rewrites)
     with pytest.raises(ValueError, match="samples must be"):
-        generate_suite(painter, "geneval", geneval, out, samples=0)
+        files(painter, "geneval", geneval, out, samples=0)
     with pytest.raises(ValueError, match="must be a folder"):
-        generate_suite(painter, "geneval", geneval, geneval)
-    generate_suite(painter, "geneval", geneval, out, samples=1, quiet=True)
+        files(painter, "geneval", geneval, geneval)
+    files(painter, "geneval", geneval, out, samples=1)
     with pytest.raises(ValueError, match=r"other settings \(seed: 0, now 1"):
-        generate_suite(painter, "geneval", geneval, out, seed=1)
+        files(painter, "geneval", geneval, out, seed=1)
     with pytest.raises(ValueError, match=r"other settings \(sampler"):
-        generate_suite(painter, "geneval", geneval, out, sampler=replace(painter.config.sampler, steps=9))
+        files(painter, "geneval", geneval, out, sampler=replace(painter.config.sampler, steps=9))
     (out / "settings.json").write_text("{")
     with pytest.raises(ValueError, match="damaged"):
-        generate_suite(painter, "geneval", geneval, out)
+        files(painter, "geneval", geneval, out)
 
 
 def test_the_place_of_a_process_is_what_torchrun_says(monkeypatch: pytest.MonkeyPatch) -> None:

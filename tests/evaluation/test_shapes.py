@@ -1,6 +1,4 @@
 import json
-import signal
-import threading
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,10 +9,9 @@ import torch
 from torch import Tensor
 
 from lumos.diffusion.sampler import SamplerConfig
-from lumos.evaluation.making import batches, make
 from lumos.evaluation.prompts import Prompt, benchmark, one_object, to_lines
-from lumos.evaluation.shapes import choose, evaluate_shapes
-from lumos.evaluation.workers import Workers
+from lumos.evaluation.run import batches
+from lumos.evaluation.shapes import chosen_prompts, evaluate_shapes
 from lumos.generate import Generator
 from lumos.model.transformer import Transformer
 from lumos.worlds.shapes.render import pack, render
@@ -50,12 +47,6 @@ def few(tmp_path: Path) -> Path:
     file = tmp_path / "few.jsonl"
     file.write_text(to_lines(FEW), "utf-8")
     return file
-
-
-@pytest.fixture
-def two_cores() -> None:
-    """Undone with what `one_thread` set."""
-    torch.set_num_threads(2)
 
 
 def test_truth_is_right_in_every_class(random_model: Generator, few: Path, tmp_path: Path) -> None:
@@ -112,47 +103,6 @@ def test_an_interrupted_run_goes_on_and_ends_as_a_whole_one(random_model: Genera
     assert nothing.calls == 0
 
 
-def test_cores_that_share_the_batches_find_the_same_and_are_given_back(random_model: Generator, two_cores: None) -> None:
-    todo = batches([*FEW, *benchmark()[:4]], 1, seed=0)
-    assert [len(each.prompts) for each in todo] == [4, 1, 1, 1, 1]
-    together = list(make(random_model, todo, Workers(0)))
-    assert torch.get_num_threads() == 2
-    torch.set_num_threads(1)
-    assert together == list(make(random_model, todo, Workers(0)))
-
-
-def test_ctrl_c_keeps_what_is_made_and_stops_all_cores(
-    random_model: Generator, few: Path, tmp_path: Path, two_cores: None
-) -> None:
-    """It comes while one core works on a batch that would never end, but looks up at every denoising pass."""
-    results, started = tmp_path / "out" / "results.jsonl", []
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores the signal
-
-    class Endless(Oracle):
-        def __call__(self, prompts: str | Sequence[str], *args: Any, **settings: Any) -> Tensor:
-            if prompts == [FEW[2].text]:
-                started.append(prompts)
-                while results.read_text().count("\n") < 2:
-                    settings["progress"](1, 2)
-                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
-                for _ in range(10_000_000):
-                    settings["progress"](2, 2)
-                raise AssertionError("was never given up")
-            return super().__call__(prompts, *args, **settings)
-
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            evaluate_shapes(Endless(random_model), tmp_path / "out", prompts=few, batch=1, quiet=True)
-    finally:
-        signal.signal(signal.SIGINT, before)
-    assert started and torch.get_num_threads() == 2
-    done = {json.loads(line)["id"] for line in results.read_text().splitlines()}
-    assert {FEW[0].id, FEW[1].id} <= done and FEW[2].id not in done
-    rest = Oracle(random_model)
-    assert evaluate_shapes(rest, tmp_path / "out", prompts=few, batch=1, quiet=True)["overall"]["score"] == 1.0
-    assert rest.calls == len(FEW) - len(done)
-
-
 @pytest.mark.parametrize(
     "change", [{"seed": 1}, {"batch": 2}, {"sampler": SamplerConfig(steps=3)}, {"prompts": None, "only": "speed"}]
 )
@@ -164,6 +114,14 @@ def test_a_folder_of_other_settings_is_refused(
     with pytest.raises(ValueError, match="other settings"):
         evaluate_shapes(Oracle(random_model), tmp_path / "out", **{"prompts": few, "batch": 1, "quiet": True, **change})
     assert (tmp_path / "out" / "results.jsonl").read_bytes() == before
+
+
+def test_a_folder_of_an_older_benchmark_is_refused_in_words(random_model: Generator, few: Path, tmp_path: Path) -> None:
+    evaluate_shapes(Oracle(random_model), tmp_path / "out", prompts=few, quiet=True)
+    settings = tmp_path / "out" / "settings.json"
+    settings.write_text(settings.read_text().replace('"benchmark": 2', '"benchmark": 1'))
+    with pytest.raises(ValueError, match="results of version 1 of the benchmark, this is version 2.*another folder"):
+        evaluate_shapes(Oracle(random_model), tmp_path / "out", prompts=few, quiet=True)
 
 
 def test_a_folder_of_other_weights_is_refused(random_model: Generator, few: Path, tmp_path: Path) -> None:
@@ -190,7 +148,7 @@ def test_bad_folders_are_refused_and_left_alone(random_model: Generator, few: Pa
     done = tmp_path / "done"
     evaluate_shapes(Oracle(random_model), done, prompts=few, quiet=True)
     (done / "results.jsonl").write_text("what\n")
-    with pytest.raises(ValueError, match="line 1 is no result"):
+    with pytest.raises(ValueError, match="must have one JSON object per line"):
         evaluate_shapes(Oracle(random_model), done, prompts=few, quiet=True)
     (done / "settings.json").write_text("{")
     with pytest.raises(ValueError, match="damaged"):
@@ -208,9 +166,9 @@ def test_a_model_of_another_size_or_rate_is_refused(random_model: Generator, tmp
 
 def test_bad_choices_are_refused(random_model: Generator, few: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="known: one-object, .*colour binding"):
-        choose(False, "beauty", None)
+        chosen_prompts(False, "beauty", None)
     with pytest.raises(ValueError, match="leave one out"):
-        choose(False, "one-object", few)
+        chosen_prompts(False, "one-object", few)
     few.write_text("")
     with pytest.raises(ValueError, match="at least one prompt"):
         evaluate_shapes(random_model, tmp_path / "out", prompts=few)
