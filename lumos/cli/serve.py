@@ -74,6 +74,7 @@ def run_serve(args: ServeArgs) -> None:
     from lumos.serving.server import serve
 
     def ready(address: str) -> None:
+        address = (args.public_url or address).rstrip("/")
         print(f"lumos: ready after {time.monotonic() - begin:.1f} s at {address}/ (API: {address}/docs)", flush=True)
 
     asyncio.run(serve(config, ready))

@@ -30,7 +30,7 @@ MOST_CONNECTIONS = 1000
 
 
 async def serve(config: ServeConfig, ready: Callable[[str], None], stop: asyncio.Event | None = None) -> None:
-    """Listen until SIGINT, SIGTERM or `stop`. `ready` is called with the page's address once everything answers.
+    """Listen until SIGINT, SIGTERM or `stop`. `ready` is called with the address once everything answers.
 
     ValueError or OSError in words when the port, the data folder or the weights cannot be used, or the worker dies too often.
     """
@@ -53,7 +53,7 @@ async def serve(config: ServeConfig, ready: Callable[[str], None], stop: asyncio
             if started.done():
                 started.result()
                 shown = "localhost" if config.host in ("127.0.0.1", "0.0.0.0", "::", "::1") else config.host
-                ready((config.public_url or f"http://{shown}:{listener.getsockname()[1]}").rstrip("/"))
+                ready(f"http://{shown}:{listener.getsockname()[1]}")
                 await asyncio.wait((running, ended, service.dead), return_when=asyncio.FIRST_COMPLETED)
             if service.dead.done():
                 service.dead.result()

@@ -6,6 +6,8 @@ named by LUMOS_SCREENSHOTS, or else in pytest's temporary one.
 
 import os
 import shutil
+import socket
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,12 +25,14 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs a Chromium: apt-
 PHONE = {"viewport": {"width": 390, "height": 844}, "is_mobile": True, "has_touch": True}
 STAGE = "#stage[data-state={}]"
 WAIT = 30_000
+KEY = "correct horse battery"
+ARGUMENTS = ["--no-sandbox", "--host-resolver-rules=MAP video.example.org 127.0.0.1"]
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     with playwright.sync_playwright() as engine:
-        chromium = engine.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        chromium = engine.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
         yield chromium
         chromium.close()
 
@@ -199,6 +203,79 @@ def test_a_phone_in_the_dark_and_the_keyboard(browser: Any, server: Any, shoot: 
         )
         assert small == 0
         shoot(page, "phone_dark")
+
+
+def sign_in(page: Any, url: str) -> None:
+    page.goto(url)
+    page.fill("#key", "not the right key")
+    page.press("#key", "Enter")
+    page.wait_for_selector("text=That is not the key of this server.")
+    page.fill("#key", KEY)
+    page.click("text=Sign in")
+    page.wait_for_selector("body[data-ready]")
+
+
+def test_whoever_has_the_key_gets_in_and_out(browser: Any, other_server: Any, shoot: Any) -> None:
+    server = other_server(api_key=KEY)
+    page = browser.new_context().new_page()
+    page.goto(server.url + "/v1/videos")
+    assert "needs its API key" in page.inner_text("body")
+    page.goto(server.url + "/login")
+    shoot(page, "login")
+    sign_in(page, server.url)
+    make(page, "a red circle")
+    done(page)  # events, pictures and the video itself came with the cookie
+    with page.expect_download() as saved:
+        page.click("[data-do=mp4]")
+    assert saved.value.path().read_bytes()[4:8] == b"ftyp"
+    page.click("text=Sign out")
+    page.wait_for_selector("#key")
+    page.goto(server.url)
+    assert page.url.endswith("/login")
+    page.context.close()
+
+
+@pytest.fixture
+def proxy(tmp_path: Path) -> Iterator[Callable[[int, str], None]]:
+    """nginx as in examples/serve: proxy(port, url of the server)."""
+    running: list[Any] = []
+
+    def start(port: int, url: str) -> None:
+        words = "openssl req -x509 -newkey rsa:2048 -nodes -days 1 -subj /CN=video.example.org -keyout key.pem -out cert.pem"
+        subprocess.run(words.split(), cwd=tmp_path, check=True, capture_output=True)
+        block = (Path(__file__).parents[2] / "examples" / "serve" / "nginx.conf").read_text()
+        for ours, here in (
+            ("listen 443 ssl", f"listen 127.0.0.1:{port} ssl"),
+            ("/etc/ssl/video.example.org.pem", f"{tmp_path}/cert.pem"),
+            ("/etc/ssl/video.example.org.key", f"{tmp_path}/key.pem"),
+            ("http://127.0.0.1:7860", url),
+        ):
+            assert ours in block
+            block = block.replace(ours, here)
+        places = "".join(f"{name}_temp_path {tmp_path}/{name};" for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
+        file = tmp_path / "nginx.conf"
+        file.write_text(f"daemon off; pid {tmp_path}/pid; events {{}} http {{ access_log off; {places} {block} }}")
+        running.append(subprocess.Popen(["nginx", "-c", str(file), "-e", str(tmp_path / "log")]))
+
+    yield start
+    for process in running:
+        process.terminate()
+        process.wait()
+
+
+@pytest.mark.skipif(not shutil.which("nginx") or not shutil.which("openssl"), reason="needs nginx: apt-get install nginx-light")
+def test_the_page_behind_the_proxy_of_the_examples(browser: Any, other_server: Any, proxy: Any) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    url = f"https://video.example.org:{port}"
+    server = other_server(api_key=KEY, public_url=url)
+    proxy(port, server.url)
+    page = browser.new_context(ignore_https_errors=True).new_page()
+    sign_in(page, url)
+    make(page, "a red circle")
+    done(page)
+    page.context.close()
 
 
 def test_a_page_that_waits_leaves_the_cores_to_the_model(page: Any, server: Any) -> None:
