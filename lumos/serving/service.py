@@ -70,16 +70,16 @@ class Service:
         self.unfinished: dict[str, Unfinished] = {}
         self.running: Running | None = None
         self.about: dict[str, Any] = {}
-        self.ready = False
+        self.loaded = asyncio.Event()  # while the worker holds the model
         self.counts: Counter[str] = Counter()  # completed, failed, cancelled, refused, restarts
         self.seconds: dict[str, list[float]] = {"made": [], "waited": []}  # of batches and requests, the last ones
         self.observed = lambda what, seconds: None  # for metrics.py
         self.dead: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._numbers = itertools.count(1)
         self._checks: dict[int, asyncio.Future[str | None]] = {}
-        self._loaded = asyncio.Event()
         self._files: dict[str, Any] = {}  # of the weights that were loaded
-        self._deaths = 0
+        self._told = False  # that they were changed
+        self._deaths = 0  # in a row
         self._born = 0.0
         self._stopping = False
         self._process: BaseProcess | None = None
@@ -90,7 +90,7 @@ class Service:
     async def start(self) -> None:
         """Start the worker and wait until the model is loaded. ValueError in words when it cannot be."""
         await self._spawn()
-        loaded = asyncio.create_task(self._loaded.wait())
+        loaded = asyncio.create_task(self.loaded.wait())
         try:
             await asyncio.wait((loaded, self.dead), return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -112,6 +112,10 @@ class Service:
         if self.dead.done():
             self.dead.exception()
         self.store.close()
+
+    @property
+    def ready(self) -> bool:
+        return self.loaded.is_set()
 
     @property
     def worker_pid(self) -> int | None:
@@ -216,7 +220,8 @@ class Service:
         if word == "ready":
             self._on_ready(*rest)
         elif word == "weights":
-            if rest[0] != self._files:
+            if rest[0] != self._files and not self._told:
+                self._told = True
                 log.warning("the files of the weights were changed; start the server again to serve what they hold now")
         elif word == "broken":
             self._give_up(rest[0])
@@ -230,8 +235,8 @@ class Service:
         if self._files and files != self._files:
             self._give_up("the weights were changed while the server ran, and its worker had to load them again; start it again")
             return
-        self.about, self._files, self.ready = about, files, True
-        self._loaded.set()
+        self.about, self._files = about, files
+        self.loaded.set()
         self._next()
 
     def _on_batch(self, running: Running, word: str, rest: list[Any]) -> None:
@@ -268,7 +273,8 @@ class Service:
 
     def _on_death(self) -> None:
         """The worker is gone: what it made is lost, and another one is started after a pause."""
-        self.ready, pipe, process = False, self._pipe, self._process
+        self.loaded.clear()
+        pipe, process = self._pipe, self._process
         self._pipe = self._process = None
         if pipe:
             pipe.close()
@@ -282,7 +288,7 @@ class Service:
         if process is not None:
             process.join(1)
             log.error("the worker stopped with exit code %s", process.exitcode)
-        if not self._loaded.is_set():
+        if not self.about:
             self._give_up("the worker stopped while it loaded the model; is there enough memory?")
             return
         self.counts["restarts"] += 1

@@ -1,9 +1,11 @@
 """What docs/serving.md shows is run, and `lumos serve` as a process: ready, killed, ready again, stopped."""
 
 import json
+import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -52,6 +54,30 @@ def test_wrong_options_are_one_line(capsys: pytest.CaptureFixture[str], tmp_path
         assert main(["serve", "--data", str(tmp_path), *words]) == 2
         error = capsys.readouterr().err.splitlines()[-1]
         assert error.startswith("lumos: ") and says in error
+
+
+def test_a_taken_port_is_found_before_anything_is_loaded(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def too_early(*_: object) -> None:
+        raise AssertionError("loaded")
+
+    monkeypatch.setattr("lumos.serving.server.start_processes", too_early)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert main(["serve", "--data", str(tmp_path), "--port", str(port)]) == 2
+    assert f"cannot listen on 127.0.0.1:{port}" in capsys.readouterr().err
+
+
+def test_ctrl_c_while_it_starts_ends_it_in_words(toy_folder: Path, tmp_path: Path) -> None:
+    words = ["serve", "--port", "0", "--weights", str(toy_folder), "--data", str(tmp_path / "data"), "--device", "cpu"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "lumos", *words], stderr=subprocess.PIPE, text=True, cwd=ROOT, start_new_session=True
+    )
+    assert process.stderr and "loading the model" in process.stderr.readline()
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to every process
+    _, log = process.communicate(timeout=60)
+    assert process.returncode == 0 and log.splitlines() == ["lumos: stopped; finished videos are kept"]
 
 
 @pytest.mark.slow

@@ -2,13 +2,17 @@
 
 import asyncio
 import os
+import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 pytest.importorskip("fastapi", reason="the server needs the extra: pip install 'lumos[serve]'")
 
@@ -18,6 +22,7 @@ from lumos.serving.queue import Client
 from lumos.serving.request import VideoRequest
 from lumos.serving.service import Service
 from lumos.serving.store import Store, Video
+from lumos.serving.worker import is_memory_error
 
 QUICK = VideoRequest("a red circle", 5, 32, 32, 8.0, 1, 2, 2.0, 1.0)
 LONG = replace(QUICK, frames=129, steps=16)
@@ -151,6 +156,106 @@ def test_a_stop_ends_everything_and_a_restart_knows_it(config: ServeConfig) -> N
     assert (store.folder(done) / "video.mp4").read_bytes()[4:8] == b"ftyp"
     assert store.known[long].error and store.known[long].error["code"] == "server_stopped"
     store.close()
+
+
+def test_workers_that_die_again_and_again_are_replaced_after_a_pause_and_in_the_end_not(
+    config: ServeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service_module, "MOST_RESTARTS", 2)
+    pauses: list[float] = []
+
+    async def act(service: Service) -> None:
+        loop = asyncio.get_running_loop()
+        later = loop.call_later
+
+        def watched(delay: float, act: Callable[..., None], *rest: Any) -> asyncio.TimerHandle:
+            pauses.extend([delay] * (act == service._respawn))
+            return later(delay, act, *rest)
+
+        monkeypatch.setattr(loop, "call_later", watched)
+        for _ in range(3):
+            await service.loaded.wait()
+            video = service.submit(LONG, ME, "me", None)
+            assert service.worker_pid is not None
+            os.kill(service.worker_pid, signal.SIGKILL)
+            assert (await end(service, video)).status == "failed" and not service.ready
+        with pytest.raises(ValueError, match="3 times in a row"):
+            await service.dead
+        assert pauses == [0.01, 0.02]
+
+    with_service(config, act)
+
+
+def test_weights_that_change_on_disk_change_nothing_until_they_would_be_loaded(
+    config: ServeConfig, toy_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    weights = shutil.copytree(toy_folder, tmp_path / "toy")
+
+    async def frames(service: Service) -> list[bytes]:
+        video = service.submit(QUICK, ME, "me", None)
+        shown = [picture async for word, news in service.follow(video.id) if word == "frames" for picture in news[2]]
+        assert video.status == "completed"
+        return shown
+
+    async def act(service: Service) -> None:
+        first = await frames(service)
+        assert "weights were changed" not in caplog.text
+        for file in (weights / "model.safetensors", weights / "tokenizer" / "model.safetensors"):
+            with open(file, "r+b") as target:  # in place, as cp and rsync --inplace do
+                target.seek(-1000, os.SEEK_END)
+                target.write(bytes(1000))
+        assert await frames(service) == first and "weights were changed" in caplog.text
+        for file in (weights / "model.safetensors", weights / "tokenizer" / "model.safetensors"):
+            os.truncate(file, 100)  # what is still mapped ends a process with SIGBUS
+        assert await frames(service) == first
+        shutil.copytree(toy_folder, weights, dirs_exist_ok=True, copy_function=shutil.copyfile)  # of another time
+        assert service.worker_pid is not None
+        os.kill(service.worker_pid, signal.SIGKILL)
+        with pytest.raises(ValueError, match="weights were changed while the server ran"):
+            await service.dead
+
+    with_service(replace(config, weights=str(weights)), act)
+
+
+def test_what_is_kept_for_ever_can_be_made(config: ServeConfig) -> None:
+    async def act(service: Service) -> None:
+        video = await end(service, service.submit(QUICK, ME, "me", None))
+        assert video.status == "completed" and video.expires_at is None
+
+    with_service(replace(config, keep_seconds=float("inf"), keep_bytes=float("inf")), act)
+
+
+def test_a_video_that_cannot_be_saved_ends_in_words(config: ServeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def act(service: Service) -> None:
+        video, after = (service.submit(QUICK, ME, "me", None) for _ in range(2))
+
+        def full(*_: object) -> None:
+            raise OSError(28, "No space left on device")
+
+        with monkeypatch.context() as patch:
+            patch.setattr("lumos.serving.store.json.dump", full)
+            error = (await end(service, video)).error
+        assert error and error["code"] == "disk"
+        assert (await end(service, after)).status == "completed"
+
+    with_service(config, act)
+
+
+def test_too_little_memory_is_known_by_its_words() -> None:
+    for fault in (MemoryError(), RuntimeError("std::bad_alloc"), OSError(12, "Cannot allocate memory")):
+        assert is_memory_error(fault)
+    with pytest.raises(RuntimeError) as error:
+        torch.empty(2**50)
+    assert is_memory_error(error.value) and not is_memory_error(RuntimeError("shapes differ"))
+
+
+def test_a_decoder_gives_up_its_rights_first(config: ServeConfig) -> None:
+    words = "import resource, torch; from pathlib import Path; from lumos.serving.config import ServeConfig; "
+    words += "from lumos.serving.decode import limit_process; limit_process(ServeConfig(Path('x'), decode_bytes=2**26))\n"
+    words += "print([resource.getrlimit(kind) for kind in (resource.RLIMIT_CPU, resource.RLIMIT_FSIZE, resource.RLIMIT_CORE)])\n"
+    words += "try: bytearray(2**27)\nexcept MemoryError: print('limited')"
+    done = subprocess.run([sys.executable, "-c", words], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [f"[(20, 22), ({2**30}, {2**30}), (0, 0)]", "limited"]
 
 
 def test_weights_that_cannot_be_loaded_are_told_in_words(config: ServeConfig, tmp_path: Path) -> None:
