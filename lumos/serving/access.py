@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
 
+from fastapi import FastAPI, Request
+from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from starlette.formparsers import MultiPartException
 
 from lumos.serving.config import ServeConfig
@@ -31,13 +33,11 @@ COOKIE = "lumos_session"
 SMALL_BODY = 2**20  # bytes of anything that is no upload
 LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
 OPEN_PATHS = ("/health", "/live", "/login", "/logout", "/icon.svg", "/page.css")
-LOGIN_PAGE = (Path(__file__).parent / "login.html").read_text("utf-8")
 POLICY = (
     "default-src 'self'; img-src 'self' data: blob:; media-src 'self' blob:; object-src 'none'; frame-ancestors 'none'; "
     "base-uri 'none'; form-action 'self'"
 )
 LOOSE = POLICY + "; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'"  # the library's pages of the API
-HTML = [(b"content-type", b"text/html; charset=utf-8")]
 
 
 class BodyRefused(RequestError, MultiPartException):
@@ -49,7 +49,6 @@ class Access:
 
     def __init__(self, app: App, config: ServeConfig) -> None:
         self.app, self.config = app, config
-        self.session = hmac.new((config.api_key or "").encode(), b"lumos session", hashlib.sha256).hexdigest()
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":  # no web sockets
@@ -60,14 +59,12 @@ class Access:
         stop = self._refusal(method, headers)
         if stop:
             await _answer(send, *stop)
-        elif path in ("/login", "/logout"):
-            await self._sign(path, method, receive, send)
         elif path not in OPEN_PATHS and not self._may_enter(headers):
             if path == "/" and "text/html" in headers.get("accept", ""):
-                await _reply(send, 303, b"", [(b"location", b"/login")])
+                await _answer(send, 303, "no_key", "sign in first", (b"location", b"/login"))
             else:
                 message = "this server needs its API key; send the header Authorization: Bearer KEY"
-                await _answer(send, 401, "no_key", message, [(b"www-authenticate", b"Bearer")])
+                await _answer(send, 401, "no_key", message, (b"www-authenticate", b"Bearer"))
         else:
             await self._pass_on(scope, receive, send, headers)
 
@@ -94,30 +91,7 @@ class Access:
             cookie = SimpleCookie(headers.get("cookie", "")).get(COOKIE)
         except CookieError:
             return False
-        return cookie is not None and hmac.compare_digest(cookie.value.encode(), self.session.encode())
-
-    async def _sign(self, path: str, method: str, receive: Receive, send: Send) -> None:
-        """Sign in with the key, which is not kept: the cookie holds what only its owner could have got. Or sign out."""
-        secure = "; Secure" if (self.config.public_url or "").lower().startswith("https") else ""
-        cookie = f"{COOKIE}={{}}; Path=/; HttpOnly; SameSite=Strict{secure}; Max-Age={{}}"
-        if method not in ("GET", "HEAD", "POST") or (path == "/logout" and method != "POST"):
-            allow = b"POST" if path == "/logout" else b"GET, HEAD, POST"
-            await _answer(send, 405, "http_error", "method not allowed", [(b"allow", allow)])
-        elif path == "/logout":
-            away = [(b"location", b"/login"), (b"set-cookie", cookie.format("", 0).encode())]
-            await _reply(send, 303, b"", away)
-        elif self.config.api_key is None:
-            await _reply(send, 303, b"", [(b"location", b"/")])
-        elif method == "POST":
-            key = parse_qs((await self._short_body(receive)).decode("utf-8", "replace")).get("key", [""])[0].strip()
-            if hmac.compare_digest(key.encode(), self.config.api_key.encode()):
-                enter = [(b"location", b"/"), (b"set-cookie", cookie.format(self.session, 2592000).encode())]
-                await _reply(send, 303, b"", enter)
-            else:
-                await asyncio.sleep(0.5)  # guessing should be slow
-                await _reply(send, 401, _login_page("That is not the key of this server."), HTML)
-        else:
-            await _reply(send, 200, _login_page(""), HTML)
+        return cookie is not None and hmac.compare_digest(cookie.value.encode(), session_of(self.config.api_key).encode())
 
     async def _pass_on(self, scope: Message, receive: Receive, send: Send, headers: dict[str, str]) -> None:
         room, came, whole = self._room(headers), 0, False
@@ -152,20 +126,6 @@ class Access:
         is_head = scope["method"] == "HEAD"
         await self.app({**scope, "method": "GET", "is_head": True} if is_head else scope, limited, with_headers)
 
-    async def _short_body(self, receive: Receive) -> bytes:
-        body, more = b"", True
-        try:
-            async with asyncio.timeout(self.config.upload_seconds):
-                while more:
-                    message = await receive()
-                    body += message.get("body", b"")
-                    more = message.get("more_body", False)
-                    if len(body) > 2**13 or message["type"] == "http.disconnect":
-                        return b""
-        except TimeoutError:
-            return b""
-        return body
-
     def _room(self, headers: dict[str, str]) -> int:
         is_form = headers.get("content-type", "").lower().startswith("multipart/form-data")
         return self.config.upload_bytes + SMALL_BODY if is_form else SMALL_BODY
@@ -191,14 +151,10 @@ def error_body(status: int, code: str, message: str, field: str | None = None) -
     return {"error": {"message": message, "type": kind, "param": field, "code": code}}
 
 
-async def _answer(send: Send, status: int, code: str, message: str, headers: list[tuple[bytes, bytes]] | None = None) -> None:
+async def _answer(send: Send, status: int, code: str, message: str, *headers: tuple[bytes, bytes]) -> None:
     body = json.dumps(error_body(status, code, message)).encode()
-    await _reply(send, status, body, [(b"content-type", b"application/json"), *(headers or [])])
-
-
-async def _reply(send: Send, status: int, body: bytes, headers: list[tuple[bytes, bytes]]) -> None:
-    size = [(b"content-length", str(len(body)).encode())]
-    await send({"type": "http.response.start", "status": status, "headers": [*headers, *size, *_safety(POLICY)]})
+    own = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()), *headers]
+    await send({"type": "http.response.start", "status": status, "headers": [*own, *_safety(POLICY)]})
     await send({"type": "http.response.body", "body": body})
 
 
@@ -211,5 +167,32 @@ def _safety(policy: str) -> list[tuple[bytes, bytes]]:
     ]
 
 
-def _login_page(problem: str) -> bytes:
-    return LOGIN_PAGE.replace("{problem}", problem).encode()
+def add_login(app: FastAPI, config: ServeConfig) -> None:
+    """Signing in with the key, which is not kept: the cookie holds what only its owner could have got. And out again."""
+    page = (Path(__file__).parent / "login.html").read_text("utf-8")
+    settings: dict[str, Any] = {"httponly": True, "samesite": "strict", "secure": (config.public_url or "").startswith("https")}
+
+    @app.get("/login", include_in_schema=False)
+    async def show() -> Response:
+        return RedirectResponse("/", 303) if config.api_key is None else HTMLResponse(page.replace("{problem}", ""))
+
+    @app.post("/login", include_in_schema=False)
+    async def sign_in(request: Request) -> Response:
+        given = parse_qs((await request.body()).decode("utf-8", "replace")).get("key", [""])[0].strip()
+        if config.api_key is not None and not hmac.compare_digest(given.encode(), config.api_key.encode()):
+            await asyncio.sleep(0.5)  # guessing should be slow
+            return HTMLResponse(page.replace("{problem}", "That is not the key of this server."), 401)
+        answer = RedirectResponse("/", 303)
+        if config.api_key is not None:
+            answer.set_cookie(COOKIE, session_of(config.api_key), max_age=2592000, **settings)
+        return answer
+
+    @app.post("/logout", include_in_schema=False)
+    async def sign_out() -> Response:
+        answer = RedirectResponse("/login", 303)
+        answer.delete_cookie(COOKIE, **settings)
+        return answer
+
+
+def session_of(key: str) -> str:
+    return hmac.new(key.encode(), b"lumos session", hashlib.sha256).hexdigest()

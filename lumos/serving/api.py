@@ -20,7 +20,7 @@ from fastapi.responses import FileResponse, Response, StreamingResponse
 from fastapi_offline import FastAPIOffline
 
 from lumos import __version__
-from lumos.serving.access import App
+from lumos.serving.access import App, add_login
 from lumos.serving.config import ServeConfig
 from lumos.serving.errors import add_errors, errors
 from lumos.serving.metrics import Metrics
@@ -54,7 +54,8 @@ def create_app(config: ServeConfig, service: Service) -> App:
     _add_videos(app, config, service, uploads)
     _add_finished(app, service)
     _add_about(app, config, service, metrics)
-    _add_page(app, config)
+    _add_page(app)
+    add_login(app, config)
     return metrics.around(app)
 
 
@@ -213,7 +214,7 @@ def _add_about(app: FastAPI, config: ServeConfig, service: Service, metrics: Met
         return Response(metrics.text(), media_type="text/plain; version=0.0.4")
 
 
-def _add_page(app: FastAPI, config: ServeConfig) -> None:
+def _add_page(app: FastAPI) -> None:
     def add(path: str, file: str, kind: str) -> None:
         @app.get(path, include_in_schema=False)
         async def page_file(request: Request) -> Response:

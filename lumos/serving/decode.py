@@ -106,21 +106,23 @@ def decode_here(answer: Connection, source: Path, folder: Path, height: int, wid
     limit_process(config)
     try:
         footage, frames, note = _read(source, height, width, fps, config)
-    except MemoryError:
-        answer.send("the file needs too much memory to decode; make it smaller first")
-        return
-    except (ValueError, OSError) as error:
-        answer.send(str(error).replace(str(source), "the file"))
-        return
-    except Exception as error:  # a decoder's fault with a stranger's file
-        memory = "can't allocate memory" in str(error)
-        answer.send("the file needs too much memory to decode; make it smaller first" if memory else "the file cannot be decoded")
+    except Exception as error:  # whatever a decoder says of a stranger's file
+        ours = isinstance(error, ValueError | OSError) and not is_memory_error(error)
+        memory = "the file needs too much memory to decode; make it smaller first"
+        other = memory if is_memory_error(error) else "the file cannot be decoded; convert it to .png or .mp4"
+        answer.send(str(error).replace(str(source), "the file") if ours else other)
         return
     try:
         _write(folder, footage, frames, fps)
         answer.send(Decoded(footage.kind == "video", frames, note))
     except OSError as error:
         answer.send(OSError(error.errno, error.strerror))
+
+
+def is_memory_error(error: BaseException) -> bool:
+    """Whether there was not enough memory, on a card or not: torch has several ways of saying it."""
+    said = ("can't allocate memory", "bad_alloc", "Cannot allocate memory")
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or any(s in str(error) for s in said)
 
 
 def limit_process(config: ServeConfig) -> None:

@@ -12,7 +12,7 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -61,7 +61,7 @@ class Running:
 class Service:
     """Made by `start`, ended by `stop`; `about` tells the model's own size, length and sampler.
 
-    dead: set to an exception in words when the server cannot go on. observed: called with ("made" or "waited", seconds).
+    dead: set to an exception in words when the server cannot go on.
     """
 
     def __init__(self, config: ServeConfig, store: Store) -> None:
@@ -72,8 +72,8 @@ class Service:
         self.about: dict[str, Any] = {}
         self.loaded = asyncio.Event()  # while the worker holds the model
         self.counts: Counter[str] = Counter()  # completed, failed, cancelled, refused, restarts
-        self.seconds: dict[str, list[float]] = {"made": [], "waited": []}  # of batches and requests, the last ones
-        self.observed = lambda what, seconds: None  # for metrics.py
+        self.taken: list[float] = []  # seconds of the last batches
+        self.observed: Callable[[str, float], None] = lambda what, seconds: None  # metrics.py listens
         self.dead: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._numbers = itertools.count(1)
         self._checks: dict[int, asyncio.Future[str | None]] = {}
@@ -116,11 +116,6 @@ class Service:
     @property
     def ready(self) -> bool:
         return self.loaded.is_set()
-
-    @property
-    def worker_pid(self) -> int | None:
-        """The process that holds the model, if there is one."""
-        return self._process.pid if self._process else None
 
     async def check(self, request: VideoRequest) -> None:
         """ValueError in words for a prompt that the model cannot read. WorkerUnavailable when there is no worker."""
@@ -174,8 +169,7 @@ class Service:
 
     def wait_estimate(self) -> int:
         """Seconds until there will be room again, at the speed of the last batches; 1 to 600."""
-        made = self.seconds["made"]
-        return max(1, min(600, round(sum(made) / len(made) if made else 10.0)))
+        return max(1, min(600, round(sum(self.taken) / len(self.taken) if self.taken else 10.0)))
 
     async def follow(self, id: str, seen: int = 0, pause: float = 15.0) -> AsyncIterator[tuple[str, Any]]:
         """Yield ("status", video) at every change, ("frames", (n, first, pictures)) from number `seen` on, ("pause", None).
@@ -256,7 +250,8 @@ class Service:
         elif word == "finished":
             errors, seconds = rest
             self._deaths = 0
-            self._observe("made", seconds)
+            self.taken = [*self.taken[-19:], seconds]
+            self.observed("made", seconds)
             for id, error in zip(running.ids, errors, strict=True):
                 if id in known:
                     self.store.known[id].seconds_taken = round(seconds, 2)
@@ -316,7 +311,7 @@ class Service:
         for item in items:
             video = self.store.known[item.id]
             video.status, video.together = "in_progress", len(items)
-            self._observe("waited", time.monotonic() - self.unfinished[item.id].queued)
+            self.observed("waited", time.monotonic() - self.unfinished[item.id].queued)
             self._tell(item.id)
         limit = asyncio.get_running_loop().call_later(self.config.time_limit, self._too_long)
         self.running = Running(next(self._numbers), [item.id for item in items], [limit])
@@ -368,10 +363,6 @@ class Service:
         if unfinished:
             news, unfinished.news = unfinished.news, asyncio.Event()
             news.set()
-
-    def _observe(self, what: str, seconds: float) -> None:
-        self.seconds[what] = [*self.seconds[what][-19:], seconds]
-        self.observed(what, seconds)
 
     def _ready_pipe(self) -> Connection:
         if not self.ready or self._pipe is None:

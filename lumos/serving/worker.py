@@ -18,6 +18,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lumos.serving.decode import is_memory_error
 from lumos.serving.request import VideoRequest
 from lumos.serving.store import START
 
@@ -106,12 +107,6 @@ def run_worker(connection: Connection, weights: str, device: str | None) -> None
             code, message = ("out_of_memory", TOO_LARGE) if is_memory_error(error) else ("fault", repr(error))
             say("failed", batch.number, code, message)
         cancelled.discard(batch.number)
-
-
-def is_memory_error(error: BaseException) -> bool:
-    """Whether there was not enough memory, on a card or not: torch has several ways of saying it."""
-    said = ("can't allocate memory", "bad_alloc", "Cannot allocate memory")
-    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or any(s in str(error) for s in said)
 
 
 def _hear(connection: Connection, generator: Generator, todo: queue.SimpleQueue[Make], cancelled: set[int], say: Say) -> None:

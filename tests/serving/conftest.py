@@ -1,6 +1,7 @@
 """A real server over a tiny random model: one for the whole session, in a thread, and others on demand."""
 
 import asyncio
+import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -36,6 +37,14 @@ class Running:
         answer = self.http.post("/v1/videos", json={"prompt": prompt, **asked})
         assert answer.status_code == 200, answer.text
         return answer.json()
+
+    def error(self, answer: httpx.Response) -> dict[str, Any]:
+        """The error of an answer, checked to be in words, in one line, and to tell nothing about the server's disk."""
+        error = dict(answer.json()["error"])
+        assert set(error) == {"message", "type", "param", "code"}
+        assert error["message"] and "\n" not in error["message"]
+        assert "/tmp" not in answer.text and os.getcwd() not in answer.text and "Traceback" not in answer.text
+        return error
 
     def events(self, id: str) -> Iterator[tuple[str, dict[str, Any]]]:
         """(event, data) until the server ends the stream."""

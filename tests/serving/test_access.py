@@ -11,8 +11,9 @@ import pytest
 pytest.importorskip("fastapi", reason="the server needs the extra: pip install 'lumos[serve]'")
 
 import httpx2 as httpx
+from fastapi import FastAPI
 
-from lumos.serving.access import COOKIE, Access
+from lumos.serving.access import COOKIE, Access, add_login
 from lumos.serving.config import ServeConfig
 
 KEY = "correct horse battery"
@@ -23,9 +24,16 @@ async def inside(scope: Any, receive: Any, send: Any) -> None:
     await send({"type": "http.response.body", "body": b"inside"})
 
 
+def application(config: ServeConfig) -> Any:
+    app = FastAPI()
+    add_login(app, config)
+    app.mount("/", inside)
+    return app
+
+
 def ask(config: ServeConfig, method: str, path: str, **rest: Any) -> httpx.Response:
     async def send() -> httpx.Response:
-        transport = httpx.ASGITransport(Access(inside, config))
+        transport = httpx.ASGITransport(Access(application(config), config))
         async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:7860") as http:
             return await http.request(method, path, **rest)
 
@@ -69,13 +77,13 @@ def test_a_browser_signs_in_with_the_key_and_never_carries_it(locked: ServeConfi
     assert wrong.status_code == 401 and "not the key" in wrong.text and "set-cookie" not in wrong.headers
     right = ask(locked, "POST", "/login", data={"key": KEY})
     kept = right.headers["set-cookie"]
-    assert right.status_code == 303 and "HttpOnly" in kept and "SameSite=Strict" in kept and "Secure" not in kept
+    assert right.status_code == 303 and "HttpOnly" in kept and "SameSite=strict" in kept and "Secure" not in kept
     assert KEY not in kept
     cookie = kept.partition(";")[0]
     assert ask(locked, "GET", "/", headers={"Cookie": cookie}).text == "inside"
     assert ask(replace(locked, api_key=KEY + " changed"), "GET", "/", headers={"Cookie": cookie}).status_code == 401
     out = ask(locked, "POST", "/logout", headers={"Cookie": cookie})
-    assert out.status_code == 303 and "Max-Age=0" in out.headers["set-cookie"]
+    assert out.status_code == 303 and "Max-Age=0" in out.headers["set-cookie"] and out.headers["location"] == "/login"
     public = replace(locked, public_url="https://video.example.org")
     assert "; Secure" in ask(public, "POST", "/login", data={"key": KEY}).headers["set-cookie"]
 

@@ -18,11 +18,11 @@ pytest.importorskip("fastapi", reason="the server needs the extra: pip install '
 
 import lumos.serving.service as service_module
 from lumos.serving.config import ServeConfig
+from lumos.serving.decode import is_memory_error
 from lumos.serving.queue import Client
 from lumos.serving.request import VideoRequest
 from lumos.serving.service import Service
 from lumos.serving.store import Store, Video
-from lumos.serving.worker import is_memory_error
 
 QUICK = VideoRequest("a red circle", 5, 32, 32, 8.0, 1, 2, 2.0, 1.0)
 LONG = replace(QUICK, frames=129, steps=16)
@@ -46,6 +46,11 @@ def config(toy_config: ServeConfig, tmp_path: Path) -> ServeConfig:
     return replace(toy_config, data=tmp_path / "data")
 
 
+def worker(service: Service) -> int:
+    assert service._process and service._process.pid
+    return service._process.pid
+
+
 async def end(service: Service, record: Video) -> Video:
     async for word, news in service.follow(record.id):
         if word == "status":
@@ -63,8 +68,7 @@ def test_a_killed_worker_costs_its_video_and_no_more(config: ServeConfig) -> Non
     async def act(service: Service) -> None:
         long, waiting = (service.submit(asked, ME, "me", None) for asked in (LONG, QUICK))
         await first_frames(service, long)
-        assert service.worker_pid is not None
-        os.kill(service.worker_pid, signal.SIGKILL)
+        os.kill(worker(service), signal.SIGKILL)
         assert (await end(service, long)).error == {
             "code": "worker_crashed",
             "message": "the worker stopped while making this video; send it again",
@@ -81,8 +85,7 @@ def test_a_video_that_takes_too_long_is_stopped_even_when_the_worker_hangs(
     monkeypatch.setattr(service_module, "GRACE", 0.1)
 
     async def act(service: Service) -> None:
-        assert service.worker_pid is not None
-        os.kill(service.worker_pid, signal.SIGSTOP)  # as deaf as a hung one
+        os.kill(worker(service), signal.SIGSTOP)  # as deaf as a hung one
         stuck, after = (service.submit(QUICK, ME, "me", None) for _ in range(2))
         error = (await end(service, stuck)).error
         assert error and error["code"] == "time_limit"
@@ -176,8 +179,7 @@ def test_workers_that_die_again_and_again_are_replaced_after_a_pause_and_in_the_
         for _ in range(3):
             await service.loaded.wait()
             video = service.submit(LONG, ME, "me", None)
-            assert service.worker_pid is not None
-            os.kill(service.worker_pid, signal.SIGKILL)
+            os.kill(worker(service), signal.SIGKILL)
             assert (await end(service, video)).status == "failed" and not service.ready
         with pytest.raises(ValueError, match="3 times in a row"):
             await service.dead
@@ -209,8 +211,7 @@ def test_weights_that_change_on_disk_change_nothing_until_they_would_be_loaded(
             os.truncate(file, 100)  # what is still mapped ends a process with SIGBUS
         assert await frames(service) == first
         shutil.copytree(toy_folder, weights, dirs_exist_ok=True, copy_function=shutil.copyfile)  # of another time
-        assert service.worker_pid is not None
-        os.kill(service.worker_pid, signal.SIGKILL)
+        os.kill(worker(service), signal.SIGKILL)
         with pytest.raises(ValueError, match="weights were changed while the server ran"):
             await service.dead
 
