@@ -17,15 +17,16 @@ from pathlib import Path
 from typing import Any
 
 from lumos.files import text_lines
+from lumos.media.source import one_line, readable_file
 
 MAX_CAPTION = 10_000  # characters
 LONGEST = 1e6  # seconds, eleven days
 VIDEOS = """.mp4 .m4v .mov .mkv .webm .avi .gif .mpg .mpeg .ts .mts .m2ts .m2t .vob .flv .f4v .ogv .asf .wmv .y4m .3gp .3g2
             .mxf .dv .ivf"""
-IMAGES = ".png .apng .jpg .jpeg .jpe .jfif .mpo .webp .bmp .tif .tiff .avif"
+IMAGES = ".png .apng .jpg .jpeg .jpe .jfif .mpo .webp .bmp .tif .tiff .avif .avifs"
 # What folders also hold, and cannot be read: each is a row of its own, so that rejected.csv names it.
-OTHERS = """.heic .heif .hif .jxl .jp2 .psd .svg .ico .tga .exr .hdr .dng .cr2 .cr3 .nef .arw .raf .orf .rw2 .raw .rm .rmvb .wtv
-            .swf .braw .r3d"""
+OTHERS = """.heic .heics .heif .hif .jxl .jp2 .psd .svg .ico .tga .exr .hdr .dng .cr2 .cr3 .nef .arw .raf .orf .rw2 .raw .rm .rmvb
+            .wtv .swf .braw .r3d"""
 MEDIA = frozenset(f"{VIDEOS} {IMAGES} {OTHERS}".split())
 TABLES = (".csv", ".tsv", ".jsonl", ".parquet")
 OTHER_NAMES = {"file_name": "path", "text": "caption"}  # Hugging Face's names of columns -> ours
@@ -78,8 +79,7 @@ def is_url(path: str) -> bool:
 def _without_doubles(entries: list[Entry]) -> list[Entry]:
     seen: dict[tuple[str, float | None, float | None], int] = {}
     for number, entry in enumerate(entries):
-        first = seen.setdefault((entry.path, entry.start, entry.end), entry.row) if not entry.problem else entry.row
-        if first != entry.row:
+        if not entry.problem and (first := seen.setdefault((entry.path, entry.start, entry.end), entry.row)) != entry.row:
             problem = f"the same clip as row {first}; remove one, or put both captions into one row"
             entries[number] = replace(entry, problem=problem)
     return entries
@@ -101,28 +101,11 @@ def _entry(row: int, values: Values, beside: Path) -> Entry:
         entry = replace(entry, captions=captions, start=start, end=end, mirror=_yes(values.get("mirror")))
         if start is not None and end is not None and end <= start:
             raise ValueError(f"end must be after start, got {start:g} to {end:g} s")
-    except ValueError as error:
-        return replace(entry, path=entry.path.encode("utf-8", "backslashreplace").decode(), problem=str(error))
-    return _checked(entry)
-
-
-def _checked(entry: Entry) -> Entry:
-    """The entry with what a look at its file tells."""
-    if is_url(entry.path):
-        return entry
-    path = Path(entry.path)
-    try:
-        if path.is_dir():
-            problem = f"{path} is a folder; name a file in it"
-        else:
-            problem = "" if path.stat().st_size else f"{path} is empty (0 bytes); copy it again"
-            with open(path, "rb"):
-                pass
-    except FileNotFoundError:
-        problem = f"there is no file {path}; check the path"
-    except (OSError, ValueError) as error:
-        problem = f"cannot read {path}: {getattr(error, 'strerror', None) or error}; check its permissions"
-    return replace(entry, problem=problem)
+        if not is_url(entry.path):
+            readable_file(entry.path)
+    except (ValueError, OSError) as error:
+        return replace(entry, path=entry.path.encode("utf-8", "backslashreplace").decode(), problem=one_line(error))
+    return entry
 
 
 def _captions(values: Values) -> tuple[str, ...]:

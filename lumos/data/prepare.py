@@ -30,7 +30,7 @@ from lumos.data.manifest import Entry, is_url, read_manifest
 from lumos.data.shards import CODES, PIXELS, PREPARED, ShardReader, open_shards, pack_codes, rejected_in, write_shard
 from lumos.files import write_text
 from lumos.media.pixels import clips_to_pixels
-from lumos.media.source import read_header
+from lumos.media.source import one_line, read_header
 from lumos.tokenizer.compression import latent_frames
 from lumos.tokenizer.model import VideoTokenizer
 from lumos.weights import fingerprint
@@ -254,17 +254,8 @@ def _in_order(
 def _next_clips(clips: Iterator[_Made]) -> list[_Made] | str:
     try:
         return list(islice(clips, CLIPS_AHEAD))
-    except MemoryError:
-        return "it needs more memory than there is; make it smaller first"
     except Exception as error:  # one strange file never ends a run
-        return _reason(error)
-
-
-def _reason(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    if isinstance(error, OSError) and error.strerror and error.filename:
-        text = f"cannot read {error.filename}: {error.strerror}; check it"
-    return text or type(error).__name__
+        return one_line(error)
 
 
 def _encoder(tokenizer: VideoTokenizer, device: torch.device) -> Callable[[torch.Tensor], torch.Tensor]:

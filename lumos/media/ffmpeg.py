@@ -19,7 +19,6 @@ from lumos.media.picture import HDR, Header, Picture, Timed, check_size, of_rgb,
 
 if TYPE_CHECKING:
     from av.container import InputContainer
-    from av.packet import Packet
     from av.video.frame import VideoFrame
     from av.video.stream import VideoStream
 
@@ -40,7 +39,7 @@ def video_header(path: Path) -> Header:
     with _open(path) as (container, stream):
         context = stream.codec_context
         tick = float(stream.time_base or 0)
-        seconds = _promised_end(container, stream) - (stream.start_time or 0) * tick
+        seconds = _promised_end(container, stream)[0] - (stream.start_time or 0) * tick
         return Header("video", context.width, context.height, max(seconds, 0.0), float(stream.average_rate or 0), tick)
 
 
@@ -130,7 +129,8 @@ def _timed(container: InputContainer, stream: VideoStream, path: Path, seek: flo
     end = 0.0 if seek is None else math.nan  # frames without a time of their own have none after a seek
     latest, count, reached, problem = -math.inf, 0, 0.0, None
     for packet in container.demux():
-        reached = max(reached, _end_of(packet))
+        if packet.pts is not None:
+            reached = max(reached, float((packet.pts + (packet.duration or 0)) * packet.time_base))
         if packet.stream.index != stream.index:
             continue
         try:
@@ -153,7 +153,7 @@ def _timed(container: InputContainer, stream: VideoStream, path: Path, seek: flo
         raise problem
     if seek is None and stream.frames and count >= 0.9 * stream.frames:
         return
-    own, promised = _own_end(container, stream), _promised_end(container, stream)
+    promised, own = _promised_end(container, stream)
     found = end + zero if own else max(end + zero, reached)
     if found < promised - 0.1 * (promised - zero):
         raise ValueError(
@@ -161,25 +161,15 @@ def _timed(container: InputContainer, stream: VideoStream, path: Path, seek: flo
         )
 
 
-def _end_of(packet: Packet) -> float:
-    return 0.0 if packet.pts is None else float((packet.pts + (packet.duration or 0)) * packet.time_base)
-
-
-def _own_end(container: InputContainer, stream: VideoStream) -> float:
-    """When the pictures end, as the header says of them alone, on the container's clock; 0 where it does not say."""
+def _promised_end(container: InputContainer, stream: VideoStream) -> tuple[float, bool]:
+    """(when the pictures or else the whole file end on the container's clock, as a header says, or 0; is it the pictures?)."""
     written = stream.metadata.get("DURATION", "")  # Matroska's statistics, 00:00:10.313000000
     with suppress(ValueError):
         hours, minutes, seconds = (float(part) for part in written.split(":"))
-        return 3600 * hours + 60 * minutes + seconds
+        return 3600 * hours + 60 * minutes + seconds, True
     if container.format.name.startswith(("mov", "avi")) and stream.duration:
-        return float(((stream.start_time or 0) + stream.duration) * (stream.time_base or 0))
-    return 0.0
-
-
-def _promised_end(container: InputContainer, stream: VideoStream) -> float:
-    """When the pictures end, or else the whole file, as a header says."""
-    headed = container.format.name.startswith(HEADED)
-    return _own_end(container, stream) or ((container.duration or 0) / 1e6 if headed else 0.0)
+        return float(((stream.start_time or 0) + stream.duration) * (stream.time_base or 0)), True
+    return (container.duration or 0) / 1e6 if container.format.name.startswith(HEADED) else 0.0, False
 
 
 def _deinterlaced(timed: Iterator[TimedFrame]) -> Iterator[TimedFrame]:

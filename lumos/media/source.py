@@ -77,6 +77,15 @@ def pick(
             count += 1
 
 
+def one_line(error: Exception) -> str:
+    """What went wrong with an input, in words and without line ends."""
+    if isinstance(error, MemoryError):
+        return "it needs more memory than there is; make it smaller first"
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"cannot read {error.filename}: {error.strerror}"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def readable_file(path: str | Path) -> Path:
     """The path of a file that exists, is not empty, and may be read; otherwise an error in words."""
     path = Path(path)

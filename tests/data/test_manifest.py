@@ -185,10 +185,10 @@ def test_bad_rows_are_named_and_the_others_stay(row: dict[str, Any], words: str,
 
 def test_a_file_without_permission(clips: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def forbidden(*args: Any, **more: Any) -> Any:
-        raise PermissionError(13, "Permission denied")
+        raise PermissionError(13, "Permission denied", "a.mp4")
 
     path = write(clips, [{"path": "a.mp4", "caption": "x"}], "jsonl")
-    monkeypatch.setattr("lumos.data.manifest.open", forbidden, raising=False)  # tests run as root, whom nothing stops
+    monkeypatch.setattr("lumos.media.source.open", forbidden, raising=False)  # tests run as root, whom nothing stops
     assert "Permission denied" in read_manifest(path)[0].problem
 
 
