@@ -33,6 +33,23 @@ def whole_file(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
+def check_writable(path: Path, overwrite: bool = False) -> None:
+    """Whatever can be wrong with a file to be written, found before the long work. OSError in words."""
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder; name a file in it")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"there is no folder {path.parent} for {path.name}; create it first")
+    if path.exists() and not overwrite:
+        raise FileExistsError(f"{path} exists; use another name or --force to replace it")
+    probe = partial_of(path)
+    try:  # asking for permission is unreliable (root, read-only disks); trying is not
+        os.close(os.open(probe, os.O_WRONLY | os.O_CREAT, 0o666))
+    except OSError as error:
+        raise PermissionError(f"cannot write to the folder {path.parent} ({error.strerror}); choose another one") from error
+    finally:
+        probe.unlink(missing_ok=True)
+
+
 def partial_of(path: Path) -> Path:
     """The hidden name that this process and thread write `path` under."""
     return path.with_name(f".{path.name}.{os.getpid()}.{threading.get_native_id()}.partial")

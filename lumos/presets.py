@@ -41,8 +41,8 @@ def published(shape: ModelConfig, stage: str, lr: float) -> TrainModelConfig:
 
 
 MODELS: dict[str, TrainModelConfig] = {
-    # The shape of the weights in the package (several runs, docs/results.md): about 17 M parameters, shapes at 128x128, 17 frames
-    # at 8 fps. For one or more large GPUs.
+    # 17 M parameters, shapes at 128x128, 17 frames at 8 fps, on one or more large GPUs; the shape of the weights in the package,
+    # which took six such runs with other settings, one after another (docs/results.md)
     "shapes-tiny": TrainModelConfig(
         model=TINY_SHAPE,
         video=VideoConfig(height=128, width=128, frames=17, fps=8, slots=64, window=5, latest=8),
@@ -62,7 +62,7 @@ MODELS: dict[str, TrainModelConfig] = {
         image_every=2,
         max_seconds=900.0,
     ),
-    # The same at a size that shows life on two CPU cores in a few minutes.
+    # the same at 64x64 for two CPU cores: the loss falls within minutes, shapes take longer
     "shapes-toy": TrainModelConfig(
         model=ModelConfig(vocabulary=0, layers=3, width=128, heads=2, kv_heads=1, head_width=64, ffn=256),
         video=VideoConfig(height=64, width=64, frames=9, fps=8, slots=64, window=3, latest=4),
@@ -76,15 +76,16 @@ MODELS: dict[str, TrainModelConfig] = {
         sample_every=100,
         save_every=100,
     ),
-    **{
-        f"{size}-{stage}": published(shape, stage, lr)
-        for size, shape, images_lr in (("1b", LUMOS_1B, 5e-5), ("3b", LUMOS_3B, 1e-4))
-        for stage, lr in (("256p-images", images_lr), ("256p", 2.5e-5), ("384p", 2.5e-5))
-    },
+    "1b-256p-images": published(LUMOS_1B, "256p-images", 5e-5),  # the paper's 1B model: first images,
+    "1b-256p": published(LUMOS_1B, "256p", 2.5e-5),  # then images and videos of 448x256,
+    "1b-384p": published(LUMOS_1B, "384p", 2.5e-5),  # then of 672x384
+    "3b-256p-images": published(LUMOS_3B, "256p-images", 1e-4),  # the paper's 3B model: first images,
+    "3b-256p": published(LUMOS_3B, "256p", 2.5e-5),  # then images and videos of 448x256,
+    "3b-384p": published(LUMOS_3B, "384p", 2.5e-5),  # then of 672x384
 }
 
 TOKENIZERS: dict[str, TrainTokenizerConfig] = {
-    # The tokenizer in the package.
+    # the tokenizer in the package, on a large GPU
     "shapes-tiny": TrainTokenizerConfig(
         tokenizer=TokenizerConfig(levels=(8, 8, 8, 8)),
         optim=OptimConfig(lr=2e-3, warmup_steps=300, ema=0.999),
@@ -94,6 +95,7 @@ TOKENIZERS: dict[str, TrainTokenizerConfig] = {
         max_steps=None,
         max_seconds=330.0,
     ),
+    # small, at 64x64, for two CPU cores
     "shapes-toy": TrainTokenizerConfig(
         tokenizer=TokenizerConfig(encoder_widths=(32, 48), encoder_blocks=(1, 1), decoder_widths=(32, 64), decoder_blocks=(1, 1)),
         batch=4,

@@ -46,11 +46,15 @@ class Stored:
 def find_weights(name_or_folder: str | Path, kind: Kind) -> Path:
     """The folder of a weights name (`tiny`) or the folder itself, checked to hold the asked kind.
 
-    Asked for a tokenizer, a model's folder stands for the tokenizer inside it. Raises FileNotFoundError for a name or
-    folder that does not exist, and ValueError for a folder that is no model or of the other kind.
+    A run's folder stands for the model or tokenizer inside it, and, asked for a tokenizer, so does a model's folder. Raises
+    FileNotFoundError for a name or folder that does not exist, and ValueError for a folder that is no model or of the other kind.
     """
     text = str(name_or_folder)
     folder = PRETRAINED / text if text in pretrained_names() else Path(text)
+    for inside in (folder / "model", folder / kind):
+        _recover(inside)
+        if not (folder / CONFIG).is_file() and (inside / CONFIG).is_file():
+            folder = inside
     _recover(folder)
     if not folder.exists():
         known = ", ".join(pretrained_names()) or "none in this installation"

@@ -14,7 +14,8 @@ from torch import Tensor
 
 import lumos.diffusion.cost as costs
 import lumos.diffusion.frame_model as frame_model
-from lumos.cli.generate_files import Request, generate_to_files
+from lumos.cli.generate import GenerateArgs
+from lumos.cli.generate_files import generate_files
 from lumos.diffusion.compute import Compute
 from lumos.diffusion.draw import guide
 from lumos.diffusion.frame_model import FrameModel, VideoSpec
@@ -393,13 +394,16 @@ def test_operations_are_counted_as_the_model_computes_them(toy: Generator) -> No
 
 def test_a_saved_model_generates_the_same_files(toy: Generator, tmp_path: Path) -> None:
     save_model(tmp_path / "m", toy.config, toy.model.state_dict(), toy.text, toy.tokenizer)
-    request = Request(("a red circle", "two blue stars"), tmp_path / "x.mp4", weights=str(tmp_path / "m"), device="cpu")
+    args, prompts = (
+        GenerateArgs(tmp_path / "x.mp4", weights=str(tmp_path / "m"), device="cpu"),
+        ["a red circle", "two blue stars"],
+    )
     seen: list[tuple[int, int]] = []
-    made = generate_to_files(request, {"steps": 2}, lambda done, total: seen.append((done, total)))
+    made = generate_files(args, prompts, ["steps=2"], lambda done, total: seen.append((done, total)))
     assert [Path(name).name for name in made["files"]] == ["x_1.mp4", "x_2.mp4"] and seen == [(n, 6) for n in range(1, 7)]
     clip = read_video(tmp_path / "x_2.mp4", fps=8, height=32, width=32)
     assert clip.pixels_CFHW.shape == (3, 9, 32, 32)
-    again = generate_to_files(replace(request, out=tmp_path / "y.mp4"), {"steps": 2})
+    again = generate_files(replace(args, out=tmp_path / "y.mp4"), prompts, ["steps=2"])
     assert Path(again["files"][0]).read_bytes() == (tmp_path / "x_1.mp4").read_bytes()
 
 

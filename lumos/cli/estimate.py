@@ -1,12 +1,11 @@
 """`lumos estimate`: what a preset needs in memory and how fast it would train, without a GPU."""
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
-from lumos.cli.options import UsageError, argument, choose, option, report, with_settings
+from lumos.cli.options import UsageError, Verb, Word, choose, explain_presets, report, with_settings
 
 SMALL_CODES = 4096  # of the tokenizers that the shapes presets are made for
 STRUCTURE = 8 + 64  # ids beside text and codes in a vocabulary of our own
@@ -20,12 +19,12 @@ class EstimateArgs:
     lumos estimate 1b-384p --gpus 1 --memory 24GB --set parallel.recompute=full
     """
 
-    preset: str = argument("name of a configuration in lumos/presets.py; a wrong one lists them")
-    gpus: int = option(1, "number of GPUs, over all hosts")
-    memory: str | None = option(None, "memory of one GPU, as 80GB", "the card's")
-    card: str = option("H200", "whose speed to reckon with: H200, H100, A100, H20")
-    set: tuple[str, ...] = option((), "change one setting of the preset, NAME=VALUE; repeat for more; a wrong one lists them")
-    json: bool = option(False, "print one JSON document as the last line of stdout")
+    preset: Word[str]  # name of a configuration
+    gpus: int = 1  # number of GPUs, over all hosts
+    memory: str | None = None  # memory of one GPU, as 80GB (default: the card's)
+    card: str = "H200"  # whose speed to reckon with: H200, H100, A100, H20
+    set: tuple[str, ...] = ()  # change one setting of the preset; repeat for more; --help after the preset's name lists them
+    json: bool = False  # print one JSON document as the last line of stdout
 
 
 def run_estimate(args: EstimateArgs) -> None:
@@ -97,3 +96,13 @@ def _table(document: dict[str, Any]) -> str:
         if "advice" in step:
             lines.append(f"nothing fits; {step['advice']}")
     return "\n".join(lines)
+
+
+VERBS = {
+    "estimate": Verb(
+        "what training needs in memory and how fast it would be",
+        (EstimateArgs,),
+        run_estimate,
+        partial(explain_presets, "MODELS"),
+    )
+}

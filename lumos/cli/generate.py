@@ -1,15 +1,17 @@
 """`lumos generate`: prompts (and an image or video) -> files."""
 
-from __future__ import annotations
-
-import sys
+import unicodedata
+import webbrowser
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from lumos.cli.options import UsageError, arguments, option, progress_line, report, required
-from lumos.files import text_lines
+from lumos.cli.options import Fields, UsageError, Verb, Word, progress_line, report, tell, within
+
+# Options that change the model's sampler; --history has two of its fields.
+SAMPLING = Fields("lumos.diffusion.sampler", "SamplerConfig", {"history": "history-mask", "only_visible": ""}, "the model's")
+PLAIN = str.maketrans({"\u2018": "'", "\u2019": "'", "\u201c": '"', "\u201d": '"', "\u201e": '"', "\u2013": "-", "\u2014": "-"})
 
 
 @dataclass(frozen=True)
@@ -17,101 +19,77 @@ class GenerateArgs:
     """Turn sentences into videos or images.
 
     lumos generate "a red circle moves to the right" --out red.mp4
-    lumos generate "a blue star" --out star.png
+    lumos generate "a blue star" --out star.png --open
     lumos generate "it starts to spin" --image photo.jpg --out spin.gif
     lumos generate "a red circle" --out one.mp4 --save-tokens one.safetensors
     lumos generate --from-tokens one.safetensors --branch 9 --seed 2 --out other.mp4
     """
 
-    out: Path = required(
-        "file to write: .mp4, .gif or .webp for a video, .png for an image (one frame); several prompts are numbered"
-    )
-    prompt: tuple[str, ...] = arguments("what to show, in quotes; several make several videos in one batch")
-    prompts: Path | None = option(None, "text file with one prompt a line, empty lines left out; instead of PROMPT", "none")
-    image: Path | None = option(None, "image to start from (it becomes the first frame, cropped and resized to fit)", "none")
-    video: Path | None = option(None, "video to continue (cropped, resized and brought to the model's frame rate)", "none")
-    frames: int | None = option(None, "length in frames, 1 + 4k, with those of --image or --video", "as trained; 1 for .png")
-    seed: int | None = option(None, "the same seed gives the same video", "0, or that of --from-tokens")
-    steps: int | None = option(None, "denoising steps a latent frame (4 frames of video); more is slower", "the model's")
-    guidance: float | None = option(None, "how strongly to follow the prompt; 1 is no guidance and twice as fast", "the model's")
-    temperature: float | None = option(None, "randomness of every code; below 1 is safer and duller", "the model's")
-    history_mask: float | None = option(None, "share of each finished frame hidden from later ones, 0 up to 1", "the model's")
-    sampler: Literal["paper", "released", "random", "halton", "remask"] | None = option(
-        None,
-        "which codes a step reveals: the most confident (paper; released: with the authors' deviations), a random or an even "
-        "(halton) order, or the most confident, with some of those already known hidden again (remask)",
-        "the model's",
-    )
-    height: int | None = option(None, "pixels, a multiple of 32", "the model's")
-    width: int | None = option(None, "pixels, a multiple of 32", "the model's")
-    fps: float | None = option(None, "frames a second of the written file", "the model's")
-    weights: str = option("tiny", "name of weights in the package, or a folder")
-    lora: Path | None = option(
-        None, "adapter to use with the weights: OUT/lora of lumos train --lora.rank, or peft's own", "none"
-    )
-    history: Literal["full", "visible"] | None = option(
-        None,
-        "what later frames see of finished ones: everything (full), or only unmasked codes (visible, faster)",
-        "the model's",
-    )
-    window: int | None = option(None, "latent frames that see each other; fewer need less memory", "the model's")
-    guidance_until: float | None = option(
-        None, "share of the steps from which on there is no guidance (those are twice as fast)", "the model's, usually 1"
-    )
-    precision: Literal["plain", "fp8", "int8"] | None = option(
-        None, "bf16 or float32; or 8-bit matrices, which are faster (fp8, newer cards) or small (int8)", "plain"
-    )
-    save_tokens: Path | None = option(None, "file for the video's codes (.safetensors): to decode again, or branch from", "none")
-    from_tokens: Path | None = option(None, "file with codes: decode them, or with --branch go on from them; no prompt", "none")
-    branch: int | None = option(None, "frames to keep of --from-tokens, 1 + 4k; other prompts or seeds tell another end", "none")
-    device: str | None = option(None, "where to compute: cpu, cuda, cuda:1", "cuda if there is one, else cpu")
-    force: bool = option(False, "replace the output file if it exists")
-    json: bool = option(False, "print one JSON document as the last line of stdout")
+    # file to write: .mp4, .gif or .webp for a video, .png for an image (one frame); several prompts are numbered
+    out: Path
+    prompt: Word[tuple[str, ...]] = ()  # what to show, in quotes; several make several videos in one batch
+    prompts: Path | None = None  # text file with one prompt per line, empty lines left out; instead of PROMPT
+    image: Path | None = None  # image to start from (it becomes the first frame, cropped and resized to fit)
+    video: Path | None = None  # video to continue (cropped, resized and brought to the model's frame rate)
+    # length in frames, 1 + 4k, with those of --image or --video (default: as trained; 1 for .png)
+    frames: int | None = None
+    seed: int | None = None  # the same seed gives the same video (default: 0, or that of --from-tokens)
+    height: int | None = None  # pixels, a multiple of 32 (default: the model's)
+    width: int | None = None  # pixels, a multiple of 32 (default: the model's)
+    fps: float | None = None  # frames per second of the written file (default: the model's)
+    scale: int = 1  # how many times as wide and high as it was made the file is
+    weights: str = "tiny"  # name of weights in the package, or a folder
+    lora: Path | None = None  # adapter to use with the weights: OUT/lora of lumos train --lora.rank, or peft's own
+    # what later frames see of finished ones: everything, or only unmasked codes (visible, faster) (default: the model's)
+    history: Literal["full", "visible"] | None = None
+    # bf16 or float32; or 8-bit matrices, which are faster (fp8, newer cards) or small (int8)
+    precision: Literal["plain", "fp8", "int8"] = "plain"
+    save_tokens: Path | None = None  # file for the video's codes (.safetensors): to decode again, or branch from
+    from_tokens: Path | None = None  # file with codes: decode them, or with --branch go on from them; no prompt
+    # number of frames (1 + 4k) to keep of --from-tokens; the rest is generated anew from the given prompt and seed
+    branch: int | None = None
+    device: str | None = None  # where to compute: cpu, cuda, cuda:1 (default: cuda if there is one, else cpu)
+    force: bool = False  # replace the output file if it exists
+    open: bool = False  # show the result
+    json: bool = False  # print one JSON document as the last line of stdout
 
 
-def run_generate(args: GenerateArgs) -> None:
-    wants_prompts = args.prompt or args.prompts or not args.from_tokens
-    prompts = read_prompts(args.prompt, args.prompts) if wants_prompts else []
-    from lumos.cli.generate_files import Request, generate_to_files
-    from lumos.diffusion.compute import Compute
+def run_generate(args: GenerateArgs, sampling: dict[str, Any]) -> None:
+    check(args)
+    prompts = read_prompts(args.prompt, args.prompts) if args.prompt or args.prompts or not args.from_tokens else []
+    from lumos.cli.generate_files import generate_files
 
-    asked = {
-        "steps": args.steps,
-        "guidance": args.guidance,
-        "temperature": args.temperature,
-        "history": args.history_mask,
-        "sampler": args.sampler,
-        "guidance_until": args.guidance_until,
-        "only_visible": args.history == "visible" if args.history else None,
-        "window": args.window,
-    }
-    settings = {name: value for name, value in asked.items() if value is not None}
-    request = Request(
-        prompts=tuple(prompts),
-        out=args.out,
-        weights=args.weights,
-        image=args.image,
-        video=args.video,
-        frames=args.frames,
-        seed=args.seed,
-        height=args.height,
-        width=args.width,
-        fps=args.fps,
-        device=args.device,
-        overwrite=args.force,
-        compute=Compute(precision=args.precision or "plain"),
-        save_tokens=args.save_tokens,
-        from_tokens=args.from_tokens,
-        branch=args.branch,
-        lora=args.lora,
-    )
     with progress_line() as progress:
-        document = generate_to_files(
-            request, settings, progress, lambda line: print(f"lumos: {line}", file=sys.stderr, flush=True)
-        )
+        document = generate_files(args, prompts, sampling_of(sampling, args.history), progress)
     if document["given"]:
-        print(f"lumos: {document['given']}", file=sys.stderr)
+        tell(document["given"])
     report(document if args.json else {"wrote": ", ".join(document["files"]), "seconds": document["seconds"]}, args.json)
+    if args.open and not webbrowser.open(Path(document["files"][0]).resolve().as_uri()):
+        tell("there is no program to show it with")
+
+
+def sampling_of(given: dict[str, Any], history: str | None) -> list[str]:
+    """Settings of the sampler, NAME=VALUE, that the options change."""
+    return [f"{name}={value}" for name, value in {**given, **({"only_visible": history == "visible"} if history else {})}.items()]
+
+
+def check(args: GenerateArgs) -> None:
+    """UsageError for options that do not go together, and for numbers that cannot be."""
+    starts = [name for name in ("image", "video", "from-tokens") if getattr(args, name.replace("-", "_"))]
+    if len(starts) > 1:
+        raise UsageError(f"give one thing to start from, got {' and '.join(starts)}; leave one out")
+    if args.branch is not None and not args.from_tokens:
+        raise UsageError("--branch needs --from-tokens, the file with the frames to keep; add it")
+    if args.from_tokens and args.branch is None and (args.prompt or args.prompts or args.frames or args.save_tokens):
+        raise UsageError(
+            "--from-tokens alone only decodes, got also a prompt, --frames or --save-tokens; "
+            "say with --branch how many frames to keep"
+        )
+    if args.from_tokens and not args.height == args.width is None:
+        raise UsageError("--from-tokens has its own height and width, got others; leave them out")
+    within(args, {"fps": (0.01, 1000), "scale": (1, 16), "frames": (0, 10_000), "height": (1, 2**16), "width": (1, 2**16)})
+    if args.save_tokens and args.save_tokens.suffix not in (".safetensors", ".tokens"):
+        raise UsageError(f"--save-tokens must end in .safetensors, got {args.save_tokens.name!r}; rename it")
 
 
 def read_prompts(words: Sequence[str], file: Path | None) -> list[str]:
@@ -121,16 +99,30 @@ def read_prompts(words: Sequence[str], file: Path | None) -> list[str]:
             f'give either prompts or --prompts FILE, got {"both" if words else "neither"}; for example "a red circle"'
         )
     prompts = list(words)
+    if len(words) > 1 and not any(" " in word.strip() for word in words):
+        prompts = [" ".join(words)]
+        tell(f'made one prompt of these words, "{prompts[0]}"; put each in --prompts FILE if they are several')
     if file is not None:
         try:
-            prompts = [line for line in text_lines(file) if line.strip()]
+            prompts = [line for line in file.read_text("utf-8-sig").splitlines() if line.strip()]
         except UnicodeDecodeError as error:
-            raise ValueError(
-                f"{file} must be a text file in UTF-8 with one prompt a line, got other bytes; save it as one"
-            ) from error
+            raise ValueError(f"{file} must be a text file in UTF-8 with one prompt per line, got other bytes") from error
         if not prompts:
-            raise ValueError(f"{file} must hold at least one prompt, one a line, got none; write one")
+            raise ValueError(f"{file} must hold at least one prompt, one per line, got none")
     for prompt in prompts:
         if not prompt.strip():
             raise ValueError(f'a prompt must have words, got {prompt!r}; say what to show, for example "a red circle"')
-    return prompts
+    return [plain(prompt) for prompt in prompts]
+
+
+def plain(prompt: str) -> str:
+    """A prompt as it would be typed: no line ends, no typographic quotes and dashes, none around the whole."""
+    text = " ".join(unicodedata.normalize("NFC", prompt).translate(PLAIN).split())
+    return text[1:-1] if len(text) > 2 and text[0] == text[-1] == '"' else text
+
+
+VERBS = {
+    "generate": Verb(
+        "a sentence (and an image, or the start of a video) -> a video or image file", (GenerateArgs, SAMPLING), run_generate
+    )
+}

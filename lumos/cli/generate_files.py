@@ -1,110 +1,74 @@
-"""What `lumos generate` was asked for -> files: the words of the command become one call of `Generator`.
+"""What `lumos generate` was asked for -> files: the options become one call of `Generator`.
 
 Everything that can be wrong with a request is found before any generating, and a failed one leaves no file. Long work is
 announced with its time; an interrupted one keeps the tokens of its finished frames if they were to be saved.
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import interpolate
 
+from lumos.cli.generate import GenerateArgs
+from lumos.cli.options import tell, with_settings
 from lumos.diffusion.compute import Compute
 from lumos.diffusion.cost import EFFICIENCY, check_memory, matrix_rate
-from lumos.diffusion.sampler import Progress, SamplerConfig
+from lumos.diffusion.sampler import Progress
+from lumos.files import check_writable
 from lumos.generate import CONTINUE, Generator
 from lumos.media.video import Footage, check_output, read_image, read_video, write_video
-from lumos.sequence.token_file import Tokens, load_tokens, save_tokens
+from lumos.sequence.token_file import load_tokens, save_tokens
 
 LONGEST_START = 257  # frames of a given video that are read
+LEAST = 1e12  # operations below which the time is not worth measuring
 LONG = 60.0  # seconds from which on work is announced
 
 
-@dataclass(frozen=True)
-class Request:
-    """`frames` None = as trained (1 for .png; 16 more than a given video). `seed` None = 0, or that of `from_tokens`.
+class Work(NamedTuple):
+    """What is to be done: pixels_BCFHW of one latent frame after another, and what is known of them beforehand."""
 
-    from_tokens: a tokens file to decode, or, with `branch` frames of it kept, to go on from; save_tokens: one to write.
-    """
-
-    prompts: tuple[str, ...]
-    out: Path
-    weights: str = "tiny"
-    image: Path | None = None
-    video: Path | None = None
-    frames: int | None = None
-    seed: int | None = None
-    height: int | None = None
-    width: int | None = None
-    fps: float | None = None
-    device: str | None = None
-    overwrite: bool = False
-    compute: Compute = field(default_factory=Compute)
-    save_tokens: Path | None = None
-    from_tokens: Path | None = None
-    branch: int | None = None
-    lora: Path | None = None
+    parts: Iterator[Tensor]
+    prompts: Sequence[str]
+    seeds: int | Sequence[int]
+    given: int  # latent frames that came from outside
+    note: str = ""  # what was done to the given image or video
 
 
-@dataclass(frozen=True)
-class Start:
-    """What a request begins with: frames of an image or video, or the tokens of an earlier one; and what to say about it."""
-
-    clip: Footage | None
-    tokens: Tokens | None
-
-    @property
-    def frames(self) -> int:
-        return self.clip.pixels_CFHW.shape[1] if self.clip else 0
-
-    def latent_frames(self, generator: Generator) -> int:
-        return -(-self.frames // generator.tokenizer.temporal)
-
-
-def generate_to_files(
-    request: Request,
-    settings: Mapping[str, float | int | str | bool | None],
-    progress: Progress | None = None,
-    say: Callable[[str], None] | None = None,
+def generate_files(
+    args: GenerateArgs, prompts: Sequence[str], sampling: Sequence[str], progress: Progress | None = None
 ) -> dict[str, Any]:
-    """Make every prompt's file and tell what was made. `settings` replace fields of the model's sampler.
-
-    say: told how long the work will take, if long.
-    """
-    _check(request)
+    """Make every prompt's file and tell what was made. `sampling`: NAME=VALUE of its sampler."""
     begin = time.monotonic()
-    generator = Generator.from_folder(request.weights, request.device, request.compute, request.lora)
-    sampler = replace(generator.config.sampler, **settings)  # type: ignore[arg-type]
-    start = _start(request, generator)
-    prompts = request.prompts or (start.tokens.about.prompts if start.tokens else ())
-    files = output_files(request.out, len(prompts))
-    for file in [*files, *([request.save_tokens] if request.save_tokens else [])]:
-        _check_writable(file, request.overwrite)
-    frames = _frames(request, generator, start)
+    _check_outputs(args, len(prompts) or 1)
+    generator = Generator.from_folder(args.weights, args.device, Compute(precision=args.precision), args.lora)
+    sampler = with_settings(generator.config.sampler, sampling, "sampler")
     record: list[Tensor] = []
-    parts = _parts(request, generator, sampler, start, prompts, frames, progress, record, say)
+    settings = {"sampler": sampler, "progress": progress, "record": record}
+    work = (_from_tokens if args.from_tokens else _from_prompts)(args, generator, prompts, settings)
+    files = _check_outputs(args, len(work.prompts))
     try:
-        pixels_BCFHW = torch.cat([part.cpu() for part in parts], dim=2)
+        pixels_BCFHW = torch.cat([part.cpu() for part in work.parts], dim=2)
     finally:  # after Ctrl-C, too: what is finished can be gone on with
-        if request.save_tokens and record:
-            save_tokens(request.save_tokens, _tokens(request, generator, start, prompts, record))
-    fps = request.fps or generator.config.video.fps
+        if args.save_tokens and record:
+            save_tokens(args.save_tokens, generator.tokens(record, work.prompts, work.seeds, work.given))
+    fps = args.fps or generator.config.video.fps
     for file, pixels_CFHW in zip(files, pixels_BCFHW, strict=True):
-        write_video(file, pixels_CFHW, fps, overwrite=request.overwrite)
+        write_video(file, _enlarged(pixels_CFHW, args.scale), fps, overwrite=args.force)
     return {
         "files": [str(file) for file in files],
-        "prompts": list(prompts),
+        "prompts": list(work.prompts),
         "frames": pixels_BCFHW.shape[2],
         "fps": fps,
-        "seed": request.seed or 0,
+        "seed": args.seed or 0,
         "sampler": asdict(sampler),
-        "weights": request.weights,
-        "given": start.clip.note if start.clip else None,
-        "tokens": str(request.save_tokens) if request.save_tokens else None,
+        "weights": args.weights,
+        "given": work.note or None,
+        "tokens": str(args.save_tokens) if args.save_tokens else None,
         "seconds": round(time.monotonic() - begin, 2),
     }
 
@@ -116,127 +80,61 @@ def output_files(out: Path, count: int) -> list[Path]:
     return [out.with_name(f"{out.stem}_{number:0{len(str(count))}}{out.suffix}") for number in range(1, count + 1)]
 
 
-def _check(request: Request) -> None:
-    starts = [name for name in ("image", "video", "from_tokens") if getattr(request, name)]
-    if starts == ["image", "video"]:
-        raise ValueError("give either an image or a video to start from, got both; leave one out")
-    if len(starts) > 1:
-        raise ValueError(f"give one thing to start from, got {' and '.join(starts).replace('_', '-')}; leave one out")
-    if request.branch is not None and not request.from_tokens:
-        raise ValueError("--branch needs --from-tokens, the file with the frames to keep; add it")
-    if request.from_tokens and request.branch is None and (request.prompts or request.frames or request.save_tokens):
-        raise ValueError(
-            "--from-tokens alone only decodes, got also a prompt, --frames or --save-tokens; "
-            "say with --branch how many frames to keep"
-        )
-    if request.from_tokens and (request.height or request.width):
-        raise ValueError("--from-tokens has its own height and width, got others; leave them out")
-    for file in output_files(request.out, max(1, len(request.prompts))):
-        check_output(file, request.overwrite)
+def _check_outputs(args: GenerateArgs, count: int) -> list[Path]:
+    files = output_files(args.out, count)
+    for file in files:
+        check_output(file, args.force)
+    if args.save_tokens:
+        check_writable(args.save_tokens, args.force)
+    return files
 
 
-def _check_writable(file: Path, overwrite: bool) -> None:
-    if file.suffix == ".safetensors" or file.suffix == ".tokens":
-        if file.exists() and not overwrite:
-            raise ValueError(f"{file} exists; use --force to replace it, or another name")
-        if not file.parent.is_dir():
-            raise ValueError(f"{file} must be in a folder that exists, got {file.parent}; make it first")
-    else:
-        check_output(file, overwrite)
+def _from_tokens(args: GenerateArgs, generator: Generator, prompts: Sequence[str], settings: dict[str, Any]) -> Work:
+    """Decode a tokens file, or go on from its first frames."""
+    assert args.from_tokens is not None
+    tokens = load_tokens(args.from_tokens, generator.tokenizer, generator.tokenizer.codebook_size)
+    about = tokens.about
+    if args.branch is None:
+        return Work(generator.decode(tokens), about.prompts, about.seeds, about.given)
+    parts = generator.branch(tokens, args.branch, prompts or None, args.seed, args.frames, **settings)
+    prompts = prompts or about.prompts
+    seeds = list(about.seeds) * (len(prompts) // len(about.seeds)) if args.seed is None else args.seed
+    return Work(parts, prompts, seeds, min(about.given, 1 + args.branch // generator.tokenizer.temporal))
 
 
-def _start(request: Request, generator: Generator) -> Start:
-    video = generator.config.video
-    height, width = request.height or video.height, request.width or video.width
-    if request.from_tokens:
-        tokenizer = generator.tokenizer
-        return Start(None, load_tokens(request.from_tokens, tokenizer, tokenizer.codebook_size))
-    if request.image:
-        return Start(read_image(request.image, height, width), None)
-    if request.video:
-        clip = read_video(request.video, video.fps, height, width, max_frames=LONGEST_START)
-        count = clip.pixels_CFHW.shape[1]
-        temporal = generator.tokenizer.temporal
-        keep = count - (count - 1) % temporal
-        note = clip.note + (f"; last {count - keep} frames left out, as frames come in 1 + {temporal}k" if keep < count else "")
-        return Start(Footage(clip.pixels_CFHW[:, :keep], note), None)
-    return Start(None, None)
-
-
-def _frames(request: Request, generator: Generator, start: Start) -> int | None:
-    if request.frames is not None or start.tokens:
-        return request.frames
-    if request.video:
-        return start.frames + CONTINUE
-    return 1 if request.out.suffix.lower() == ".png" and not start.clip else generator.config.video.frames
-
-
-def _parts(
-    request: Request,
-    generator: Generator,
-    sampler: SamplerConfig,
-    start: Start,
-    prompts: tuple[str, ...],
-    frames: int | None,
-    progress: Progress | None,
-    record: list[Tensor],
-    say: Callable[[str], None] | None,
-) -> Iterator[Tensor]:
-    if start.tokens and request.branch is None:
-        return generator.decode(start.tokens)
-    if start.tokens:
-        assert request.branch is not None
-        return generator.branch(
-            start.tokens,
-            request.branch,
-            request.prompts or None,
-            request.seed,
-            frames,
-            sampler=sampler,
-            progress=progress,
-            record=record,
-        )
-    assert frames is not None
-    height, width = request.height or generator.config.video.height, request.width or generator.config.video.width
-    if say:
-        _announce(say, generator, len(prompts), frames, height, width, sampler)
-    return generator.stream(
-        prompts,
-        frames,
-        request.seed or 0,
-        given=start.clip.pixels_CFHW if start.clip else None,
-        sampler=sampler,
-        height=height,
-        width=width,
-        progress=progress,
-        record=record,
-    )
-
-
-def _tokens(request: Request, generator: Generator, start: Start, prompts: tuple[str, ...], record: list[Tensor]) -> Tokens:
-    if not start.tokens:
-        return generator.tokens(record, prompts, request.seed or 0, start.latent_frames(generator))
-    about = start.tokens.about
-    seeds = list(about.seeds) if request.seed is None else [request.seed]
-    seeds = seeds * len(prompts) if len(seeds) == 1 else seeds
-    kept = 1 + (request.branch or 0) // generator.tokenizer.temporal
-    return generator.tokens(record, prompts, seeds, min(about.given, kept))
-
-
-def _announce(
-    say: Callable[[str], None],
-    generator: Generator,
-    prompts: int,
-    frames: int,
-    height: int,
-    width: int,
-    sampler: SamplerConfig,
-) -> None:
-    """Tell the time that long work will take: its operations at the rate that matrix products have here, measured in a moment."""
-    needed = generator.cost(prompts, frames, height, width, sampler)
+def _from_prompts(args: GenerateArgs, generator: Generator, prompts: Sequence[str], settings: dict[str, Any]) -> Work:
+    """Generate from prompts, and from what an image or the start of a video shows."""
+    start, temporal = _start(args, generator), generator.tokenizer.temporal
+    there = start.pixels_CFHW.shape[1] if start else 0
+    usual = there + CONTINUE if args.video else 1 if args.out.suffix.lower() == ".png" and not start else None
+    frames = (usual or generator.config.video.frames) if args.frames is None else args.frames
+    needed = generator.cost(len(prompts), frames, args.height, args.width, settings["sampler"])
     check_memory(needed.bytes, generator.device)
-    if needed.operations < 1e12:
-        return
-    seconds = needed.operations / (EFFICIENCY * matrix_rate(generator.device, generator.dtype))
-    if seconds > LONG:
-        say(f"this takes about {seconds / 60:.0f} minutes here; fewer --steps, --guidance 1 or a smaller size take less")
+    if needed.operations > LEAST:
+        seconds = needed.operations / (EFFICIENCY * matrix_rate(generator.device, generator.dtype))
+        if seconds > LONG:
+            tell(f"this takes about {seconds / 60:.0f} min here; fewer --steps, --guidance 1 or a smaller size take less")
+    given = start.pixels_CFHW if start else None
+    parts = generator.stream(prompts, frames, args.seed or 0, given, height=args.height, width=args.width, **settings)
+    return Work(parts, prompts, args.seed or 0, -(-there // temporal), start.note if start else "")
+
+
+def _start(args: GenerateArgs, generator: Generator) -> Footage | None:
+    """The frames that are given, as many as whole latent frames have."""
+    video, temporal = generator.config.video, generator.tokenizer.temporal
+    height, width = args.height or video.height, args.width or video.width
+    if args.image:
+        return read_image(args.image, height, width)
+    if not args.video:
+        return None
+    clip = read_video(args.video, video.fps, height, width, max_frames=LONGEST_START)
+    count = clip.pixels_CFHW.shape[1]
+    keep = (count - 1) // temporal * temporal + 1
+    note = f"; last {count - keep} frames left out, as frames come in 1 + {temporal}k" if keep < count else ""
+    return Footage(clip.pixels_CFHW[:, :keep], clip.note + note)
+
+
+def _enlarged(pixels_CFHW: Tensor, scale: int) -> Tensor:
+    if scale == 1:
+        return pixels_CFHW
+    return interpolate(pixels_CFHW.transpose(0, 1), scale_factor=scale, mode="bicubic").transpose(0, 1).clamp(-1, 1)

@@ -1,12 +1,10 @@
 """`lumos import-weights` and `lumos import-tokens`: what the authors released -> our folders."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from lumos.cli.options import argument, arguments, option, progress_line, report
+from lumos.cli.options import Verb, Word, progress_line, report
 
 
 @dataclass(frozen=True)
@@ -17,19 +15,17 @@ class ImportWeightsArgs:
     lumos import-weights cosmos/ weights-of-the-tokenizer/
     """
 
-    checkpoint: Path = argument(
-        "folder with config.json and safetensors files; or one with encoder.jit and decoder.jit, or autoencoder.jit"
-    )
-    out: Path = argument("folder to write")
-    cosmos: Path | None = option(None, "folder of the Cosmos tokenizer: its .jit files, or one imported before", "none")
-    text_tokenizer: Path | None = option(
-        None, "the published text_tokenizer.json, which prompts need", "the one in CHECKPOINT, if any"
-    )
-    size: Literal["672x384", "448x256"] | None = option(None, "width x height to make unless asked otherwise", "672x384")
-    json: bool = option(False, "print one JSON document as the last line of stdout")
+    # folder with config.json and safetensors files; or one with encoder.jit and decoder.jit, or autoencoder.jit
+    checkpoint: Word[Path]
+    out: Word[Path]  # folder to write
+    cosmos: Path | None = None  # folder of the Cosmos tokenizer: its .jit files, or one imported before
+    # the published text_tokenizer.json, which prompts need (default: the one in CHECKPOINT, if any)
+    text_tokenizer: Path | None = None
+    size: Literal["672x384", "448x256"] = "672x384"  # width x height to make unless asked otherwise
+    json: bool = False  # print one JSON document as the last line of stdout
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class ImportTokensArgs:
     """Turn the authors' pre-tokenised records (pickles, read as data alone) into Parquet shards, checked id by id.
 
@@ -37,15 +33,15 @@ class ImportTokensArgs:
     lumos import-tokens records/ shards/
     """
 
-    records: tuple[str, ...] = arguments(".pkl files, or folders that hold some")
-    out: Path = argument("folder to write, new or empty")
-    json: bool = option(False, "print one JSON document as the last line of stdout")
+    records: Word[tuple[Path, ...]]  # .pkl files, or folders that hold some
+    out: Word[Path]  # folder to write, new or empty
+    json: bool = False  # print one JSON document as the last line of stdout
 
 
 def run_import_weights(args: ImportWeightsArgs) -> None:
     from lumos.published.import_weights import import_weights
 
-    width, height = (int(side) for side in (args.size or "672x384").split("x"))
+    width, height = (int(side) for side in args.size.split("x"))
     with progress_line("importing") as progress:
         document = import_weights(args.checkpoint, args.out, args.text_tokenizer, args.cosmos, (width, height), progress)
     report(document, args.json)
@@ -55,5 +51,13 @@ def run_import_tokens(args: ImportTokensArgs) -> None:
     from lumos.published.import_tokens import import_tokens
 
     with progress_line("importing") as progress:
-        document = import_tokens([Path(record) for record in args.records], args.out, progress)
+        document = import_tokens(list(args.records), args.out, progress)
     report(document, args.json)
+
+
+VERBS = {
+    "import-weights": Verb(
+        "a released Lumos-1 checkpoint or Cosmos tokenizer -> a weights folder", (ImportWeightsArgs,), run_import_weights
+    ),
+    "import-tokens": Verb("the authors' pre-tokenised records -> Parquet shards", (ImportTokensArgs,), run_import_tokens),
+}

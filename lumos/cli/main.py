@@ -1,54 +1,42 @@
-"""The command `lumos`: words in, one function a verb out. What a verb does is imported when it runs, so that help is instant.
+"""The command `lumos`: words in, one function per verb out. What a verb does is imported when it runs, so that help is instant.
 
-A verb is a dataclass of options and a function in lumos/cli, and one line in VERBS. Everything that can be wrong with what a
-user typed or has on disk leaves here as one line on stderr and exit code 2.
+A verb is a dataclass of options, a function, and an entry of VERBS, all in one file of lumos/cli. Everything that can be wrong
+with what a user typed or has on disk leaves here as one line on stderr and exit code 2.
 """
-
-from __future__ import annotations
 
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from lumos import __version__
-from lumos.cli.bench import BenchArgs, run_bench
-from lumos.cli.estimate import EstimateArgs, run_estimate
-from lumos.cli.evaluate import EvaluateArgs, run_evaluate
-from lumos.cli.generate import GenerateArgs, run_generate
-from lumos.cli.imports import ImportTokensArgs, ImportWeightsArgs, run_import_tokens, run_import_weights
-from lumos.cli.inspect import InspectArgs, run_inspect
-from lumos.cli.options import UsageError, choose, parse
-from lumos.cli.prepare import PrepareArgs, run_prepare
-from lumos.cli.serve import ServeArgs, run_serve
-from lumos.cli.train import TrainArgs, TrainTokenizerArgs, run_train, run_train_tokenizer
+from lumos.cli import bench, estimate, evaluate, generate, imports, inspect, prepare, serve, train
+from lumos.cli.options import UsageError, Verb, choose, help_of, parse, row
 
-# verb -> what it does in a line, its options, its function
-VERBS: dict[str, tuple[str, type[Any], Callable[[Any], int | None]]] = {
-    "generate": ("a sentence (and an image, or the start of a video) -> a video or image file", GenerateArgs, run_generate),
-    "prepare": ("videos and captions -> shards to train on", PrepareArgs, run_prepare),
-    "inspect": ("shards -> counts, captions and a contact sheet", InspectArgs, run_inspect),
-    "train-tokenizer": ("train a visual tokenizer: pixels <-> codes", TrainTokenizerArgs, run_train_tokenizer),
-    "train": ("train a model: text and codes -> codes", TrainArgs, run_train),
-    "evaluate": ("a model -> scores, judged from pixels against exact truth", EvaluateArgs, run_evaluate),
-    "serve": ("a page and an HTTP API over one model", ServeArgs, run_serve),
-    "estimate": ("what training needs in memory and how fast it would be", EstimateArgs, run_estimate),
-    "bench": ("how fast a model generates on this machine", BenchArgs, run_bench),
-    "import-weights": (
-        "a released Lumos-1 checkpoint or Cosmos tokenizer -> a weights folder",
-        ImportWeightsArgs,
-        run_import_weights,
-    ),
-    "import-tokens": ("the authors' pre-tokenised records -> Parquet shards", ImportTokensArgs, run_import_tokens),
+VERBS: dict[str, Verb] = {
+    **generate.VERBS,
+    **prepare.VERBS,
+    **inspect.VERBS,
+    **train.VERBS,
+    **evaluate.VERBS,
+    **serve.VERBS,
+    **estimate.VERBS,
+    **bench.VERBS,
+    **imports.VERBS,
 }
+OUT_OF_MEMORY = re.compile(r"out of memory|can't allocate memory|ALLOC_FAILED|bad_alloc", re.IGNORECASE)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line (without the program's name); returns the exit code: 0, 2 for a user's error, 3 for
     work done but for inputs that were rejected, 130 for Ctrl-C."""
+    # Threads that wait by spinning make a busy machine many times slower; torch reads this when it is loaded.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         return _run(list(sys.argv[1:] if argv is None else argv))
+    except BrokenPipeError:  # what reads our output has stopped, as head does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except KeyboardInterrupt:
         print("lumos: interrupted", file=sys.stderr)
         return 130
@@ -63,32 +51,31 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(words: list[str]) -> int:
     if not words or words[0] in ("-h", "--help", "help"):
         print(_overview())
-    elif words[0] == "--version":
+        return 0
+    if words[0] == "--version":
         print(f"lumos {__version__}")
-    else:
-        verb, rest = words[0], words[1:]
-        if verb.startswith("-"):
-            raise UsageError(f"unknown option {verb!r} before the verb; start with one of {', '.join(VERBS)}")
-        _, kind, function = choose("verb", verb, VERBS)
-        args = parse(verb, kind, rest)
-        if args is not None:
-            return function(args) or 0
-    return 0
+        return 0
+    if words[0].startswith("-"):
+        raise UsageError(f"unknown option {words[0]!r} before the verb; start with one of {', '.join(VERBS)}")
+    name, rest = words[0], words[1:]
+    verb = choose("verb", name, VERBS)
+    if "-h" in rest or "--help" in rest:
+        print("\n".join(filter(None, [help_of(name, verb.kinds), verb.more(rest)])))
+        return 0
+    return verb.run(*parse(name, verb.kinds, rest)) or 0
 
 
 def _overview() -> str:
-    lines = [f"  {verb:<16} {summary}" for verb, (summary, _, _) in VERBS.items()]
-    return "\n".join(
-        [
-            f"lumos {__version__}: text, images and video in one model",
-            "",
-            "usage: lumos VERB ...        lumos VERB --help explains every option",
-            "",
-            *lines,
-            "",
-            "LUMOS_TRACEBACK=1 shows where an error comes from.",
-        ]
-    )
+    lines = [
+        f"lumos {__version__}: text, images and video in one model",
+        "",
+        "usage: lumos VERB ...        lumos VERB --help explains every option",
+        "",
+        *(row(name, verb.summary, 24) for name, verb in VERBS.items()),
+        "",
+        "LUMOS_TRACEBACK=1 shows where an error comes from.",
+    ]
+    return "\n".join(lines)
 
 
 def _explained(error: Exception) -> str | None:
@@ -96,7 +83,7 @@ def _explained(error: Exception) -> str | None:
     if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("lumos"):
         name = error.name.split(".")[0]
         return f"this needs the package {name!r}, which is missing; run pip install 'lumos[train,serve,evaluate]'"
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's; torch may not be imported
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and OUT_OF_MEMORY.search(str(error))):
         return "out of memory; use fewer prompts at once, fewer frames or a smaller size, or close other programs"
     if isinstance(error, OSError) and error.strerror:
         where = f" {error.filename}" if error.filename else ""

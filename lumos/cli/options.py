@@ -1,47 +1,186 @@
-"""A dataclass of options <-> the command line: argparse over its fields, and NAME=VALUE over nested configs. No torch here.
+"""Dataclasses -> the command line: a field is an option, and the comment beside it in the source is its help. No torch here.
 
-Every mistake is a UsageError of one line with rule, value and remedy. Also here: a verb's progress bar and its report.
+Classes are read as text, so that help need not import them. Every mistake is a UsageError of one line with rule, value and
+remedy. Also here: NAME=VALUE over nested configs, a verb's progress bar, and its report.
 """
 
-from __future__ import annotations
-
-import argparse
 import difflib
 import json
 import re
 import sys
-import typing
+import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import MISSING, asdict, field, fields
+from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
-from typing import Any, Literal, NoReturn, TypeVar
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 T = TypeVar("T")
+Word = Annotated[T, "word"]  # a field of this type is a word after the verb, not an option
+PACKAGE = Path(__file__).parents[1]
+SHORT = {"-o": "--out"}
+# of a field or a key: name, type, default, comment
+FIELD = re.compile(r' {4}"?([\w.-]+)"?: ?(.*?)(?: = (.*?))?(?:  # (.*))?$')
+TYPES: dict[str, tuple[Callable[[str], Any], str, str]] = {
+    "int": (int, "N", "a whole number"),
+    "float": (float, "X", "a number"),
+    "Path": (Path, "PATH", "a path"),
+    "str": (str, "NAME", "a name"),
+}
 
 
 class UsageError(ValueError):
     """A command line that cannot be understood."""
 
 
-def argument(help: str) -> Any:
-    """A required word that follows the verb."""
-    return field(metadata={"help": help, "positional": True})
+class Fields(NamedTuple):
+    """Options that are the fields of a config class somewhere in the package; those that are given come as a dict."""
+
+    module: str
+    name: str
+    flags: Mapping[str, str] = {}  # field -> option, where it is not the field's name; "" is no option
+    default: str = ""  # what help says instead of the class's own defaults
 
 
-def arguments(help: str) -> Any:
-    """Any number of words that follow the verb."""
-    return field(default=(), metadata={"help": help, "positional": True})
+class Verb(NamedTuple):
+    """One command: a line about it, where its options come from, the function that gets them, and what its help adds."""
+
+    summary: str
+    kinds: tuple[Any, ...]  # dataclasses, or Fields
+    run: Callable[..., int | None]
+    more: Callable[[Sequence[str]], str] = lambda words: ""
 
 
-def required(help: str) -> Any:
-    """An option that must be given."""
-    return field(metadata={"help": help})
+class Option(NamedTuple):
+    """One option of a verb, or one word after it."""
+
+    field: str
+    shown: str  # --option, or WORD
+    kind: str  # name of a type
+    choices: tuple[str, ...]
+    many: bool
+    required: bool
+    help: str
+
+    @property
+    def metavar(self) -> str:
+        value = "{" + ",".join(self.choices) + "}" if self.choices else TYPES.get(self.kind, TYPES["str"])[1]
+        return "" if self.shown[0] != "-" or self.kind == "bool" else "NAME=VALUE" if self.many else value
 
 
-def option(default: Any, help: str, shown: str | None = None) -> Any:
-    """An option; `shown` describes a default that is not a plain value."""
-    return field(default=default, metadata={"help": help, "shown": shown})
+def options_of(kind: Any) -> list[Option]:
+    """The options of a dataclass, or of Fields."""
+    source = kind if isinstance(kind, Fields) else Fields(kind.__module__, kind.__name__)
+    options = []
+    for name, hint, default, comment in read_fields(source.module, source.name):
+        flag, is_word = source.flags.get(name, name.replace("_", "-")), hint.startswith("Word[")
+        plain = hint.removesuffix(" | None").removeprefix("Word[").removeprefix("tuple[").split(",")[0].rstrip("]")
+        literal = hint if "Literal[" in hint else _statement(source.module, f"{plain} = Literal")
+        usual = source.default or {"False": "no", "None": "none", "()": ""}.get(default, default.strip('"'))
+        told = "" if not usual or "(default" in comment else f" (default: {usual})"
+        shown = name.upper() if is_word else f"--{flag}"
+        choices = tuple(re.findall(r'"([\w.-]+)"', literal))
+        if flag:
+            help = comment + (told if default else " (required)")
+            options.append(Option(name, shown, plain, choices, "tuple[" in hint, not default, help))
+    return options
+
+
+def read_fields(module: str, name: str) -> Iterator[tuple[str, str, str, str]]:
+    """Name, type, default and comment (above it, or at the end of its line) of the fields of a class, or keys of a table."""
+    above: list[str] = []
+    body = re.sub(r'""".*?"""', "", _statement(module, rf"(?:class )?{name}\b"), count=1, flags=re.DOTALL)
+    for line in body.splitlines():
+        if line.startswith("    # "):
+            above.append(line[6:])
+            continue
+        if entry := FIELD.match(line):
+            field, hint, default, beside = entry.groups("")
+            yield field, hint, default, " ".join(filter(None, [*above, beside]))
+        above = []
+
+
+def _statement(module: str, start: str) -> str:
+    """The source of a statement of a module of ours, from its first line to the next one that is not indented."""
+    source = PACKAGE.joinpath(*module.split(".")[1:]).with_suffix(".py").read_text("utf-8")
+    found = re.search(rf"^{start}.*?(?=^\S|\Z)", source, re.MULTILINE | re.DOTALL)
+    return found[0] if found else ""
+
+
+def parse(verb: str, kinds: Sequence[Any], words: Sequence[str]) -> list[Any]:
+    """What was typed after a verb: an instance of each dataclass, a dict for each Fields. Raises UsageError."""
+    owned = [(owner, option) for owner, kind in enumerate(kinds) for option in options_of(kind)]
+    flags = {option.shown: (owner, option) for owner, option in owned if option.shown[0] == "-"}
+    values: list[dict[str, Any]] = [{} for _ in kinds]
+    said, rest, see = [], list(words), f"see lumos {verb} --help"
+    while rest:
+        word = rest.pop(0)
+        if word == "--":
+            said += rest
+            break
+        if not re.match(r"--?[A-Za-z]", word):
+            said.append(word)
+            continue
+        name, equals, value = word.partition("=")
+        if "." in name and "--set" in flags:  # --optim.lr 1e-3 is --set optim.lr=1e-3
+            value = f"{name[2:]}={value if equals else ''.join(rest[:1])}"
+            name, equals, rest = "--set", "=", rest if equals else rest[1:]
+        if SHORT.get(name, name) not in flags:
+            raise UsageError(f"unknown option {name}{nearest(name, flags)}; {see}")
+        owner, option = flags[SHORT.get(name, name)]
+        if option.kind == "bool":
+            values[owner][option.field] = True
+            continue
+        if not equals and (not rest or rest[0].startswith("--")):
+            raise UsageError(f"{name} expected one argument; {see}")
+        found = _convert(option, value if equals else rest.pop(0))
+        values[owner][option.field] = (*values[owner].get(option.field, ()), found) if option.many else found
+    places = [(owner, option) for owner, option in owned if option.shown[0] != "-"]
+    for number, (owner, option) in enumerate(places):  # one that takes many takes what the later ones leave
+        count = len(said) - len(places) + number + 1 if option.many else 1
+        taken = [_convert(option, word) for word in said[: max(count, 0)]]
+        said = said[len(taken) :]
+        if taken:
+            values[owner][option.field] = tuple(taken) if option.many else taken[0]
+    if said:
+        raise UsageError(f"unexpected {said[0]!r}; put words that belong together in quotes, {see}")
+    missing = [option.shown for owner, option in owned if option.required and option.field not in values[owner]]
+    if missing:
+        raise UsageError(f"the following arguments are required: {', '.join(missing)}; {see}")
+    return [found if isinstance(kind, Fields) else kind(**found) for kind, found in zip(kinds, values, strict=True)]
+
+
+def _convert(option: Option, text: str) -> Any:
+    if option.choices and text not in option.choices:
+        known = ", ".join(option.choices)
+        raise UsageError(f"{option.shown} must be one of {known}, got {text!r}{nearest(text, option.choices)}")
+    convert, _, rule = TYPES.get(option.kind, TYPES["str"])
+    try:
+        return convert(text)
+    except ValueError:
+        raise UsageError(f"{option.shown} must be {rule}, got {text!r}") from None
+
+
+def help_of(verb: str, kinds: Sequence[Any]) -> str:
+    """How a verb is used, all its options, and the examples of its first dataclass's docstring."""
+    options = [option for kind in kinds for option in options_of(kind)]
+    description, _, examples = (kinds[0].__doc__ or "").partition("\n\n")
+    usage = [f"[{option.shown} ...]" if option.many else option.shown for option in options if option.shown[0] != "-"]
+    usage += [f"{option.shown} {option.metavar}" for option in options if option.required and option.shown[0] == "-"]
+    lines = [f"usage: lumos {' '.join([verb, *usage, '[options]'])}", "", *textwrap.wrap(description, 118), ""]
+    lines += [row(f"{option.shown} {option.metavar}".strip(), option.help) for option in options]
+    return "\n".join([*lines, "", "examples:", *(f"  {line.strip()}" for line in examples.strip().splitlines())])
+
+
+def row(name: str, text: str, indent: int = 30) -> str:
+    """A name and what it means, the text in a column of its own."""
+    first = f"  {name}".ljust(indent) if len(name) < indent - 3 else f"  {name}\n{' ' * indent}"
+    return first + f"\n{' ' * indent}".join(textwrap.wrap(text, 120 - indent) or [""])
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f" (did you mean {near[0]}?)" if near else ""
 
 
 def choose(what: str, name: str, known: Mapping[str, T]) -> T:
@@ -51,12 +190,47 @@ def choose(what: str, name: str, known: Mapping[str, T]) -> T:
     return known[name]
 
 
-def with_settings(config: T, settings: Sequence[str]) -> T:
-    """A copy of a (nested) dataclass with NAME=VALUE applied: dotted names, values as JSON or plain words."""
+def within(options: Any, limits: Mapping[str, tuple[float, float]]) -> None:
+    """UsageError for a number outside its limits, both of which are allowed."""
+    for name, (least, most) in limits.items():
+        value = getattr(options, name)
+        if value is not None and not least <= value <= most:
+            raise UsageError(f"--{name.replace('_', '-')} must be {least:g} to {most:g}, got {value}")
+
+
+def settings_of(config: Any, before: str = "") -> Iterator[tuple[str, Any, str]]:
+    """Dotted name, value and meaning of every setting of a nested config."""
+    meanings = {name: meaning for name, _, _, meaning in read_fields(type(config).__module__, type(config).__name__)}
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if is_dataclass(value):
+            yield from settings_of(value, f"{before}{field.name}.")
+        else:
+            yield before + field.name, value, meanings.get(field.name, "")
+
+
+def explain_presets(table: str, words: Sequence[str]) -> str:
+    """The presets in a table of lumos/presets.py, or all settings of the one that the words name."""
+    names = {name: meaning for name, _, _, meaning in read_fields("lumos.presets", table)}
+    name = next((word for word in words if word in names), None)
+    if name is None:
+        return "\n".join(["", "presets (name one before --help for all its settings):", *(row(*each) for each in names.items())])
+    from lumos import presets
+
+    return "\nsettings:\n" + table_of(getattr(presets, table)[name])
+
+
+def table_of(config: Any) -> str:
+    """Every setting of a config, its value and its meaning."""
+    return "\n".join(row(f"{name} = {json.dumps(value)}", meaning, 44) for name, value, meaning in settings_of(config))
+
+
+def with_settings(config: T, settings: Sequence[str], where: str = "--set") -> T:
+    """A copy of a nested config with NAME=VALUE applied: dotted names, values as JSON or plain words."""
     from lumos.config import read_config
 
     values = json.loads(json.dumps(asdict(config)))  # type: ignore[call-overload]
-    known = list(_dotted(values))
+    known = [name for name, _, _ in settings_of(config)]
     for setting in settings:
         name, equals, text = setting.partition("=")
         if not equals:
@@ -68,8 +242,16 @@ def with_settings(config: T, settings: Sequence[str]) -> T:
         place = values
         for part in outer:
             place = place[part]
-        place[last] = _value(text)
-    return read_config(type(config), values, "--set")
+        try:
+            place[last] = json.loads({"True": "true", "False": "false", "None": "null"}.get(text, text))
+        except ValueError:  # a plain word
+            place[last] = text
+    return read_config(type(config), values, where)
+
+
+def tell(line: str) -> None:
+    """Something to know beside the result, on stderr."""
+    print(f"lumos: {line}", file=sys.stderr, flush=True)
 
 
 @contextmanager
@@ -86,135 +268,6 @@ def progress_line(doing: str = "generating") -> Iterator[Callable[[int, int], No
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
-def report(document: dict[str, Any], as_json: bool) -> None:
+def report(document: Mapping[str, Any], as_json: bool) -> None:
     """Say what was made: one JSON document, or a line for each of its entries."""
-    if as_json:
-        print(json.dumps(document), flush=True)
-    else:
-        for name, value in document.items():
-            print(f"{name}: {value}", flush=True)
-
-
-def parse(verb: str, kind: type[T], words: Sequence[str]) -> T | None:
-    """The options dataclass of a verb from the words after it; None when only help was asked for. Raises UsageError."""
-    parser = _Parser(verb, kind)
-    if "-h" in words or "--help" in words:
-        parser.print_help()
-        return None
-    end = list(words).index("--") if "--" in words else len(words)  # argparse itself mixes up what follows a --
-    values, extra = parser.parse_known_intermixed_args(words[:end])
-    if words[end + 1 :]:
-        many = [action.dest for action in parser._actions if action.nargs == "*"]
-        if not many:
-            raise UsageError(f"unexpected {words[end + 1]!r} after --; see lumos {verb} --help")
-        getattr(values, many[0]).extend(words[end + 1 :])
-    if extra:
-        name = extra[0].partition("=")[0]
-        if not name.startswith("-"):
-            raise UsageError(f"unexpected {name!r}; put words that belong together in quotes, see lumos {verb} --help")
-        options = [option for action in parser._actions for option in action.option_strings if option.startswith("--")]
-        raise UsageError(f"unknown option {name}{nearest(name, options)}; see lumos {verb} --help")
-    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in vars(values).items()})
-
-
-class _Parser(argparse.ArgumentParser):
-    """argparse over the fields of a dataclass; every error is one line."""
-
-    def __init__(self, verb: str, kind: type) -> None:
-        description, _, examples = (kind.__doc__ or "").partition("\n\n")
-        examples = "\n".join(f"  {line.strip()}" for line in examples.strip().splitlines())
-        super().__init__(
-            prog=f"lumos {verb}",
-            description=description,
-            epilog=f"examples:\n{examples}",
-            formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=30, width=120),
-            allow_abbrev=False,
-        )
-        self.verb = verb
-        hints = typing.get_type_hints(kind)
-        for entry in fields(kind):
-            _add(self, entry.name, hints[entry.name], entry.default, entry.metadata)
-
-    def error(self, message: str) -> NoReturn:
-        message = re.sub(r"^argument (\S+?)(/\S+)?: ", r"\1 ", message)
-        raise UsageError(f"{message}; see lumos {self.verb} --help")
-
-
-def _add(parser: _Parser, name: str, kind: Any, default: Any, metadata: Mapping[str, Any]) -> None:
-    plain = [choice for choice in typing.get_args(kind) if choice is not type(None)] or [kind]
-    is_tuple, is_literal = typing.get_origin(kind) is tuple, typing.get_origin(plain[0]) is Literal
-    item = plain[0]
-    metavar, convert = (_one_of(typing.get_args(item))) if is_literal else CONVERT[item]
-    shown = metadata.get("shown") or ("no" if default is False else "none" if default == () else default)
-    help = (
-        metadata["help"]
-        + ("" if default in (MISSING, ()) else f" (default: {shown})")
-        + (" (required)" if default is MISSING else "")
-    )
-    help = help.replace("%", "%%")
-    if metadata.get("positional"):
-        nargs = "*" if is_tuple else None
-        parser.add_argument(name, metavar=name.upper(), type=convert, help=help, nargs=nargs, default=[] if is_tuple else None)
-        return
-    flag = "--" + name.replace("__", ".").replace("_", "-")
-    if kind is bool:
-        parser.add_argument(flag, dest=name, action="store_true", help=help)
-    elif is_tuple:
-        parser.add_argument(flag, dest=name, action="append", default=[], metavar="NAME=VALUE", type=convert, help=help)
-    else:
-        missing = default is MISSING
-        parser.add_argument(
-            flag, dest=name, metavar=metavar, type=convert, required=missing, default=None if missing else default, help=help
-        )
-
-
-def _whole(text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"must be a whole number, got {text!r}") from None
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"must be a number, got {text!r}") from None
-
-
-def _one_of(choices: tuple[str, ...]) -> tuple[str, Callable[[str], str]]:
-    def convert(text: str) -> str:
-        if text not in choices:
-            raise argparse.ArgumentTypeError(f"must be one of {', '.join(choices)}, got {text!r}{nearest(text, choices)}")
-        return text
-
-    return "{" + ",".join(choices) + "}", convert
-
-
-CONVERT: dict[type, tuple[str | None, Callable[[str], Any]]] = {
-    bool: (None, str),
-    int: ("N", _whole),
-    float: ("X", _number),
-    str: ("NAME", str),
-    Path: ("PATH", Path),
-}
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f" (did you mean {near[0]}?)" if near else ""
-
-
-def _dotted(values: Mapping[str, Any], before: str = "") -> Iterable[str]:
-    for name, value in values.items():
-        if isinstance(value, dict):
-            yield from _dotted(value, f"{before}{name}.")
-        else:
-            yield before + name
-
-
-def _value(text: str) -> Any:
-    try:
-        return json.loads({"True": "true", "False": "false", "None": "null"}.get(text, text))
-    except ValueError:
-        return text
+    print(json.dumps(document) if as_json else "\n".join(f"{name}: {value}" for name, value in document.items()), flush=True)

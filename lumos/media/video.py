@@ -7,7 +7,6 @@ Pillow are imported where they are used, because training on prepared codes runs
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
@@ -19,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lumos.files import partial_of, whole_file
+from lumos.files import check_writable, whole_file
 from lumos.media.ffmpeg import ACCURATE
 from lumos.media.picture import Picture
 from lumos.media.pillow import IMAGE_FORMATS, image_header
@@ -118,19 +117,7 @@ def check_output(path: str | Path, overwrite: bool = False) -> Path:
     path = Path(path)
     if path.suffix.lower() not in WRITERS:
         raise ValueError(f"the output must end in {', '.join(WRITERS)}, got {path.name!r}; rename it")
-    if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder; name a file in it")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"there is no folder {path.parent} for {path.name}; create it first")
-    if path.exists() and not overwrite:
-        raise FileExistsError(f"{path} exists; use another name or --force to replace it")
-    probe = partial_of(path)
-    try:  # asking for permission is unreliable (root, read-only disks); trying is not
-        os.close(os.open(probe, os.O_WRONLY | os.O_CREAT, 0o666))
-    except OSError as error:
-        raise PermissionError(f"cannot write to the folder {path.parent} ({error.strerror}); choose another one") from error
-    finally:
-        probe.unlink(missing_ok=True)
+    check_writable(path, overwrite)
     return path
 
 

@@ -39,7 +39,7 @@ def refused(capsys: pytest.CaptureFixture[str], folder: Path, *words: str) -> st
         (["a red circle", "--steps", "300"], ["1 to the 256 codes", "got 300"]),
         (["a red circle", "--guidance", "nan"], ["guidance", "nan"]),
         (["a red circle", "--guidance", "-2"], ["guidance", "-2"]),
-        (["a red circle", "--temperature", "0"], ["temperature", "above 0"]),
+        (["a red circle", "--temperature", "0"], ["temperature", "0.001 to"]),
         (["a red circle", "--history-mask", "1"], ["history", "1"]),
         (["a red circle", "--height", "100"], ["multiple of 32", "100", "96"]),
         (["a red circle", "--sampler", "best"], ["must be one of paper, released"]),

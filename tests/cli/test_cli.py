@@ -1,4 +1,6 @@
+import dataclasses
 import errno
+import importlib
 import json
 import os
 import subprocess
@@ -11,11 +13,12 @@ from typing import Any
 import pytest
 
 from lumos import presets
+from lumos.cli import generate, options, serve
 from lumos.cli import main as cli
-from lumos.cli import options
 from lumos.cli.generate import GenerateArgs, read_prompts
+from lumos.cli.imports import ImportTokensArgs
 from lumos.cli.main import main
-from lumos.cli.options import parse, with_settings
+from lumos.cli.options import Fields, UsageError, Verb, options_of, parse, with_settings
 from lumos.cli.train import TrainArgs
 
 ROOT = Path(__file__).parents[2]
@@ -61,13 +64,39 @@ def test_help_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
 def test_help_of_a_verb_explains_every_option(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([verb, "--help"]) == 0
     out = " ".join(capsys.readouterr().out.split())
-    _, kind, _ = cli.VERBS[verb]
-    for name, field in kind.__dataclass_fields__.items():
-        explained = f"{field.metadata['help']}"
-        assert explained in out, name
-        shown = name.upper() if field.metadata.get("positional") else "--" + name.replace("__", ".").replace("_", "-")
-        assert f" {shown} " in out, name
-    assert f"examples: lumos {verb} " in out
+    for kind in cli.VERBS[verb].kinds:
+        options = options_of(kind)
+        assert all(len(option.help) > 8 and f" {option.shown} " in out and option.help in out for option in options)
+        if not isinstance(kind, Fields):  # none is overlooked
+            assert [option.field for option in options] == [field.name for field in dataclasses.fields(kind)]
+    assert f"examples: lumos {verb} " in out or verb == "serve"
+
+
+@pytest.mark.parametrize("fields", [generate.SAMPLING, serve.LIMITS])
+def test_options_that_are_fields_of_a_config_are_those_fields(fields: Fields) -> None:
+    config = getattr(importlib.import_module(fields.module), fields.name)
+    names = [field.name for field in dataclasses.fields(config) if fields.flags.get(field.name, "x")]
+    assert [option.field for option in options_of(fields)] == names
+
+
+@pytest.mark.parametrize(("verb", "table"), [("train", "MODELS"), ("train-tokenizer", "TOKENIZERS"), ("estimate", "MODELS")])
+def test_help_lists_the_presets_and_the_settings_of_each(verb: str, table: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([verb, "--help"]) == 0
+    out = capsys.readouterr().out
+    assert all(f"\n  {name} " in out for name in getattr(presets, table))
+    assert main([verb, "shapes-toy", "--help"]) == 0
+    out = capsys.readouterr().out
+    config = getattr(presets, table)["shapes-toy"]
+    assert all(f"\n  {name} = {json.dumps(value)}" in out for name, value, _ in options.settings_of(config))
+    assert f"optim.ema = {config.optim.ema} " in out and "moving average" in out
+
+
+def test_a_configuration_can_be_shown_without_a_run(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "shapes-toy", "--show", "--optim.lr", "0.5", "--lora.rank=4"]) == 0
+    out = capsys.readouterr().out
+    assert "\n  optim.lr = 0.5 " in out and "\n  lora.rank = 4 " in out
+    assert main(["train-tokenizer", "shapes-toy", "--show", "--json", "--set", "batch=2"]) == 0
+    assert json.loads(capsys.readouterr().out)["batch"] == 2
 
 
 def test_the_command_works_as_a_process() -> None:
@@ -85,6 +114,7 @@ def test_the_command_works_as_a_process() -> None:
         (["generat"], ["unknown verb 'generat'", "did you mean generate?", "train-tokenizer"]),
         (["xyz"], ["unknown verb 'xyz'; known: generate"]),
         (["--quick"], ["unknown option '--quick' before the verb"]),
+        (["generate", "a", "--oot", "x.mp4"], ["unknown option --oot (did you mean --out?)"]),
         (["generate", "a"], ["required: --out", "lumos generate --help"]),
         (["generate", "a", "--out", "x.mp4", "--frams=3"], ["unknown option --frams (did you mean --frames?)"]),
         (["generate", "a", "--out", "x.mp4", "--frame", "3"], ["unknown option --frame (did you mean --frames?)"]),
@@ -99,6 +129,8 @@ def test_the_command_works_as_a_process() -> None:
         (["generate", "  ", "--out", "x.mp4"], ["a prompt must have words, got '  '"]),
         (["generate", "--prompts", "nothing.txt", "--out", "x.mp4"], ["cannot use nothing.txt: No such file"]),
         (["train", "--out", "x"], ["required: PRESET"]),
+        (["train", "shapes-toy"], ["required: --out"]),
+        (["train", "shapes-toy", "--out", "x", "--optim.lrr", "1"], ["'optim.lrr' (did you mean optim.lr?)"]),
         (["train", "shapes-toy", "more", "--out", "x"], ["unexpected 'more'"]),
         (["train", "shapes-tony", "--out", "x"], ["unknown preset 'shapes-tony' (did you mean shapes-toy?)", "known: shapes-"]),
         (["train-tokenizer", "q", "--out", "x"], ["unknown preset 'q'; known: shapes-"]),
@@ -115,14 +147,27 @@ def test_a_wrong_command_line_is_one_clear_line(words: list[str], parts: list[st
 
 
 def test_options_and_prompts_may_come_in_any_order() -> None:
-    args = parse("generate", GenerateArgs, ["--seed", "3", "a", "--out", "b.mp4", "c d", "--force", "--guidance", "-1"])
-    assert args == GenerateArgs(Path("b.mp4"), ("a", "c d"), seed=3, force=True, guidance=-1.0)
-    assert parse("generate", GenerateArgs, ["--out=x", "a", "--history-mask=0.5"]) == GenerateArgs(
-        Path("x"), ("a",), history_mask=0.5
-    )
-    assert parse("generate", GenerateArgs, ["--out", "x", "--", "-minus"]) == GenerateArgs(Path("x"), ("-minus",))
-    args = parse("train", TrainArgs, ["--set", "a=1", "p", "--set", "b=2", "--out", "r"])
-    assert args == TrainArgs("p", Path("r"), set=("a=1", "b=2"))
+    kinds = cli.VERBS["generate"].kinds
+    args = parse("generate", kinds, ["--seed", "3", "a", "-o", "b.mp4", "c d", "--force", "--guidance", "-1"])
+    assert args == [GenerateArgs(Path("b.mp4"), ("a", "c d"), seed=3, force=True), {"guidance": -1.0}]
+    args = parse("generate", kinds, ["--out=x", "a", "--history-mask=0.5"])
+    assert args == [GenerateArgs(Path("x"), ("a",)), {"history": 0.5}]
+    assert parse("generate", kinds, ["--out", "x", "--", "-minus"]) == [GenerateArgs(Path("x"), ("-minus",)), {}]
+    args = parse("train", [TrainArgs], ["--set", "a=1", "p", "--b.c", "2", "--out", "r"])
+    assert args == [TrainArgs("p", Path("r"), set=("a=1", "b.c=2"))]
+    args = parse("import-tokens", [ImportTokensArgs], ["a", "b", "out"])
+    assert args == [ImportTokensArgs((Path("a"), Path("b")), Path("out"))]
+    with pytest.raises(UsageError, match="required: RECORDS, OUT"):
+        parse("import-tokens", [ImportTokensArgs], [])
+
+
+def test_prompts_are_taken_as_they_are_typed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert read_prompts(("a", "red", "circle"), None) == ["a red circle"]
+    assert 'one prompt of these words, "a red circle"' in capsys.readouterr().err
+    assert read_prompts(("stars", "a red circle"), None) == ["stars", "a red circle"]
+    assert read_prompts(("a red circle\n",), None) == ["a red circle"]
+    assert read_prompts(("\u201ca red\r\n circle\u2019s edge\u201d",), None) == ["a red circle's edge"]
+    assert capsys.readouterr().err == ""
 
 
 def test_prompts_from_a_file(tmp_path: Path) -> None:
@@ -138,7 +183,7 @@ def test_prompts_from_a_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize("config", [*presets.MODELS.values(), *presets.TOKENIZERS.values()])
 def test_every_setting_of_every_preset_can_be_set(config: Any) -> None:
     values = json.loads(json.dumps(asdict(config)))
-    for name in options._dotted(values):
+    for name in [name for name, _, _ in options.settings_of(config)]:
         value = values
         for part in name.split("."):
             value = value[part]
@@ -156,10 +201,6 @@ def failing(error: BaseException) -> Callable[[Any], None]:
     return run
 
 
-class OutOfMemoryError(RuntimeError):
-    """Named as torch's."""
-
-
 @pytest.mark.parametrize(
     ("error", "message"),
     [
@@ -170,14 +211,15 @@ class OutOfMemoryError(RuntimeError):
         (IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), "/tmp"), "cannot use /tmp: Is a directory; check"),
         (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), "cannot use: No space left on device; check"),
         (ModuleNotFoundError("no", name="tensorboard.x"), "this needs the package 'tensorboard', which is missing; run pip"),
-        (OutOfMemoryError("CUDA out of memory"), "out of memory; use fewer"),
+        (RuntimeError("CUDA out of memory. Tried"), "out of memory; use fewer"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you"), "out of memory; use fewer"),
         (MemoryError(), "out of memory; use fewer"),
     ],
 )
 def test_what_a_user_can_mend_is_one_line(
     error: Exception, message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(cli.VERBS, "generate", ("", GenerateArgs, failing(error)))
+    monkeypatch.setitem(cli.VERBS, "generate", Verb("", (GenerateArgs,), failing(error)))
     assert one_line(["generate", "a", "--out", "x"], capsys).startswith(message)
     monkeypatch.setenv("LUMOS_TRACEBACK", "1")
     with pytest.raises(type(error)):
@@ -188,13 +230,13 @@ def test_what_a_user_can_mend_is_one_line(
     "error", [RuntimeError("bug"), AssertionError("bug"), KeyError("bug"), ModuleNotFoundError("x", name="lumos.x")]
 )
 def test_a_fault_of_our_own_keeps_its_traceback(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(cli.VERBS, "generate", ("", GenerateArgs, failing(error)))
+    monkeypatch.setitem(cli.VERBS, "generate", Verb("", (GenerateArgs,), failing(error)))
     with pytest.raises(type(error)):
         main(["generate", "a", "--out", "x"])
 
 
 def test_interrupting_is_not_a_fault(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(cli.VERBS, "generate", ("", GenerateArgs, failing(KeyboardInterrupt())))
+    monkeypatch.setitem(cli.VERBS, "generate", Verb("", (GenerateArgs,), failing(KeyboardInterrupt())))
     assert main(["generate", "a", "--out", "x"]) == 130
     assert capsys.readouterr() == ("", "lumos: interrupted\n")
 

@@ -285,12 +285,12 @@ def test_any_fault_of_a_decoder_is_its_rows_rejection(material: Path, tmp_path: 
         (["--frames", "6"], "frames must be 1 + 4k, got 6; use 9"),
         (["--size", "30x32"], "multiples of 8, got 32x30; use 32x32"),
         (["--size", "big"], "--size must be WIDTHxHEIGHT"),
-        (["--fps", "-1"], "--fps must be above 0"),
-        (["--every", "0"], "--every must be above 0"),
+        (["--fps", "1000"], "--fps must be 0.01 to 240, got 1000"),
+        (["--every", "0"], "--every must be 0.01 to"),
         (["--scene-cuts", "2"], "--scene-cuts must be between 0 and 1"),
-        (["--workers", "0"], "--workers must be at least 1"),
+        (["--workers", "0"], "--workers must be 1 to 1024"),
         (["--device", "gpu9"], "--device must be one that torch can use"),
-        (["--rows", "0"], "--rows must be above 0"),
+        (["--rows", "0"], "--rows must be 1 to"),
     ],
 )
 def test_wrong_options(more: list[str], words: str, material: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

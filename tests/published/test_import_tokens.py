@@ -259,7 +259,7 @@ def test_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         ([good, good], "must be a new or empty folder"),
         ([str(tmp_path / "none"), str(tmp_path / "out")], "at least one .pkl file"),
         ([str(tmp_path / "no.pkl"), str(tmp_path / "out")], "no.pkl is missing"),
-        ([good], "at least one .pkl file"),
+        ([good], "required: RECORDS"),
     ]:
         assert main(["import-tokens", *words]) == 2
         assert expected in capsys.readouterr().err
