@@ -85,12 +85,12 @@ def load_model(
     folder = find_weights(name_or_folder, "model")
     text, tokenizer = TextTokenizer.from_file(folder / TEXT_FILE), load_tokenizer(folder / "tokenizer")
     config, model = load_decoder(folder, device)
+    parts = [("codes", config.vocabulary.codes, "tokenizer", tokenizer.codebook_size)]
     if config.vocabulary == LUMOS:
         check_text(text)  # the published file may hold other words besides the ids that the model knows
-    pairs = [("codes", config.vocabulary.codes, "tokenizer", tokenizer.codebook_size)]
-    if config.vocabulary != LUMOS:
-        pairs.append(("text ids", config.vocabulary.text_size, "text tokenizer", text.size))
-    for what, expected, part, found in pairs:
+    else:
+        parts.append(("text ids", config.vocabulary.text_size, "text tokenizer", text.size))
+    for what, expected, part, found in parts:
         if expected != found:
             raise ValueError(
                 f"{folder} is a model for {expected} {what}, but its {part} has {found}; use the one it was trained with"

@@ -91,9 +91,9 @@ def _archives(folder: Path) -> list[Path]:
     found = [folder / name for name in ARCHIVES if (folder / name).is_file()]
     if folder / ARCHIVES[0] in found:
         return found[:1]
-    if len(found) < 2:
-        missing = [name for name in ARCHIVES[1:] if folder / name not in found]
+    missing = " and ".join(name for name in ARCHIVES[1:] if folder / name not in found)
+    if missing:
         raise FileNotFoundError(
-            f"{folder} must hold {ARCHIVES[0]}, or {' and '.join(ARCHIVES[1:])}, but lacks {' and '.join(missing)}; download it"
+            f"{folder} must hold {ARCHIVES[0]}, or {' and '.join(ARCHIVES[1:])}, but lacks {missing}; download it"
         )
     return found

@@ -14,11 +14,7 @@ from lumos.config import Count, Scale, Size, read_config, read_value
 from lumos.model.transformer import ModelConfig, Transformer
 
 IGNORED_PREFIX = "model.vqmodel."  # a released file may also hold a tokenizer that generation does not use
-OUTER_NAMES = {
-    "embedding": ("model.embed_tokens.weight",),
-    "norm": ("model.norm.weight",),
-    "head": ("lm_head.weight",),
-}
+OUTER_NAMES = {"embedding": ("model.embed_tokens.weight",), "norm": ("model.norm.weight",), "head": ("lm_head.weight",)}
 LAYER_NAMES = {
     "attention_norm": ("input_layernorm.weight",),
     "query_key_value": ("self_attn.q_proj.weight", "self_attn.k_proj.weight", "self_attn.v_proj.weight"),
@@ -33,18 +29,12 @@ LAYER_NAMES = {
 }
 
 # our field -> the field of a Hugging Face Llama config
-OFFICIAL_SIZES = {
-    "vocabulary": "vocab_size",
-    "layers": "num_hidden_layers",
-    "width": "hidden_size",
-    "heads": "num_attention_heads",
-    "kv_heads": "num_key_value_heads",
-    "ffn": "intermediate_size",
-}
+OFFICIAL_SIZES = {"vocabulary": "vocab_size", "width": "hidden_size", "ffn": "intermediate_size"}
+OFFICIAL_COUNTS = {"layers": "num_hidden_layers", "heads": "num_attention_heads", "kv_heads": "num_key_value_heads"}
 # What such a config may also say, and the only values that leave this network what it is; None is "not used" to all of them.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     **dict.fromkeys(("attention_bias", "mlp_bias", "tie_word_embeddings", "swin_norm"), (False,)),
-    **dict.fromkeys(("use_bias", "qkv_bias", "alibi", "parallel_attn", "rope_interleave", "use_qk_norm"), (False,)),
+    **dict.fromkeys(("use_bias", "qkv_bias", "alibi", "parallel_attn", "rope_interleave"), (False,)),
     **dict.fromkeys(("hidden_act", "hidden_activation"), ("silu", "swish")),
     **dict.fromkeys(("partial_rotary_factor", "rotary_pct", "rotary_percent"), (1,)),
     **dict.fromkeys(("embedding_multiplier", "residual_multiplier", "logits_scaling", "logit_scale", "scale_emb"), (1,)),
@@ -100,10 +90,8 @@ def config_from_official(values: Mapping[str, Any], where: str | Path) -> ModelC
 
     Raises ValueError, naming the field, for one that is missing, is out of range, or describes another network.
     """
-    counts = ("layers", "heads", "kv_heads")
-    sizes: dict[str, Any] = {
-        ours: _field(Count if ours in counts else Size, values, theirs, where) for ours, theirs in OFFICIAL_SIZES.items()
-    }
+    sizes: dict[str, Any] = {ours: _field(Size, values, theirs, where) for ours, theirs in OFFICIAL_SIZES.items()}
+    sizes |= {ours: _field(Count, values, theirs, where) for ours, theirs in OFFICIAL_COUNTS.items()}
     _check_fixed(values, where)
     head_width = sizes["width"] // sizes["heads"]  # what Llama's config means when it leaves it out
     if values.get("head_dim") is not None:
@@ -115,7 +103,7 @@ def config_from_official(values: Mapping[str, Any], where: str | Path) -> ModelC
 
 def config_to_official(config: ModelConfig) -> dict[str, Any]:
     """Our config -> the fields of a released config.json that `config_from_official` reads."""
-    numbers = {theirs: getattr(config, ours) for ours, theirs in OFFICIAL_SIZES.items()}
+    numbers = {theirs: getattr(config, ours) for ours, theirs in (OFFICIAL_SIZES | OFFICIAL_COUNTS).items()}
     numbers |= {"head_dim": config.head_width, "rope_theta": config.rope_theta, "rms_norm_eps": config.norm_eps}
     return numbers | {name: NEUTRAL[name][0] for name in ("attention_bias", "mlp_bias", "tie_word_embeddings", "hidden_act")}
 
