@@ -26,8 +26,7 @@ def describe(index: ShardIndex) -> dict[str, Any]:
     sizes = Counter(map(tuple, index.sizes_N3.tolist()))
     images = int((index.sizes_N3[:, 0] == 1).sum())
     document: dict[str, Any] = {"clips": len(index), "videos": len(index) - images, "images": images, "shards": len(index.files)}
-    document["holds"] = "pictures" if index.form == PIXELS else "codes"
-    document["fps"] = index.fps
+    document |= {"holds": "pictures" if index.form == PIXELS else "codes", "fps": index.fps}
     if index.fps:
         document["hours"] = round(float(index.frames_N[index.frames_N > 1].sum()) / index.fps / 3600, 4)
     document["sizes"] = {f"{t}x{h}x{w}": count for (t, h, w), count in sizes.most_common(20)}
@@ -46,10 +45,7 @@ def draw_clips(index: ShardIndex, count: int, tokenizer: str | None) -> tuple[Te
     contents = ["picture", "F", "height", "width"] if index.form == PIXELS else ["codes", "T", "H", "W"]
     reader = ShardReader(index, [*contents, _words(index), "source"])
     found = [reader.row(row) for row in rows]
-    if index.form == TOKENS:
-        captions = [row["source"] for row in found]
-    else:
-        captions = [" / ".join(row["captions"])[:120] for row in found]
+    captions = [row["source"] if index.form == TOKENS else " / ".join(row["captions"])[:120] for row in found]
     if index.form == PIXELS:
         clips = [unpack_picture(*(row[name] for name in contents)) for row in found]
         pixels_BCFHW = clips_to_pixels(torch.from_numpy(np.stack(clips)))

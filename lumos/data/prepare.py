@@ -19,7 +19,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,8 +27,9 @@ import torch
 from lumos.config import read_json
 from lumos.data.clips import Clip, Cut, expected_lengths, nearest_size, pack_picture, read_clips
 from lumos.data.manifest import Entry, is_url, read_manifest
-from lumos.data.shards import CODES, PIXELS, PREPARED, ShardReader, open_shards, pack_codes, rejected_in, write_shard
+from lumos.data.shards import CODES, PIXELS, PREPARED, ShardReader, open_shards, pack_codes, shard_summary, write_shard
 from lumos.files import write_text
+from lumos.media.picture import Header
 from lumos.media.pixels import clips_to_pixels
 from lumos.media.source import one_line, read_header
 from lumos.tokenizer.compression import latent_frames
@@ -36,6 +37,7 @@ from lumos.tokenizer.model import VideoTokenizer
 from lumos.weights import fingerprint
 
 CLIPS_AHEAD = 8  # of one file, decoded in one go
+Made = tuple[Clip, bytes | None]  # a clip and, in picture shards, its picture
 LONGEST_DRY_LOOK = 2000  # files whose headers a dry run reads
 # files that a killed process left half written; whatever else lies in the folder is not ours to delete
 LEFTOVER = re.compile(r"\.(\d{6}\.parquet|prepare\.json|rejected\.csv)(\.\d+)+\.partial")
@@ -86,7 +88,9 @@ def prepare_shards(
         first = f"the first is row {problems[0].row}: {problems[0].problem}"
         say(f"{len(problems)} of {len(entries)} rows cannot be used, {first}")
 
-    maker = _Maker(config, tokenizer, mark, share, _reader(manifest, entries))
+    pictures = entries[0].stored >= 0
+    stored = ShardReader(open_shards(manifest), ["picture", "F", "height", "width", "fps"], 2**28) if pictures else None
+    maker = _Maker(config, tokenizer, mark, share, stored)
     to_do = [number for number in range(share.rank, len(parts), share.world) if not shard_path(out, number).exists()]
     rows_done, rows_all = 0, sum(len(parts[number]) for number in to_do)
     started, frames, clips = time.monotonic(), 0, 0
@@ -110,52 +114,36 @@ def prepare_shards(
 def dry_run(manifest: Path, config: PrepareConfig, latent: tuple[int, int] | None) -> dict[str, Any]:
     """What `prepare` would do, by the headers of the files. `latent`: pixels per code in time and in space, None for pictures."""
     entries = read_manifest(manifest)
-    cut, problems = config.cut, [entry for entry in entries if entry.problem]
-    good = [entry for entry in entries if not entry.problem]
-    clips = ids = codes = 0
-    seconds, unreadable = 0.0, 0
-    looked = [entry for entry in good if not is_url(entry.path)][:LONGEST_DRY_LOOK]
+    problems = [f"row {entry.row}: {entry.problem}" for entry in entries if entry.problem]
+    looked = [entry for entry in entries if not entry.problem and not is_url(entry.path)][:LONGEST_DRY_LOOK]
     stored = open_shards(manifest) if any(entry.stored >= 0 for entry in entries) else None
+    clips = ids = codes = unreadable = 0
+    seconds = 0.0
     for entry in looked:
         try:
             if stored is not None:
-                F, H, W = stored.sizes_N3[entry.stored].tolist()
-                length, width, height = F / stored.fps, W, H
+                F, height, width = stored.sizes_N3[entry.stored].tolist()
+                header = Header("video", width, height, F / stored.fps)
             else:
                 header = read_header(entry.path)
-                width, height = header.width, header.height
-                length = max(0.0, min(header.seconds, entry.end or math.inf) - (entry.start or 0.0))
         except (ValueError, OSError):
             unreadable += 1
             continue
-        lengths = expected_lengths(length, cut) * (2 if latent and _mirrored(config, entry) else 1)
+        length = max(0.0, min(header.seconds, entry.end or math.inf) - (entry.start or 0.0))
+        lengths = expected_lengths(length, config.cut) * (2 if latent and _mirrored(config, entry) else 1)
         clips, seconds = clips + len(lengths), seconds + length
         if latent:
-            rows, columns = nearest_size(width, height, cut.sizes)
+            rows, columns = (side // latent[1] for side in nearest_size(header.width, header.height, config.cut.sizes))
             T = sum(latent_frames(frames, latent[0]) for frames in lengths)
-            H, W = rows // latent[1], columns // latent[1]
-            ids, codes = ids + T * (H * (W + 1) + 4), codes + T * H * W
-    document: dict[str, Any] = {
-        "rows": len(entries),
-        "problems": len(problems),
-        "unreadable": unreadable,
-        "looked_at": len(looked),
-    }
-    document |= {"shards": -(-len(entries) // config.rows), "clips": clips, "hours": round(seconds / 3600, 4)}
-    if latent:
-        document |= {"ids": ids, "bytes": 2 * codes}
-    return {**document, "first_problems": [f"row {entry.row}: {entry.problem}" for entry in problems[:20]]}
+            ids, codes = ids + T * (rows * (columns + 1) + 4), codes + T * rows * columns
+    document = {"rows": len(entries), "problems": len(problems), "unreadable": unreadable, "looked_at": len(looked)}
+    document |= {"shards": -(-len(entries) // config.rows), "clips": clips}
+    document |= {"ids": ids, "bytes": 2 * codes} if latent else {}
+    return {**document, "hours": round(seconds / 3600, 4), "first_problems": problems[:20]}
 
 
 def shard_path(out: Path, number: int) -> Path:
     return out / f"{number:06}.parquet"
-
-
-class _Made(NamedTuple):
-    """A clip and, in picture shards, its picture."""
-
-    clip: Clip
-    picture: bytes | None
 
 
 class _Maker:
@@ -182,47 +170,42 @@ class _Maker:
                     done += 1
                     step(done)
                     continue
-                for made in result:
-                    rows[entry.row].append(self._row(entry, made, False))
-                    if self.encode is None:
-                        continue
-                    rgb_FHWC = made.clip.rgb_FHWC
-                    same = waiting[rgb_FHWC.shape]
-                    same.append((rows[entry.row][-1], rgb_FHWC))
-                    if _mirrored(self.config, entry):
-                        rows[entry.row].append(self._row(entry, made, True))
-                        same.append((rows[entry.row][-1], rgb_FHWC[:, :, ::-1]))
-                    while len(same) >= self.config.batch:
-                        self._tokenise(same)
-            for same in waiting.values():
+                for clip, picture in result:
+                    for mirrored in (False, True)[: 1 + (picture is None and _mirrored(self.config, entry))]:
+                        row = self._row(entry, clip, picture, mirrored)
+                        rows[entry.row].append(row)
+                        if picture is None:
+                            same = waiting[clip.rgb_FHWC.shape]
+                            same.append((row, clip.rgb_FHWC[:, :, :: -1 if mirrored else 1]))
+                            if len(same) == self.config.batch:
+                                self._tokenise(same)
+            for same in filter(None, waiting.values()):
                 self._tokenise(same)
         kept = [row for number in sorted(rows) if number not in reasons for row in rows[number]]
         paths = {entry.row: entry.path for entry in entries}
         return kept, [{"row": row, "path": paths[row], "reason": reasons[row]} for row in sorted(reasons)]
 
-    def _read(self, entry: Entry) -> Iterator[_Made]:
+    def _read(self, entry: Entry) -> Iterator[Made]:
         for clip in read_clips(entry, self.config.cut, self.stored):
-            yield _Made(clip, None if self.encode else pack_picture(clip.rgb_FHWC))
+            yield clip, None if self.encode else pack_picture(clip.rgb_FHWC)
 
-    def _row(self, entry: Entry, made: _Made, mirrored: bool) -> dict[str, Any]:
-        F, H, W, _ = made.clip.rgb_FHWC.shape
+    def _row(self, entry: Entry, clip: Clip, picture: bytes | None, mirrored: bool) -> dict[str, Any]:
+        F, H, W, _ = clip.rgb_FHWC.shape
         source = entry.path if entry.stored < 0 else f"{entry.path}#{entry.stored}"
         row: dict[str, Any] = {"captions": list(entry.captions), "fps": self.config.cut.fps, "frames": F, "source": source}
-        row |= {"start": made.clip.start, "mirrored": mirrored, "tokenizer": self.mark}
-        if made.picture is not None:
+        row |= {"start": clip.start, "mirrored": mirrored, "tokenizer": self.mark}
+        if picture is not None:
             mirror = entry.mirror or self.config.mirror == "all"
-            row |= {"F": F, "height": H, "width": W, "mirror": mirror, "picture": made.picture}
+            row |= {"F": F, "height": H, "width": W, "mirror": mirror, "picture": picture}
         return row
 
     def _tokenise(self, same: list[tuple[dict[str, Any], Any]]) -> None:
-        """Add codes to the rows of up to a batch of clips, and take them from the list."""
-        batch, same[:] = same[: self.config.batch], same[self.config.batch :]
-        if not batch:
-            return
+        """Add codes to the rows of a batch of clips, and empty it."""
         assert self.encode is not None
-        codes_BTHW = self.encode(torch.from_numpy(np.stack([rgb_FHWC for _, rgb_FHWC in batch])))
-        for (row, _), codes_THW in zip(batch, codes_BTHW, strict=True):
+        codes_BTHW = self.encode(torch.from_numpy(np.stack([rgb_FHWC for _, rgb_FHWC in same])))
+        for (row, _), codes_THW in zip(same, codes_BTHW, strict=True):
             row |= {"codes": pack_codes(codes_THW), **dict(zip("THW", codes_THW.shape, strict=True))}
+        same.clear()
 
 
 def _mirrored(config: PrepareConfig, entry: Entry) -> bool:
@@ -230,13 +213,13 @@ def _mirrored(config: PrepareConfig, entry: Entry) -> bool:
 
 
 def _in_order(
-    entries: Sequence[Entry], read: Callable[[Entry], Iterator[_Made]], threads: ThreadPoolExecutor, ahead: int
-) -> Iterator[tuple[Entry, list[_Made] | str]]:
+    entries: Sequence[Entry], read: Callable[[Entry], Iterator[Made]], threads: ThreadPoolExecutor, ahead: int
+) -> Iterator[tuple[Entry, list[Made] | str]]:
     """The clips of every entry, in order, while threads read on: some at a time, then none of them or what went wrong.
 
     `ahead` entries are read at once, each no more than CLIPS_AHEAD clips further than was taken.
     """
-    active: deque[tuple[Entry, Iterator[_Made], Future[list[_Made] | str]]] = deque()
+    active: deque[tuple[Entry, Iterator[Made], Future[list[Made] | str]]] = deque()
     coming = iter(entries)
     while True:
         for entry in islice(coming, ahead - len(active)):
@@ -251,7 +234,7 @@ def _in_order(
         yield entry, result
 
 
-def _next_clips(clips: Iterator[_Made]) -> list[_Made] | str:
+def _next_clips(clips: Iterator[Made]) -> list[Made] | str:
     try:
         return list(islice(clips, CLIPS_AHEAD))
     except Exception as error:  # one strange file never ends a run
@@ -271,12 +254,6 @@ def _encoder(tokenizer: VideoTokenizer, device: torch.device) -> Callable[[torch
         return codes_BTHW.cpu()
 
     return encode
-
-
-def _reader(manifest: Path, entries: Sequence[Entry]) -> ShardReader | None:
-    if not any(entry.stored >= 0 for entry in entries):
-        return None
-    return ShardReader(open_shards(manifest), ["picture", "F", "height", "width", "fps"], 2**28)
 
 
 def _begin(out: Path, parts: Sequence[Sequence[Entry]], config: PrepareConfig, mark: str, name: str) -> None:
@@ -318,26 +295,21 @@ def _digest(entries: Sequence[Entry]) -> str:
 
 def _finish(out: Path, shards: int) -> dict[str, Any]:
     """Write rejected.csv from what the shards say, clear up, and count."""
-    rejected = [
-        {**reason, "shard": shard_path(out, number).name}
-        for number in range(shards)
-        for reason in rejected_in(shard_path(out, number))
-    ]
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, ["row", "path", "reason", "shard"])
     writer.writeheader()
-    writer.writerows(rejected)
+    clips = rejected = 0
+    for path in (shard_path(out, number) for number in range(shards)):
+        kept, reasons = shard_summary(path)
+        writer.writerows({**reason, "shard": path.name} for reason in reasons)
+        clips, rejected = clips + kept, rejected + len(reasons)
     write_text(out / "rejected.csv", text.getvalue())
     for path in out.iterdir():
         if LEFTOVER.fullmatch(path.name):  # of a process that was killed
             path.unlink(missing_ok=True)
-    document: dict[str, Any] = {"clips": 0, "videos": 0, "images": 0, "rejected": len(rejected)}
-    try:
-        index = open_shards(out)
-    except ValueError:  # nothing but rejected inputs
-        return document
+    if not clips:
+        return {"clips": 0, "videos": 0, "images": 0, "rejected": rejected}
+    index = open_shards(out)
     images = int((index.sizes_N3[:, 0] == 1).sum())
-    document |= {"clips": len(index), "videos": len(index) - images, "images": images}
-    if index.form == CODES:
-        document["codes"] = int(index.sizes_N3.prod(1).sum())
-    return document
+    document = {"clips": clips, "videos": clips - images, "images": images, "rejected": rejected}
+    return document | ({"codes": int(index.sizes_N3.prod(1).sum())} if index.form == CODES else {})

@@ -121,11 +121,10 @@ def clip_schema(form: str) -> Any:
     return pyarrow.schema(list(columns.items()))
 
 
-def rejected_in(path: Path) -> list[dict[str, Any]]:
-    """What was rejected while this shard was made."""
+def shard_summary(path: Path) -> tuple[int, list[dict[str, Any]]]:
+    """(clips in a shard, what was rejected while it was made)."""
     with _parquet(None, str(path)) as file:
-        found: list[dict[str, Any]] = json.loads((file.schema_arrow.metadata or {}).get(b"rejected", b"[]"))
-        return found
+        return file.metadata.num_rows, json.loads((file.schema_arrow.metadata or {}).get(b"rejected", b"[]"))
 
 
 def open_shards(folder: str | Path) -> ShardIndex:

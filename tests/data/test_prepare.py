@@ -19,11 +19,10 @@ from PIL import Image
 from torch import Tensor
 
 from lumos.cli.main import main
-from lumos.data.clips import Cut, unpack_picture
+from lumos.data.clips import Cut, read_clips, unpack_picture
 from lumos.data.manifest import Entry
 from lumos.data.prepare import PrepareConfig, Share, _finish, prepare_shards
 from lumos.data.shards import open_shards, unpack_codes
-from lumos.media.ffmpeg import video_pictures
 from lumos.media.video import write_video
 from lumos.tokenizer.model import TokenizerConfig, VideoTokenizer, load_tokenizer, save_tokenizer
 from lumos.weights import fingerprint
@@ -264,19 +263,18 @@ def test_one_frame_clips_and_names_in_other_encodings(material: Path, tmp_path: 
     assert "Unicode" in (tmp_path / "out" / "rejected.csv").read_text()
 
 
-def test_any_fault_of_a_decoder_is_its_rows_rejection(material: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for fault in (AttributeError("no width"), TypeError("Missing dimensions"), ZeroDivisionError(), RecursionError("deep")):
+def test_any_fault_of_a_row_is_its_rejection(material: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    faults = {f"{i}.mp4": fault for i, fault in enumerate((AttributeError("width"), ZeroDivisionError(), MemoryError()))}
 
-        def strange(path: Path, start: float, fault: Exception = fault) -> Any:
-            if path.name == "1.mp4":
-                raise fault
-            return video_pictures(path, start)
+    def strange(entry: Entry, *more: Any) -> Any:
+        if fault := faults.get(Path(entry.path).name):
+            raise fault
+        yield from read_clips(entry, *more)
 
-        monkeypatch.setattr("lumos.media.source.video_pictures", strange)
-        out = tmp_path / type(fault).__name__
-        document = run(material, out)
-        (line,) = csv.DictReader((out / "rejected.csv").read_text().splitlines())
-        assert document["rejected"] == 1 and line["path"].endswith("1.mp4") and type(fault).__name__ in line["reason"]
+    monkeypatch.setattr("lumos.data.prepare.read_clips", strange)
+    assert run(material, tmp_path / "out")["rejected"] == 3
+    reasons = [line["reason"] for line in csv.DictReader((tmp_path / "out" / "rejected.csv").read_text().splitlines())]
+    assert reasons[:2] == ["width", "ZeroDivisionError"] and "memory" in reasons[2]
 
 
 @pytest.mark.parametrize(
@@ -404,6 +402,15 @@ def test_other_tools_open_the_shards(whole: Path) -> None:
 
     table = pandas.concat([pandas.read_parquet(path) for path in sorted(whole.glob("*.parquet"))])
     assert len(table) == len(rows_of(whole)) and list(table["captions"].iloc[0]) == ["clip number 0"]
+
+
+def test_a_damaged_shard_is_not_taken_for_an_empty_one(material: Path, tmp_path: Path) -> None:
+    run(material, tmp_path / "out")
+    path = tmp_path / "out" / "000001.parquet"
+    content = path.read_bytes()
+    path.write_bytes(content[:-8])
+    with pytest.raises(ValueError, match="000001.parquet is damaged"):
+        run(material, tmp_path / "out")
 
 
 def test_leftovers_of_a_kill_are_deleted_and_nothing_else(whole: Path) -> None:

@@ -411,6 +411,18 @@ def test_what_would_be_read_wrongly_is_refused_by_name(name: str, tmp_path: Path
         assert str(path) in str(caught.value) and "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("fault", [AttributeError("no width"), TypeError("Missing"), ZeroDivisionError(), RecursionError("deep")])
+def test_whatever_a_decoder_throws_is_one_line(fault: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def strange(*_: Any) -> Any:
+        raise fault
+
+    path = saved(tmp_path / "a.png")
+    monkeypatch.setattr("lumos.media.source.image_pictures", strange)
+    for read in (frames_of, lambda path: read_video(path, 10, 48, 64), lambda path: read_image(path, 48, 64)):
+        with pytest.raises(ValueError, match=rf"a.png cannot be read .{type(fault).__name__}"):
+            read(path)
+
+
 @given(st.integers(16, 200), st.integers(16, 200), st.sampled_from([(32, 64), (64, 32), (40, 40)]))
 def test_the_middle_of_a_picture_stays_in_the_middle(columns: int, rows: int, size: tuple[int, int]) -> None:
     """What is cropped is as much on one side as on the other."""
