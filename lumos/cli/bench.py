@@ -3,16 +3,11 @@
 import resource
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
-from lumos.cli.generate import SAMPLING, sampling_of
-from lumos.cli.options import Verb, progress_line, report, with_settings, within
-
-if TYPE_CHECKING:
-    from lumos.diffusion.sampler import SamplerConfig
-    from lumos.generate import Generator
+from lumos.cli.generate import sampling_of
+from lumos.cli.options import progress_line, report, with_settings, within
 
 PROMPT = "a red circle moves to the right"
 
@@ -39,26 +34,17 @@ class BenchArgs:
 
 
 def run_bench(args: BenchArgs, sampling: dict[str, Any]) -> None:
+    """One run that warms up, `repeat` timed ones; the fastest counts. Raises ValueError for sizes the model cannot make."""
     within(args, {"videos": (1, 10_000), "repeat": (1, 10_000)})
+    import torch
+
     from lumos.diffusion.compute import Compute
+    from lumos.diffusion.cost import GIB, matrix_rate
     from lumos.generate import Generator
+    from lumos.tokenizer.compression import latent_frames
 
     generator = Generator.from_folder(args.weights, args.device, Compute(precision=args.precision))
     sampler = with_settings(generator.config.sampler, sampling_of(sampling, args.history), "sampler")
-    with progress_line("measuring") as progress:
-        document = bench(generator, sampler, args, progress)
-    report(document, args.json)
-
-
-def bench(
-    generator: "Generator", sampler: "SamplerConfig", args: BenchArgs, progress: Callable[[int, int], None] | None = None
-) -> dict[str, Any]:
-    """One run that warms up, `repeat` timed ones; the fastest counts. Raises ValueError for sizes the model cannot make."""
-    import torch
-
-    from lumos.diffusion.cost import GIB, matrix_rate
-    from lumos.tokenizer.compression import latent_frames
-
     video, device = generator.config.video, generator.device
     on_card = device.type == "cuda"
     frames, height, width = args.frames or video.frames, args.height or video.height, args.width or video.width
@@ -68,19 +54,17 @@ def bench(
     for _ in range(1 + args.repeat):
         if on_card:
             torch.cuda.reset_peak_memory_stats(device)
+        prompts, seeds, ends = [PROMPT] * args.videos, list(range(args.videos)), []
         begin = time.perf_counter()
-        seeds = list(range(args.videos))
-        stream = generator.stream(
-            [PROMPT] * args.videos, frames, seeds, sampler=sampler, height=height, width=width, progress=progress
-        )
-        for number, part in enumerate(stream):
-            part.cpu()  # waits for the device
-            if number == 0:
-                first.append(time.perf_counter() - begin)
-        whole.append(time.perf_counter() - begin)
+        with progress_line("measuring") as progress:
+            for part in generator.stream(prompts, frames, seeds, None, sampler, height, width, progress):
+                part.cpu()  # waits for the device
+                ends.append(time.perf_counter())
+        first.append(ends[0] - begin)
+        whole.append(ends[-1] - begin)
     seconds = min(whole[1:])
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)  # of this process
-    return {
+    document = {
         "weights": args.weights,
         "device": torch.cuda.get_device_name(device) if on_card else f"cpu, {torch.get_num_threads()} threads",
         "made": f"{args.videos} of {width}x{height}, {frames} frames, {sampler.steps} steps, guidance {sampler.guidance}",
@@ -95,6 +79,4 @@ def bench(
         "matrix products here, tera-operations a second": round(rate / 1e12, 2),
         "share of that": round(needed.operations / seconds / rate, 3),
     }
-
-
-VERBS = {"bench": Verb("how fast a model generates on this machine", (BenchArgs, SAMPLING), run_bench)}
+    report(document, args.json)

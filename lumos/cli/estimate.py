@@ -2,10 +2,9 @@
 
 import re
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
-from lumos.cli.options import UsageError, Verb, Word, choose, explain_presets, report, with_settings
+from lumos.cli.options import UsageError, Word, choose, report, with_settings, within
 
 SMALL_CODES = 4096  # of the tokenizers that the shapes presets are made for
 STRUCTURE = 8 + 64  # ids beside text and codes in a vocabulary of our own
@@ -33,8 +32,7 @@ def run_estimate(args: EstimateArgs) -> None:
 
     config = with_settings(choose("preset", args.preset, MODELS), args.set)
     card = choose("card", args.card, step_cost.CARDS)
-    if args.gpus < 1:
-        raise UsageError(f"--gpus must be at least 1, got {args.gpus}; give the number of GPUs over all hosts")
+    within(args, {"gpus": (1, 100_000)})
     config.parallel.check(args.gpus)
     gibibytes = card.memory if args.memory is None else _gibibytes(args.memory)
     model, codes = config.model, 64_000
@@ -81,28 +79,12 @@ def _gibibytes(text: str) -> float:
 
 
 def _table(document: dict[str, Any]) -> str:
-    lines = [f"{document['preset']} on {document['gpus']} x {document['card']} of {document['gib']:.0f} GiB; GiB a GPU by part"]
-    columns = ("parameters", "gradients", "optimiser", "activations", "logits", "gathered")
+    lines = [f"{document['preset']} on {document['gpus']} x {document['card']} of {document['gib']:.0f} GiB; GiB per GPU by part"]
     for name, step in document["steps"].items():
         lines += ["", f"a step of {step['samples']} {name} a GPU at a time ({step['ids']:,} ids)"]
-        lines.append(
-            f"{'recompute':<11}{'fits':<6}{'GiB':>8}" + "".join(f"{c:>13}" for c in columns) + f"{'ids/s':>11}{'MFU':>7}"
-        )
-        for row in step["modes"]:
-            cells = "".join(f"{row[column]:>13.2f}" for column in columns)
-            fits = "yes" if row["fits"] else "no"
-            speed = f"{row['ids_per_second']:>11,}{row['mfu']:>7.0%}"
-            lines.append(f"{row['recompute']:<11}{fits:<6}{row['gib']:>8.1f}{cells}{speed}")
+        for cells in (list(step["modes"][0]), *(list(mode.values()) for mode in step["modes"])):
+            shown = [("yes" if cell else "no") if isinstance(cell, bool) else str(cell) for cell in cells]
+            lines.append(f"{shown[0]:<11}{shown[1]:<6}" + "".join(f"{cell:>15}" for cell in shown[2:]))
         if "advice" in step:
             lines.append(f"nothing fits; {step['advice']}")
     return "\n".join(lines)
-
-
-VERBS = {
-    "estimate": Verb(
-        "what training needs in memory and how fast it would be",
-        (EstimateArgs,),
-        run_estimate,
-        partial(explain_presets, "MODELS"),
-    )
-}

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lumos.cli.options import UsageError, Verb, Word, choose, options_of, report, tell, with_settings
+from lumos.cli.options import UsageError, Word, choose, options_of, report, tell, with_settings
 from lumos.files import write_text
 
 if TYPE_CHECKING:
@@ -142,6 +142,3 @@ def table(scores: dict[str, Any]) -> dict[str, str]:
         of = sum(entry[mark] for mark in ("right", "wrong", "unclear"))
         lines[name] = f"{100 * entry['score']:.1f} % ({100 * entry['low']:.0f} to {100 * entry['high']:.0f}) of {of}"
     return lines
-
-
-VERBS = {"evaluate": Verb("a model -> scores, judged from pixels against exact truth", (EvaluateArgs,), run_evaluate)}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from lumos.cli.options import Fields, UsageError, Verb, Word, progress_line, report, tell, within
+from lumos.cli.options import Fields, UsageError, Word, progress_line, report, tell, within
 
 # Options that change the model's sampler; --history has two of its fields.
 SAMPLING = Fields("lumos.diffusion.sampler", "SamplerConfig", {"history": "history-mask", "only_visible": ""}, "the model's")
@@ -119,10 +119,3 @@ def plain(prompt: str) -> str:
     """A prompt as it would be typed: no line ends, no typographic quotes and dashes, none around the whole."""
     text = " ".join(unicodedata.normalize("NFC", prompt).translate(PLAIN).split())
     return text[1:-1] if len(text) > 2 and text[0] == text[-1] == '"' else text
-
-
-VERBS = {
-    "generate": Verb(
-        "a sentence (and an image, or the start of a video) -> a video or image file", (GenerateArgs, SAMPLING), run_generate
-    )
-}

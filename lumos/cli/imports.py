@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from lumos.cli.options import Verb, Word, progress_line, report
+from lumos.cli.options import Word, progress_line, report
 
 
 @dataclass(frozen=True)
@@ -53,11 +53,3 @@ def run_import_tokens(args: ImportTokensArgs) -> None:
     with progress_line("importing") as progress:
         document = import_tokens(list(args.records), args.out, progress)
     report(document, args.json)
-
-
-VERBS = {
-    "import-weights": Verb(
-        "a released Lumos-1 checkpoint or Cosmos tokenizer -> a weights folder", (ImportWeightsArgs,), run_import_weights
-    ),
-    "import-tokens": Verb("the authors' pre-tokenised records -> Parquet shards", (ImportTokensArgs,), run_import_tokens),
-}

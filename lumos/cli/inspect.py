@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from lumos.cli.options import Verb, Word, report, within
+from lumos.cli.options import Word, report, within
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,3 @@ def run_inspect(args: InspectArgs) -> None:
     clips, captions = draw_clips(index, args.count, args.tokenizer)
     contact_sheet(clips, captions, columns=6).save(sheet)
     report({**document, "sheet": str(sheet)}, args.json)
-
-
-VERBS = {"inspect": Verb("shards -> counts, captions and a contact sheet", (InspectArgs,), run_inspect)}

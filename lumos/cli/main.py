@@ -1,7 +1,7 @@
 """The command `lumos`: words in, one function per verb out. What a verb does is imported when it runs, so that help is instant.
 
-A verb is a dataclass of options, a function, and an entry of VERBS, all in one file of lumos/cli. Everything that can be wrong
-with what a user typed or has on disk leaves here as one line on stderr and exit code 2.
+A verb is a dataclass of options and a function in lumos/cli, and one line in VERBS. Everything that can be wrong with what a user
+typed or has on disk leaves here as one line on stderr and exit code 2.
 """
 
 import os
@@ -11,18 +11,20 @@ from collections.abc import Sequence
 
 from lumos import __version__
 from lumos.cli import bench, estimate, evaluate, generate, imports, inspect, prepare, serve, train
-from lumos.cli.options import UsageError, Verb, choose, help_of, parse, row
+from lumos.cli.options import UsageError, Verb, choose, explain_presets, help_of, parse, row
 
 VERBS: dict[str, Verb] = {
-    **generate.VERBS,
-    **prepare.VERBS,
-    **inspect.VERBS,
-    **train.VERBS,
-    **evaluate.VERBS,
-    **serve.VERBS,
-    **estimate.VERBS,
-    **bench.VERBS,
-    **imports.VERBS,
+    "generate": Verb((generate.GenerateArgs, generate.SAMPLING), generate.run_generate),
+    "prepare": Verb((prepare.PrepareArgs,), prepare.run_prepare),
+    "inspect": Verb((inspect.InspectArgs,), inspect.run_inspect),
+    "train-tokenizer": Verb((train.TrainTokenizerArgs, train.RunArgs), train.run_train_tokenizer, "TOKENIZERS"),
+    "train": Verb((train.TrainArgs, train.RunArgs), train.run_train, "MODELS"),
+    "evaluate": Verb((evaluate.EvaluateArgs,), evaluate.run_evaluate),
+    "serve": Verb((serve.ServeArgs, serve.LIMITS), serve.run_serve),
+    "estimate": Verb((estimate.EstimateArgs,), estimate.run_estimate, "MODELS"),
+    "bench": Verb((bench.BenchArgs, generate.SAMPLING), bench.run_bench),
+    "import-weights": Verb((imports.ImportWeightsArgs,), imports.run_import_weights),
+    "import-tokens": Verb((imports.ImportTokensArgs,), imports.run_import_tokens),
 }
 OUT_OF_MEMORY = re.compile(r"out of memory|can't allocate memory|ALLOC_FAILED|bad_alloc", re.IGNORECASE)
 
@@ -59,23 +61,18 @@ def _run(words: list[str]) -> int:
         raise UsageError(f"unknown option {words[0]!r} before the verb; start with one of {', '.join(VERBS)}")
     name, rest = words[0], words[1:]
     verb = choose("verb", name, VERBS)
-    if "-h" in rest or "--help" in rest:
-        print("\n".join(filter(None, [help_of(name, verb.kinds), verb.more(rest)])))
+    if {"-h", "--help"} & set(rest) or (verb.presets and "--show" in rest):
+        print(("" if "--show" in rest else help_of(name, verb.kinds)) + explain_presets(verb.presets, rest))
         return 0
     return verb.run(*parse(name, verb.kinds, rest)) or 0
 
 
 def _overview() -> str:
-    lines = [
-        f"lumos {__version__}: text, images and video in one model",
-        "",
-        "usage: lumos VERB ...        lumos VERB --help explains every option",
-        "",
-        *(row(name, verb.summary, 24) for name, verb in VERBS.items()),
-        "",
-        "LUMOS_TRACEBACK=1 shows where an error comes from.",
+    lines = [f"lumos {__version__}: text, images and video in one model", "", "usage: lumos VERB ..., lumos VERB --help", ""]
+    lines += [
+        row(name, re.split("[.;]", verb.kinds[0].__doc__, maxsplit=1)[0].replace("\n", " "), 20) for name, verb in VERBS.items()
     ]
-    return "\n".join(lines)
+    return "\n".join([*lines, "", "LUMOS_TRACEBACK=1 shows where an error comes from."])
 
 
 def _explained(error: Exception) -> str | None:

@@ -43,12 +43,11 @@ class Fields(NamedTuple):
 
 
 class Verb(NamedTuple):
-    """One command: a line about it, where its options come from, the function that gets them, and what its help adds."""
+    """One command: where its options come from (dataclasses, or Fields), and the function that gets them."""
 
-    summary: str
-    kinds: tuple[Any, ...]  # dataclasses, or Fields
+    kinds: tuple[Any, ...]
     run: Callable[..., int | None]
-    more: Callable[[Sequence[str]], str] = lambda words: ""
+    presets: str = ""  # table of lumos/presets.py that help explains
 
 
 class Option(NamedTuple):
@@ -210,19 +209,20 @@ def settings_of(config: Any, before: str = "") -> Iterator[tuple[str, Any, str]]
 
 
 def explain_presets(table: str, words: Sequence[str]) -> str:
-    """The presets in a table of lumos/presets.py, or all settings of the one that the words name."""
-    names = {name: meaning for name, _, _, meaning in read_fields("lumos.presets", table)}
+    """The presets in a table of lumos/presets.py, or every setting of the one that the words name, with --set applied."""
+    names = {name: meaning for name, _, _, meaning in read_fields("lumos.presets", table)} if table else {}
     name = next((word for word in words if word in names), None)
     if name is None:
-        return "\n".join(["", "presets (name one before --help for all its settings):", *(row(*each) for each in names.items())])
+        rows = ["\n\npresets (name one before --help for all its settings):", *(row(*each) for each in names.items())]
+        return "\n".join(rows if names else [])
     from lumos import presets
 
-    return "\nsettings:\n" + table_of(getattr(presets, table)[name])
-
-
-def table_of(config: Any) -> str:
-    """Every setting of a config, its value and its meaning."""
-    return "\n".join(row(f"{name} = {json.dumps(value)}", meaning, 44) for name, value, meaning in settings_of(config))
+    config = getattr(presets, table)[name]
+    known = [setting for setting, _, _ in settings_of(config)]
+    changed = [word.removeprefix("--") for word in words if word.removeprefix("--").partition("=")[0] in known]
+    settings = settings_of(with_settings(config, changed))
+    rows = [row(f"{setting} = {json.dumps(value)}", meaning, 44) for setting, value, meaning in settings]
+    return "\n".join(["\n\nsettings:", *rows])
 
 
 def with_settings(config: T, settings: Sequence[str], where: str = "--set") -> T:

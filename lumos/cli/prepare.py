@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from lumos.cli.options import UsageError, Verb, Word, progress_line, report, tell, within
+from lumos.cli.options import UsageError, Word, progress_line, report, tell, within
 
 if TYPE_CHECKING:
     from lumos.data.prepare import PrepareConfig, Share
@@ -129,6 +129,3 @@ def _share(args: PrepareArgs) -> "Share":
     except (RuntimeError, AssertionError) as error:
         raise UsageError(f"--device must be one that torch can use here, got {device!r}; use cpu") from error
     return Share(rank, world, device, args.workers or max(1, cores // here))
-
-
-VERBS = {"prepare": Verb("videos and captions -> shards to train on", (PrepareArgs,), run_prepare)}

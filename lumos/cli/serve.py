@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lumos.cli.options import Fields, UsageError, Verb, tell
+from lumos.cli.options import Fields, UsageError, tell
 
 # Those of ServeConfig that are said in other units here.
 LIMITS = Fields(
@@ -62,6 +62,3 @@ def run_serve(args: ServeArgs, limits: dict[str, Any]) -> None:
 
     asyncio.run(serve(config, ready))
     tell("stopped; finished videos are kept")
-
-
-VERBS = {"serve": Verb("a page and an HTTP API over one model", (ServeArgs, LIMITS), run_serve)}

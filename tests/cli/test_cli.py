@@ -19,7 +19,7 @@ from lumos.cli.generate import GenerateArgs, read_prompts
 from lumos.cli.imports import ImportTokensArgs
 from lumos.cli.main import main
 from lumos.cli.options import Fields, UsageError, Verb, options_of, parse, with_settings
-from lumos.cli.train import TrainArgs
+from lumos.cli.train import RunArgs, TrainArgs
 
 ROOT = Path(__file__).parents[2]
 
@@ -92,11 +92,9 @@ def test_help_lists_the_presets_and_the_settings_of_each(verb: str, table: str, 
 
 
 def test_a_configuration_can_be_shown_without_a_run(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["train", "shapes-toy", "--show", "--optim.lr", "0.5", "--lora.rank=4"]) == 0
+    assert main(["train", "shapes-toy", "--show", "--optim.lr=0.5", "--set", "lora.rank=4"]) == 0
     out = capsys.readouterr().out
     assert "\n  optim.lr = 0.5 " in out and "\n  lora.rank = 4 " in out
-    assert main(["train-tokenizer", "shapes-toy", "--show", "--json", "--set", "batch=2"]) == 0
-    assert json.loads(capsys.readouterr().out)["batch"] == 2
 
 
 def test_the_command_works_as_a_process() -> None:
@@ -138,7 +136,7 @@ def test_the_command_works_as_a_process() -> None:
         (["train-tokenizer", "shapes-toy", "--out", "x", "--set", "optim.lrr=1"], ["'optim.lrr' (did you mean optim.lr?)"]),
         (["train-tokenizer", "shapes-toy", "--out", "x", "--set", "zzz=1"], ["unknown setting 'zzz'; known: "]),
         (["train-tokenizer", "shapes-toy", "--out", "x", "--set", "optim.lr=fast"], ["lr must be of type float, got 'fast'"]),
-        (["train-tokenizer", "shapes-toy", "--out", "x", "--set", "optim.ema=2"], ["ema must lie in [0, 1), got 2.0"]),
+        (["train-tokenizer", "shapes-toy", "--out", "x", "--set", "optim.ema=2"], ["ema must be 0 to 1, got 2"]),
     ],
 )
 def test_a_wrong_command_line_is_one_clear_line(words: list[str], parts: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -153,8 +151,8 @@ def test_options_and_prompts_may_come_in_any_order() -> None:
     args = parse("generate", kinds, ["--out=x", "a", "--history-mask=0.5"])
     assert args == [GenerateArgs(Path("x"), ("a",)), {"history": 0.5}]
     assert parse("generate", kinds, ["--out", "x", "--", "-minus"]) == [GenerateArgs(Path("x"), ("-minus",)), {}]
-    args = parse("train", [TrainArgs], ["--set", "a=1", "p", "--b.c", "2", "--out", "r"])
-    assert args == [TrainArgs("p", Path("r"), set=("a=1", "b.c=2"))]
+    args = parse("train", [TrainArgs, RunArgs], ["--set", "a=1", "p", "--b.c", "2", "--text", "t", "--out", "r"])
+    assert args == [TrainArgs(text=Path("t")), RunArgs("p", Path("r"), set=("a=1", "b.c=2"))]
     args = parse("import-tokens", [ImportTokensArgs], ["a", "b", "out"])
     assert args == [ImportTokensArgs((Path("a"), Path("b")), Path("out"))]
     with pytest.raises(UsageError, match="required: RECORDS, OUT"):
@@ -219,7 +217,7 @@ def failing(error: BaseException) -> Callable[[Any], None]:
 def test_what_a_user_can_mend_is_one_line(
     error: Exception, message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(cli.VERBS, "generate", Verb("", (GenerateArgs,), failing(error)))
+    monkeypatch.setitem(cli.VERBS, "generate", Verb((GenerateArgs,), failing(error)))
     assert one_line(["generate", "a", "--out", "x"], capsys).startswith(message)
     monkeypatch.setenv("LUMOS_TRACEBACK", "1")
     with pytest.raises(type(error)):
@@ -230,13 +228,13 @@ def test_what_a_user_can_mend_is_one_line(
     "error", [RuntimeError("bug"), AssertionError("bug"), KeyError("bug"), ModuleNotFoundError("x", name="lumos.x")]
 )
 def test_a_fault_of_our_own_keeps_its_traceback(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(cli.VERBS, "generate", Verb("", (GenerateArgs,), failing(error)))
+    monkeypatch.setitem(cli.VERBS, "generate", Verb((GenerateArgs,), failing(error)))
     with pytest.raises(type(error)):
         main(["generate", "a", "--out", "x"])
 
 
 def test_interrupting_is_not_a_fault(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(cli.VERBS, "generate", Verb("", (GenerateArgs,), failing(KeyboardInterrupt())))
+    monkeypatch.setitem(cli.VERBS, "generate", Verb((GenerateArgs,), failing(KeyboardInterrupt())))
     assert main(["generate", "a", "--out", "x"]) == 130
     assert capsys.readouterr() == ("", "lumos: interrupted\n")
 

@@ -30,7 +30,7 @@ def test_the_json_holds_the_parts_and_advice(capsys: pytest.CaptureFixture[str])
         (["9b"], "unknown preset '9b'"),
         (["1b-384p", "--memory", "lots"], "--memory must be a size in GB, got 'lots'"),
         (["1b-384p", "--memory", "0GB"], "--memory must be a size in GB"),
-        (["1b-384p", "--gpus", "0"], "--gpus must be at least 1, got 0"),
+        (["1b-384p", "--gpus", "0"], "--gpus must be 1 to 100000, got 0"),
         (["1b-384p", "--card", "H2000"], "unknown card 'H2000' (did you mean H200?)"),
         (["1b-384p", "--gpus", "3", "--set", "parallel.replicas=2"], "multiple of parallel.replicas = 2, got 3"),
     ],
