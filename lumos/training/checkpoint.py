@@ -17,20 +17,19 @@ import threading
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import Future
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from torch import Tensor, nn
+from torch import Tensor
 
 from lumos.config import Range, read_json, read_value
 from lumos.files import flush
-from lumos.training.optim import Ema
+from lumos.training.learner import Learner
 from lumos.training.parallel import Ranks, ensure_group, local, together
-from lumos.training.spike_guard import SpikeGuard
 from lumos.weights import check_names
 
 STATE, SUMS, LOCK = "state.json", "SHA256SUMS", ".lock"
@@ -43,59 +42,8 @@ FREE = re.compile(
 )
 
 
-class Learner(NamedTuple):
-    """All that a step of training changes, and so all that a checkpoint needs."""
-
-    model: nn.Module
-    optimizer: torch.optim.Optimizer
-    ema: Ema | None
-    guard: SpikeGuard
-
-    def tensors(self) -> dict[str, Tensor]:
-        """By name, as they lie on this rank."""
-        found = {f"guard/{name}": value for name, value in self.guard.state.items()}
-        for name, parameter in self.model.named_parameters():
-            found[f"model/{name}"] = parameter.detach()
-            found |= {f"optimizer/{name}/{key}": value for key, value in self.optimizer.state.get(parameter, {}).items()}
-        return found | ({} if self.ema is None else {f"ema/{name}": value for name, value in self.ema.average.items()})
-
-
-class Begun(NamedTuple):
-    """A run folder that this command has for itself, and where it goes on from."""
-
-    run: Path
-    record: dict[str, Any]  # what a resumed run must share with its beginning
-    path: Path | None  # of the checkpoint
-    step: int
-    seconds: float
-    lock: ExitStack  # holds the folder until it is closed
-
-
-def begin(run: Path, resume: bool, record: dict[str, Any], ranks: Ranks) -> Begun:
-    """Lock a run folder and find what to go on from. ValueError where another command has it, a run would be overwritten, or a
-    resumed run would train something else than it began."""
-    held = lock(run) if ranks.is_main else ExitStack()
-    path = latest(run)
-    if path is None:
-        if list(run.glob("checkpoints/step_*.safetensors")):
-            raise ValueError(f"{run} must hold checkpoints in folders, got files of an earlier version; use a new folder")
-        return Begun(run, record, None, 0, 0.0, held)
-    if not resume:
-        raise ValueError(f"{run} already holds a run up to {path.name}; resume it (--resume) or choose another folder")
-    state = read_state(path, check_sums=ranks.is_main)
-    check_same(state["config"], record, path)
-    return Begun(run, record, path, state["step"], state["seconds"], held)
-
-
-def resume(begun: Begun, learner: Learner, ranks: Ranks, keep: int) -> tuple[int, "Saver"]:
-    """Fill the learner with what the run had learnt; returns the step it is at, and what writes its next checkpoints."""
-    if begun.path is not None:
-        load(begun.path, learner, ranks)
-    return begun.step, Saver(begun.run, begun.record, ranks, keep, None if begun.path is None else begun.step)
-
-
-def lock(run: Path) -> ExitStack:
-    """Keep other commands out of a run folder until the stack is closed or the process ends. ValueError says who has it."""
+def lock(run: Path) -> int:
+    """Keep other commands out of a run folder until the descriptor is closed or the process ends. ValueError says who has it."""
     run.mkdir(parents=True, exist_ok=True)
     file = os.open(run / LOCK, os.O_RDWR | os.O_CREAT)
     try:
@@ -109,9 +57,7 @@ def lock(run: Path) -> ExitStack:
         raise ValueError(f"{run} must have one training at a time, but {who} has it; stop that or use another folder") from None
     except OSError:  # a file system without locks
         pass
-    held = ExitStack()
-    held.callback(os.close, file)
-    return held
+    return file
 
 
 def latest(run: Path) -> Path | None:
@@ -131,7 +77,7 @@ def read_state(path: Path, check_sums: bool = True) -> dict[str, Any]:
         if check_sums and _sums(path) != (path / SUMS).read_text():
             raise ValueError("a checksum does not match")
     except (OSError, ValueError) as error:
-        raise _damaged(path, error) from error
+        raise ValueError(f"{path} is damaged ({_first_line(error)}); delete it to go on from an earlier one") from error
     return state
 
 
@@ -140,46 +86,57 @@ def load(path: Path, learner: Learner, ranks: Ranks) -> None:
     ensure_group(ranks)
     reader = dcp.HuggingFaceStorageReader(str(path))
     with _quiet():
-        try:
-            saved: dict[str, Any] = dict(reader.read_metadata().state_dict_metadata)
-        except Exception as error:
-            raise _damaged(path, error) from error
+        saved: dict[str, Any] = dict(reader.read_metadata().state_dict_metadata)
         _make_room_for_moments(saved, learner)
         wanted = learner.tensors()
         check_names({name: torch.empty(entry.size, device="meta") for name, entry in saved.items()}, wanted, path)
-        try:
-            dcp.load(wanted, storage_reader=reader)
-        except Exception as error:
-            raise _damaged(path, error) from error
+        dcp.load(wanted, storage_reader=reader)
 
 
 def check_same(saved: dict[str, Any], now: dict[str, Any], where: Path) -> None:
     """ValueError, naming every setting that differs, when a resumed run would train something else than it began."""
-    then, plain = _flat(saved), _flat(json.loads(json.dumps(now)))  # tuples become lists, as in the file
+    then = _flat(saved)
     differing = [
         f"{name} = {value} where {where} has {then[name]}"
-        for name, value in plain.items()
+        for name, value in _flat(now).items()
         if then.get(name, value) != value and not FREE.fullmatch(name)
     ]
     if differing:
         raise ValueError(f"a resumed run must keep its config, got {', '.join(differing)}; use that, or a new folder")
 
 
-class Saver:
-    """Writes checkpoints of one run in the background, one at a time; the newest `keep` stay. Every rank has one.
+class Checkpoints:
+    """The checkpoints of one run: the one it goes on from, and those that it leaves, written in the background, one at a time.
 
-    record: what a resumed run must share with this one. step: of the checkpoint that the run goes on from.
+    Every rank has one. `record`: what a resumed run must share with its beginning. ValueError where another command has the
+    folder, a run would be overwritten, or a resumed run would train something else than it began.
     """
 
-    def __init__(self, run: Path, record: dict[str, Any], ranks: Ranks, keep: int, step: int | None = None) -> None:
-        self.run, self.record, self.ranks, self.keep = run, record, ranks, keep
-        self._step = step  # the newest one; asking the disk instead would answer ranks differently
-        ensure_group(ranks)
-        # what checkpoints say to each other must not get between the messages of the training
-        self.group = dist.new_group(backend="gloo") if ranks.world > 1 else None
+    def __init__(self, run: Path, resume: bool, record: dict[str, Any], ranks: Ranks, keep: int) -> None:
+        self.run, self.record, self.ranks, self.keep = run, json.loads(json.dumps(record)), ranks, keep
+        self.lock = lock(run) if ranks.is_main else None
+        self.path, self.step, self.seconds = latest(run), 0, 0.0
+        self._failure: BaseException | None = None
         self._done = threading.Event()
         self._done.set()
-        self._failure: BaseException | None = None
+        if self.path is None and list(run.glob("checkpoints/step_*.safetensors")):
+            raise ValueError(f"{run} must hold checkpoints in folders, got files of an earlier version; use a new folder")
+        if self.path is None:
+            return
+        if not resume:
+            raise ValueError(f"{run} already holds a run up to {self.path.name}; resume it (--resume) or choose another folder")
+        state = read_state(self.path, check_sums=ranks.is_main)
+        check_same(state["config"], self.record, self.path)
+        self.step, self.seconds = state["step"], state["seconds"]
+
+    def start(self, learner: Learner) -> int:
+        """Fill the learner with what the run has learnt so far; returns the step it is at. Every rank must call it."""
+        ensure_group(self.ranks)
+        # what checkpoints say to each other must not get between the messages of the training
+        self.group = dist.new_group(backend="gloo") if self.ranks.world > 1 else None
+        if self.path is not None:
+            load(self.path, learner, self.ranks)
+        return self.step
 
     def save(self, step: int, seconds: float, learner: Learner) -> None:
         """Copy the tensors and begin to write; waits for the checkpoint before. Every rank must call it.
@@ -187,7 +144,7 @@ class Saver:
         OSError when there is no room for it, or when the one before could not be written.
         """
         self.wait()
-        if step == self._step:
+        if step == self.step and self.path is not None:
             return
         path = self.run / "checkpoints" / _folder_of(step)
         partial = path.with_name(f"{path.name}.partial")
@@ -197,7 +154,7 @@ class Saver:
             if self.ranks.is_main:
                 shutil.rmtree(partial, ignore_errors=True)
                 partial.mkdir(parents=True)
-        self._step = step
+        self.path, self.step = path, step  # asking the disk instead would answer ranks differently
         state = {"format": CHECKPOINT, "step": step, "seconds": seconds, "config": self.record}
         self._done.clear()
         with _quiet():
@@ -212,6 +169,12 @@ class Saver:
         failure, self._failure = self._failure, None
         if failure is not None:
             raise OSError(f"could not write a checkpoint into {self.run}: {_first_line(failure)}; free some space and resume")
+
+    def close(self) -> None:
+        """Wait, and let other commands have the folder."""
+        self.wait()
+        if self.lock is not None:
+            os.close(self.lock)
 
     def _check_room(self, tensors: dict[str, Tensor]) -> None:
         ranks = 1 if all(local(tensor) is tensor for tensor in tensors.values()) else self.ranks.world
@@ -275,7 +238,7 @@ def _sums(folder: Path) -> str:
 def _make_room_for_moments(saved: dict[str, Any], learner: Learner) -> None:
     """Empty optimiser state of the saved names and shapes: an optimiser that has taken no step has none."""
     fused = any(group.get("fused") for group in learner.optimizer.param_groups)
-    for name, parameter in learner.model.named_parameters():
+    for name, parameter in learner.module.named_parameters():
         for key in [key for key in saved if key.startswith(f"optimizer/{name}/")]:
             shape, dtype = saved[key].size, saved[key].properties.dtype
             learner.optimizer.state[parameter][key.rpartition("/")[2]] = (
@@ -283,10 +246,6 @@ def _make_room_for_moments(saved: dict[str, Any], learner: Learner) -> None:
                 if shape == parameter.shape
                 else torch.zeros(shape, dtype=dtype, device=parameter.device if fused else "cpu")
             )
-
-
-def _damaged(path: Path, error: Exception) -> ValueError:
-    return ValueError(f"{path} is damaged ({_first_line(error)}); delete it to go on from an earlier one")
 
 
 def _first_line(error: BaseException) -> str:

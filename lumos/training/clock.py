@@ -27,9 +27,6 @@ class Budget:
     def __post_init__(self) -> None:
         if self.max_steps is None and self.max_seconds is None:
             raise ValueError("a run needs an end, got neither max_steps nor max_seconds; give one or both")
-        for name, value in (("max_steps", self.max_steps), ("max_seconds", self.max_seconds)):
-            if value is not None and value <= 0:
-                raise ValueError(f"{name} must be positive, got {value}; leave it out for no limit")
 
     def progress(self, step: int, seconds: float) -> float:
         """Share of the budget that is used, from 0; 1 or more means the end. The learning rate follows it."""

@@ -125,10 +125,3 @@ class Ema:
         decay = min(self.decay, (1 + step) / (10 + step))
         current = [p.detach().float() for p in module.parameters() if p.requires_grad]
         torch._foreach_lerp_(list(self.average.values()), current, 1 - decay)
-
-    @torch.no_grad()
-    def copy_to(self, module: nn.Module) -> None:
-        """Overwrite the module's trained parameters with the average."""
-        for name, parameter in module.named_parameters():
-            if parameter.requires_grad:
-                parameter.copy_(self.average[name])

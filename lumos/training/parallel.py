@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -73,9 +74,7 @@ def start() -> Ranks:
         return Ranks(0, 1, torch.device("cuda" if cuda else "cpu"))
     local = int(os.environ["LOCAL_RANK"])
     if cuda and local >= torch.cuda.device_count():
-        raise ValueError(
-            f"every process needs a GPU of its own, got rank {local} on {torch.cuda.device_count()}; lower --nproc-per-node"
-        )
+        raise ValueError(f"every process needs a GPU, got {local + 1} for {torch.cuda.device_count()}; lower --nproc-per-node")
     device = torch.device("cuda", local) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(device)
@@ -101,20 +100,19 @@ def together(ranks: Ranks) -> Iterator[None]:
         yield
     except (ValueError, OSError) as error:
         failure = error
+    messages = [str(failure or "")]
     if ranks.world > 1:
-        messages: list[str] = [""] * ranks.world
-        dist.all_gather_object(messages, "" if failure is None else str(failure) or type(failure).__name__)
-        failed = [rank for rank, message in enumerate(messages) if message]
-        if failed and not ranks.is_main:
-            raise SystemExit(2)
-        if failed and failure is None:
-            raise ValueError(f"process {failed[0]}: {messages[failed[0]]}")
-    if failure is not None:
-        raise failure
+        messages *= ranks.world
+        dist.all_gather_object(messages, str(failure or ""))
+    failed = [rank for rank, message in enumerate(messages) if message]
+    if failed and not ranks.is_main:
+        raise SystemExit(2)
+    if failed:
+        raise failure or ValueError(f"process {failed[0]}: {messages[failed[0]]}")
 
 
 @contextmanager
-def tell_of_lost_ranks(ranks: Ranks, remedy: str) -> Iterator[None]:
+def tell_of_lost_ranks(ranks: Ranks, run: Path) -> Iterator[None]:
     """A message of one line instead of the library's when another rank has died."""
     try:
         yield
@@ -122,7 +120,8 @@ def tell_of_lost_ranks(ranks: Ranks, remedy: str) -> Iterator[None]:
         lost = isinstance(error, dist.DistError) or re.search(r"(?i)connection (closed|reset)|broken pipe|timed out", str(error))
         if ranks.world == 1 or not lost:
             raise
-        raise ValueError(f"all {ranks.world} processes of a run must go on together, but one has gone; {remedy}") from error
+        rule = f"all {ranks.world} processes of a run must go on together, but one has gone"
+        raise ValueError(f"{rule}; the same command with --resume goes on from {run}") from error
 
 
 def finish(ranks: Ranks) -> None:
@@ -173,10 +172,7 @@ def whole(tensor: Tensor) -> Tensor:
 
 def clip_gradients(parameters: Iterable[nn.Parameter], largest: float) -> Tensor:
     """Scale the gradients down to a norm of at most `largest`; returns their norm before, over all ranks' parts."""
-    trained = [parameter for parameter in parameters if parameter.grad is not None]
-    norm = whole(torch.nn.utils.get_total_norm([parameter.grad for parameter in trained if parameter.grad is not None]))
-    torch.nn.utils.clip_grads_with_norm_(trained, largest, norm)
-    return norm
+    return whole(torch.nn.utils.clip_grad_norm_(parameters, largest))
 
 
 def _compile_and_recompute(layer: nn.Module, plan: ParallelConfig, device: torch.device) -> None:

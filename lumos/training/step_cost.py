@@ -172,19 +172,13 @@ def fits(need: StepMemory, gibibytes: float) -> bool:
 
 
 def advice(model: ModelConfig, work: Work, plan: ParallelConfig, gpus: int, average: bool, gibibytes: float) -> str:
-    """What to change so that a step fits: the first of recomputation, fewer samples at a time, sharding, more GPUs."""
-    one, full, sharded = replace(work, samples=1), replace(plan, recompute="full"), replace(plan, recompute="full", shard=True)
-    alone = "parallel.shard=true, parallel.recompute=full and one sample at a time"
-    tries = [
-        *((f"--set parallel.recompute={mode}", work, replace(plan, recompute=mode), gpus) for mode in MODES),
-        ("--set parallel.recompute=full and a larger accumulate, or fewer samples", one, full, gpus),
-        (f"--set {alone}", one, sharded, gpus),
-        *((f"at least {more} GPUs with {alone}", one, replace(sharded, replicas=1), more) for more in (2, 4, 8, 16, 32, 64)),
-    ]
-    for words, less, other, count in tries:
-        if count >= gpus and fits(step_memory(model, less, other, count, average), gibibytes):
-            return f"use {words}"
-    return "use shorter or smaller videos"
+    """What to change so that a step fits: the first of recomputation, fewer samples at a time, sharding over more GPUs."""
+    one, sharded = replace(work, samples=1), replace(plan, recompute="full", shard=True, replicas=1)
+    words = "parallel.shard=true, parallel.recompute=full and one sample at a time (accumulate)"
+    tries = [(f"--set parallel.recompute={mode}", work, replace(plan, recompute=mode), gpus) for mode in MODES]
+    tries += [(f"at least {more} GPUs with {words}", one, sharded, more) for more in (gpus, 2, 4, 8, 16, 32, 64) if more >= gpus]
+    found = (said for said, less, other, n in tries if fits(step_memory(model, less, other, n, average), gibibytes))
+    return f"use {next(found, 'shorter or smaller videos')}"
 
 
 def card_named(name: str) -> Card | None:

@@ -22,13 +22,13 @@ from lumos.media.pixels import clips_to_pixels
 from lumos.media.sheet import contact_sheet
 from lumos.tokenizer.losses import LossConfig, codes_used, psnr, reconstruction_loss
 from lumos.tokenizer.model import TokenizerConfig, VideoTokenizer, load_tokenizer, save_tokenizer
-from lumos.training import checkpoint
-from lumos.training.checkpoint import Learner
+from lumos.training.checkpoint import Checkpoints
 from lumos.training.clock import Budget, Clock
+from lumos.training.learner import Learner
 from lumos.training.metrics import RunLog
-from lumos.training.optim import Ema, OptimConfig, build_optimizer, learning_rate, set_learning_rate
-from lumos.training.parallel import Ranks, average, average_gradients, clip_gradients, finish, start, tell_of_lost_ranks, together
-from lumos.training.spike_guard import Spike, SpikeGuard, step_unless
+from lumos.training.optim import OptimConfig
+from lumos.training.parallel import Ranks, average, average_gradients, finish, start, tell_of_lost_ranks, together
+from lumos.training.spike_guard import Spike
 from lumos.worlds.shapes.render import render
 
 if TYPE_CHECKING:
@@ -81,58 +81,47 @@ def train_tokenizer(
         where = (config.seed, ranks.rank, ranks.world)
         clips = None if data is None else PixelBatches(data, real, config.frames, config.size, *where)
         record = {**asdict(config), "data": "" if clips is None else clips.index.digest}
-        begun = checkpoint.begin(out, resume, record, ranks)
+        checkpoints = Checkpoints(out, resume, record, ranks, config.keep)
     torch.set_float32_matmul_precision("high")
     torch.backends.cudnn.benchmark = True
-    tokenizer.to(device)
-    optimizer, guard = build_optimizer(tokenizer, config.optim), SpikeGuard(config.spike, device)
-    ema = Ema(tokenizer, config.optim.ema)
-    learner = Learner(tokenizer, optimizer, ema, guard)
-    step, saver = checkpoint.resume(begun, learner, ranks, config.keep)
+    learner = Learner(tokenizer.to(device), config.optim, config.spike, device)
+    step = checkpoints.start(learner)
     loss_of = torch.compile(_loss) if config.compile and device.type == "cuda" else _loss
     batches = pixel_batches(config, clips, ranks, step)
 
     def save() -> None:
-        saver.save(step, clock.seconds, learner)
+        checkpoints.save(step, clock.seconds, learner)
         if ranks.is_main:
-            save_tokenizer(out / "tokenizer", averaged(tokenizer, ema))
+            save_tokenizer(out / "tokenizer", averaged(learner))
 
-    budget, remedy = Budget(config.max_steps, config.max_seconds), f"the same command with --resume goes on from {out}"
-    with (
-        begun.lock,
-        RunLog(out, step, ranks.is_main) as log,
-        Clock(budget, ranks, begun.seconds) as clock,
-        tell_of_lost_ranks(ranks, remedy),
-    ):
+    def evaluate() -> None:
+        if ranks.is_main:
+            evaluate_and_show(log, step, averaged(learner), config, data)
+
+    log, budget = RunLog(out, step, ranks.is_main), Budget(config.max_steps, config.max_seconds)
+    with log, Clock(budget, ranks, checkpoints.seconds) as clock, tell_of_lost_ranks(ranks, out):
         while (progress := clock.progress(step)) < 1 and not clock.interrupted:
-            rate = learning_rate(step, progress, config.optim)
-            set_learning_rate(optimizer, rate)
             loss, quality = loss_of(tokenizer, next(batches), config.loss)
             loss.backward()
             average_gradients(tokenizer.parameters(), ranks)
-            norm = clip_gradients(tokenizer.parameters(), config.optim.clip)
-            step_unless(guard.check(norm), optimizer)
-            optimizer.zero_grad()
-            ema.update(tokenizer, step)
+            norm = learner.update(step, progress)
             step += 1
             if step % config.log_every == 0:
                 numbers = average(torch.stack((loss.detach(), quality, norm)), ranks).tolist()
                 values = dict(zip(("loss", "train_psnr", "gradient_norm"), numbers, strict=True))
-                values |= {"skipped": guard.report(config.patience, step), "learning_rate": rate, "seconds": clock.seconds}
-                log.scalars(step, values)
+                log.scalars(step, values | learner.report(config.patience, step) | {"seconds": clock.seconds})
                 log.progress(step, progress, f"loss {values['loss']:.4f}  PSNR {values['train_psnr']:.2f} dB")
-            if step % config.evaluate_every == 0 and ranks.is_main:
-                evaluate_and_show(log, step, averaged(tokenizer, ema), config, data)
+            if step % config.evaluate_every == 0:
+                evaluate()
             if step % config.save_every == 0:
                 save()
         save()
-        if step % config.evaluate_every and not clock.interrupted and ranks.is_main:
-            evaluate_and_show(log, step, averaged(tokenizer, ema), config, data)
-        saver.wait()
+        if step % config.evaluate_every and not clock.interrupted:
+            evaluate()
+        checkpoints.close()
         log.say(f"{'interrupted, resume to go on' if clock.interrupted else 'finished'}: step {step}, saved in {out}")
     finish(ranks)
-    ema.copy_to(tokenizer)
-    return tokenizer.eval()
+    return averaged(learner).eval()
 
 
 def new_tokenizer(config: TrainTokenizerConfig, init: Path | None) -> VideoTokenizer:
@@ -151,10 +140,10 @@ def new_tokenizer(config: TrainTokenizerConfig, init: Path | None) -> VideoToken
     return tokenizer
 
 
-def averaged(tokenizer: VideoTokenizer, ema: Ema) -> VideoTokenizer:
+def averaged(learner: Learner) -> VideoTokenizer:
     """A copy with the averaged weights."""
-    found = copy.deepcopy(tokenizer)
-    ema.copy_to(found)
+    found: VideoTokenizer = copy.deepcopy(learner.module)  # type: ignore[assignment]
+    found.load_state_dict(learner.best())
     return found
 
 
