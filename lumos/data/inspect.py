@@ -53,7 +53,8 @@ def draw_clips(index: ShardIndex, count: int, tokenizer: str | None) -> tuple[Te
         made_by = tokenizer or read_settings(index.folder).get("name") or "tiny"
         model = load_tokenizer(find_weights(made_by, "tokenizer"))
         check_tokenizer(index, model)
-        pixels_BCFHW = torch.cat([model.decode(unpack_codes(*(row[name] for name in contents))[None]) for row in found])
+        codes = [unpack_codes(row["codes"], row["T"], row["H"], row["W"], model.codebook_size) for row in found]
+        pixels_BCFHW = torch.cat([model.decode(codes_THW[None]) for codes_THW in codes])
     F, H, W = pixels_BCFHW.shape[2:]
     if (side := max(H, W)) > SHEET_SIDE:
         pixels_BCFHW = interpolate(pixels_BCFHW, (F, H * SHEET_SIDE // side, W * SHEET_SIDE // side), mode="area")

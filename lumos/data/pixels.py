@@ -6,8 +6,7 @@ sources, so that no clip of a held-out video is ever trained on.
 
 import hashlib
 import random
-from collections import OrderedDict
-from typing import Any
+from functools import partial
 
 import numpy as np
 import torch
@@ -16,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from lumos.data.clips import unpack_picture
-from lumos.data.shards import PIXELS, ShardIndex, ShardReader, open_shards
+from lumos.data.shards import PIXELS, ByteCache, ShardIndex, ShardReader, open_shards
 
 CACHE_BYTES = 2**31  # decoded clips that a worker keeps
 
@@ -35,28 +34,20 @@ class PixelBatches(Dataset[Tensor]):
         self.trained, _ = split_rows(self.index)
         if not len(self.trained):
             raise ValueError(f"{folder} must hold more than a few videos, got none to train on besides the held-out; add some")
-        self.clips: OrderedDict[int, NDArray[np.uint8]] = OrderedDict()
-        self.bytes = 0
+        self.clips = ByteCache(CACHE_BYTES)
 
     def __getitem__(self, step: int) -> Tensor:
         rng = random.Random(f"{self.seed}/{self.rank}/{self.world}/{step}")
         clips = []
         for _ in range(self.batch):
-            rgb_FHWC = self._clip(int(self.trained[rng.randrange(len(self.trained))]))
+            row = int(self.trained[rng.randrange(len(self.trained))])
+            rgb_FHWC: NDArray[np.uint8] = self.clips.get(row, partial(_unpacked, self.reader, row))
             F, H, W, _ = rgb_FHWC.shape
             top, left = rng.randint(0, H - self.size), rng.randint(0, W - self.size)
             start = rng.randint(0, max(0, F - self.frames))
             clip = stretched(rgb_FHWC[start:, top : top + self.size, left : left + self.size], self.frames)
             clips.append(clip[:, :, ::-1] if rng.random() < 0.5 else clip)
         return torch.from_numpy(np.stack(clips))
-
-    def _clip(self, row: int) -> NDArray[np.uint8]:
-        if row not in self.clips:
-            self.clips[row] = _unpacked(self.reader.row(row))
-            self.bytes += self.clips[row].nbytes
-            while self.bytes > CACHE_BYTES and len(self.clips) > 1:
-                self.bytes -= self.clips.popitem(last=False)[1].nbytes
-        return self.clips[row]
 
 
 def held_out_clips(folder: str, count: int, frames: int, size: int) -> Tensor:
@@ -66,7 +57,7 @@ def held_out_clips(folder: str, count: int, frames: int, size: int) -> Tensor:
     _, held = split_rows(index)
     clips = []
     for row in held[:count]:
-        rgb_FHWC = _unpacked(reader.row(int(row)))
+        rgb_FHWC = _unpacked(reader, int(row))
         top, left = (rgb_FHWC.shape[1] - size) // 2, (rgb_FHWC.shape[2] - size) // 2
         clips.append(stretched(rgb_FHWC[:, top : top + size, left : left + size], frames))
     return torch.from_numpy(np.stack(clips)) if clips else torch.zeros((0, frames, size, size, 3), dtype=torch.uint8)
@@ -97,7 +88,8 @@ def stretched(rgb_FHWC: NDArray[np.uint8], frames: int) -> NDArray[np.uint8]:
     return np.pad(rgb_FHWC[:frames], [(0, more), (0, 0), (0, 0), (0, 0)], "reflect")
 
 
-def _unpacked(row: dict[str, Any]) -> NDArray[np.uint8]:
+def _unpacked(reader: ShardReader, number: int) -> NDArray[np.uint8]:
+    row = reader.row(number)
     return unpack_picture(row["picture"], row["F"], row["height"], row["width"])
 
 

@@ -10,7 +10,7 @@ import json
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -178,39 +178,50 @@ def open_shards(folder: str | Path) -> ShardIndex:
     )
 
 
+class ByteCache:
+    """Values that take at most so many bytes, the least used ones forgotten; may be used by several threads."""
+
+    def __init__(self, most: int) -> None:
+        self.most, self.bytes = most, 0
+        self.values: OrderedDict[Any, Any] = OrderedDict()
+        self.lock = threading.Lock()
+
+    def get(self, key: Any, make: Callable[[], Any]) -> Any:
+        """The value of a key, made if it is not there; its `nbytes` count."""
+        with self.lock:
+            if key in self.values:
+                self.values.move_to_end(key)
+                return self.values[key]
+        value = make()
+        with self.lock:
+            if key not in self.values:
+                self.values[key] = value
+                self.bytes += value.nbytes
+            while self.bytes > self.most and len(self.values) > 1:
+                self.bytes -= self.values.popitem(last=False)[1].nbytes
+        return value
+
+
 class ShardReader:
     """Row groups of shards, the latest kept in memory up to `cache_bytes`; may be used by several threads."""
 
     def __init__(self, index: ShardIndex, columns: Sequence[str], cache_bytes: int = 2**31) -> None:
-        self.index, self.columns, self.cache_bytes = index, list(columns), cache_bytes
+        self.index, self.columns = index, list(columns)
         self.remote = _listed(index.folder)[0]
-        self.groups: OrderedDict[tuple[int, int], Any] = OrderedDict()
+        self.groups = ByteCache(cache_bytes)
         self.footers: dict[int, Any] = {}
-        self.bytes = 0
-        self.lock = threading.Lock()
 
     def row(self, number: int) -> dict[str, Any]:
         """Row `number` of the index, with the columns asked for."""
         file, group, row = self.index.place_N3[number].tolist()
-        table = self._group(file, group)
+        table = self.groups.get((file, group), lambda: self._read(file, group))
         return {name: table[name][row].as_py() for name in self.columns}
 
-    def _group(self, file: int, group: int) -> Any:
-        with self.lock:
-            if (file, group) in self.groups:
-                self.groups.move_to_end((file, group))
-                return self.groups[file, group]
+    def _read(self, file: int, group: int) -> Any:
         name = self.index.files[file]
         with _parquet(self.remote, name, self.footers.get(file)) as opened:
             self.footers[file] = opened.metadata
-            table = _columns(opened, name, group, self.columns)
-        with self.lock:
-            if (file, group) not in self.groups:
-                self.groups[file, group] = table
-                self.bytes += table.nbytes
-            while self.bytes > self.cache_bytes and len(self.groups) > 1:
-                self.bytes -= self.groups.popitem(last=False)[1].nbytes
-        return table
+            return _columns(opened, name, group, self.columns)
 
 
 def read_settings(folder: str) -> dict[str, Any]:

@@ -96,13 +96,6 @@ def test_short_animations_start_again(tmp_path: Path) -> None:
     assert [clip.start for clip in clips_of(long, looped)] == [clip.start for clip in clips_of(long)] == [0]
 
 
-def test_variable_frame_rate(tmp_path: Path) -> None:
-    path = write_gray(tmp_path / "vfr.mp4", grays(4), [0, 1 / 8, 4 / 8, 5 / 8])
-    a, b, c, d = grays(4)
-    assert near(levels(clips_of(path)[0]), [a, b, b, b, c])
-    assert abs(d - c) > 3
-
-
 def test_scenes_are_split_and_not_mixed(tmp_path: Path) -> None:
     frames = torch.cat([torch.full((3, count, 32, 32), level) for count, level in ((7, -0.8), (6, 0.9), (2, -0.2), (5, 0.5))], 1)
     path = write_video(tmp_path / "cuts.mp4", frames, 8)
@@ -178,17 +171,6 @@ def test_codecs_and_depths(name: str, codec: str, format: str, tmp_path: Path) -
     assert np.abs(wide.rgb_FHWC[0] / 127.5 - 1 - read.numpy()).mean() < 0.03  # the two ways to scale agree
 
 
-def test_rotation(tmp_path: Path) -> None:
-    source = write_av(tmp_path / "a.mp4", "libx264", "yuv420p")
-    content = bytearray(source.read_bytes())
-    place = content.index(b"tkhd") + 4 + 40  # the matrix of the track's header: a quarter turn to the right
-    matrix = [0, 1 << 16, 0, -(1 << 16) & 0xFFFFFFFF, 0, 0, 0, 0, 1 << 30]
-    content[place : place + 36] = b"".join(value.to_bytes(4, "big") for value in matrix)
-    (tmp_path / "turned.mp4").write_bytes(content)
-    clip = clips_of(tmp_path / "turned.mp4", Cut(5, 8.0, ((48, 32),)))[0]
-    assert corners(clip) == ["blue", "red", "white", "green"]
-
-
 def test_interlaced(tmp_path: Path) -> None:
     """A bar that moves from field to field is torn into a comb in the file, and has straight sides in the clips."""
     path = tmp_path / "fields.mkv"
@@ -218,29 +200,6 @@ def test_interlaced(tmp_path: Path) -> None:
     assert [left for i, left in enumerate(lefts) if not -3 <= left - 12 * i <= 9] == []  # the time of one of the two fields
 
 
-def test_animations_without_ffmpeg(tmp_path: Path) -> None:
-    values = grays(9)
-    frames = [Image.new("RGBA", (40, 40), (value, value, value, 255)) for value in values]
-    for name, more in (("a.webp", {"lossless": True}), ("a.gif", {}), ("a.png", {})):
-        frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:], duration=125 if name != "a.gif" else 120, **more)
-        (clip,) = clips_of(tmp_path / name)
-        assert near(levels(clip), values[:5]), name
-    clear = Image.new("RGBA", (40, 40), (0, 0, 0, 0))
-    clear.save(tmp_path / "clear.webp", save_all=True, append_images=frames[1:], duration=125)
-    assert levels(clips_of(tmp_path / "clear.webp")[0])[0] == 255  # transparency over white
-
-
-def test_sound_beside_pictures_and_sound_alone(tmp_path: Path) -> None:
-    with av.open(str(tmp_path / "sound.mp4"), "w") as container:
-        stream = container.add_stream("aac", rate=8000)
-        frame = av.AudioFrame.from_ndarray(np.zeros((1, 8000), np.float32), format="fltp", layout="mono")
-        frame.sample_rate = 8000
-        container.mux(stream.encode(frame))
-        container.mux(stream.encode())
-    with pytest.raises(ValueError, match="holds only sound"):
-        clips_of(tmp_path / "sound.mp4")
-
-
 def test_damaged_files_say_so(tmp_path: Path) -> None:
     good = write_gray(tmp_path / "a.mp4", grays(26), size=(64, 64)).read_bytes()
     (tmp_path / "text.mp4").write_text("path,caption\n" * 50)
@@ -267,14 +226,6 @@ def test_damaged_files_say_so(tmp_path: Path) -> None:
         with pytest.raises((ValueError, OSError), match=words) as caught:
             clips_of(tmp_path / name)
         assert "\n" not in str(caught.value), name
-
-
-def test_a_cut_stream_without_index(tmp_path: Path) -> None:
-    path = write_gray(tmp_path / "a.mkv", grays(26), size=(64, 64))
-    whole = path.read_bytes()
-    path.write_bytes(whole[: len(whole) * 2 // 3])
-    with pytest.raises(ValueError, match="cut off|damaged"):
-        clips_of(path)
 
 
 def test_urls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

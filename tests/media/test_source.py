@@ -302,6 +302,14 @@ def animation(path: Path, duration: int = 100, **more: Any) -> Path:
     return path
 
 
+def clear_animation(path: Path) -> Path:
+    frames = [Image.fromarray(np.dstack([quadrants(), np.full((48, 64), 255, np.uint8)])) for _ in range(5)]
+    frames[0].paste((0, 0, 0, 0), (0, 0, 32, 24))
+    frames[1].paste((0, 0, 0, 255), (0, 0, 8, 8))
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=100, lossless=True)
+    return path
+
+
 def covered(path: Path) -> Path:
     """An animated PNG whose first picture is a cover for viewers that show no animations."""
     frames = [Image.fromarray(quadrants()), *(Image.new("RGB", (64, 48), (40 * i, 0, 0)) for i in range(4))]
@@ -324,6 +332,7 @@ SHOWN: dict[str, tuple[Callable[[Path], Path], str, int, str]] = {
     "two.mpo": (lambda path: saved(path, save_all=True, append_images=[Image.new("RGB", (64, 48))]), "image", 1, "RG/BY"),
     "two.tif": (lambda path: saved(path, save_all=True, append_images=[Image.new("RGB", (64, 48))]), "image", 1, "RG/BY"),
     "moving.webp": (lambda path: animation(path, lossless=True), "video", 5, "RG/BY"),
+    "clear.webp": (clear_animation, "video", 5, "WG/BY"),
     "moving.gif": (animation, "video", 5, "RG/BY"),
     "hasty.gif": (lambda path: animation(path, 10), "video", 5, "RG/BY"),
     "hasty.png": (lambda path: animation(path, 0), "video", 5, "RG/BY"),

@@ -179,24 +179,6 @@ def test_pick_does_not_read_past_the_limit() -> None:
     assert [item for _, item in pick(endless(), 8, 0.25, 0.75)] == [2, 3, 4, 5]
 
 
-@pytest.mark.parametrize("degrees", [90, 180, 270])
-def test_a_turned_phone_video_is_turned_back(tmp_path: Path, degrees: int) -> None:
-    path = tmp_path / "phone.mp4"
-    shape = quadrants() if degrees == 180 else np.ascontiguousarray(quadrants(60, 40))
-    sideways = np.ascontiguousarray(np.rot90(quadrants(*shape.shape[:2]), -degrees // 90))
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=8)
-        stream.height, stream.width, stream.pix_fmt = *sideways.shape[:2], "yuv420p"
-        stream.set_display_rotation(degrees)
-        container.mux(stream.encode(av.VideoFrame.from_ndarray(sideways, format="rgb24")))
-        container.mux(stream.encode())
-    height, width = shape.shape[:2]
-    clip = read_video(path, 8, height, width)
-    assert clip.note == "turned upright"
-    assert torch.allclose(clip.pixels_CFHW[:, 0, 5, 5], torch.tensor(TOP_LEFT), atol=0.1)
-    assert torch.allclose(clip.pixels_CFHW[:, 0, -5, -5], torch.ones(3), atol=0.1)
-
-
 def test_oblong_pixels_are_squared(tmp_path: Path) -> None:
     path = write_av(
         tmp_path / "sar.mp4", [0, 0.1], [50, 50], lambda s: setattr(s.codec_context, "sample_aspect_ratio", Fraction(3, 4))
