@@ -22,7 +22,7 @@ from fastapi_offline import FastAPIOffline
 from lumos import __version__
 from lumos.serving.access import App, add_login
 from lumos.serving.config import ServeConfig
-from lumos.serving.errors import add_errors, errors
+from lumos.serving.errors import ERRORS, add_errors
 from lumos.serving.metrics import Metrics
 from lumos.serving.queue import Client
 from lumos.serving.request import RequestError, body_schema, complete, read_body, read_form, start_from
@@ -48,7 +48,7 @@ Name = Annotated[str, Header(alias="X-Client-Id", max_length=64, description="wh
 
 def create_app(config: ServeConfig, service: Service) -> App:
     """The page and the API, counted. They are served behind Access only."""
-    app = FastAPIOffline(title="Lumos", version=__version__, description=ABOUT, favicon_url="/icon.svg")
+    app = FastAPIOffline(title="Lumos", version=__version__, description=ABOUT, favicon_url="/icon.svg", responses=ERRORS)
     uploads, metrics = Uploads(service.store, config), Metrics(service)
     add_errors(app, service)
     _add_videos(app, config, service, uploads)
@@ -62,7 +62,7 @@ def create_app(config: ServeConfig, service: Service) -> App:
 def _add_videos(app: FastAPI, config: ServeConfig, service: Service, uploads: Uploads) -> None:
     request_body = {"requestBody": body_schema()}
 
-    @app.post("/v1/videos", summary="Make a video", responses=errors(408, 413, 429, 503), openapi_extra=request_body)
+    @app.post("/v1/videos", summary="Make a video", openapi_extra=request_body)
     async def create(request: Request, name: Name = "") -> dict[str, Any]:
         client, digest = _client(request, name)
         if not service.ready:
@@ -76,7 +76,7 @@ def _add_videos(app: FastAPI, config: ServeConfig, service: Service, uploads: Up
                 file.close()
         return video.document(service.position(video.id))
 
-    @app.get("/v1/videos", summary="The videos of this client, newest first", responses=errors())
+    @app.get("/v1/videos", summary="The videos of this client, newest first")
     async def index(
         request: Request,
         name: Name = "",
@@ -95,17 +95,17 @@ def _add_videos(app: FastAPI, config: ServeConfig, service: Service, uploads: Up
         ends = {"first_id": shown[0]["id"], "last_id": shown[-1]["id"]} if shown else {"first_id": None, "last_id": None}
         return {"object": "list", "data": shown, **ends, "has_more": first + limit < len(mine)}
 
-    @app.get("/v1/videos/{id}", summary="Status of a video", responses=errors(404))
+    @app.get("/v1/videos/{id}", summary="Status of a video")
     async def show(id: Id) -> dict[str, Any]:
         return _known(service, id).document(service.position(id))
 
-    @app.post("/v1/videos/{id}/cancel", summary="Stop making a video", responses=errors(404))
+    @app.post("/v1/videos/{id}/cancel", summary="Stop making a video")
     async def cancel(id: Id) -> dict[str, Any]:
         video = _known(service, id)
         service.cancel(id)
         return video.document()
 
-    @app.delete("/v1/videos/{id}", summary="Stop making a video and forget it", responses=errors(404))
+    @app.delete("/v1/videos/{id}", summary="Stop making a video and forget it")
     async def delete(id: Id) -> dict[str, Any]:
         _known(service, id)
         service.delete(id)
@@ -114,7 +114,6 @@ def _add_videos(app: FastAPI, config: ServeConfig, service: Service, uploads: Up
     @app.post(
         "/v1/uploads",
         summary="Send an image or video to start from, and see it as the model will",
-        responses=errors(408, 413, 503),
         openapi_extra={"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": FORM}}}},
     )
     async def upload(request: Request) -> dict[str, Any]:
@@ -142,7 +141,7 @@ def _add_finished(app: FastAPI, service: Service) -> None:
         "/v1/videos/{id}/content",
         summary="The finished file (range and conditional requests work)",
         response_class=Response,
-        responses=errors(404, 409, 412, 416) | {200: files, 206: {**files, "description": "a part of it"}},
+        responses={200: files, 206: {**files, "description": "a part of it"}},
     )
     async def content(
         request: Request,
@@ -168,7 +167,7 @@ def _add_finished(app: FastAPI, service: Service) -> None:
         description="`status`: the video's document. `frames`: {index, first_frame, frames: [data URLs]}; its id lets a client "
         "that lost the connection go on (Last-Event-ID). Ends after the status `completed` or `failed`.",
         response_class=StreamingResponse,
-        responses=errors(404) | {200: {"content": {"text/event-stream": {}}, "description": "the events"}},
+        responses={200: {"content": {"text/event-stream": {}}, "description": "the events"}},
     )
     async def events(
         request: Request, id: Id, last: Annotated[str, Header(alias="Last-Event-ID", max_length=20)] = ""
@@ -182,11 +181,11 @@ def _add_finished(app: FastAPI, service: Service) -> None:
 
 
 def _add_about(app: FastAPI, config: ServeConfig, service: Service, metrics: Metrics) -> None:
-    @app.get("/v1/models", summary="What is served", responses=errors())
+    @app.get("/v1/models", summary="What is served")
     async def models() -> dict[str, Any]:
         return {"object": "list", "data": [model()]}
 
-    @app.get("/v1/models/{id}", summary="What is served, by its name", responses=errors(404))
+    @app.get("/v1/models/{id}", summary="What is served, by its name")
     async def one_model(id: str) -> dict[str, Any]:
         if id != config.weights_name:
             raise RequestError(404, f"there is no such model; this server has {config.weights_name}", code="model_not_found")
@@ -197,7 +196,7 @@ def _add_about(app: FastAPI, config: ServeConfig, service: Service, metrics: Met
         signs_out = {"key_needed": config.api_key is not None}
         return {"id": config.weights_name, "object": "model", "owned_by": "lumos", **service.about, **limits, **signs_out}
 
-    @app.get("/health", summary="Whether videos can be made now", responses={503: errors(503)[503]})
+    @app.get("/health", summary="Whether videos can be made now")
     async def health(response: Response) -> dict[str, Any]:
         response.status_code = 200 if service.ready else 503
         state = {"waiting": len(service.queue), "running": service.running is not None}
@@ -207,9 +206,7 @@ def _add_about(app: FastAPI, config: ServeConfig, service: Service, metrics: Met
     async def live() -> dict[str, Any]:
         return {"status": "ok"}
 
-    text: dict[str, Any] = {"content": {"text/plain": {}}, "description": "the metrics"}
-
-    @app.get("/metrics", summary="Prometheus metrics", response_class=Response, responses=errors() | {200: text})
+    @app.get("/metrics", summary="Prometheus metrics", response_class=Response)
     async def show_metrics() -> Response:
         return Response(metrics.text(), media_type="text/plain; version=0.0.4")
 

@@ -51,10 +51,11 @@ MEANINGS = {
 }
 
 
-def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """What a route's description says of these, and of those that every route may answer with."""
-    known: dict[int | str, dict[str, Any]] = {"default": {"model": Error, "description": "any other error"}}
-    return known | {status: {"model": Error, "description": MEANINGS[status]} for status in (400, 401, 403, *statuses)}
+# what the description of every route says of errors
+ERRORS: dict[int | str, dict[str, Any]] = {
+    **{status: {"model": Error, "description": words} for status, words in MEANINGS.items()},
+    "default": {"model": Error, "description": "any other error"},
+}
 
 
 def add_errors(app: FastAPI, service: Service) -> None:

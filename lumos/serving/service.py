@@ -24,7 +24,7 @@ from lumos.serving.decode import processes
 from lumos.serving.queue import Client, FairQueue, Waiting
 from lumos.serving.request import VideoRequest
 from lumos.serving.store import Store, Video, new_id
-from lumos.serving.worker import FILES, Cancel, Check, Make, run_worker
+from lumos.serving.worker import FILES, run_worker
 
 log = logging.getLogger("lumos.serving")
 GRACE = 10.0  # seconds a worker has to stop a batch before it is stopped itself
@@ -123,7 +123,7 @@ class Service:
         number, answer = next(self._numbers), asyncio.get_running_loop().create_future()
         self._checks[number] = answer
         try:
-            self._send(pipe, Check(number, request))
+            self._send(pipe, ("check", number, request))
             error = await asyncio.wait_for(answer, 10)
         except TimeoutError:
             raise WorkerUnavailable from None
@@ -316,7 +316,7 @@ class Service:
         limit = asyncio.get_running_loop().call_later(self.config.time_limit, self._too_long)
         self.running = Running(next(self._numbers), [item.id for item in items], [limit])
         folders = tuple(self.store.folder(item.id) for item in items)
-        self._send(self._pipe, Make(self.running.number, tuple(item.request for item in items), folders))
+        self._send(self._pipe, ("make", self.running.number, tuple(item.request for item in items), folders))
         for item in self.queue.waiting:
             self._tell(item.id)
 
@@ -328,7 +328,7 @@ class Service:
         assert self.running
         if self.running.reason is None and self._pipe and self._process:
             self.running.reason = reason
-            self._send(self._pipe, Cancel(self.running.number))
+            self._send(self._pipe, ("cancel", self.running.number))
             self.running.timers.append(asyncio.get_running_loop().call_later(GRACE, self._process.kill))
 
     def _finish_batch(self, running: Running) -> None:

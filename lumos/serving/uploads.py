@@ -49,17 +49,9 @@ class Uploads:
     async def add(self, source: BinaryIO, size: Size, address: str) -> Upload:
         """Keep a file and look into it. ValueError in words for one that cannot be used."""
         self._expire()
-        id = new_id("upload")
-        place = self.folder / id
-        place.mkdir(mode=0o700)
-        try:
-            file = await asyncio.to_thread(_copy, source, place / "file", self.config.upload_bytes)
-            decoded = await decode(file, place, *size, self.config, self._places)
-            (place / START).unlink()
-            preview = (place / PREVIEW).read_bytes()
-        except BaseException:
-            shutil.rmtree(place, ignore_errors=True)
-            raise
+        async with self.decoded(source, size) as (decoded, start):
+            id, preview = new_id("upload"), (start.parent / PREVIEW).read_bytes()
+            file = (start.parent / "file").rename(self.folder / id)
         self.known[id] = Upload(id, file, decoded, preview, address, time.monotonic(), file.stat().st_size)
         return self.known[id]
 
@@ -86,7 +78,7 @@ class Uploads:
 
     def _remove(self, upload: Upload) -> None:
         del self.known[upload.id]
-        shutil.rmtree(self.folder / upload.id, ignore_errors=True)
+        upload.file.unlink(missing_ok=True)
 
 
 def _copy(source: BinaryIO, file: Path, most: int) -> Path:

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import closing, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from io import BytesIO
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -31,30 +31,9 @@ SECONDS_BETWEEN_NEWS = 0.4  # of progress; frames are told at once
 FILES = ("video.mp4", "video.gif", "video.png", "thumbnail.png")
 TOO_LARGE = "there was not enough memory; ask for fewer frames or a smaller size"
 Say = Callable[..., None]
-
-
-@dataclass(frozen=True)
-class Make:
-    """Requests to be made in one pass, each with the folder for its files. Several can batch with each other."""
-
-    number: int
-    requests: tuple[VideoRequest, ...]
-    folders: tuple[Path, ...]
-
-
-@dataclass(frozen=True)
-class Cancel:
-    """Stop making the batch with this number."""
-
-    number: int
-
-
-@dataclass(frozen=True)
-class Check:
-    """Can this prompt be read by the model? Answered at once, even while a batch is made."""
-
-    number: int
-    request: VideoRequest
+Requests = tuple[VideoRequest, ...]
+Folders = tuple[Path, ...]
+Batch = tuple[int, Requests, Folders]  # its number, what is asked, and the folders for its files
 
 
 class Cancelled(Exception):
@@ -62,8 +41,9 @@ class Cancelled(Exception):
 
 
 def run_worker(connection: Connection, weights: str, device: str | None) -> None:
-    """Serve batches until the other end closes. Sends tuples: a word, the number of a batch or check, what there is to say.
+    """Serve batches until the other end closes. Messages: a word, the number of a batch or check, what there is to say.
 
+    It hears: make n requests folders | cancel n | check n request (answered at once, even while a batch is made). It says:
     ready 0 about files | weights 0 files | broken 0 message | checked n error or None | progress n done all
     frames n first [pictures of each row] | finished n [error or None of each row] seconds | failed n code message
     """
@@ -88,66 +68,68 @@ def run_worker(connection: Connection, weights: str, device: str | None) -> None
     except (ValueError, OSError, RuntimeError, MemoryError) as error:
         say("broken", 0, TOO_LARGE if is_memory_error(error) else str(error))
         return
-    todo: queue.SimpleQueue[Make] = queue.SimpleQueue()
+    todo: queue.SimpleQueue[Batch] = queue.SimpleQueue()
     cancelled: set[int] = set()
     threading.Thread(target=_hear, args=(connection, generator, todo, cancelled, say), daemon=True).start()
     say("ready", 0, about, files)
     while True:
-        batch = todo.get()
+        number, requests, folders = todo.get()
         say("weights", 0, _files_of(weights))
         try:
             begin = time.monotonic()
-            errors = _make(generator, batch, cancelled, say)
-            say("finished", batch.number, errors, time.monotonic() - begin)
+            errors = _make(generator, number, requests, folders, cancelled, say)
+            say("finished", number, errors, time.monotonic() - begin)
         except Cancelled:
-            say("failed", batch.number, "cancelled", "cancelled")
+            say("failed", number, "cancelled", "cancelled")
         except ValueError as error:
-            say("failed", batch.number, "invalid_request", str(error))
+            say("failed", number, "invalid_request", str(error))
         except Exception as error:
             code, message = ("out_of_memory", TOO_LARGE) if is_memory_error(error) else ("fault", repr(error))
-            say("failed", batch.number, code, message)
-        cancelled.discard(batch.number)
+            say("failed", number, code, message)
+        cancelled.discard(number)
 
 
-def _hear(connection: Connection, generator: Generator, todo: queue.SimpleQueue[Make], cancelled: set[int], say: Say) -> None:
+def _hear(connection: Connection, generator: Generator, todo: queue.SimpleQueue[Batch], cancelled: set[int], say: Say) -> None:
     while True:
         try:
-            message = connection.recv()
+            word, number, *rest = connection.recv()
         except (EOFError, OSError):
             os._exit(0)
-        if isinstance(message, Make):
-            todo.put(message)
-        elif isinstance(message, Cancel):
-            cancelled.add(message.number)
-        elif isinstance(message, Check):
-            request, error = message.request, None
+        if word == "make":
+            todo.put((number, *rest))
+        elif word == "cancel":
+            cancelled.add(number)
+        else:
+            request, error = rest[0], None
             try:
                 generator.prompt_ids(request.prompt, request.frames, request.height, request.width)
             except ValueError as fault:
                 error = str(fault)
-            say("checked", message.number, error)
+            say("checked", number, error)
 
 
-def _make(generator: Generator, batch: Make, cancelled: set[int], say: Say) -> list[str | None]:
+def _make(
+    generator: Generator, number: int, requests: Requests, folders: Folders, cancelled: set[int], say: Say
+) -> list[str | None]:
     import torch
 
-    first, said = batch.requests[0], time.monotonic()
+    first, said = requests[0], time.monotonic()
 
     def progress(done: int, passes: int) -> None:
         nonlocal said
-        if batch.number in cancelled:
+        if number in cancelled:
             raise Cancelled
         # Whoever hears of it takes a core from the threads that compute, which all wait for the last of them.
         if time.monotonic() - said > SECONDS_BETWEEN_NEWS:
             said = time.monotonic()
-            say("progress", batch.number, done, passes)
+            say("progress", number, done, passes)
 
     parts: list[Tensor] = []
     frames = generator.stream(
-        [request.prompt for request in batch.requests],
+        [request.prompt for request in requests],
         frames=first.frames,
-        seed=[request.seed for request in batch.requests],
-        given=_given(batch.folders[0] / START) if first.given else None,
+        seed=[request.seed for request in requests],
+        given=_given(folders[0] / START) if first.given else None,
         sampler=replace(generator.config.sampler, steps=first.steps, guidance=first.guidance, temperature=first.temperature),
         height=first.height,
         width=first.width,
@@ -155,13 +137,13 @@ def _make(generator: Generator, batch: Make, cancelled: set[int], say: Say) -> l
     )
     with closing(frames):  # type: ignore[type-var]
         for pixels_BCFHW in frames:
-            if batch.number in cancelled:
+            if number in cancelled:
                 raise Cancelled
             parts.append(pixels_BCFHW.cpu())
             shown = sum(part.shape[2] for part in parts[:-1])
-            say("frames", batch.number, shown, [_pictures(pixels_CFHW) for pixels_CFHW in parts[-1]])
+            say("frames", number, shown, [_pictures(pixels_CFHW) for pixels_CFHW in parts[-1]])
     pixels_BCFHW = torch.cat(parts, dim=2)
-    return [_write(folder, pixels, first.fps) for folder, pixels in zip(batch.folders, pixels_BCFHW, strict=True)]
+    return [_write(folder, pixels, first.fps) for folder, pixels in zip(folders, pixels_BCFHW, strict=True)]
 
 
 def _pictures(pixels_CFHW: Tensor) -> list[bytes]:
