@@ -24,7 +24,7 @@ from lumos.serving.service import Service
 from lumos.serving.store import Store
 
 log = logging.getLogger("lumos.serving")
-BACKLOG = 64  # connections taken at a time
+BACKLOG = 16  # connections taken at a time; three times as many may be on their way in or out
 OWN_FILES = 64  # descriptors that are left to everything but connections
 MOST_CONNECTIONS = 1000
 
@@ -40,6 +40,7 @@ async def serve(config: ServeConfig, ready: Callable[[str], None], stop: asyncio
             loop.add_signal_handler(number, stop.set)
     for name in ("uvicorn", "uvicorn.error", "asyncio"):  # other libraries' chatter; a stranger's broken request is no news
         logging.getLogger(name).setLevel(logging.ERROR)
+    loop.set_exception_handler(_log_fault)
     with _listener(config) as listener:
         log.info("loading the model")
         start_processes()
@@ -81,6 +82,11 @@ def _settings(config: ServeConfig, service: Service) -> uvicorn.Config:
     )
 
 
+def _log_fault(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    if not str(context.get("message")).startswith("socket.accept()"):  # it is tried again, a thousand times a second
+        loop.default_exception_handler(context)
+
+
 class _Server(uvicorn.Server):
     """Signals are ours: this one would raise them again at its end."""
 
@@ -95,7 +101,7 @@ def _connections(config: ServeConfig) -> type[H11Protocol]:
     with suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         soft = hard
-    most = max(8, min(MOST_CONNECTIONS, (soft if soft != resource.RLIM_INFINITY else 2**16) - OWN_FILES - BACKLOG))
+    most = max(8, min(MOST_CONNECTIONS, (soft if soft != resource.RLIM_INFINITY else 2**16) - OWN_FILES - 3 * BACKLOG))
     idle: dict[_Connection, None] = {}  # those that wait for a request, in the order in which they began to
 
     class _Connection(H11Protocol):

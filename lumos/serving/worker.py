@@ -212,6 +212,8 @@ def _warm_up(generator: Generator) -> None:
 
 def _about(generator: Generator) -> dict[str, Any]:
     """What the server and its clients need to know of the model."""
+    from lumos.sequence.layout import SIZE_UNIT
+
     video, sampler, tokenizer = generator.config.video, generator.config.sampler, generator.tokenizer
     return {
         "height": video.height,
@@ -224,5 +226,5 @@ def _about(generator: Generator) -> dict[str, Any]:
         "device": str(generator.device),
         "temporal": tokenizer.temporal,
         "spatial": tokenizer.spatial,
-        "size_step": 32,
+        "size_step": SIZE_UNIT,
     }
