@@ -20,29 +20,29 @@ class ServeConfig:
     """Address and key; weights and device; limits of requests, uploads, queue and stored results."""
 
     data: Path  # folder for finished videos
-    host: str = "127.0.0.1"  # address to listen on
-    port: int = 7860  # 0 takes a free one
-    public_url: str | None = None  # what a proxy in front is called: https://name
+    host: str = "127.0.0.1"  # address to listen on; any but this machine's own needs a key or --no-auth
+    port: int = 7860  # port to listen on; 0 takes a free one
+    public_url: str | None = None  # address under which a proxy offers this server: https://NAME
     api_key: str | None = None  # what every request must carry
-    no_auth: bool = False  # let everybody in who can reach the address
-    weights: str = "tiny"  # name in the package, or a folder
-    device: str | None = None  # cpu, cuda, cuda:1
-    batch: int = 1  # requests made in one pass
-    queue: int = 32  # requests that wait
-    queue_per_client: int = 8  # of them, from one client
-    max_frames: int = 129  # of one video
-    size_factor: float = 4.0  # pixels of a result, in multiples of the model's own
-    max_steps: int = 100  # denoising steps of every latent frame
-    time_limit: float = 600.0  # seconds of making one batch
-    keep_seconds: float = 24 * 3600.0  # for which finished videos are kept
-    keep_bytes: float = 2**31  # that finished videos may take
-    upload_bytes: int = 32 * 2**20  # of one file
-    upload_pixels: int = 40_000_000  # of one frame of it
-    upload_seconds: float = 60.0  # for a body to arrive
-    header_seconds: float = 10.0  # for the first lines of a request to arrive
-    decode_seconds: float = 20.0  # of decoding one file
-    decode_bytes: int = 3 * 2**29  # memory of decoding, above what Python itself takes
-    restart_pause: float = 1.0  # seconds before a dead worker is replaced; doubled with every death in a row
+    no_auth: bool = False  # let everybody who can reach the address in without a key
+    weights: str = "tiny"  # name of weights in the package, or a folder
+    device: str | None = None  # where to compute: cpu, cuda, cuda:1
+    batch: int = 1  # requests made in one pass: those that agree in all but prompt and seed
+    queue: int = 32  # requests that may wait; more are told to come back later
+    queue_per_client: int = 8  # requests of one client that may wait
+    max_frames: int = 129  # longest video in frames, 1 + 4k
+    size_factor: float = 4.0  # largest picture, in multiples of the model's own pixels
+    max_steps: int = 100  # most denoising steps of a latent frame
+    time_limit: float = 600.0  # seconds that making one video or batch may take
+    keep_seconds: float = 24 * 3600.0  # seconds for which finished videos are kept
+    keep_bytes: float = 2**31  # bytes that finished videos may take
+    upload_bytes: int = 32 * 2**20  # largest upload in bytes
+    upload_pixels: int = 40_000_000  # most pixels of one frame of an upload
+    upload_seconds: float = 60.0  # seconds for a body to arrive
+    header_seconds: float = 10.0  # seconds for the first lines of a request to arrive
+    decode_seconds: float = 20.0  # seconds of decoding one upload
+    decode_bytes: int = 3 * 2**29  # bytes of memory for decoding, above what Python itself takes
+    restart_pause: float = 1.0  # seconds before a dead worker is replaced, doubled with every death in a row
     log_prompts: bool = False  # write prompts into the log
 
     def __post_init__(self) -> None:
