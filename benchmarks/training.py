@@ -207,7 +207,7 @@ def measure(case: Case, ranks: Ranks, steps: int) -> dict[str, Any]:
 
     card = step_cost.CARDS["H200"]
     ids = work.ids * work.samples * ranks.world
-    achieved = step_cost.flops(model_config, work).total / seconds / 1e12
+    achieved = sum(step_cost.flops(model_config, work)) / seconds / 1e12
     peak = torch.cuda.max_memory_allocated() if ranks.device.type == "cuda" else 0
     reserved = torch.cuda.max_memory_reserved() if ranks.device.type == "cuda" else 0
     predicted = step_cost.step_memory(model_config, work, plan, ranks.world)

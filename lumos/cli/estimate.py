@@ -50,7 +50,7 @@ def run_estimate(args: EstimateArgs) -> None:
             each = replace(plan, recompute=mode)
             need = step_cost.step_memory(model, work, each, args.gpus, average)
             speed = work.ids * work.samples / step_cost.step_seconds(model, work, each, card, args.gpus)
-            operations = step_cost.flops(model, work).total / (work.ids * work.samples)
+            operations = sum(step_cost.flops(model, work)) / (work.ids * work.samples)
             modes.append(
                 {
                     "recompute": mode,

@@ -29,14 +29,7 @@ from lumos.training.parallel import Ranks
 from lumos.training.vocabulary_transfer import carried_over
 from lumos.weights import fingerprint
 
-SAMPLE_PROMPTS = (
-    "a red circle moves to the right",
-    "a blue star moving up",
-    "three green hearts",
-    "a yellow square to the left of a purple triangle",
-    "an orange pentagon spins on a dark background",
-    "a small pink ring grows",
-)
+SAMPLE_PROMPTS = ("a red circle moves to the right", "a blue star moving up", "three green hearts", "a small pink ring grows")
 
 
 @dataclass(frozen=True)
@@ -48,6 +41,7 @@ class RunParts:
     vocabulary: Vocabulary
     tokenizer: VideoTokenizer
     initial: dict[str, Tensor] | None  # weights to start from
+    schedule: Schedule
     shards: ShardStream | None
 
     @property
@@ -73,22 +67,18 @@ class RunParts:
         own = SAMPLE_PROMPTS[:3] if self.config.shapes is not None and self.config.data_share < 1 else ()
         return (*own, *(captions[0] for captions in fitting if captions)) or SAMPLE_PROMPTS
 
-    def open_stream(self, schedule: Schedule, step: int, device: torch.device) -> Stream:
+    def open_stream(self, step: int, device: torch.device) -> Stream:
         """Batches from `step` on: of shapes, shards or both."""
         config = self.config
         if self.shards is not None and (config.shapes is None or config.data_share == 1):
             return self.shards
         assert config.shapes is not None
-        chunks = Chunks(config.shapes, self.text, self.vocabulary, config.video.slots, schedule)
+        chunks = Chunks(config.shapes, self.text, self.vocabulary, config.video.slots, self.schedule)
         shapes = ShapesStream(chunks, self.tokenizer, step, device)
         if self.shards is None:
             return shapes
         self.shards.other = shapes
         return self.shards
-
-
-def schedule_of(config: TrainModelConfig, ranks: Ranks) -> Schedule:
-    return Schedule(config.videos, config.images, config.image_every, config.seed, ranks.rank, ranks.world)
 
 
 def gather_parts(
@@ -114,12 +104,11 @@ def gather_parts(
         config = replace(config, parallel=plan_for(config.parallel))
     config.parallel.check(ranks.world)
     _check_memory(config, vocabulary, ranks)
-    if index is None:
-        return RunParts(config, text, vocabulary, tokenizer, initial, None)
-    share = config.data_share if config.shapes is not None else 1.0
-    schedule, slots = schedule_of(config, ranks), config.video.slots
-    shards = ShardStream(index, text, vocabulary, slots, schedule, config.loader, ranks.device, share)
-    return RunParts(config, text, vocabulary, tokenizer, initial, shards)
+    schedule = Schedule(config.videos, config.images, config.image_every, config.seed, ranks.rank, ranks.world)
+    share, shards = config.data_share if config.shapes is not None else 1.0, None
+    if index is not None:
+        shards = ShardStream(index, text, vocabulary, config.video.slots, schedule, config.loader, ranks.device, share)
+    return RunParts(config, text, vocabulary, tokenizer, initial, schedule, shards)
 
 
 Words = tuple[TextTokenizer, Vocabulary, dict[str, Tensor] | None]

@@ -75,19 +75,14 @@ class Flops(NamedTuple):
     attention: float
     head: float
 
-    @property
-    def total(self) -> float:
-        return self.matrices + self.attention + self.head
-
 
 def parameters(model: ModelConfig) -> tuple[int, int]:
     """(of one layer, of all that lies outside the layers)."""
-    return _matrices(model) + 2 * model.width + 4 * model.head_width, 2 * model.vocabulary * model.width + model.width
+    return _matrices(model) + 2 * model.width + 4 * model.head_width, (2 * model.vocabulary + 1) * model.width
 
 
 def _matrices(model: ModelConfig) -> int:
-    D, K = model.width, model.head_width
-    return D * (model.heads + 2 * model.kv_heads) * K + D * model.heads * K + 3 * D * model.ffn
+    return model.width * (2 * (model.heads + model.kv_heads) * model.head_width + 3 * model.ffn)
 
 
 def flops(model: ModelConfig, work: Work) -> Flops:

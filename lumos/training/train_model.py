@@ -25,7 +25,7 @@ from lumos.training.lora import add_adapter, save_adapter, split
 from lumos.training.metrics import Meter, RunLog
 from lumos.training.objective import backward, generator_of, mask_batch, work_of
 from lumos.training.parallel import average_gradients, build, fill, finish, start, tell_of_lost_ranks, together, whole
-from lumos.training.run_parts import RunParts, gather_parts, schedule_of
+from lumos.training.run_parts import RunParts, gather_parts
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -52,7 +52,7 @@ def train_model(
         parts = gather_parts(config, tokenizer_folder, init, data, text_file, ranks)
         config, vocabulary = parts.config, parts.vocabulary
         checkpoints = Checkpoints(out, resume, parts.record(), ranks, config.keep)
-        stream = parts.open_stream(schedule_of(config, ranks), checkpoints.step, device)
+        stream = parts.open_stream(checkpoints.step, device)
 
     model = build(config.model, config.parallel, ranks, config.seed)
     if parts.initial is not None:
@@ -93,7 +93,7 @@ def train_model(
             norm = learner.update(step, progress)
             step += 1
             work = work_of(batch, config, vocabulary)
-            meter.add(batch.image, loss_T, norm, work, step_cost.flops(config.model, work).total, waited)
+            meter.add(batch.image, loss_T, norm, work, sum(step_cost.flops(config.model, work)), waited)
             if step % config.log_every == 0:
                 values = meter.take() | learner.report(config.patience, step)
                 log.scalars(step, values | {"seconds": clock.seconds})

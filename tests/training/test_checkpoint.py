@@ -4,7 +4,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 from collections import namedtuple
@@ -16,7 +15,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from torch import Tensor, multiprocessing
+from torch import Tensor
 
 from lumos.model.transformer import ModelConfig, Transformer
 from lumos.training import checkpoint, parallel
@@ -24,9 +23,9 @@ from lumos.training.checkpoint import Checkpoints, check_same, latest, load, rea
 from lumos.training.learner import Learner
 from lumos.training.optim import OptimConfig
 from lumos.training.parallel import ParallelConfig, Ranks, whole
+from tests.training.toys import ALONE, two
 
 MODEL = ModelConfig(vocabulary=50, layers=1, width=32, heads=1, kv_heads=1, head_width=32, ffn=32)
-ALONE = Ranks(0, 1, torch.device("cpu"))
 
 
 class Run:
@@ -269,30 +268,22 @@ def test_checksums_are_in_the_usual_form(made: Path) -> None:
     assert done.returncode == 0 and len(re.findall(": OK", done.stdout)) == 2
 
 
-def worker(rank: int, world: int, port: int, out: Path) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_PORT": port}.items():
-            patch.setenv(name, str(value))
-        patch.setenv("MASTER_ADDR", "localhost")
-        torch.set_num_threads(1)
-        ranks = parallel.start()
-        run = Run(ranks, shard=True, seed=5)
-        run.load(out / "alone/checkpoints/step_00000001")
-        run.step(1)
-        saver = saver_of(out / "two", run)
-        saver.save(2, 1.5, run.learner)
-        run.step(2)
-        saver.wait()
-        parallel.finish(ranks)
+def worker(rank: int, out: Path) -> None:
+    ranks = parallel.start()
+    run = Run(ranks, shard=True, seed=5)
+    run.load(out / "alone/checkpoints/step_00000001")
+    run.step(1)
+    saver = saver_of(out / "two", run)
+    saver.save(2, 1.5, run.learner)
+    run.step(2)
+    saver.wait()
+    parallel.finish(ranks)
 
 
 @pytest.mark.slow
 def test_saved_by_one_gone_on_by_two_sharded_and_by_one_again(tmp_path: Path) -> None:
     alone = saved(tmp_path / "alone", [1])
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    multiprocessing.spawn(worker, (2, port, tmp_path), nprocs=2)
+    assert two(worker, tmp_path) == [0, 0]
     alone.step(1)
     path = tmp_path / "two/checkpoints/step_00000002"
     assert len(list(path.glob("*.safetensors"))) == 2 and read_state(path)["seconds"] == 1.5

@@ -4,86 +4,31 @@ import json
 import os
 import re
 import shutil
-import socket
 from collections import namedtuple
-from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from torch import multiprocessing
 
-from lumos.data.shapes import ShapesConfig, sample_captions
-from lumos.diffusion.sampler import SamplerConfig
-from lumos.model.transformer import LUMOS_1B, ModelConfig
-from lumos.model_folder import VideoConfig
+from lumos.model.transformer import LUMOS_1B
 from lumos.sequence.vocabulary import small_vocabulary
-from lumos.tokenizer.model import TokenizerConfig, VideoTokenizer, save_tokenizer
-from lumos.training import run_parts
 from lumos.training import train_model as module
 from lumos.training.checkpoint import latest, read_state
 from lumos.training.config import TrainModelConfig
-from lumos.training.optim import OptimConfig
 from lumos.training.parallel import ParallelConfig, Ranks, finish
 from lumos.training.run_parts import _check_memory
 from lumos.training.train_model import train_model
+from tests.training.toys import TOY as SMALL
+from tests.training.toys import two
 
-TOY = TrainModelConfig(
-    model=ModelConfig(vocabulary=0, layers=1, width=32, heads=1, kv_heads=1, head_width=32, ffn=32),
-    video=VideoConfig(height=32, width=32, frames=5, fps=8, slots=64, window=2, latest=2),
-    shapes=ShapesConfig(size=32, frames=9, chunk=4, pool=2, reuse=1, workers=0),
-    optim=OptimConfig(lr=1e-2, warmup_steps=2, ema=0.0, schedule="constant"),
+TOY = replace(
+    SMALL,
+    optim=replace(SMALL.optim, ema=0.0, schedule="constant"),
     parallel=ParallelConfig(shard=True, recompute="full", attention="prefix"),
-    sampler=SamplerConfig(steps=2),
-    videos=2,
-    images=4,
-    image_every=2,
-    max_steps=4,
     log_every=1,
-    sample_every=4,
     save_every=1,
 )
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    small = VideoTokenizer(TokenizerConfig((5, 5), (8, 8), (1, 1), (8, 8), (1, 1)))
-    small.initialise(torch.Generator().manual_seed(0))
-    folder = tmp_path_factory.mktemp("tokenizer") / "small"
-    save_tokenizer(folder, small)
-    return folder
-
-
-@pytest.fixture(autouse=True)
-def few_captions() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run_parts, "sample_captions", lambda count, seed: sample_captions(300, seed))
-        yield
-
-
-def joined(rank: int, port: int, work: Callable[..., None], *arguments: Any) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_PORT": port}.items():
-            patch.setenv(name, str(value))
-        patch.setenv("MASTER_ADDR", "localhost")
-        patch.setattr(run_parts, "sample_captions", lambda count, seed: sample_captions(300, seed))
-        torch.set_num_threads(1)
-        work(rank, *arguments)
-
-
-def two(work: Callable[..., None], *arguments: Any) -> list[int | None]:
-    """Run it as two processes; their exit codes. One that hangs is killed, and has none of its own."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    context = multiprocessing.spawn(joined, (port, work, *arguments), nprocs=2, join=False)
-    for process in context.processes:
-        process.join(timeout=90)
-        process.kill()
-        process.join()
-    return [process.exitcode for process in context.processes]
 
 
 class Killed(module.Clock):

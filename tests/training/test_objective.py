@@ -1,13 +1,12 @@
 """What a step computes: the same gradients for any split over parts, processes and shards."""
 
-import socket
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, multiprocessing
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from lumos.data.batch import Batch
@@ -21,6 +20,7 @@ from lumos.training.config import TrainModelConfig
 from lumos.training.objective import MaskedBatch, attention, backward, generator_of, mask_batch, target_places, work_of
 from lumos.training.optim import OptimConfig
 from lumos.training.parallel import ParallelConfig, Ranks, whole
+from tests.training.toys import ALONE, two
 
 VOCABULARY = small_vocabulary(text_size=20, codes=25)
 CONFIG = TrainModelConfig(
@@ -32,7 +32,6 @@ CONFIG = TrainModelConfig(
     images=4,
 )
 GRID = Grid(4, 4)
-ALONE = Ranks(0, 1, torch.device("cpu"))
 
 
 def test_every_rank_step_and_seed_draws_its_own() -> None:
@@ -162,31 +161,23 @@ PLANS = {
 }
 
 
-def worker(rank: int, world: int, port: int, out: Path) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_PORT": port}.items():
-            patch.setenv(name, str(value))
-        patch.setenv("MASTER_ADDR", "localhost")
-        torch.set_num_threads(1)
-        ranks = parallel.start()
-        for name, plan in PLANS.items():
-            save_file(gradients(replace(CONFIG, parallel=plan), ranks), out / f"{name} {rank}.safetensors")
-        # what fails on one rank ends all, and rank 0 tells
-        try:
-            with parallel.together(ranks):
-                if rank == 1:
-                    raise ValueError("shards are missing")
-        except (ValueError, SystemExit) as error:
-            (out / f"failure {rank}").write_text(f"{type(error).__name__} {error}")
-        parallel.finish(ranks)
+def worker(rank: int, out: Path) -> None:
+    ranks = parallel.start()
+    for name, plan in PLANS.items():
+        save_file(gradients(replace(CONFIG, parallel=plan), ranks), out / f"{name} {rank}.safetensors")
+    # what fails on one rank ends all, and rank 0 tells
+    try:
+        with parallel.together(ranks):
+            if rank == 1:
+                raise ValueError("shards are missing")
+    except (ValueError, SystemExit) as error:
+        (out / f"failure {rank}").write_text(f"{type(error).__name__} {error}")
+    parallel.finish(ranks)
 
 
 @pytest.mark.slow
 def test_two_processes_equal_one_however_the_work_is_spread(tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    multiprocessing.spawn(worker, (2, port, tmp_path), nprocs=2)
+    assert two(worker, tmp_path) == [0, 0]
     alone = gradients(CONFIG)
     for name in PLANS:
         for rank in (0, 1):

@@ -11,43 +11,17 @@ from safetensors.torch import load_file
 from lumos.cli.main import main
 from lumos.data.batch import Schedule
 from lumos.data.loader import EpochPlan, LoaderConfig, ShardStream
-from lumos.data.shapes import ShapesConfig, sample_captions
 from lumos.data.shards import CODES, open_shards, pack_codes, write_shard
-from lumos.diffusion.sampler import SamplerConfig
-from lumos.model.transformer import ModelConfig
-from lumos.model_folder import VideoConfig, load_model
-from lumos.tokenizer.model import TokenizerConfig, VideoTokenizer, load_tokenizer, save_tokenizer
-from lumos.training import run_parts
+from lumos.model_folder import load_model
+from lumos.tokenizer.model import load_tokenizer
 from lumos.training import train_model as module
-from lumos.training.config import TrainModelConfig
 from lumos.training.lora import LoraSettings
-from lumos.training.optim import OptimConfig
 from lumos.training.train_model import train_model
 from lumos.weights import fingerprint
+from tests.training.toys import TOY as SMALL
+from tests.training.toys import save_toy_tokenizer
 
-TOY = TrainModelConfig(
-    model=ModelConfig(vocabulary=0, layers=1, width=32, heads=1, kv_heads=1, head_width=32, ffn=32),
-    video=VideoConfig(height=32, width=32, frames=5, fps=8, slots=64, window=2, latest=2),
-    shapes=ShapesConfig(size=32, frames=9, chunk=4, pool=2, reuse=1, workers=0),
-    optim=OptimConfig(lr=1e-2, warmup_steps=2, ema=0.9, schedule="constant"),
-    sampler=SamplerConfig(steps=2),
-    videos=2,
-    images=4,
-    image_every=2,
-    max_steps=4,
-    log_every=2,
-    sample_every=100,
-    save_every=2,
-)
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tokenizer") / "small"
-    made = VideoTokenizer(TokenizerConfig((5, 5), (8, 8), (1, 1), (8, 8), (1, 1)))
-    made.initialise(torch.Generator().manual_seed(0))
-    save_tokenizer(folder, made)
-    return folder
+TOY = replace(SMALL, optim=replace(SMALL.optim, schedule="constant"), sample_every=100)
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +42,6 @@ def shards(tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "sample_sheet", lambda *args: None)
     monkeypatch.setattr("lumos.training.metrics.RunLog.picture", lambda *args: None)
-    monkeypatch.setattr(run_parts, "sample_captions", lambda count, seed: sample_captions(500, seed))
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
@@ -134,9 +107,7 @@ def test_adapters_leave_the_weights_alone_and_resume(tokenizer: Path, shards: Pa
 
 
 def test_runs_that_cannot_start(tokenizer: Path, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    other = VideoTokenizer(TokenizerConfig((5, 5), (8, 8), (1, 1), (8, 8), (1, 1)))
-    other.initialise(torch.Generator().manual_seed(1))
-    save_tokenizer(tmp_path / "other", other)
+    save_toy_tokenizer(tmp_path / "other", seed=1)
     with pytest.raises(ValueError, match="must be made with this tokenizer"):
         train_model(TOY, tmp_path / "run", tmp_path / "other", data=str(shards))
     with pytest.raises(ValueError, match="video.fps must be 8, as in"):

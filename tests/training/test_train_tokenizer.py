@@ -96,16 +96,6 @@ def test_ctrl_c_saves_and_the_run_goes_on(tmp_path: Path, capsys: pytest.Capture
     assert "finished: step 3" in capsys.readouterr().err
 
 
-def test_a_run_is_neither_overwritten_nor_resumed_with_another_config(tmp_path: Path) -> None:
-    config = replace(TOY, max_steps=1)
-    train_tokenizer(config, tmp_path)
-    with pytest.raises(ValueError, match="already holds a run"):
-        train_tokenizer(config, tmp_path)
-    with pytest.raises(ValueError, match="got batch = 3 where"):
-        train_tokenizer(replace(config, batch=3), tmp_path, resume=True)
-    train_tokenizer(replace(config, max_steps=2, save_every=7), tmp_path, resume=True)  # a longer budget is fine
-
-
 def test_ranks_share_the_scenes_of_one(tmp_path: Path) -> None:
     whole = SceneBatches(3, 4)
     shares = [SceneBatches(3, 2, rank, 2) for rank in (0, 1)]

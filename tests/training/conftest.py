@@ -1,0 +1,17 @@
+"""What the tests of training runs share."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.training.toys import save_toy_tokenizer, use_few_captions
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_toy_tokenizer(tmp_path_factory.mktemp("tokenizer") / "small")
+
+
+@pytest.fixture(autouse=True)
+def few_captions(monkeypatch: pytest.MonkeyPatch) -> None:
+    use_few_captions(monkeypatch)

@@ -1,0 +1,72 @@
+"""A model and a tokenizer that train in a second, and work for two processes."""
+
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import multiprocessing
+
+from lumos.data.shapes import ShapesConfig, sample_captions
+from lumos.diffusion.sampler import SamplerConfig
+from lumos.model.transformer import ModelConfig
+from lumos.model_folder import VideoConfig
+from lumos.tokenizer.model import TokenizerConfig, VideoTokenizer, save_tokenizer
+from lumos.training import run_parts
+from lumos.training.config import TrainModelConfig
+from lumos.training.optim import OptimConfig
+from lumos.training.parallel import Ranks
+
+ALONE = Ranks(0, 1, torch.device("cpu"))
+TOY = TrainModelConfig(
+    model=ModelConfig(vocabulary=0, layers=1, width=32, heads=1, kv_heads=1, head_width=32, ffn=32),
+    video=VideoConfig(height=32, width=32, frames=5, fps=8, slots=64, window=2, latest=2),
+    shapes=ShapesConfig(size=32, frames=9, chunk=4, pool=2, reuse=1, workers=0),
+    optim=OptimConfig(lr=1e-2, warmup_steps=2, ema=0.9),
+    sampler=SamplerConfig(steps=2),
+    videos=2,
+    images=4,
+    image_every=2,
+    max_steps=4,
+    log_every=2,
+    sample_every=4,
+    save_every=2,
+)
+
+
+def save_toy_tokenizer(folder: Path, seed: int = 0) -> Path:
+    """An untrained tokenizer of 25 codes."""
+    small = VideoTokenizer(TokenizerConfig((5, 5), (8, 8), (1, 1), (8, 8), (1, 1)))
+    small.initialise(torch.Generator().manual_seed(seed))
+    save_tokenizer(folder, small)
+    return folder
+
+
+def use_few_captions(patch: pytest.MonkeyPatch) -> None:
+    """Enough to make a text vocabulary from."""
+    patch.setattr(run_parts, "sample_captions", lambda count, seed: sample_captions(300, seed))
+
+
+def two(work: Callable[..., None], *arguments: Any) -> list[int | None]:
+    """Run work(rank, *arguments) as two processes; their exit codes. One that hangs is killed, and has none of its own."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    context = multiprocessing.spawn(_joined, (port, work, *arguments), nprocs=2, join=False)
+    for process in context.processes:
+        process.join(timeout=90)
+        process.kill()
+        process.join()
+    return [process.exitcode for process in context.processes]
+
+
+def _joined(rank: int, port: int, work: Callable[..., None], *arguments: Any) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_PORT": port}.items():
+            patch.setenv(name, str(value))
+        patch.setenv("MASTER_ADDR", "localhost")
+        use_few_captions(patch)
+        torch.set_num_threads(1)
+        work(rank, *arguments)
