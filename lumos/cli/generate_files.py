@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,14 +29,8 @@ LEAST = 1e12  # operations below which the time is not worth measuring
 LONG = 60.0  # seconds from which on work is announced
 
 
-class Work(NamedTuple):
-    """What is to be done: pixels_BCFHW of one latent frame after another, and what is known of them beforehand."""
-
-    parts: Iterator[Tensor]
-    prompts: Sequence[str]
-    seeds: int | Sequence[int]
-    given: int  # latent frames that came from outside
-    note: str = ""  # what was done to the given image or video
+# pixels_BCFHW of one latent frame after another; prompts; seeds; latent frames that came from outside; what was done to those
+Work = tuple[Iterator[Tensor], Sequence[str], int | Sequence[int], int, str]
 
 
 def generate_files(
@@ -49,39 +43,36 @@ def generate_files(
     sampler = with_settings(generator.config.sampler, sampling, "sampler")
     record: list[Tensor] = []
     settings = {"sampler": sampler, "progress": progress, "record": record}
-    work = (_from_tokens if args.from_tokens else _from_prompts)(args, generator, prompts, settings)
-    files = _check_outputs(args, len(work.prompts))
+    parts, prompts, seeds, given, note = (_from_tokens if args.from_tokens else _from_prompts)(args, generator, prompts, settings)
+    files = _check_outputs(args, len(prompts))
     try:
-        pixels_BCFHW = torch.cat([part.cpu() for part in work.parts], dim=2)
+        pixels_BCFHW = torch.cat([part.cpu() for part in parts], dim=2)
     finally:  # after Ctrl-C, too: what is finished can be gone on with
         if args.save_tokens and record:
-            save_tokens(args.save_tokens, generator.tokens(record, work.prompts, work.seeds, work.given))
+            save_tokens(args.save_tokens, generator.tokens(record, prompts, seeds, given))
     fps = args.fps or generator.config.video.fps
     for file, pixels_CFHW in zip(files, pixels_BCFHW, strict=True):
         write_video(file, _enlarged(pixels_CFHW, args.scale), fps, overwrite=args.force)
     return {
         "files": [str(file) for file in files],
-        "prompts": list(work.prompts),
+        "prompts": list(prompts),
         "frames": pixels_BCFHW.shape[2],
         "fps": fps,
         "seed": args.seed or 0,
         "sampler": asdict(sampler),
         "weights": args.weights,
-        "given": work.note or None,
+        "given": note or None,
         "tokens": str(args.save_tokens) if args.save_tokens else None,
         "seconds": round(time.monotonic() - begin, 2),
     }
 
 
-def output_files(out: Path, count: int) -> list[Path]:
-    """`out` itself for one prompt; numbered ones beside it for several (red.mp4 -> red_1.mp4, red_2.mp4, ...)."""
-    if count == 1:
-        return [out]
-    return [out.with_name(f"{out.stem}_{number:0{len(str(count))}}{out.suffix}") for number in range(1, count + 1)]
-
-
 def _check_outputs(args: GenerateArgs, count: int) -> list[Path]:
-    files = output_files(args.out, count)
+    """--out for one prompt, numbered files beside it for several (red_1.mp4, red_2.mp4, ...), found to be writable."""
+    out, digits = args.out, len(str(count))
+    files = (
+        [out.with_name(f"{out.stem}_{number:0{digits}}{out.suffix}") for number in range(1, count + 1)] if count > 1 else [out]
+    )
     for file in files:
         check_output(file, args.force)
     if args.save_tokens:
@@ -95,11 +86,11 @@ def _from_tokens(args: GenerateArgs, generator: Generator, prompts: Sequence[str
     tokens = load_tokens(args.from_tokens, generator.tokenizer, generator.tokenizer.codebook_size)
     about = tokens.about
     if args.branch is None:
-        return Work(generator.decode(tokens), about.prompts, about.seeds, about.given)
+        return generator.decode(tokens), about.prompts, about.seeds, about.given, ""
     parts = generator.branch(tokens, args.branch, prompts or None, args.seed, args.frames, **settings)
     prompts = prompts or about.prompts
     seeds = list(about.seeds) * (len(prompts) // len(about.seeds)) if args.seed is None else args.seed
-    return Work(parts, prompts, seeds, min(about.given, 1 + args.branch // generator.tokenizer.temporal))
+    return parts, prompts, seeds, min(about.given, 1 + args.branch // generator.tokenizer.temporal), ""
 
 
 def _from_prompts(args: GenerateArgs, generator: Generator, prompts: Sequence[str], settings: dict[str, Any]) -> Work:
@@ -116,7 +107,7 @@ def _from_prompts(args: GenerateArgs, generator: Generator, prompts: Sequence[st
             tell(f"this takes about {seconds / 60:.0f} min here; fewer --steps, --guidance 1 or a smaller size take less")
     given = start.pixels_CFHW if start else None
     parts = generator.stream(prompts, frames, args.seed or 0, given, height=args.height, width=args.width, **settings)
-    return Work(parts, prompts, args.seed or 0, -(-there // temporal), start.note if start else "")
+    return parts, prompts, args.seed or 0, -(-there // temporal), start.note if start else ""
 
 
 def _start(args: GenerateArgs, generator: Generator) -> Footage | None:

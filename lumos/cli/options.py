@@ -21,12 +21,8 @@ PACKAGE = Path(__file__).parents[1]
 SHORT = {"-o": "--out"}
 # of a field or a key: name, type, default, comment
 FIELD = re.compile(r' {4}"?([\w.-]+)"?: ?(.*?)(?: = (.*?))?(?:  # (.*))?$')
-TYPES: dict[str, tuple[Callable[[str], Any], str, str]] = {
-    "int": (int, "N", "a whole number"),
-    "float": (float, "X", "a number"),
-    "Path": (Path, "PATH", "a path"),
-    "str": (str, "NAME", "a name"),
-}
+TYPES: dict[str, tuple[Any, str, str]] = {"int": (int, "N", "a whole number"), "float": (float, "X", "a number")}
+TYPES |= {"Path": (Path, "PATH", "a path"), "str": (str, "NAME", "a name")}
 
 
 class UsageError(ValueError):

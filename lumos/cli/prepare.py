@@ -1,6 +1,7 @@
 """`lumos prepare`: videos and captions -> shards of codes (or of pictures)."""
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -11,8 +12,9 @@ if TYPE_CHECKING:
     from lumos.data.prepare import PrepareConfig, Share
 
 REJECTED = 3  # exit code of a run that is whole, but had to leave inputs out
-# numbers: the least and the most
-LIMITS = {"fps": (0.01, 240), "every": (0.01, 1e6), "least": (1, 1e6), "rows": (1, 1e6), "batch": (1, 4096), "workers": (1, 1024)}
+# the least and the most of each number
+LIMITS = {"fps": (0.01, 240), "every": (0.01, 1e6), "scene_cuts": (0.01, 0.99), "least": (1, 1e6), "rows": (1, 1e6)}
+LIMITS |= {"batch": (1, 4096), "workers": (1, 1024)}
 
 
 @dataclass(frozen=True)
@@ -55,8 +57,6 @@ class PrepareArgs:
 
 def run_prepare(args: PrepareArgs) -> int:
     within(args, LIMITS)
-    if args.scene_cuts is not None and not 0 < args.scene_cuts < 1:
-        raise UsageError(f"--scene-cuts must be between 0 and 1, got {args.scene_cuts}; use for example 0.5")
     from lumos.data.prepare import dry_run, prepare_shards
     from lumos.tokenizer.model import load_tokenizer
     from lumos.weights import find_weights
@@ -98,10 +98,10 @@ def _config(args: PrepareArgs, video: dict[str, Any], temporal: int, spatial: in
 
 
 def _sides(size: str) -> tuple[int, int]:
-    width, _, height = size.lower().partition("x")
-    if not (width.isdecimal() and height.isdecimal() and 16 <= int(width) <= 4096 and 16 <= int(height) <= 4096):
+    sides = re.fullmatch(r"(\d{2,4})[xX](\d{2,4})", size)
+    if not sides or not all(16 <= int(side) <= 4096 for side in sides.groups()):
         raise UsageError(f"--size must be WIDTHxHEIGHT, 16 to 4096 pixels each, got {size!r}; for example 128x128")
-    return int(width), int(height)
+    return int(sides[1]), int(sides[2])
 
 
 def _video_of(folder: Path) -> dict[str, Any]:
@@ -119,13 +119,10 @@ def _share(args: PrepareArgs) -> "Share":
     import torch
 
     from lumos.data.prepare import Share
+    from lumos.generate import pick_device
 
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    local, here = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", world))
-    device = args.device or (f"cuda:{local % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu")
+    rank, world, local = (int(os.environ.get(name, 0)) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", world or 1))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UsageError(f"--device must be one that torch can use here, got {device!r}; use cpu") from error
-    return Share(rank, world, device, args.workers or max(1, cores // here))
+    card = f"cuda:{local % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"
+    return Share(rank, world or 1, str(pick_device(args.device or card)), args.workers or max(1, cores // here))

@@ -285,9 +285,9 @@ def test_any_fault_of_a_row_is_its_rejection(material: Path, tmp_path: Path, mon
         (["--size", "big"], "--size must be WIDTHxHEIGHT"),
         (["--fps", "1000"], "--fps must be 0.01 to 240, got 1000"),
         (["--every", "0"], "--every must be 0.01 to"),
-        (["--scene-cuts", "2"], "--scene-cuts must be between 0 and 1"),
+        (["--scene-cuts", "2"], "--scene-cuts must be 0.01 to 0.99"),
         (["--workers", "0"], "--workers must be 1 to 1024"),
-        (["--device", "gpu9"], "--device must be one that torch can use"),
+        (["--device", "gpu9"], "device must be cpu, cuda"),
         (["--rows", "0"], "--rows must be 1 to"),
     ],
 )
