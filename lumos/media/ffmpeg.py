@@ -61,9 +61,10 @@ def video_pictures(path: Path, start: float) -> Iterator[Timed]:
             trusted = first and first[0] <= start and first[2].key_frame and container.format.name != "mpeg"
             if seek is not None and not trusted:  # program streams: their times are guesses after a seek
                 continue
+            aspect = float(stream.sample_aspect_ratio or 0) or 1.0
             scaler = VideoReformatter()  # one for all frames: each would set up its filters anew
             for time, duration, frame in _deinterlaced(chain([first] if first else [], frames)):
-                yield time, duration, _picture(frame, stream, scaler, path)
+                yield time, duration, _picture(frame, aspect, scaler, path)
             return
 
 
@@ -123,15 +124,16 @@ def _timed(container: InputContainer, stream: VideoStream, path: Path, seek: flo
 
     tick, zero = float(stream.time_base or 0), (container.start_time or 0) / 1e6
     usual = 1 / float(stream.average_rate) if stream.average_rate else 0.04
-    decoder = _decoder(stream)
+    ticks = {each.index: float(each.time_base or 0) for each in container.streams}
+    decoder, mine = _decoder(stream), stream.index
     if seek is not None:
         container.seek(round((zero + seek) / tick), stream=stream)
     end = 0.0 if seek is None else math.nan  # frames without a time of their own have none after a seek
     latest, count, reached, problem = -math.inf, 0, 0.0, None
     for packet in container.demux():
         if packet.pts is not None:
-            reached = max(reached, float((packet.pts + (packet.duration or 0)) * packet.time_base))
-        if packet.stream.index != stream.index:
+            reached = max(reached, (packet.pts + (packet.duration or 0)) * ticks[packet.stream.index])
+        if packet.stream.index != mine:
             continue
         try:
             frames = decoder.decode(packet)
@@ -208,18 +210,18 @@ def _pulled(graph: Any, waiting: list[tuple[float, float]], last: bool = False) 
         yield *waiting.pop(0), frame
 
 
-def _picture(frame: VideoFrame, stream: VideoStream, scaler: Any, path: Path) -> Picture:
+def _picture(frame: VideoFrame, aspect: float, scaler: Any, path: Path) -> Picture:
     """A decoded frame, converted, scaled and turned when it is drawn."""
-    extra: Any = frame.side_data
-    if frame.color_trc in HDR or extra.get("DOVI_METADATA"):
+    found: Any = frame.side_data
+    extra = {data.type.name: data for data in found}
+    if frame.color_trc in HDR or "DOVI_METADATA" in extra:
         kind = HDR.get(frame.color_trc, "Dolby Vision")
         raise ValueError(f"{path} is HDR video ({kind}), which would be read in wrong colours; convert it to SDR")
     a, b, c, d = (1, 0, 0, 1)  # what is at (x, y) is shown at (a x + c y, b x + d y)
-    if matrix := extra.get("DISPLAYMATRIX"):
-        a, b, _, c, d = np.frombuffer(matrix, np.int32)[:5].tolist()
+    if "DISPLAYMATRIX" in extra:
+        a, b, _, c, d = np.frombuffer(extra["DISPLAYMATRIX"], np.int32)[:5].tolist()
     sideways = abs(b) > abs(a)
     down, right = (b, c) if sideways else (d, a)
-    aspect = float(stream.sample_aspect_ratio or 0) or 1.0
 
     def scaled(rows: int, columns: int) -> NDArray[np.uint8]:
         high, wide = (columns, rows) if sideways else (rows, columns)
