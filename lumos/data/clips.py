@@ -27,7 +27,7 @@ WIDEST = 8  # ratio of an input's sides; a wider one would lose nearly everythin
 LARGEST_SIDE = 16_383  # of a WebP picture
 QUALITY = 92  # of the WebP pictures in shards
 Framed = tuple[int, float, NDArray[np.uint8]]  # number of the scene, seconds, rgb_HWC
-Item = TypeVar("Item")
+Element = TypeVar("Element")
 
 
 @dataclass(frozen=True)
@@ -80,12 +80,12 @@ def read_clips(entry: Entry, cut: Cut, stored: ShardReader | None = None) -> Ite
                 )
 
 
-def windows(frames: Iterable[Item], cut: Cut) -> Iterator[list[Item]]:
+def windows(frames: Iterable[Element], cut: Cut) -> Iterator[list[Element]]:
     """Frames of one scene -> those of each clip: whole ones `hop` frames apart, and what fits of the rest.
 
     The rest makes a clip if it is long enough and begins with a frame that no clip has yet.
     """
-    window: list[Item] = []
+    window: list[Element] = []
     first = used = 0
     for number, frame in enumerate(frames):
         if number >= first:

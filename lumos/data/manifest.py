@@ -20,14 +20,14 @@ from lumos.files import text_lines
 from lumos.media.source import one_line, readable_file
 
 MAX_CAPTION = 10_000  # characters
-LONGEST = 1e6  # seconds, eleven days
+LATEST = 1e6  # seconds, eleven days
 VIDEOS = """.mp4 .m4v .mov .mkv .webm .avi .gif .mpg .mpeg .ts .mts .m2ts .m2t .vob .flv .f4v .ogv .asf .wmv .y4m .3gp .3g2
             .mxf .dv .ivf"""
 IMAGES = ".png .apng .jpg .jpeg .jpe .jfif .mpo .webp .bmp .tif .tiff .avif .avifs"
 # What folders also hold, and cannot be read: each is a row of its own, so that rejected.csv names it.
 OTHERS = """.heic .heics .heif .hif .jxl .jp2 .psd .svg .ico .tga .exr .hdr .dng .cr2 .cr3 .nef .arw .raf .orf .rw2 .raw .rm .rmvb
             .wtv .swf .braw .r3d"""
-MEDIA = frozenset(f"{VIDEOS} {IMAGES} {OTHERS}".split())
+NAMED = frozenset(f"{VIDEOS} {IMAGES} {OTHERS}".split())
 TABLES = (".csv", ".tsv", ".jsonl", ".parquet")
 OTHER_NAMES = {"file_name": "path", "text": "caption"}  # Hugging Face's names of columns -> ours
 COLUMNS = ("path", "caption", "captions", "start", "end", "mirror")
@@ -154,8 +154,8 @@ def _seconds(given: Any, name: str) -> float | None:
         seconds = math.nan if isinstance(given, bool) else float(given)
     except (TypeError, ValueError, OverflowError):
         seconds = math.nan
-    if not 0 <= seconds <= LONGEST:
-        raise ValueError(f"{name} must be seconds, 0 to {LONGEST:g}, got {_shown(given)}")
+    if not 0 <= seconds <= LATEST:
+        raise ValueError(f"{name} must be seconds, 0 to {LATEST:g}, got {_shown(given)}")
     return seconds
 
 
@@ -261,7 +261,7 @@ def _folder(folder: Path) -> list[Entry]:
     entries = [_entry(row, values, beside) for row, (values, beside) in enumerate(rows, 1)]
     listed = {entry.path for entry in entries}
     for path in found:
-        if path.suffix.lower() in MEDIA and str(path.absolute()) not in listed:
+        if path.suffix.lower() in NAMED and str(path.absolute()) not in listed:
             entry = _from_side_file(len(entries) + 1, path)
             if tables:
                 entry = replace(entry, problem=f"{tables[0]} must have a row for every file, got none for {path.name}; add it")

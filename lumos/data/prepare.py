@@ -36,7 +36,7 @@ from lumos.tokenizer.compression import latent_frames
 from lumos.tokenizer.model import VideoTokenizer
 from lumos.weights import fingerprint
 
-CLIPS_AHEAD = 8  # of one file, decoded in one go
+DECODED_AHEAD = 8  # of one file, decoded in one go
 Made = tuple[Clip, bytes | None]  # a clip and, in picture shards, its picture
 LONGEST_DRY_LOOK = 2000  # files whose headers a dry run reads
 # files that a killed process left half written; whatever else lies in the folder is not ours to delete
@@ -217,7 +217,7 @@ def _in_order(
 ) -> Iterator[tuple[Entry, list[Made] | str]]:
     """The clips of every entry, in order, while threads read on: some at a time, then none of them or what went wrong.
 
-    `ahead` entries are read at once, each no more than CLIPS_AHEAD clips further than was taken.
+    `ahead` entries are read at once, each no more than DECODED_AHEAD clips further than was taken.
     """
     active: deque[tuple[Entry, Iterator[Made], Future[list[Made] | str]]] = deque()
     coming = iter(entries)
@@ -236,7 +236,7 @@ def _in_order(
 
 def _next_clips(clips: Iterator[Made]) -> list[Made] | str:
     try:
-        return list(islice(clips, CLIPS_AHEAD))
+        return list(islice(clips, DECODED_AHEAD))
     except Exception as error:  # one strange file never ends a run
         return one_line(error)
 

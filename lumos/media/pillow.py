@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
-MOVING = ("PNG", "WEBP", "GIF", "AVIF")  # of several pictures in a JPEG or TIFF file the first one is meant
+ANIMATED = ("PNG", "WEBP", "GIF", "AVIF")  # of several pictures in a JPEG or TIFF file the first one is meant
 SHORTEST = 0.011  # seconds: what claims less is shown for a tenth of a second, as browsers do
 MOMENT = 1e-9  # for which a photo is shown: at any rate it is one frame
 
@@ -94,7 +94,7 @@ def _check_range(path: Path) -> None:
 
 def _frames(image: Any) -> range:
     """The numbers of the frames that move. A PNG may begin with a cover for viewers that show no animations."""
-    count = int(getattr(image, "n_frames", 1)) if image.format in MOVING else 1
+    count = int(getattr(image, "n_frames", 1)) if image.format in ANIMATED else 1
     return range(1 if count > 1 and getattr(image, "default_image", False) else 0, count)
 
 
