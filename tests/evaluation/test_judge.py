@@ -203,3 +203,16 @@ def test_what_takes_on_the_colour_of_what_it_passes_does_not_fade() -> None:
     star = Thing("star", "pink", "small", "plain", 0.4, 0.19)
     one, other = (Scene(Background("lavender"), things, "in front of") for things in ((ring, star), (star, ring)))
     assert judge(one, (clip(one) + clip(other)) / 2).marks["motion"] is True
+
+
+def test_what_is_in_front_is_seen_whole() -> None:
+    cross = next(each for each in watch(clip(PASSING)).objects if each.colour == "red")
+    touched = [frame for frame, blob in cross.blobs.items() if blob.touches]
+    assert 0 < sum(cross.clean[frame] for frame in touched) < len(touched)
+
+
+def test_what_looks_like_no_shape_is_unclear() -> None:
+    pixels = clip(Scene(LIGHT, ()), 1)
+    pixels[:, :, 60:70, 10:118] = -1
+    (bar,) = watch(pixels).objects
+    assert bar.colour == "black" and bar.shape is None

@@ -34,8 +34,8 @@ def test_things_that_pass_each_other_keep_their_colours() -> None:
 
 
 def test_one_pair_that_fits_is_likelier_than_two_that_fit_half() -> None:
-    """A red thing jumps over another to where nothing was; the sum of all ways is as large if both jumped."""
-    still = [blob(frame, 0.5, RED) for frame in range(8)]
+    """A red thing jumps over another one; that the two move on together would be less way in sum, as one touches something."""
+    still = [blob(frame, 0.5, RED, touches=True) for frame in range(8)]
     other = [blob(frame, 0.3 if frame < 4 else 0.72, RED) for frame in range(8)]
     tracks, _ = find_tracks([list(pair) for pair in zip(still, other, strict=True)])
     assert {each.x for each in tracks[0]} == {0.5}

@@ -65,7 +65,7 @@ def _fit_ground(grid_FPC: Array) -> Array:
     border = np.abs(basis[:, 1:3]).max(1) > 0.9
     fitted = np.median(middle[border], axis=0)
     for terms, scale in PLANE_TO_CUBIC:
-        fitted = basis[:, :terms] @ _solve(basis[:, :terms], middle, _agreement(middle, fitted, scale) * (1 + 2 * border))
+        fitted = basis[:, :terms] @ _solve(basis[:, :terms], middle, _agreement(middle, fitted, scale))
     for scale in (0.15, 0.07, 0.05, 0.05):
         coefficients = _solve(basis, grid_FPC, _agreement(grid_FPC, fitted, scale))
         fitted = basis @ coefficients
@@ -78,10 +78,9 @@ def _agreement(seen: Array, fitted: Array, scale: float) -> Array:
 
 
 def _solve(basis_PK: Array, target: Array, weight: Array) -> Array:
-    """Weighted least squares for each frame, slightly drawn to small curvature."""
+    """Weighted least squares for each frame."""
     weighted = basis_PK.T * weight[..., None, :]
-    ridge = np.diag([1e-6] * 3 + [1e-3] * 3 + [1e-2] * 4)[: basis_PK.shape[1], : basis_PK.shape[1]]
-    return np.linalg.solve(weighted @ basis_PK + ridge * weight.sum(-1)[..., None, None], weighted @ target)
+    return np.linalg.solve(weighted @ basis_PK, weighted @ target)
 
 
 @lru_cache(maxsize=8)

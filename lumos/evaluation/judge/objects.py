@@ -42,9 +42,7 @@ def _follow(view: View, track: Track, fps: float) -> Followed:
     misfit_NP = misfits(np.stack([each.picture_G for each in found]))
     alone_N, disc_N = np.array([not blob.touches for blob in track]), np.array([each.disc for each in found])
     clean_N = _seen_whole(alone_N, misfit_NP.min(1), disc_N)
-    strength_N = np.array([blob.strength for blob in track])
-    weight_N = np.clip(strength_N / strength_N.max() - 0.15, 1e-6, 0.6) * (clean_N if clean_N.any() else 1.0)
-    shape, is_clear = _shape(misfit_NP, weight_N)
+    shape, is_clear = _shape(misfit_NP[clean_N] if clean_N.any() else misfit_NP)
     best_N = of_shape(shape)[misfit_NP[:, of_shape(shape)].argmin(1)]
     fit_N = misfit_NP[np.arange(len(track)), best_N]
     wholes = [Placed(int(p), each.disc, each.x, each.y, float(fit)) for p, each, fit in zip(best_N, found, fit_N, strict=True)]
@@ -81,19 +79,14 @@ def _follow(view: View, track: Track, fps: float) -> Followed:
 
 
 def _seen_whole(alone_N: Array, best_N: Array, disc_N: Array) -> Array:
-    """Where it touches nothing, or looks just like a shape and is largest: then it is only beside something.
-
-    Not when it always looks the same: what is left of a heart may be a good diamond.
-    """
-    alike_N = (best_N < 0.5 * FITS) & (disc_N.max() > 1.12 * disc_N.min())
-    largest = disc_N[alone_N | alike_N].max(initial=0.0)
-    return alone_N | (alike_N & (disc_N > 0.93 * largest))
+    """Where it touches nothing, or looks just like a shape and is largest: then it is only beside something."""
+    alike_N = best_N < 0.5 * FITS
+    return alone_N | (alike_N & (disc_N > 0.93 * disc_N[alone_N | alike_N].max(initial=0.0)))
 
 
-def _shape(misfit_NP: Array, weight_N: Array) -> tuple[str, bool]:
+def _shape(misfit_NP: Array) -> tuple[str, bool]:
     """The shape that fits best over all frames, and whether that is clear."""
-    misfit_NS = np.stack([misfit_NP[:, of_shape(shape)].min(1) for shape in SHAPES], axis=1)
-    misfit_S = (weight_N[:, None] * np.minimum(misfit_NS, 0.4)).sum(0) / weight_N.sum()
+    misfit_S = np.array([misfit_NP[:, of_shape(shape)].min(1).mean() for shape in SHAPES])
     best, second = np.argsort(misfit_S)[:2]
     return SHAPES[int(best)], bool(misfit_S[best] < 0.2 and misfit_S[second] > misfit_S[best] * 1.05 + 0.001)
 

@@ -54,7 +54,6 @@ class _Piece(NamedTuple):
     name: int
     part: Array
     core: Array
-    touches: bool = False
 
 
 def find_blobs(strength_FHW: Array, squared_FHWC: Array, ground_FHWC: Array) -> list[list[Blob]]:
@@ -76,7 +75,8 @@ def _blobs_of(frame: _Frame) -> list[Blob]:
         regions = _regions(kept)
         if len(regions) > 1:
             regions = [_reclaimed(frame, region, part & ~kept) for region in regions]
-        found += _joined(frame, [piece for region in regions for piece in _split(frame, region)])
+        pieces = [piece for region in regions for piece in _split(frame, region)]
+        found += [_blob(frame, piece, _touches(piece, pieces)) for piece in pieces]
     return found
 
 
@@ -133,22 +133,6 @@ def _settled(parts: list[Array], region: Array) -> list[Array]:
     return [region & (labels[row, column] == number) for number in range(1, len(parts) + 1)]
 
 
-def _joined(frame: _Frame, pieces: list[_Piece]) -> list[Blob]:
-    """The blobs of one region; pieces of one colour with another thing between them are joined."""
-    joined: dict[int, _Piece] = {}
-    blobs = []
-    pieces = [piece._replace(touches=_touches(piece, pieces)) for piece in sorted(pieces, key=lambda piece: -piece.part.sum())]
-    for piece in pieces:
-        whole = joined.get(piece.name)
-        if whole is None:
-            joined[piece.name] = piece
-        elif whole.touches and piece.touches:
-            joined[piece.name] = whole._replace(part=whole.part | piece.part, core=whole.core | piece.core)
-        else:
-            blobs.append(_blob(frame, piece))
-    return [*(_blob(frame, piece) for piece in joined.values()), *blobs]
-
-
 def _touches(piece: _Piece, pieces: list[_Piece]) -> bool:
     """Whether it has the frame's border or another colour beside it."""
     edges = np.concatenate([piece.part[[0, -1]], piece.part[:, [0, -1]].T])
@@ -157,7 +141,7 @@ def _touches(piece: _Piece, pieces: list[_Piece]) -> bool:
     return bool(edges.any() or (around & others).sum() > max(4, 0.06 * around.sum()))
 
 
-def _blob(frame: _Frame, piece: _Piece) -> Blob:
+def _blob(frame: _Frame, piece: _Piece, touches: bool) -> Blob:
     core, side = piece.core if piece.core.any() else piece.part, len(piece.part)
     middle, weakest = (float(value) for value in np.quantile(frame.strength_HW[core], (0.5, 0.15)))
     row, column = ndimage.center_of_mass(np.clip(frame.strength_HW / max(middle, 1e-6), 0, 1) * piece.part)
@@ -170,7 +154,7 @@ def _blob(frame: _Frame, piece: _Piece) -> Blob:
         x=(column + 0.5) / side,
         y=(row + 0.5) / side,
         area=float(piece.part.mean()),
-        touches=piece.touches,
+        touches=touches,
         region_HW=piece.part,
         squared=squared,
         ground=frame.ground_HWC[core].mean(0),

@@ -66,8 +66,6 @@ def _joined(tracks: list[Track]) -> list[Track]:
 
 def _may_be_one(one: Track, other: Track) -> bool:
     """Whether two tracks may be of one thing: colour, size, and no further apart than it may move in the time between."""
-    if any(len(track) < BRIEF and all(blob.touches for blob in track) for track in (one, other)):
-        return False
     sizes = abs(np.log(max(blob.area for blob in one) / max(blob.area for blob in other)))
     gap, way = min(((abs(a.frame - b.frame), _way(a, b)) for a in one for b in other if a.frame != b.frame), default=(0, FAR))
     return _tints_apart(_plainest(one), _plainest(other)) < LIKE and sizes < 0.7 and way < 0.15 + 0.1 * gap
