@@ -13,7 +13,7 @@ import resource
 import signal
 import sys
 from dataclasses import dataclass
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -51,6 +51,7 @@ def start_processes() -> None:
     processes().set_forkserver_preload(PRELOAD)
     settings = {} if {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys() else {"GOMP_SPINCOUNT": str(SPINS)}
     os.environ.update(settings)
+    resource_tracker.ensure_running()  # which would unblock signals below
     # Ctrl-C reaches all processes of a terminal; this one ends with the server, which decides
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:

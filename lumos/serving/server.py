@@ -42,8 +42,8 @@ async def serve(config: ServeConfig, ready: Callable[[str], None], stop: asyncio
         logging.getLogger(name).setLevel(logging.ERROR)
     loop.set_exception_handler(_log_fault)
     with _listener(config) as listener:
-        log.info("loading the model")
         start_processes()
+        log.info("loading the model")
         service = Service(config, Store(config.data, config.keep_seconds, config.keep_bytes))
         server = _Server(_settings(config, service))
         running = asyncio.create_task(server.serve([listener]))
@@ -111,7 +111,9 @@ def _connections(config: ServeConfig) -> type[H11Protocol]:
             super().connection_made(transport)
             self._wait()
             if len(self.connections) > most:
-                next(iter(idle)).transport.abort()  # the one that has kept us waiting longest, perhaps this one
+                oldest = next(iter(idle))  # the one that has kept us waiting longest, perhaps this one
+                oldest._done()
+                oldest.transport.abort()
 
         def data_received(self, data: bytes) -> None:
             super().data_received(data)

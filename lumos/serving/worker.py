@@ -62,7 +62,6 @@ def run_worker(connection: Connection, weights: str, device: str | None) -> None
 
         files = _files_of(weights)
         generator = Generator.from_folder(weights, device)
-        _own_memory(generator)
         about = _about(generator)
         _warm_up(generator)
     except (ValueError, OSError, RuntimeError, MemoryError) as error:
@@ -191,14 +190,6 @@ def _files_of(weights: str) -> dict[str, tuple[int, int]]:
         return {str(path): (path.stat().st_size, path.stat().st_mtime_ns) for path in folder.rglob("*") if path.is_file()}
     except (ValueError, OSError):
         return {}
-
-
-def _own_memory(generator: Generator) -> None:
-    """Copy what is still mapped from the weights' files: what changes them must not change the model."""
-    for module in (generator.model, generator.tokenizer):
-        for tensor in (*module.parameters(), *module.buffers()):
-            if tensor.device.type == "cpu":
-                tensor.data = tensor.data.clone()
 
 
 def _warm_up(generator: Generator) -> None:

@@ -16,6 +16,7 @@ import pytest
 pytest.importorskip("fastapi", reason="the server needs the extra: pip install 'lumos[serve]'")
 
 import httpx2 as httpx
+import psutil
 
 from lumos.cli.main import main
 
@@ -75,6 +76,8 @@ def test_ctrl_c_while_it_starts_ends_it_in_words(toy_folder: Path, tmp_path: Pat
         [sys.executable, "-m", "lumos", *words], stderr=subprocess.PIPE, text=True, cwd=ROOT, start_new_session=True
     )
     assert process.stderr and "loading the model" in process.stderr.readline()
+    while not any("libtorch" in Path(f"/proc/{child.pid}/maps").read_text() for child in psutil.Process(process.pid).children()):
+        assert process.poll() is None
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to every process
     _, log = process.communicate(timeout=60)
     assert process.returncode == 0 and log.splitlines() == ["lumos: stopped; finished videos are kept"]

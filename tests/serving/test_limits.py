@@ -107,10 +107,11 @@ def test_half_open_connections_make_room_for_whole_requests(
     other_server: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("lumos.serving.server.MOST_CONNECTIONS", 20)
-    server = other_server()
+    server = other_server(header_seconds=600)
     lines = [connect(server) for _ in range(60)]
     for line in lines:
         line.sendall(b"GET /h")
+        line.settimeout(20)
     assert server.http.get("/health").status_code == 200
     closed = sum(end_of(line) == b"" for line in lines[:30])
     assert closed == 30 and not caplog.records
