@@ -68,7 +68,7 @@ def run_estimate(args: EstimateArgs) -> None:
     if args.json:
         report(document, True)
     else:
-        print(_table(document))
+        print(_printed(document))
 
 
 def _gibibytes(text: str) -> float:
@@ -78,7 +78,7 @@ def _gibibytes(text: str) -> float:
     return float(found[1])
 
 
-def _table(document: dict[str, Any]) -> str:
+def _printed(document: dict[str, Any]) -> str:
     lines = [f"{document['preset']} on {document['gpus']} x {document['card']} of {document['gib']:.0f} GiB; GiB per GPU by part"]
     for name, step in document["steps"].items():
         lines += ["", f"a step of {step['samples']} {name} a GPU at a time ({step['ids']:,} ids)"]

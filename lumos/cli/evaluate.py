@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from lumos.diffusion.sampler import SamplerConfig
     from lumos.generate import Generator
 
-SUITES = ("geneval", "vbench", "vbench-i2v")
+PUBLIC = ("geneval", "vbench", "vbench-i2v")
 Documents = tuple[dict[str, Any], dict[str, Any]]  # all that was found, and what is shown of it
 
 
@@ -57,7 +57,7 @@ class EvaluateArgs:
 
 def run_evaluate(args: EvaluateArgs) -> None:
     runs = {"shapes": _shapes, "distances": _distances, "tokenizer": _tokenizer}
-    run = choose("benchmark", args.what, runs | dict.fromkeys(SUITES, _suite))
+    run = choose("benchmark", args.what, runs | dict.fromkeys(PUBLIC, _suite))
     for option in options_of(EvaluateArgs):
         meant = [name for names in re.findall(r"\[(.*?)\]", option.help) for name in names.split(", ")]
         if meant and args.what not in meant and getattr(args, option.field):

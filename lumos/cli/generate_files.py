@@ -25,12 +25,12 @@ from lumos.media.video import Footage, check_output, read_image, read_video, wri
 from lumos.sequence.token_file import load_tokens, save_tokens
 
 LONGEST_START = 257  # frames of a given video that are read
-LEAST = 1e12  # operations below which the time is not worth measuring
+WORTH_MEASURING = 1e12  # operations below which the time is not worth measuring
 LONG = 60.0  # seconds from which on work is announced
 
 
 # pixels_BCFHW of one latent frame after another; prompts; seeds; latent frames that came from outside; what was done to those
-Work = tuple[Iterator[Tensor], Sequence[str], int | Sequence[int], int, str]
+Started = tuple[Iterator[Tensor], Sequence[str], int | Sequence[int], int, str]
 
 
 def generate_files(
@@ -80,7 +80,7 @@ def _check_outputs(args: GenerateArgs, count: int) -> list[Path]:
     return files
 
 
-def _from_tokens(args: GenerateArgs, generator: Generator, prompts: Sequence[str], settings: dict[str, Any]) -> Work:
+def _from_tokens(args: GenerateArgs, generator: Generator, prompts: Sequence[str], settings: dict[str, Any]) -> Started:
     """Decode a tokens file, or go on from its first frames."""
     assert args.from_tokens is not None
     tokens = load_tokens(args.from_tokens, generator.tokenizer, generator.tokenizer.codebook_size)
@@ -93,7 +93,7 @@ def _from_tokens(args: GenerateArgs, generator: Generator, prompts: Sequence[str
     return parts, prompts, seeds, min(about.given, 1 + args.branch // generator.tokenizer.temporal), ""
 
 
-def _from_prompts(args: GenerateArgs, generator: Generator, prompts: Sequence[str], settings: dict[str, Any]) -> Work:
+def _from_prompts(args: GenerateArgs, generator: Generator, prompts: Sequence[str], settings: dict[str, Any]) -> Started:
     """Generate from prompts, and from what an image or the start of a video shows."""
     start, temporal = _start(args, generator), generator.tokenizer.temporal
     there = start.pixels_CFHW.shape[1] if start else 0
@@ -101,7 +101,7 @@ def _from_prompts(args: GenerateArgs, generator: Generator, prompts: Sequence[st
     frames = (usual or generator.config.video.frames) if args.frames is None else args.frames
     needed = generator.cost(len(prompts), frames, args.height, args.width, settings["sampler"])
     check_memory(needed.bytes, generator.device)
-    if needed.operations > LEAST:
+    if needed.operations > WORTH_MEASURING:
         seconds = needed.operations / (EFFICIENCY * matrix_rate(generator.device, generator.dtype))
         if seconds > LONG:
             tell(f"this takes about {seconds / 60:.0f} min here; fewer --steps, --guidance 1 or a smaller size take less")

@@ -20,7 +20,7 @@ VERBS: dict[str, Verb] = {
     "train-tokenizer": Verb((train.TrainTokenizerArgs, train.RunArgs), train.run_train_tokenizer, "TOKENIZERS"),
     "train": Verb((train.TrainArgs, train.RunArgs), train.run_train, "MODELS"),
     "evaluate": Verb((evaluate.EvaluateArgs,), evaluate.run_evaluate),
-    "serve": Verb((serve.ServeArgs, serve.LIMITS), serve.run_serve),
+    "serve": Verb((serve.ServeArgs, serve.SERVER_OPTIONS), serve.run_serve),
     "estimate": Verb((estimate.EstimateArgs,), estimate.run_estimate, "MODELS"),
     "bench": Verb((bench.BenchArgs, generate.SAMPLING), bench.run_bench),
     "import-weights": Verb((imports.ImportWeightsArgs,), imports.run_import_weights),

@@ -21,8 +21,8 @@ PACKAGE = Path(__file__).parents[1]
 SHORT = {"-o": "--out"}
 # of a field or a key: name, type, default, comment
 FIELD = re.compile(r' {4}"?([\w.-]+)"?: ?(.*?)(?: = (.*?))?(?:  # (.*))?$')
-TYPES: dict[str, tuple[Any, str, str]] = {"int": (int, "N", "a whole number"), "float": (float, "X", "a number")}
-TYPES |= {"Path": (Path, "PATH", "a path"), "str": (str, "NAME", "a name")}
+OPTION_TYPES: dict[str, tuple[Any, str, str]] = {"int": (int, "N", "a whole number"), "float": (float, "X", "a number")}
+OPTION_TYPES |= {"Path": (Path, "PATH", "a path"), "str": (str, "NAME", "a name")}
 
 
 class UsageError(ValueError):
@@ -59,7 +59,7 @@ class Option(NamedTuple):
 
     @property
     def metavar(self) -> str:
-        value = "{" + ",".join(self.choices) + "}" if self.choices else TYPES.get(self.kind, TYPES["str"])[1]
+        value = "{" + ",".join(self.choices) + "}" if self.choices else OPTION_TYPES.get(self.kind, OPTION_TYPES["str"])[1]
         return "" if self.shown[0] != "-" or self.kind == "bool" else "NAME=VALUE" if self.many else value
 
 
@@ -149,7 +149,7 @@ def _convert(option: Option, text: str) -> Any:
     if option.choices and text not in option.choices:
         known = ", ".join(option.choices)
         raise UsageError(f"{option.shown} must be one of {known}, got {text!r}{nearest(text, option.choices)}")
-    convert, _, rule = TYPES.get(option.kind, TYPES["str"])
+    convert, _, rule = OPTION_TYPES.get(option.kind, OPTION_TYPES["str"])
     try:
         return convert(text)
     except ValueError:

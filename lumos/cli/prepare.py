@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 REJECTED = 3  # exit code of a run that is whole, but had to leave inputs out
 # the least and the most of each number
-LIMITS = {"fps": (0.01, 240), "every": (0.01, 1e6), "scene_cuts": (0.01, 0.99), "least": (1, 1e6), "rows": (1, 1e6)}
-LIMITS |= {"batch": (1, 4096), "workers": (1, 1024)}
+RANGES = {"fps": (0.01, 240), "every": (0.01, 1e6), "scene_cuts": (0.01, 0.99), "least": (1, 1e6), "rows": (1, 1e6)}
+RANGES |= {"batch": (1, 4096), "workers": (1, 1024)}
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class PrepareArgs:
 
 
 def run_prepare(args: PrepareArgs) -> int:
-    within(args, LIMITS)
+    within(args, RANGES)
     from lumos.data.prepare import dry_run, prepare_shards
     from lumos.tokenizer.model import load_tokenizer
     from lumos.weights import find_weights

@@ -10,7 +10,7 @@ from typing import Any
 from lumos.cli.options import Fields, UsageError, tell
 
 # Those of ServeConfig that are said in other units here.
-LIMITS = Fields(
+SERVER_OPTIONS = Fields(
     "lumos.serving.config",
     "ServeConfig",
     {"data": "", "api_key": "", "keep_seconds": "", "keep_bytes": "", "upload_bytes": "", "decode_bytes": ""},

@@ -72,7 +72,7 @@ def test_help_of_a_verb_explains_every_option(verb: str, capsys: pytest.CaptureF
     assert f"examples: lumos {verb} " in out or verb == "serve"
 
 
-@pytest.mark.parametrize("fields", [generate.SAMPLING, serve.LIMITS])
+@pytest.mark.parametrize("fields", [generate.SAMPLING, serve.SERVER_OPTIONS])
 def test_options_that_are_fields_of_a_config_are_those_fields(fields: Fields) -> None:
     config = getattr(importlib.import_module(fields.module), fields.name)
     names = [field.name for field in dataclasses.fields(config) if fields.flags.get(field.name, "x")]

@@ -46,7 +46,7 @@ _WORDS = """
     on = on*3, against, over
 """
 # What a motion is called.
-_VERBS = """
+_MOTION_VERBS = """
     still = stay still*2, do not move, stand still, rest in place, stay in place, sit still
     up = rise*2, climb, climb up
     down = fall, sink, fall down, sink down
@@ -73,13 +73,13 @@ _TAILS = """
 )
 
 
-def _table(text: str) -> dict[str, tuple[str, ...]]:
+def _word_table(text: str) -> dict[str, tuple[str, ...]]:
     lines = [line.split(" = ") for line in text.strip().splitlines()]
     entries = {name.strip(): [entry.partition("*") for entry in words.split(", ")] for name, words in lines}
     return {name: tuple(word for word, _, times in words for _ in range(int(times or 1))) for name, words in entries.items()}
 
 
-WORDS, VERBS, TAILS = _table(_WORDS), _table(_VERBS), _table(_TAILS)
+WORDS, MOTION_VERBS, TAILS = _word_table(_WORDS), _word_table(_MOTION_VERBS), _word_table(_TAILS)
 COUNTS = {2: "two", 3: "three"}
 OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 
@@ -134,7 +134,7 @@ def _alike(scene: Scene) -> bool:
 
 
 def _plain_verb(thing: Thing) -> str:
-    return f"move {TAILS[thing.motion][0]}" if thing.motion in DIRECTIONS else VERBS[thing.motion][0]
+    return f"move {TAILS[thing.motion][0]}" if thing.motion in DIRECTIONS else MOTION_VERBS[thing.motion][0]
 
 
 def _say(name: str, rng: random.Random) -> str:
@@ -156,10 +156,10 @@ def _noun(thing: Thing, rng: random.Random, shape: str = "", many: bool = False,
 
 def _move(thing: Thing, rng: random.Random) -> str:
     """What the thing does, in the plain form, with speed."""
-    if thing.motion in TAILS and not (thing.motion in VERBS and rng.random() < 0.3):
+    if thing.motion in TAILS and not (thing.motion in MOTION_VERBS and rng.random() < 0.3):
         verb, tail = _say("travel", rng), rng.choice(TAILS[thing.motion])
     else:
-        verb, _, tail = rng.choice(VERBS[thing.motion]).partition(" ")
+        verb, _, tail = rng.choice(MOTION_VERBS[thing.motion]).partition(" ")
     if thing.speed == "normally" or rng.random() < 0.25:
         return f"{verb} {tail}".strip()
     adverb = _say(thing.speed, rng)
