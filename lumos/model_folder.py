@@ -30,9 +30,9 @@ class VideoConfig:
     """What the model was trained on."""
 
     height: Size  # pixels
-    width: Size
-    frames: Size
-    fps: Annotated[int, Range(1, 1000)]
+    width: Size  # pixels
+    frames: Size  # of a whole clip, 1 + 4k
+    fps: Annotated[int, Range(1, 1000)]  # frames per second
     slots: Annotated[int, Range(3, 2**16)]  # ids kept for a prompt with its begin and separator
     window: Size  # latent frames that may see each other
     latest: Annotated[int, Range(0, 2**18)]  # the last latent frame whose position it has met

@@ -33,7 +33,7 @@ class ShapesConfig:
 
     size: Size = 128  # pixels of a side
     frames: Whole = 33  # of a clip, 1 + 4k
-    fps: Whole = 8
+    fps: Whole = 8  # frames per second
     chunk: Whole = 256  # clips, and as many images, that are made at a time
     pool: Whole = 16  # latest chunks that are kept
     reuse: Whole = 4  # times that a clip is used, about

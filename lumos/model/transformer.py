@@ -23,15 +23,15 @@ class ModelConfig:
     """Shape of the decoder."""
 
     vocabulary: Annotated[int, Range(0, 2**20)]  # 0 in presets: decided by the text tokenizer
-    layers: Count
-    width: Size
-    heads: Count
-    kv_heads: Count
-    head_width: Annotated[int, Range(2, 1024)]
+    layers: Count  # blocks of attention and SwiGLU
+    width: Size  # channels of the hidden state
+    heads: Count  # query heads
+    kv_heads: Count  # key and value heads, shared by the query heads
+    head_width: Annotated[int, Range(2, 1024)]  # channels of a head
     ffn: Size  # inner width of SwiGLU
-    rope: RopeKind = "mm-rope"
+    rope: RopeKind = "mm-rope"  # position code; all but mm-rope are the paper's comparisons
     rope_theta: Scale = 10_000.0  # base of the frequencies
-    norm_eps: Scale = 1e-5
+    norm_eps: Scale = 1e-5  # added to the variance in RMSNorm
     # no id sees a later one of its own frame (the paper's comparison)
     causal: bool = field(default=False, metadata={"later": True})
 

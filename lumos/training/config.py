@@ -31,7 +31,7 @@ class TrainModelConfig:
     data_share: SomeShare = 1.0  # of the steps that train on shards, if there are any; the rest are shapes
     text_vocabulary: Size = 768  # most text ids of a new vocabulary
     new_words: bool = False  # give a trained model (--init) a new text vocabulary
-    mask: MaskKind = "tube"
+    mask: MaskKind = "tube"  # law by which codes are masked
     least_ratio: SomeShare = LEAST_RATIO  # smallest share of a frame's codes that is masked
     videos: Whole = 64  # of a step on one GPU
     images: Whole = 256  # of an image step on one GPU
@@ -41,13 +41,13 @@ class TrainModelConfig:
     late_windows: Share = 0.3  # share of video steps whose window starts later than the first frame
     spike: Spike = 20.0  # a step whose gradient is so many times its usual size, or no number, is skipped
     patience: Whole = 10  # so many skipped steps in a row end the run
-    max_steps: Whole | None = None
-    max_seconds: Scale | None = None
+    max_steps: Whole | None = None  # steps at most; null = no limit
+    max_seconds: Scale | None = None  # seconds at most; null = no limit
     log_every: Whole = 50  # steps
     sample_every: Whole = 2000  # steps
     save_every: Whole = 2000  # steps
     keep: Whole = 2  # checkpoints
-    seed: int = 0
+    seed: int = 0  # of weights, data and masks
 
     def __post_init__(self) -> None:
         for name, size in (("videos", self.videos), ("images", self.images)):

@@ -21,8 +21,8 @@ Beta = Annotated[float, Range(0, 1 - 1e-9)]
 class OptimConfig:
     """The optimiser and its schedule."""
 
-    lr: Annotated[float, Range(0, 1e3)] = 1e-3
-    betas: tuple[Beta, Beta] = (0.9, 0.95)
+    lr: Annotated[float, Range(0, 1e3)] = 1e-3  # highest learning rate
+    betas: tuple[Beta, Beta] = (0.9, 0.95)  # of AdamW
     weight_decay: Annotated[float, Range(0, 1e3)] = 0.1  # of matrices and kernels
     clip: Scale = 1.0  # largest norm of the gradient
     warmup_steps: Annotated[int, Range(0, 10**9)] = 100  # over which the learning rate rises
@@ -30,9 +30,8 @@ class OptimConfig:
     decay_share: SomeShare = 1.0  # share of the run, at its end, over which it falls
     final: Share = 0.0  # of the learning rate that is left at the end
     ema: Beta = 0.999  # decay of the weights' moving average per step; 0 = none
-    muon: Annotated[float, Range(0, 1e3)] = (
-        0.0  # factor on lr for the layers' matrices, updated by Muon; 0 = AdamW for everything
-    )
+    # factor on lr for the layers' matrices, updated by Muon; 0 = AdamW for everything
+    muon: Annotated[float, Range(0, 1e3)] = 0.0
 
 
 def build_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:

@@ -49,18 +49,18 @@ class TrainTokenizerConfig:
     # leave the encoder as it is: clips keep their codes, so models and shards made with the tokenizer stay valid
     decoder_only: bool = False
     size: Size = 128  # pixels of a clip's sides
-    frames: Whole = 17
-    fps: Scale = 8.0
+    frames: Whole = 17  # of a clip, 1 + 4k
+    fps: Scale = 8.0  # frames per second
     spike: Spike = 20.0  # a step whose gradient is so many times its usual size, or no number, is skipped
     patience: Whole = 10  # so many skipped steps in a row end the run
-    max_steps: Whole | None = 20_000
-    max_seconds: Scale | None = None
-    seed: int = 0
+    max_steps: Whole | None = 20_000  # steps at most; null = no limit
+    max_seconds: Scale | None = None  # seconds at most; null = no limit
+    seed: int = 0  # of weights and data
     workers: Annotated[int, Range(0, 1000)] = 4  # processes that make batches
     compile: bool = True  # on CUDA only
     log_every: Whole = 20  # steps
     evaluate_every: Whole = 1000  # steps
-    evaluation_clips: Whole = 256
+    evaluation_clips: Whole = 256  # held-out clips that PSNR is measured on
     save_every: Whole = 1000  # steps
     keep: Whole = 2  # checkpoints
 
