@@ -14,12 +14,12 @@ from torch.nn.functional import avg_pool3d
 
 @dataclass(frozen=True)
 class LossConfig:
-    """Weights of the terms against the plain error's 1; `knee` is the error (in [-1, 1] pixels) where squares become lines."""
+    """Weights of the terms against the plain error's 1."""
 
-    edges: float = 0.5
-    motion: float = 0.25
-    coarse: float = 0.5
-    knee: float = 0.03
+    edges: float = 0.5  # weight of differences between neighbouring pixels
+    motion: float = 0.25  # weight of differences between frames
+    coarse: float = 0.5  # weight of means over 8x8 pixels
+    knee: float = 0.03  # error, of pixels in [-1, 1], where squares become lines
     first_frame: float = 4.0  # frames that the first one counts for: then every latent frame counts the same
 
 

@@ -22,8 +22,8 @@ class TokenizerConfig:
     levels: tuple[Annotated[int, Range(2, 2**16)], ...] = (7, 5, 5, 5, 5)  # of the FSQ, one per code channel
     encoder_widths: tuple[Size, ...] = (96, 160)  # channels
     encoder_blocks: tuple[Count, ...] = (2, 3)  # residual blocks
-    decoder_widths: tuple[Size, ...] = (128, 224)
-    decoder_blocks: tuple[Count, ...] = (5, 4)
+    decoder_widths: tuple[Size, ...] = (128, 224)  # channels, as of the encoder
+    decoder_blocks: tuple[Count, ...] = (5, 4)  # residual blocks, as of the encoder
 
     network: ClassVar[str] = "VideoTokenizer"  # in fingerprints
     at_once: ClassVar[int] = 2**30  # latent frames of a clip that pass through together: all, the fastest

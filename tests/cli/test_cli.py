@@ -87,7 +87,7 @@ def test_help_lists_the_presets_and_the_settings_of_each(verb: str, table: str, 
     assert main([verb, "shapes-toy", "--help"]) == 0
     out = capsys.readouterr().out
     config = getattr(presets, table)["shapes-toy"]
-    assert all(f"\n  {name} = {json.dumps(value)}" in out for name, value, _ in options.settings_of(config))
+    assert all(f"\n  {name} = {json.dumps(value)}" in out and meaning for name, value, meaning in options.settings_of(config))
     assert f"optim.ema = {config.optim.ema} " in out and "moving average" in out
 
 
