@@ -42,7 +42,6 @@ class Followed:
     radius: Array
     opacity: Array  # 0 where it is not seen
     clean: Array  # bool: seen whole, touching nothing
-    hidden: Array  # share of it that lies under another object
     misfit_FP: Array = field(repr=False)  # of its outline to every template
     fit: Array = field(repr=False)  # to the best one of its shape
     blobs: dict[int, Blob] = field(repr=False)  # by frame
@@ -72,16 +71,12 @@ def name_motion(thing: Followed, whole_F: Array, fps: float) -> Motion:
     """The one law of motion that explains what was followed, "still" if none is needed. whole_F: frames of a known outline."""
     seconds = np.arange(len(thing.x)) / fps
     seen, solid = thing.opacity > 0.5, whole_F & (thing.opacity > 0.5)
-    sure = seen & (thing.hidden < 0.5)
-    sure = sure if sure.sum() >= 5 else seen
-    if sure.sum() < 3:
+    if seen.sum() < 3:
         return Motion()
-    fading, scaling, turning = _fading(thing, seconds), None, None
-    path = _path(seconds[sure], thing.x[sure] + 1j * thing.y[sure])
-    if not fading and solid.sum() >= 5:  # while something fades its outline is not sharp enough
-        scaling = _scaling(seconds[solid], thing.radius[solid])
-        turning = _turning(seconds[solid], thing.misfit_FP[solid], thing.likely_shape)
-    changes = [each for each in (fading, path, scaling, turning) if each is not None]
+    path = _path(seconds[seen], thing.x[seen] + 1j * thing.y[seen])
+    scaling = _scaling(seconds[solid], thing.radius[solid]) if solid.sum() >= 5 else None
+    turning = _turning(seconds[solid], thing.misfit_FP[solid], thing.likely_shape) if solid.sum() >= 5 else None
+    changes = [each for each in (_fading(thing, seconds), path, scaling, turning) if each is not None]
     name, speed = ("still", "normally") if not changes else changes[0] if len(changes) == 1 else (None, None)
     paces = {motion: speed for motion, speed in changes if motion and speed}
     return Motion(name, speed, path[0] if path else "still", paces)

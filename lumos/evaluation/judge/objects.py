@@ -66,13 +66,12 @@ def _follow(view: View, track: Track, fps: float) -> Followed:
         radius=by_frame([whole.radius for whole in wholes]),
         opacity=by_frame(_opacity(track), 0.0),
         clean=by_frame(clean_N, 0.0) > 0,
-        hidden=by_frame([whole.share for whole in wholes]),
         misfit_FP=by_frame(misfit_NP),
         fit=by_frame(fit_N),
         blobs=dict(zip(number, track, strict=True)),
         wholes=dict(zip(number, wholes, strict=True)),
     )
-    whole_F = followed.clean & (followed.opacity > 0.3) if clean_N.any() else followed.seen
+    whole_F = followed.clean if clean_N.any() else followed.seen
     largest = float(np.max(followed.radius[whole_F], initial=0.0))
     size = min(SIZES, key=lambda size: abs(np.log(SIZES[size] / largest))) if largest else None
     return replace(followed, size=size, motion=name_motion(followed, whole_F, fps))
@@ -91,12 +90,11 @@ def _shape(misfit_NP: Array) -> tuple[str, bool]:
     return SHAPES[int(best)], bool(misfit_S[best] < 0.2 and misfit_S[second] > misfit_S[best] * 1.05 + 0.001)
 
 
-def _colour(track: Track) -> str | None:
+def _colour(track: Track) -> str:
     votes: defaultdict[str, float] = defaultdict(float)
     for blob in track:
         votes[blob.colour] += blob.strength * blob.area
-    best = max(votes, key=lambda colour: votes[colour])
-    return best if votes[best] > 0.55 * sum(votes.values()) else None
+    return max(votes, key=lambda colour: votes[colour])
 
 
 def _opacity(track: Track) -> Array:

@@ -112,7 +112,6 @@ class Placed(NamedTuple):
     x: float  # centre of mass
     y: float
     misfit: float = 0.0  # squared differences where it is free to be seen, relative to the region that is seen
-    share: float = 0.0  # of it that is not seen
 
     @property
     def radius(self) -> float:
@@ -145,7 +144,7 @@ def complete(soft_HW: Array, others_HW: Array, choices: list[tuple[int, float]])
         misfit = (total - 2 * overlap + cost) / total + 0.05 * share
         row, column = np.unravel_index(misfit.argmin(), misfit.shape)
         x, y = (((at if at < size - PAD // 2 else at - size) - PAD + 0.5) / side for at in (int(column), int(row)))
-        found.append(Placed(index, disc, x, y, float(misfit[row, column]), float(share[row, column])))
+        found.append(Placed(index, disc, x, y, float(misfit[row, column])))
     return found
 
 
