@@ -25,20 +25,20 @@ def write_card(folder: Path, out: Path, generator: Generator, scores: dict[str, 
     """
     path = folder / CARD
     old = path.read_text("utf-8") if path.exists() else ""
-    if old and not _is_ours(old):
+    if old and not _is_unchanged(old):
         print(f"{path} was written or changed by hand and is kept; the new card is {out / CARD}", file=sys.stderr, flush=True)
         path = out / CARD
-    text = _card(generator, scores, _data_in(old) or UNTOLD)
-    write_text(path, f"{text}{MARK}{_digest(text)} -->\n")
+    text = _card_text(generator, scores, _data_in(old) or UNTOLD)
+    write_text(path, f"{text}{MARK}{_digest_without_data(text)} -->\n")
     return path
 
 
-def _is_ours(text: str) -> bool:
+def _is_unchanged(text: str) -> bool:
     body, _, mark = text.rpartition(MARK)
-    return mark.strip() == f"{_digest(body)} -->"
+    return mark.strip() == f"{_digest_without_data(body)} -->"
 
 
-def _digest(text: str) -> str:
+def _digest_without_data(text: str) -> str:
     return hashlib.sha256(text.replace(_data_in(text), "").encode()).hexdigest()[:16]
 
 
@@ -47,7 +47,7 @@ def _data_in(text: str) -> str:
     return text.partition("\n## Data\n")[2].partition("\n## ")[0].strip()
 
 
-def _card(generator: Generator, scores: dict[str, Any], data: str) -> str:
+def _card_text(generator: Generator, scores: dict[str, Any], data: str) -> str:
     config, settings = generator.config, scores["settings"]
     sizes = [sum(part.numel() for part in module.parameters()) / 1e6 for module in (generator.model, generator.tokenizer)]
     video, shape = config.video, config.model

@@ -58,7 +58,7 @@ def measure_distances(
         made.append(network(generator(texts, frames=frames, seed=part.seeds, sampler=sampler).cpu()))
         real.append(network(render(pack([prompt.scene for prompt in part.prompts]), frames)))
         say(sum(len(each.clips) for each in made), len(videos))
-    return {"clips": len(videos), **distances(together(real), together(made), name)}
+    return {"clips": len(videos), **distances(as_one(real), as_one(made), name)}
 
 
 @torch.inference_mode()
@@ -93,7 +93,7 @@ def distances(real: Features, made: Features, name: str) -> dict[str, float]:
     return {key: round(value, 6) for key, value in found.items()}
 
 
-def together(parts: Sequence[Features]) -> Features:
+def as_one(parts: Sequence[Features]) -> Features:
     """The features of some batches as one."""
     return Features(*(torch.cat(each) for each in zip(*parts, strict=True)))
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lumos.evaluation.distances import (
     Features,
+    as_one,
     distances,
     efficientnet_features,
     frechet_distance,
@@ -16,7 +17,6 @@ from lumos.evaluation.distances import (
     kernel_distance,
     measure_distances,
     measure_tokenizer,
-    together,
 )
 from lumos.evaluation.prompts import benchmark
 from lumos.generate import Generator
@@ -57,7 +57,7 @@ def test_efficientnet_tells_blurred_clips_from_sharp_ones() -> None:
     network = efficientnet_features(torch.device("cpu"))
     clips = (torch.rand(6, 3, 1, 8, 8, generator=DRAW) * 2 - 1).repeat(1, 1, 2, 4, 4)
     blurred = torch.nn.functional.avg_pool2d(clips.flatten(1, 2), 5, 1, 2).unflatten(1, (3, 2))
-    real, same, worse = (together([network(part) for part in x.split(3)]) for x in (clips[:3], clips[3:], blurred[3:]))
+    real, same, worse = (as_one([network(part) for part in x.split(3)]) for x in (clips[:3], clips[3:], blurred[3:]))
     assert real.frames.shape == (6, 1280) and real.clips.shape == (3, 2560)
     near, far = (distances(real, made, "EfficientNet-Lite0") for made in (same, worse))
     assert set(near) == {f"{kind}-like (EfficientNet-Lite0)" for kind in ("FID", "KID", "FVD", "KVD")}

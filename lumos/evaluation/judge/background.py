@@ -43,11 +43,11 @@ def look(pixels_CFHW: Tensor) -> View:
     squared_FCHW = ((pixels_CFHW.detach().to("cpu", float32).clamp(-1, 1) + 1) / 2).square().transpose(0, 1)
     grid_FPC = _channels_last(avg_pool2d(squared_FCHW, height // GRID)).reshape(len(squared_FCHW), -1, 3)
     coefficients_FKC = _fit_ground(grid_FPC)
-    ground_FHWC = _ground(coefficients_FKC, height)
+    ground_FHWC = _fitted_ground(coefficients_FKC, height)
     strength_FHW = length(beyond_shade(_channels_last(squared_FCHW), ground_FHWC)) / brightness(ground_FHWC)
     squared_FHWC = _channels_last(avg_pool2d(squared_FCHW, COARSE))
     coarse_FHW = avg_pool2d(from_numpy(strength_FHW), COARSE).numpy()
-    blobs = find_blobs(coarse_FHW, squared_FHWC, _ground(coefficients_FKC, height // COARSE))
+    blobs = find_blobs(coarse_FHW, squared_FHWC, _fitted_ground(coefficients_FKC, height // COARSE))
     return View(grid_FPC, _basis(GRID) @ coefficients_FKC, squared_FHWC, strength_FHW, blobs)
 
 
@@ -91,6 +91,6 @@ def _basis(side: int) -> Array:
     return np.stack([x**i * y**j for i, j in powers], axis=1).astype(np.float32)
 
 
-def _ground(coefficients_FKC: Array, side: int) -> Array:
+def _fitted_ground(coefficients_FKC: Array, side: int) -> Array:
     """The fitted background, [F, side, side, 3]."""
     return (_basis(side) @ coefficients_FKC).reshape(-1, side, side, 3)

@@ -47,7 +47,7 @@ ATTRIBUTES = {
     "wholeness": "every object keeps its shape, and there are no stray pieces",
 }
 
-NEAR = 0.05  # frame widths that a place may be off
+OFF_COURSE = 0.05  # frame widths that a place may be off
 LEAST_OVERLAP = 8  # pixels of the coarse grid, over all frames, that must tell who is in front
 GONE = 20  # pixels that a frame counts in which one of two is hidden altogether
 BACKGROUND_APART = 6.0  # Lab: mean distance to the background asked for
@@ -137,7 +137,7 @@ def _on_its_way(thing: Thing, each: Followed, fps: float) -> bool:
     for frame in np.flatnonzero(each.opacity > 0.4):
         at = thing.at(frame / fps)
         off.append(math.hypot(each.x[frame] - at.x - at.orbit_x, each.y[frame] - at.y - at.orbit_y))
-    return bool(off) and float(np.median(off)) < NEAR
+    return bool(off) and float(np.median(off)) < OFF_COURSE
 
 
 def _binding(things: Sequence[Thing], objects: Sequence[Followed], moving: bool) -> Mark:
@@ -209,7 +209,7 @@ def _marks_over_time(pairs: Pairs, watched: Watched) -> dict[str, Mark]:
         straight = [pair for pair in pairs if pair[0].motion in DIRECTIONS]
         marks["direction"] = _every(_same(thing.motion, each.motion.path if each else None) for thing, each in straight)
     if any(thing.motion != "still" for thing, _ in pairs):
-        marks["speed"] = _every(_speed(thing, each) for thing, each in pairs if thing.motion != "still")
+        marks["speed"] = _every(_pace(thing, each) for thing, each in pairs if thing.motion != "still")
     marks["permanence"] = all(
         each is not None and (thing.motion in VANISHING or bool((each.seen | each.behind).all())) for thing, each in pairs
     )
@@ -222,7 +222,7 @@ def _kind(motion: str | None) -> str | None:
     return "straight" if motion in DIRECTIONS else motion
 
 
-def _speed(thing: Thing, each: Followed | None) -> Mark:
+def _pace(thing: Thing, each: Followed | None) -> Mark:
     paces = {_kind(motion): speed for motion, speed in each.motion.paces.items()} if each else {}
     return _same(thing.speed, paces.get(_kind(thing.motion)))
 

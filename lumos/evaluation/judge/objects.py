@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lumos.evaluation.judge.background import View, look
 from lumos.evaluation.judge.motion_fit import Followed, name_motion
-from lumos.evaluation.judge.outlines import PERIOD, Placed, complete, misfits, of_shape, outline, soft_mask, templates
+from lumos.evaluation.judge.outlines import PERIOD, Placed, misfits, of_shape, outline, place_whole, soft_mask, templates
 from lumos.evaluation.judge.regions import COARSE, Blob
 from lumos.evaluation.judge.tracks import Track, find_tracks
 from lumos.worlds.shapes.thing import SHAPES, SIZES
@@ -109,7 +109,7 @@ def _completed(view: View, track: Track, wholes: list[Placed], clean_N: Array) -
     """Where it touches something: its whole outline, as it is in the nearest frame in which it touches nothing."""
     known = [wholes[min(np.flatnonzero(clean_N), key=lambda m: abs(m - n))] for n in range(len(track))]
     return [
-        whole if is_clean else complete(*_masks(view, blob), [(like.template, like.disc)])[0]
+        whole if is_clean else place_whole(*_masks(view, blob), [(like.template, like.disc)])[0]
         for blob, whole, like, is_clean in zip(track, wholes, known, clean_N, strict=True)
     ]
 
@@ -122,10 +122,10 @@ def _guessed(view: View, track: Track) -> tuple[str, bool, list[Placed]]:
         for p in of_shape(shape):
             if abs((bank.angle_P[p] + period / 2) % period - period / 2) <= 13:
                 choices += [(int(p), size / float(bank.radius_P[p])) for size in SIZES.values()]
-    found = complete(*_masks(view, max(track, key=lambda blob: blob.area)), choices)
+    found = place_whole(*_masks(view, max(track, key=lambda blob: blob.area)), choices)
     best = min(found, key=lambda each: each.misfit)
     second = min(each.misfit for each in found if bank.shape_P[each.template] != bank.shape_P[best.template])
-    wholes = [complete(*_masks(view, blob), [(best.template, best.disc)])[0] for blob in track]
+    wholes = [place_whole(*_masks(view, blob), [(best.template, best.disc)])[0] for blob in track]
     return SHAPES[bank.shape_P[best.template]], best.misfit < 0.4 and second > 1.1 * best.misfit, wholes
 
 

@@ -22,7 +22,7 @@ from lumos.worlds.shapes.render import pack, render
 from lumos.worlds.shapes.scene import Background, Scene
 from lumos.worlds.shapes.thing import SHAPES, SIZES, Thing
 
-PLACES = 20  # an outline is compared on this many places per side
+RASTER = 20  # an outline is compared on this many places per side
 SPAN = 1.9  # half the side, in radii of the disc of the same area
 PERIOD = {"square": 90, "triangle": 120, "star": 72, "cross": 90, "pentagon": 72, "hexagon": 60, "diamond": 180}
 ROUND = ("circle", "ring")  # look the same at every angle
@@ -32,7 +32,7 @@ PAD = 16  # coarse pixels around the frame in which a thing may lie
 
 @dataclass(frozen=True)
 class Templates:
-    """Outlines on PLACES * PLACES, their shapes and angles, and what each thing is like when the disc has radius 1."""
+    """Outlines on RASTER * RASTER, their shapes and angles, and what each thing is like when the disc has radius 1."""
 
     picture_PG: Array
     shape_P: Array  # index into SHAPES
@@ -61,12 +61,12 @@ def outline(soft_HW: Array) -> Outline:
     side = len(soft_HW)
     row, column = ndimage.center_of_mass(soft_HW)
     disc = float((soft_HW.sum() / np.pi) ** 0.5)
-    step = SPAN * disc / PLACES  # two samples per place
+    step = SPAN * disc / RASTER  # two samples per place
     start = step / 2 - SPAN * disc
     fine = ndimage.affine_transform(
-        soft_HW, (step, step), (row + start, column + start), (2 * PLACES, 2 * PLACES), order=1, prefilter=False
+        soft_HW, (step, step), (row + start, column + start), (2 * RASTER, 2 * RASTER), order=1, prefilter=False
     )
-    picture_G = fine.reshape(PLACES, 2, PLACES, 2).mean((1, 3)).ravel()
+    picture_G = fine.reshape(RASTER, 2, RASTER, 2).mean((1, 3)).ravel()
     return Outline((column + 0.5) / side, (row + 0.5) / side, disc / side, picture_G)
 
 
@@ -128,7 +128,7 @@ class Placed(NamedTuple):
         return self.y + self.disc * float(templates().middle_P2[self.template, 1])
 
 
-def complete(soft_HW: Array, others_HW: Array, choices: list[tuple[int, float]]) -> list[Placed]:
+def place_whole(soft_HW: Array, others_HW: Array, choices: list[tuple[int, float]]) -> list[Placed]:
     """The best place of each of some templates (index and disc radius)."""
     side, region_HW = len(soft_HW), soft_HW > 0.5
     seen = np.pad(soft_HW, PAD)
@@ -138,7 +138,7 @@ def complete(soft_HW: Array, others_HW: Array, choices: list[tuple[int, float]])
     total = max(float(np.square(seen).sum()), 1.0)
     found = []
     for index, disc in choices:
-        template = np.fft.ifftshift(_drawn(index, disc * side, size // 2, size // 2, size))
+        template = np.fft.ifftshift(_raster_at(index, disc * side, size // 2, size // 2, size))
         overlap, cost = np.fft.irfft2(spectra * np.conj(np.fft.rfft2(np.stack([template, template**2]))), s=(size, size))
         share = 1 - overlap / np.square(template).sum()
         misfit = (total - 2 * overlap + cost) / total + 0.05 * share
@@ -150,12 +150,12 @@ def complete(soft_HW: Array, others_HW: Array, choices: list[tuple[int, float]])
 
 def covered(side: int, whole: Placed) -> Array:
     """The coarse pixels that a whole outline covers."""
-    return _drawn(whole.template, whole.disc * side, whole.y * side - 0.5, whole.x * side - 0.5, side) > 0.5
+    return _raster_at(whole.template, whole.disc * side, whole.y * side - 0.5, whole.x * side - 0.5, side) > 0.5
 
 
-def _drawn(index: int, disc: float, row: float, column: float, size: int) -> Array:
+def _raster_at(index: int, disc: float, row: float, column: float, size: int) -> Array:
     """A template with its centre of mass at a pixel of a square picture; disc in pixels."""
-    step = PLACES / (2 * SPAN * disc)
-    offset = ((PLACES - 1) / 2 - step * row, (PLACES - 1) / 2 - step * column)
-    picture = templates().picture_PG[index].reshape(PLACES, PLACES)
+    step = RASTER / (2 * SPAN * disc)
+    offset = ((RASTER - 1) / 2 - step * row, (RASTER - 1) / 2 - step * column)
+    picture = templates().picture_PG[index].reshape(RASTER, RASTER)
     return ndimage.affine_transform(picture, (step, step), offset, (size, size), order=1, prefilter=False)
