@@ -16,7 +16,6 @@ from lumos.generate import Generator
 from lumos.model.transformer import ModelConfig
 from lumos.model_folder import VideoConfig
 from lumos.tokenizer.model import TokenizerConfig
-from lumos.training import train_tokenizer as tokenizer_training
 from lumos.training.optim import OptimConfig
 from lumos.training.train_model import TrainModelConfig, train_model
 from lumos.training.train_tokenizer import TrainTokenizerConfig, train_tokenizer
@@ -64,7 +63,7 @@ def generator(tmp_path_factory: pytest.TempPathFactory) -> Generator:
     """Both networks, trained for a moment, as they come back from the disk."""
     run = tmp_path_factory.mktemp("run")
     with pytest.MonkeyPatch.context() as patch:
-        for module, name in ((data, "sample_scene"), (data, "sample_image"), (tokenizer_training, "sample_scene")):
+        for module, name in ((data, "sample_scene"), (data, "sample_image")):
             patch.setattr(module, name, day_or_night)
         train_tokenizer(TOKENIZER, run / "tokenizer")
         folder = train_model(MODEL, run / "model", run / "tokenizer/tokenizer")
