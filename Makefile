@@ -26,7 +26,7 @@ demo: setup  ## turn a sentence into a video on the CPU: PROMPT="..." OUT=demo.m
 	@echo "the video is $(abspath $(OUT))"
 
 test: setup  ## run the tests (all that need no GPU)
-	$(BIN)/python -m pytest -m "not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not gpu" -n 2 --dist worksteal
 
 check: setup  ## lint, formatting, types, layers
 	$(BIN)/ruff check .

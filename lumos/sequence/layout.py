@@ -48,7 +48,7 @@ class Grid:
         return FRAME_HEAD + self.content + 1
 
 
-class Batch(NamedTuple):
+class PackedBatch(NamedTuple):
     """ids_BL int64, position_BL3 int64 (t, h, w), block_BL int64."""
 
     ids_BL: Tensor
@@ -105,7 +105,7 @@ def pack(
     fps: int,
     first_latent: int = 0,
     tail: bool = False,
-) -> Batch:
+) -> PackedBatch:
     """A whole batch: right-aligned prompts, header, frames (`content_BTHW` holds ids with newlines, masked or not).
 
     `first_latent` says which latent frame of its video the first one is (a window of a longer video). `tail` adds the two
@@ -131,7 +131,7 @@ def pack(
         after = HEADER + (first_latent + T) * grid.frame_length
         positions.append((length_B[:, None] + after + places)[:, :, None].expand(B, 2, 3))
         blocks.append((S + HEADER + T * grid.frame_length + places).expand(B, 2))
-    return Batch(torch.cat(parts, dim=1), torch.cat(positions, dim=1), torch.cat(blocks, dim=1))
+    return PackedBatch(torch.cat(parts, dim=1), torch.cat(positions, dim=1), torch.cat(blocks, dim=1))
 
 
 def frame_positions(grid: Grid, length_B: Tensor, first_latent: int, latent_frames: int) -> Tensor:

@@ -33,7 +33,7 @@ TOO_LARGE = "there was not enough memory; ask for fewer frames or a smaller size
 Say = Callable[..., None]
 Requests = tuple[VideoRequest, ...]
 Folders = tuple[Path, ...]
-Batch = tuple[int, Requests, Folders]  # its number, what is asked, and the folders for its files
+Order = tuple[int, Requests, Folders]  # its number, what is asked, and the folders for its files
 
 
 class Cancelled(Exception):
@@ -67,7 +67,7 @@ def run_worker(connection: Connection, weights: str, device: str | None) -> None
     except (ValueError, OSError, RuntimeError, MemoryError) as error:
         say("broken", 0, TOO_LARGE if is_memory_error(error) else str(error))
         return
-    todo: queue.SimpleQueue[Batch] = queue.SimpleQueue()
+    todo: queue.SimpleQueue[Order] = queue.SimpleQueue()
     cancelled: set[int] = set()
     threading.Thread(target=_hear, args=(connection, generator, todo, cancelled, say), daemon=True).start()
     say("ready", 0, about, files)
@@ -88,7 +88,7 @@ def run_worker(connection: Connection, weights: str, device: str | None) -> None
         cancelled.discard(number)
 
 
-def _hear(connection: Connection, generator: Generator, todo: queue.SimpleQueue[Batch], cancelled: set[int], say: Say) -> None:
+def _hear(connection: Connection, generator: Generator, todo: queue.SimpleQueue[Order], cancelled: set[int], say: Say) -> None:
     while True:
         try:
             word, number, *rest = connection.recv()

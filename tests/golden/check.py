@@ -24,7 +24,7 @@ from lumos.model.rope import rotation
 from lumos.model.transformer import ModelConfig, Transformer
 from lumos.published.cosmos import from_released
 from lumos.published.official import from_official
-from lumos.sequence.layout import Batch, Grid, content_ids, content_of, pack, unpack
+from lumos.sequence.layout import Grid, PackedBatch, content_ids, content_of, pack, unpack
 from lumos.sequence.vocabulary import LUMOS
 from lumos.tokenizer.cosmos import CosmosConfig
 from lumos.tokenizer.layers import patch
@@ -94,7 +94,7 @@ def build(info: dict[str, Any]) -> Transformer:
     return model.eval()
 
 
-def repack(ids: Tensor, info: dict[str, Any]) -> tuple[Batch, Grid]:
+def repack(ids: Tensor, info: dict[str, Any]) -> tuple[PackedBatch, Grid]:
     """The same sample built by our own layout from its text, codes and header."""
     text, codes_THW, seconds, fps = unpack(LUMOS, ids.tolist())
     grid = Grid(rows=codes_THW.shape[1], columns=codes_THW.shape[2])
