@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+PARTIAL = r"(\.\d+)*\.partial"  # what `partial_of` puts behind a hidden name, as a pattern: to find what a kill has left
+
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:

@@ -28,7 +28,7 @@ from lumos.config import read_json
 from lumos.data.clips import Clip, Cut, expected_lengths, nearest_size, pack_picture, read_clips
 from lumos.data.manifest import Entry, is_url, read_manifest
 from lumos.data.shards import CODES, PIXELS, PREPARED, ShardReader, open_shards, pack_codes, shard_summary, write_shard
-from lumos.files import write_text
+from lumos.files import PARTIAL, write_text
 from lumos.media.picture import Header
 from lumos.media.pixels import clips_to_pixels
 from lumos.media.source import one_line, read_header
@@ -40,7 +40,7 @@ DECODED_AHEAD = 8  # of one file, decoded in one go
 Made = tuple[Clip, bytes | None]  # a clip and, in picture shards, its picture
 LONGEST_DRY_LOOK = 2000  # files whose headers a dry run reads
 # files that a killed process left half written; whatever else lies in the folder is not ours to delete
-LEFTOVER = re.compile(r"\.(\d{6}\.parquet|prepare\.json|rejected\.csv)(\.\d+)+\.partial")
+LEFTOVER = re.compile(rf"\.(\d{{6}}\.parquet|prepare\.json|rejected\.csv){PARTIAL}")
 
 
 @dataclass(frozen=True)

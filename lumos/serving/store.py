@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, TextIO, TypeVar
 
+from lumos.files import PARTIAL
 from lumos.serving.request import VideoRequest
 
 T = TypeVar("T")
@@ -29,7 +30,8 @@ MARKER = ".lumos-serve"
 RECORD = "record.json"
 START = "start.safetensors"
 # what a server writes into a video's folder, also half written; whatever else lies there is not ours to delete
-OURS = re.compile(r"\.?(record\.json|start\.safetensors|(video|thumbnail)\.(mp4|gif|webp|png))(\.\d+)?(\.partial)?")
+_NAMES = r"(record\.json|start\.safetensors|(video|thumbnail)\.(mp4|gif|webp|png))"
+OURS = re.compile(rf"{_NAMES}|\.{_NAMES}{PARTIAL}")
 FIRST_HOUR = 3600.0  # a machine may start with a wrong clock; until it can have been set, no video is too old
 
 

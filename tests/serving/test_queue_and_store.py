@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lumos.files import partial_of
 from lumos.serving.config import ServeConfig
 from lumos.serving.queue import Client, FairQueue, QueueFull, Waiting
 from lumos.serving.request import VideoRequest
@@ -106,6 +107,7 @@ def test_after_a_kill_everything_is_whole_or_a_failure(tmp_path: Path) -> None:
     store = Store(tmp_path, 60, 10**6)
     done, half, lost = keep(store, record()), keep(store, record("queued")), keep(store, record())
     (store.folder(half.id) / ".video.gif.partial").write_bytes(b"half")
+    partial_of(store.folder(half.id) / "video.mp4").write_bytes(b"half")  # as the worker writes it
     (store.folder(lost.id) / "video.mp4").unlink()
     (store.scratch / "upload").write_text("half an upload")
     temporary = store.temporary
