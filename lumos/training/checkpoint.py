@@ -32,7 +32,7 @@ from lumos.training.learner import Learner
 from lumos.training.parallel import Ranks, ensure_group, local, together
 from lumos.weights import check_names
 
-STATE, SUMS, LOCK = "state.json", "SHA256SUMS", ".lock"
+STATE, SUMS, LOCK = "state.json", "SHA256SUMS", ".lumos-train"
 CHECKPOINT = "lumos checkpoint 2"
 FOLDER = re.compile(r"step_(\d{8,})")
 # Budget, logging and how the work is split up: they do not change what is trained, and a resumed run may change them.

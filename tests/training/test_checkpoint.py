@@ -203,6 +203,8 @@ input()
 
 def test_a_second_command_is_told_who_has_the_folder(tmp_path: Path) -> None:
     run = tmp_path / "run"
+    run.mkdir()
+    (run / ".lock").write_text("somebody's")
     with subprocess.Popen([sys.executable, "-c", HOLD, run], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None and other.stdout.readline() == "held\n"
         before = {path: path.read_bytes() for path in run.iterdir()}
@@ -211,6 +213,7 @@ def test_a_second_command_is_told_who_has_the_folder(tmp_path: Path) -> None:
         assert {path: path.read_bytes() for path in run.iterdir()} == before
         other.kill()
     Checkpoints(run, True, {}, ALONE, 2)  # a kill leaves no lock
+    assert (run / ".lock").read_text() == "somebody's"
 
 
 def test_checkpoints_of_another_model_are_refused(made: Path) -> None:
