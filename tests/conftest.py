@@ -23,6 +23,8 @@ from lumos.tokenizer.model import TokenizerConfig, VideoTokenizer
 # the same examples every time, no files left behind, no clock
 settings.register_profile("repeatable", derandomize=True, database=None, deadline=None, max_examples=25)
 settings.load_profile("repeatable")
+# small tensors: threads that wait for each other would take most of the time
+torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
