@@ -1,6 +1,6 @@
 """A LoRA adapter in peft's form (adapter_config.json, adapter_model.safetensors) -> the decoder's weights with it merged in.
 
-An adapter adds scale * B @ A, of small rank, to the four matrices of every layer. peft itself is only needed to train one.
+An adapter adds scale * B @ A, of small rank, to the four matrices of every layer.
 """
 
 import re

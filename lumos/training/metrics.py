@@ -3,11 +3,11 @@
 The progress line goes to stderr: one that is written over on a terminal, otherwise a new one now and then.
 """
 
-import importlib.util
 import json
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -38,7 +38,7 @@ class RunLog:
         if enabled:
             run.mkdir(parents=True, exist_ok=True)
             _forget_after(run / "metrics.jsonl", step)
-            if importlib.util.find_spec("tensorboard"):
+            with suppress(ImportError):  # TensorBoard is not one of our packages
                 from torch.utils.tensorboard import SummaryWriter
 
                 self._board = SummaryWriter(run / "tensorboard", purge_step=step or None)

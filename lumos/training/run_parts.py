@@ -24,7 +24,6 @@ from lumos.tokenizer.cosmos import CosmosConfig
 from lumos.tokenizer.model import VideoTokenizer, load_tokenizer
 from lumos.training import step_cost
 from lumos.training.config import TrainModelConfig
-from lumos.training.lora import plan_for
 from lumos.training.parallel import Ranks
 from lumos.training.vocabulary_transfer import carried_over
 from lumos.weights import fingerprint
@@ -100,8 +99,6 @@ def gather_parts(
     words = _words_of_init if init is not None else _new_words
     text, vocabulary, initial = words(config, tokenizer.codebook_size, index, text_file if init is None else init)
     config = replace(config, model=replace(config.model, vocabulary=vocabulary.size))
-    if config.lora.rank:
-        config = replace(config, parallel=plan_for(config.parallel))
     config.parallel.check(ranks.world)
     _check_memory(config, vocabulary, ranks)
     schedule = Schedule(config.videos, config.images, config.image_every, config.seed, ranks.rank, ranks.world)

@@ -208,7 +208,7 @@ def failing(error: BaseException) -> Callable[[Any], None]:
         (PermissionError(errno.EACCES, os.strerror(errno.EACCES), "/root/x"), "cannot use /root/x: Permission denied; check"),
         (IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), "/tmp"), "cannot use /tmp: Is a directory; check"),
         (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), "cannot use: No space left on device; check"),
-        (ModuleNotFoundError("no", name="tensorboard.x"), "this needs the package 'tensorboard', which is missing; run pip"),
+        (ModuleNotFoundError("no", name="pyarrow.x"), "this needs the package 'pyarrow', which is missing; run pip"),
         (RuntimeError("CUDA out of memory. Tried"), "out of memory; use fewer"),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you"), "out of memory; use fewer"),
         (MemoryError(), "out of memory; use fewer"),

@@ -1,25 +1,31 @@
-"""Adapters start as nothing, train alone, are saved as peft saves them, and merge to the same numbers as peft's own merging."""
+"""Adapters start as nothing, train alone, and are saved, read and merged in peft's form."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lumos.model.adapter import TARGETS, merge_adapter, merged
 from lumos.model.attention import dense
 from lumos.model.transformer import ModelConfig, Transformer
-from lumos.training.lora import LoraSettings, add_adapter, plan_for, save_adapter, split
-from lumos.training.parallel import ParallelConfig
+from lumos.training.lora import LoraSettings, add_adapter, save_adapter, split
 
 CONFIG = ModelConfig(vocabulary=50, layers=2, width=32, heads=2, kv_heads=1, head_width=32, ffn=48)
 LORA = LoraSettings(rank=3, alpha=5.0)
+# what peft 0.21 writes beside rank, alpha and targets
+PEFT = """{"task_type": null, "auto_mapping": null, "eva_config": null, "layers_pattern": null, "megatron_config": null,
+"modules_to_save": null, "revision": null, "fan_in_fan_out": false, "lora_bias": false, "use_dora": false, "use_rslora": false,
+"peft_version": "0.21.2", "bias": "none", "init_lora_weights": true, "loftq_config": {}, "alpha_pattern": {}, "rank_pattern": {},
+"lora_dropout": 0.0, "megatron_core": "megatron.core", "qalora_group_size": 16}"""
 
 
-def small_model() -> Transformer:
-    model = Transformer(CONFIG)
+def small_model(config: ModelConfig = CONFIG) -> Transformer:
+    model = Transformer(config)
     model.initialise(torch.Generator().manual_seed(1))
     return model
 
@@ -37,104 +43,120 @@ def trained() -> Transformer:
     add_adapter(model, LORA, seed=0)
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "lora_" in name:
+        for parameter in model.parameters():
+            if parameter.requires_grad:
                 parameter.normal_(0, 0.2, generator=generator)
     return model
 
 
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A saved adapter."""
+    save_adapter(tmp_path / "lora", LORA, split(dict(trained().named_parameters()), LORA)[1], "tiny")
+    return tmp_path / "lora"
+
+
 def test_a_new_adapter_changes_nothing_and_is_the_same_for_a_seed() -> None:
-    before = torch.random.get_rng_state()
-    one, other = small_model(), small_model()
-    add_adapter(one, LORA, seed=3)
+    one, other, third = small_model(), small_model(), small_model()
+    for model, seed in ((one, 3), (other, 3), (third, 4)):
+        add_adapter(model, LORA, seed)
     assert torch.equal(run(one), run(small_model()))
-    add_adapter(other, LORA, seed=3)
-    drawn = dict(other.named_parameters())
+    drawn, else_drawn = dict(other.named_parameters()), dict(third.named_parameters())
     assert all(torch.equal(tensor, drawn[name]) for name, tensor in one.named_parameters())
-    assert torch.equal(torch.random.get_rng_state(), before)
+    assert sum(not torch.equal(tensor, else_drawn[name]) for name, tensor in one.named_parameters()) == 2 * len(TARGETS)
 
 
 def test_only_adapters_learn() -> None:
     model = trained()
     run(model).square().sum().backward()
     moved = {name for name, parameter in model.named_parameters() if parameter.grad is not None and parameter.grad.any()}
-    assert moved == {name for name, _ in model.named_parameters() if "lora_" in name} and len(moved) == 2 * 2 * len(TARGETS)
+    assert len(moved) == 2 * 2 * len(TARGETS) and all(name.endswith((".A", ".B")) for name in moved)
 
 
-def test_saved_merged_and_read_by_peft(tmp_path: Path) -> None:
-    from peft import PeftModel
-
+def test_saved_and_merged_it_computes_the_same(folder: Path) -> None:
     model = trained()
     expected = run(model)
-    weights, adapter = split(dict(model.named_parameters()), LORA)
-    assert set(weights) == set(dict(small_model().named_parameters()))
-    whole = small_model()
-    whole.load_state_dict({name: tensor.detach() for name, tensor in weights.items()}, strict=False)
-    assert torch.allclose(run(whole), expected, atol=1e-5)
-
-    save_adapter(tmp_path / "lora", LORA, adapter, "tiny")
-    assert sorted(path.name for path in (tmp_path / "lora").iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
-    ours = small_model()
-    merge_adapter(ours, tmp_path / "lora")
-    assert torch.allclose(run(ours), expected, atol=1e-5) and not torch.allclose(run(small_model()), expected, atol=1e-2)
-
-    theirs = PeftModel.from_pretrained(small_model(), str(tmp_path / "lora"))
-    assert torch.allclose(run(theirs), expected, atol=1e-6)
-    united = theirs.merge_and_unload()
-    assert all(torch.allclose(a, dict(ours.named_parameters())[n], atol=1e-6) for n, a in united.named_parameters())
+    weights, _ = split(dict(model.named_parameters()), LORA)
+    whole, ours = small_model(), small_model()
+    whole.load_state_dict({name: tensor.detach() for name, tensor in weights.items()})
+    merge_adapter(ours, folder)
+    assert torch.allclose(run(whole), expected, atol=1e-5) and torch.allclose(run(ours), expected, atol=1e-5)
+    assert not torch.allclose(run(small_model()), expected, atol=1e-2)
 
 
-def test_other_folders_are_refused(tmp_path: Path) -> None:
-    _, adapter = split(dict(trained().named_parameters()), LORA)
-    save_adapter(tmp_path / "lora", LORA, adapter, "tiny")
+def test_its_files_are_those_of_peft(folder: Path) -> None:
+    """Names and shapes as peft writes them; and what peft writes around them is read."""
+    assert sorted(path.name for path in folder.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
+    config = json.loads((folder / "adapter_config.json").read_text())
+    about = {"peft_type": "LORA", "base_model_name_or_path": "tiny", "inference_mode": True}
+    assert config == about | {"r": 3, "lora_alpha": 5.0, "target_modules": [], "target_parameters": list(TARGETS)}
+    shapes = {name: list(tensor.shape) for name, tensor in load_file(folder / "adapter_model.safetensors").items()}
+    wraps = {"query_key_value": 3, "attention_out": 2, "ffn_gate_up": 1, "ffn_down": 0}
+    assert shapes == {
+        f"base_model.model.layers.{number}.{wraps[target] * 'base_layer.'}lora_{side}.weight": shape
+        for number, layer in enumerate(small_model().layers)
+        for target in TARGETS
+        for rows, columns in [getattr(layer, target).shape]
+        for side, shape in (("A", [3, columns]), ("B", [rows, 3]))
+    }
+    ours, theirs = small_model(), small_model()
+    merge_adapter(ours, folder)
+    (folder / "adapter_config.json").write_text(json.dumps(json.loads(PEFT) | config))
+    merge_adapter(theirs, folder)
+    assert torch.equal(run(ours), run(theirs))
+
+
+def test_folders_of_other_models_are_refused(folder: Path) -> None:
     with pytest.raises(FileNotFoundError, match="must be a LoRA folder"):
-        merge_adapter(small_model(), tmp_path)
-    wider = Transformer(ModelConfig(vocabulary=50, layers=2, width=64, heads=2, kv_heads=1, head_width=32, ffn=48))
-    with pytest.raises(ValueError, match=r"must fit the model, but layers\.0\..* does not"):
-        merge_adapter(wider, tmp_path / "lora")
-    shallow = Transformer(ModelConfig(vocabulary=50, layers=1, width=32, heads=2, kv_heads=1, head_width=32, ffn=48))
-    with pytest.raises(ValueError, match=r"layers\.1\."):
-        merge_adapter(shallow, tmp_path / "lora")
+        merge_adapter(small_model(), folder.parent)
+    for other, words in ((replace(CONFIG, width=64), r"layers\.0\..* does not"), (replace(CONFIG, layers=1), r"layers\.1\.")):
+        with pytest.raises(ValueError, match=f"must fit the model, but {words}"):
+            merge_adapter(small_model(other), folder)
     with pytest.raises(ValueError, match="nothing but matrices of a LoRA, got 'x'"):
         merged({}, {"x": torch.zeros(1)}, 1.0)
-    path = tmp_path / "lora" / "adapter_config.json"
-    document = json.loads(path.read_text())
-    path.write_text(json.dumps({**document, "target_parameters": ["head"]}))
-    with pytest.raises(ValueError, match="got another kind"):
-        merge_adapter(small_model(), tmp_path / "lora")
-    for change, words in (
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"target_parameters": ["head"]}, "got another kind"),
+        ({"peft_type": "IA3"}, "got another kind"),
         ({"r": None}, "r must be of type int, got None"),
         ({"r": 0}, "r must be 1 to"),
         ({"r": "3"}, "r must be of type int, got '3'"),
         ({"r": 2}, "must fit the model"),
         ({"lora_alpha": float("inf")}, "lora_alpha must be"),
         ({"alpha_pattern": {"layers.0": 8}}, "alpha_pattern must be empty"),
-        ({"rank_pattern": {"layers.0": 8}}, "rank_pattern must be empty"),
         ({"use_rslora": True}, "use_rslora must be empty"),
-        ({"use_dora": True}, "use_dora must be empty"),
         ({"bias": "all"}, "bias must be empty"),
         ({"a_setting_of_next_year": 3}, "a_setting_of_next_year must be empty"),
         ({"init_lora_weights": "pissa"}, "init_lora_weights must leave"),
-    ):
-        path.write_text(json.dumps({**document, **change}))
-        with pytest.raises(ValueError, match=words):
-            merge_adapter(small_model(), tmp_path / "lora")
-    for name in ("r", "lora_alpha"):
-        path.write_text(json.dumps({key: value for key, value in document.items() if key != name}))
-        with pytest.raises(ValueError, match=f"lacks the field '{name}'"):
-            merge_adapter(small_model(), tmp_path / "lora")
-    path.write_text(json.dumps(document))
-    for wrong in (torch.zeros(3), torch.zeros(3, 3, 3), torch.zeros(0, 0), torch.zeros(32, 3, dtype=torch.int32)):
-        save_file(adapter | {next(iter(adapter)): wrong}, tmp_path / "lora" / "adapter_model.safetensors")
-        with pytest.raises(ValueError, match="must fit the model"):
-            merge_adapter(small_model(), tmp_path / "lora")
-    path.write_text("{")
-    with pytest.raises(ValueError, match="not readable JSON"):
-        merge_adapter(small_model(), tmp_path / "lora")
+    ],
+)
+def test_settings_that_cannot_be_obeyed_are_refused(folder: Path, change: dict[str, Any], words: str) -> None:
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(ValueError, match=words):
+        merge_adapter(small_model(), folder)
 
 
-def test_settings() -> None:
+@pytest.mark.parametrize("name", ["r", "lora_alpha"])
+def test_settings_that_are_missing_are_named(folder: Path, name: str) -> None:
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps({key: value for key, value in json.loads(path.read_text()).items() if key != name}))
+    with pytest.raises(ValueError, match=f"lacks the field '{name}'"):
+        merge_adapter(small_model(), folder)
+
+
+@pytest.mark.parametrize(
+    "wrong", [torch.zeros(3), torch.zeros(3, 3, 3), torch.zeros(0, 0), torch.zeros(32, 3, dtype=torch.int32)]
+)
+def test_matrices_of_other_shapes_and_kinds_are_refused(folder: Path, wrong: Tensor) -> None:
+    adapter = load_file(folder / "adapter_model.safetensors")
+    save_file(adapter | {next(iter(adapter)): wrong}, folder / "adapter_model.safetensors")
+    with pytest.raises(ValueError, match="must fit the model"):
+        merge_adapter(small_model(), folder)
+
+
+def test_the_scale_is_twice_one_unless_alpha_says_otherwise() -> None:
     assert LoraSettings(rank=8).scale == 2.0 and LoraSettings(rank=8, alpha=4).scale == 0.5
-    assert plan_for(ParallelConfig(recompute="full")) == ParallelConfig(recompute="off", compile="off")
-    with pytest.raises(ValueError, match="set parallel.shard=false"):
-        plan_for(ParallelConfig(shard=True))

@@ -161,6 +161,8 @@ def test_settings_that_do_not_fit_together_are_refused() -> None:
         replace(TOY, accumulate=4)
     with pytest.raises(ValueError, match=r"optim\.muon needs whole matrices"):
         replace(TOY, optim=replace(TOY.optim, muon=1.0), parallel=ParallelConfig(shard=True))
+    with pytest.raises(ValueError, match="set parallel.shard=false"):
+        replace(TOY, lora=LoraSettings(rank=4), parallel=ParallelConfig(shard=True))
     with pytest.raises(ValueError, match=r"video\.height must be 64, as in shapes, got 32"):
         replace(TOY, shapes=replace(TOY.shapes, size=64))
     with pytest.raises(ValueError, match=r"video\.latest must be a latent frame of the clips, at most 1"):
