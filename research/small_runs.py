@@ -109,7 +109,7 @@ def claim_prompts(count: int) -> list[Prompt]:
         held = bool(i // len(MOTIONS) % 2)
         scene = one_thing(rng, MOTIONS[i % len(MOTIONS)], held)
         split = "held-out" if held else "seen"
-        prompts.append(Prompt(f"claim-{i:03d}", "text to video", split, canonical_caption(scene), scene, {}))
+        prompts.append(Prompt(f"claim-{i:03d}", "text to video", split, canonical_caption(scene), {}, scene))
     return prompts
 
 

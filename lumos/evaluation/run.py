@@ -6,16 +6,17 @@
 import multiprocessing
 import os
 import signal
+import sys
 import zlib
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from lumos.diffusion.sampler import SamplerConfig
 from lumos.evaluation.judge.judge import judge
@@ -31,14 +32,6 @@ WAITING = 2  # batches that may wait to be judged
 MOST_WORKERS = 14  # more do not help: one H200 makes about as many clips as these judge
 
 
-@dataclass(frozen=True)
-class PromptBatch:
-    """Prompts that are generated together: one length, and one image to start from. Each has a seed of its own."""
-
-    prompts: tuple[Prompt, ...]
-    seeds: tuple[int, ...]
-
-
 def measure(
     generator: Generator,
     prompts: Sequence[Prompt],
@@ -50,8 +43,8 @@ def measure(
     """Scores of a model in memory (see `scores.summary`), nothing written. Raises ValueError for no prompts."""
     if not prompts:
         raise ValueError("prompts must be at least one, got none; take some of lumos.evaluation.prompts.benchmark()")
-    todo = batches(prompts, batch or usual_batch(generator.device), seed)
-    return summary([result for results in make(generator, todo, workers, sampler) for result in results])
+    todo = batches(prompts, batch or usual_batch(generator.device))
+    return summary([result for results in make(generator, todo, workers, sampler, seed) for result in results])
 
 
 def usual_batch(device: torch.device) -> int:
@@ -79,27 +72,23 @@ def _start_worker() -> None:
     torch.set_num_threads(1)
 
 
-def batches(prompts: Sequence[Prompt], size: int, seed: int) -> list[PromptBatch]:
-    """Always the same ones: images four times as many at a time; those that start from an image with others of that image."""
+def batches(prompts: Sequence[Prompt], size: int) -> list[list[Prompt]]:
+    """Prompts of one length and one image to start from; always the same batches, images four times as many at a time."""
     if size < 1:
         raise ValueError(f"batch must be at least 1, got {size}; leave it out for the default")
     groups: dict[tuple[int, Scene | None], list[Prompt]] = {}
     for prompt in prompts:
         groups.setdefault((prompt.frames, prompt.given), []).append(prompt)
-    found = []
-    for (frames, _), group in groups.items():
-        step = 4 * size if frames == 1 else size
-        for start in range(0, len(group), step):
-            part = tuple(group[start : start + step])
-            found.append(PromptBatch(part, tuple(zlib.crc32(f"{seed} {prompt.id}".encode()) for prompt in part)))
-    return found
+    steps = [(group, 4 * size if frames == 1 else size) for (frames, _), group in groups.items()]
+    return [group[start : start + step] for group, step in steps for start in range(0, len(group), step)]
 
 
 def make(
     generator: Generator,
-    todo: Sequence[PromptBatch],
+    todo: Sequence[Sequence[Prompt]],
     workers: Executor,
     sampler: SamplerConfig | None = None,
+    seed: int = 0,
     out: Path | None = None,
 ) -> Iterator[list[Result]]:
     """Generate batch after batch and yield the results of each, in order, when it is judged; `out` keeps the clips in out/videos.
@@ -110,7 +99,9 @@ def make(
     interruption = None
     try:
         for batch in todo:
-            waiting.append(_made(generator, batch, workers, sampler, out))
+            # A quarter of the size on the way to another process.
+            clips = zip(batch, to_bytes(generate_batch(generator, batch, sampler, seed)).numpy(), strict=True)
+            waiting.append([workers.submit(judged, prompt, rgb, generator.config.video.fps, out) for prompt, rgb in clips])
             while waiting and (len(waiting) > WAITING or all(future.done() for future in waiting[0])):
                 yield [future.result() for future in waiting.popleft()]
     except KeyboardInterrupt as error:
@@ -121,16 +112,12 @@ def make(
         raise interruption
 
 
-def _made(
-    generator: Generator, batch: PromptBatch, workers: Executor, sampler: SamplerConfig | None, out: Path | None
-) -> list[Future[Result]]:
-    first = batch.prompts[0]
-    given = render(pack([first.given]), 1)[0] if first.given else None
-    texts = [prompt.text for prompt in batch.prompts]
-    pixels_BCFHW = generator(texts, frames=first.frames, seed=batch.seeds, given=given, sampler=sampler)
-    rgb_BCFHW = to_bytes(pixels_BCFHW).numpy()  # a quarter of the size on the way to another process
-    fps = generator.config.video.fps
-    return [workers.submit(judged, prompt, rgb, fps, out) for prompt, rgb in zip(batch.prompts, rgb_BCFHW, strict=True)]
+def generate_batch(generator: Generator, batch: Sequence[Prompt], sampler: SamplerConfig | None, seed: int) -> Tensor:
+    """Clips of prompts that belong together, each with a seed of its own: pixels_BCFHW."""
+    given, frames = batch[0].given, batch[0].frames
+    seeds = [zlib.crc32(f"{seed} {prompt.id}".encode()) for prompt in batch]
+    image_CFHW = render(pack([given]), 1)[0] if given else None
+    return generator([prompt.text for prompt in batch], frames=frames, seed=seeds, given=image_CFHW, sampler=sampler)
 
 
 def judged(prompt: Prompt, rgb_CFHW: np.ndarray, fps: int, out: Path | None) -> Result:
@@ -142,3 +129,10 @@ def judged(prompt: Prompt, rgb_CFHW: np.ndarray, fps: int, out: Path | None) -> 
     verdict = judge(prompt.scene, pixels_CFHW, fps)
     classes = {name: verdict.all_of(attributes) for name, attributes in prompt.checks.items()}
     return Result(prompt.id, prompt.task, prompt.split, prompt.text, classes, verdict.marks, verdict.notes, file)
+
+
+def tell_progress(what: str, share: float, seconds: float) -> None:
+    """One line on stderr, with the time left when this share of the work took so many seconds."""
+    end = "\r" if sys.stderr.isatty() and share < 1 else "\n"
+    left = seconds / share * (1 - share) / 60 if share else 0.0
+    print(f"{f'{what}, {left:.1f} minutes left':<79}", end=end, file=sys.stderr, flush=True)

@@ -28,7 +28,7 @@ class Result:
 def wilson(right: int, of: int, z: float = 1.959964) -> tuple[float, float]:
     """Wilson's confidence interval of a share; z = 1.96 is 95 %."""
     if not 0 <= right <= of or of < 1:
-        raise ValueError(f"right must be 0 to of, and of at least 1, got {right} of {of}; count again")
+        raise ValueError(f"right must be 0 to of, and of at least 1, got {right} of {of}")
     share, spread = right / of, z * z / of
     middle = (share + spread / 2) / (1 + spread)
     half = z / (1 + spread) * math.sqrt(share * (1 - share) / of + spread / (4 * of))
@@ -47,11 +47,11 @@ def score(marks: Iterable[bool | None]) -> dict[str, Any]:
 def summary(results: Sequence[Result]) -> dict[str, Any]:
     """Scores as plain data: overall and held-out, by task, by class and by split; and all attributes of the judge."""
     marks = [(result, name, mark) for result in results for name, mark in result.classes.items()]
-    classes: dict[str, Any] = {}
-    for name in dict.fromkeys(name for _, name, _ in marks):
-        of_class = [(result, mark) for result, other, mark in marks if other == name]
-        by_split = _grouped((result.split, mark) for result, mark in of_class)
-        classes[name] = {**score(mark for _, mark in of_class), "task": of_class[0][0].task, **by_split}
+    tasks = {name: result.task for result, name, _ in marks}
+    classes = _grouped((name, mark) for _, name, mark in marks)
+    for name, entry in classes.items():
+        by_split = _grouped((result.split, mark) for result, other, mark in marks if other == name)
+        entry |= {"task": tasks[name], **by_split}
     return {
         "overall": score(mark for _, _, mark in marks),
         "splits": _grouped((result.split, mark) for result, _, mark in marks),

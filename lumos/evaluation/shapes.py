@@ -5,17 +5,17 @@ report.json, report.html with the videos, and a contact sheet. The same command 
 """
 
 import json
-import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from lumos.config import read_json
 from lumos.diffusion.sampler import SamplerConfig
 from lumos.evaluation.prompts import VERSION, Prompt, benchmark, digest_of, one_object, prompts_in, smaller, to_lines
 from lumos.evaluation.report import write_report
-from lumos.evaluation.run import PromptBatch, batches, make, usual_batch, usual_workers, worker_pool
+from lumos.evaluation.run import batches, make, tell_progress, usual_batch, usual_workers, worker_pool
 from lumos.evaluation.scores import Result, summary
 from lumos.files import add_line, read_lines, write_text
 from lumos.generate import Generator
@@ -49,7 +49,7 @@ def evaluate_shapes(
     for prompt in chosen:
         generator.prompt_ids(prompt.text, prompt.frames, SIZE, SIZE)  # too long a prompt shows before the work
     batch = usual_batch(generator.device) if batch is None else batch
-    parts = batches(chosen, batch, seed)
+    parts = batches(chosen, batch)
     settings = {
         "benchmark": VERSION,
         "prompts": digest_of(chosen),
@@ -63,20 +63,24 @@ def evaluate_shapes(
     if not is_continued(out, settings):
         (out / "videos").mkdir(exist_ok=True)
         write_text(out / "prompts.jsonl", to_lines(chosen))
-    done = {result.id: result for result in _results(out / "results.jsonl")}
-    started = time.monotonic()
-    todo = [each for each in parts if any(prompt.id not in done for prompt in each.prompts)]
-    work = [_operations(generator, each, sampler) for each in todo]
+    try:
+        done = {line["id"]: Result(**line) for line in read_lines(out / "results.jsonl")}
+    except (TypeError, KeyError) as error:
+        raise ValueError(f"{out / 'results.jsonl'} must have one result per line, got something else ({error})") from None
+    began = time.monotonic()
+    todo = [part for part in parts if any(prompt.id not in done for prompt in part)]
+    work, ready = sum(prompt.frames for part in todo for prompt in part), 0
     count = usual_workers(generator.device) if workers is None else workers
     with worker_pool(count if todo else 0) as judges:
-        for number, made in enumerate(make(generator, todo, judges, sampler, out), 1):
-            for result in made:
+        for part, results in zip(todo, make(generator, todo, judges, sampler, seed, out), strict=True):
+            for result in results:
                 add_line(out / "results.jsonl", asdict(result))
-            done |= {result.id: result for result in made}
+                done[result.id] = result
+            ready += sum(prompt.frames for prompt in part)
             if not quiet:
-                _tell_progress(todo, work, number, len(chosen), time.monotonic() - started)
+                tell_progress(f"{len(done)} of {len(chosen)} prompts", ready / work, time.monotonic() - began)
     results = [done[prompt.id] for prompt in chosen]
-    report = {"settings": settings, "seconds": round(time.monotonic() - started, 1), **summary(results)}
+    report = {"settings": settings, "seconds": round(time.monotonic() - began, 1), **summary(results)}
     report["prompts"] = [asdict(result) for result in results]
     write_text(out / "report.json", json.dumps(report, indent=1))
     write_report(out, report, results)
@@ -91,10 +95,10 @@ def chosen_prompts(quick: bool, only: str | None, prompts: Path | None) -> list[
         return one_object(16 if quick else 64)
     chosen = prompts_in(prompts) if prompts else benchmark()
     if only is not None:
-        names = sorted({name for prompt in chosen for name in prompt.checks} | {prompt.task for prompt in chosen})
+        names = sorted({name for prompt in chosen for name in (prompt.task, *prompt.checks)})
         if only not in names:
             raise ValueError(f"--only must be a class or task, got {only!r}; known: one-object, {', '.join(names)}")
-        chosen = [prompt for prompt in chosen if only in prompt.checks or only == prompt.task]
+        chosen = [prompt for prompt in chosen if only in (prompt.task, *prompt.checks)]
     return smaller(chosen) if quick else chosen
 
 
@@ -116,45 +120,16 @@ def is_continued(out: Path, settings: Mapping[str, Any]) -> bool:
     if not path.exists():
         # Another process may just be starting the folder: its settings are written, under a hidden name first, before all else.
         if out.exists() and any(file.name[0] != "." for file in out.iterdir()) and not path.exists():
-            raise ValueError(
-                f"--out must be a new or empty folder, or one to go on with, got {out} with other files; name another"
-            )
+            raise ValueError(f"--out must be a new or empty folder, or one to go on with, got {out} with other files")
         out.mkdir(parents=True, exist_ok=True)
         write_text(path, json.dumps(settings, indent=1))
         return False
-    try:
-        old = dict(json.loads(path.read_text("utf-8")))
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{path} must be a JSON object, got a damaged one ({error}); use another folder") from None
+    old = read_json(path)
+    if "benchmark" in settings and old.get("benchmark") != VERSION:
+        versions = f"version {old.get('benchmark')} of the benchmark, this is version {VERSION}"
+        raise ValueError(f"{out} holds results of {versions}: scores of the two cannot be compared; use another folder")
     for name, value in settings.items():
-        if name == "benchmark" and old.get(name) != value:
-            raise ValueError(
-                f"{out} holds results of version {old.get(name)} of the benchmark, this is version {value}: scores of the two "
-                "cannot be compared; use another folder"
-            )
         if old.get(name) != value:
-            raise ValueError(
-                f"{out} holds results with other settings ({name}: {old.get(name)!r}, now {value!r}); "
-                "use the same settings to go on, or another folder"
-            )
+            other = f"{name}: {old.get(name)!r}, now {value!r}"
+            raise ValueError(f"{out} holds results with other settings ({other}); use the same to go on, or another folder")
     return True
-
-
-def _results(path: Path) -> list[Result]:
-    try:
-        return [Result(**line) for line in read_lines(path)]
-    except TypeError as error:
-        raise ValueError(f"{path} must have one result per line, got something else ({error}); use another folder") from None
-
-
-def _tell_progress(todo: Sequence[PromptBatch], work: Sequence[float], ready: int, count: int, seconds: float) -> None:
-    """One line on stderr: how many, how fast, how long still, by the operations of each batch (`work`)."""
-    left = seconds / sum(work[:ready]) * sum(work[ready:])
-    made, todo_still = (sum(len(each.prompts) for each in part) for part in (todo[:ready], todo[ready:]))
-    line = f"{count - todo_still} of {count} prompts, {made / seconds:.2f} per second, {left / 60:.1f} minutes left"
-    end = "\r" if sys.stderr.isatty() and ready < len(todo) else "\n"
-    print(f"{line:<79}", end=end, file=sys.stderr, flush=True)
-
-
-def _operations(generator: Generator, batch: PromptBatch, sampler: SamplerConfig | None) -> float:
-    return generator.cost(len(batch.prompts), batch.prompts[0].frames, SIZE, SIZE, sampler).operations

@@ -2,10 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from lumos.evaluation.judge.judge import ATTRIBUTES
 from lumos.evaluation.prompts import (
-    SPLITS,
-    TOLD,
     VERSION,
     Prompt,
     benchmark,
@@ -16,7 +13,7 @@ from lumos.evaluation.prompts import (
     to_lines,
 )
 from lumos.worlds.shapes.motion import DIRECTIONS
-from lumos.worlds.shapes.scene import HELD_OUT_PAIRS, is_held_out
+from lumos.worlds.shapes.scene import HELD_OUT_PAIRS, Scene, is_held_out
 
 PROMPTS = benchmark()
 
@@ -27,17 +24,8 @@ def test_the_prompts_of_a_version_never_change() -> None:
 
 
 def test_splits_are_halves_and_hold_what_they_say() -> None:
-    for split in SPLITS:
-        group = [prompt for prompt in PROMPTS if prompt.split == split]
-        assert len(group) == len(PROMPTS) // 2
-        assert all(is_held_out(prompt.scene) == (split == "held-out") for prompt in group)
-
-
-def test_ids_differ_and_checks_are_attributes() -> None:
-    assert len({prompt.id for prompt in PROMPTS}) == len(PROMPTS)
-    for prompt in PROMPTS:
-        assert prompt.checks and prompt.text
-        assert {name for attributes in prompt.checks.values() for name in attributes} <= set(ATTRIBUTES)
+    assert [prompt.split for prompt in PROMPTS].count("seen") == len(PROMPTS) // 2
+    assert all((prompt.split == "held-out") == is_held_out(prompt.scene) for prompt in PROMPTS)
 
 
 def test_what_is_checked_is_told() -> None:
@@ -51,12 +39,11 @@ def test_what_is_checked_is_told() -> None:
 
 
 def test_images_are_shared_by_eight_motions() -> None:
-    given = [prompt for prompt in PROMPTS if prompt.given is not None]
-    images = {prompt.given for prompt in given}
-    assert len(images) == 6 and len(given) == 6 * len(TOLD)
-    for image in images:
-        group = [prompt.scene for prompt in given if prompt.given == image]
-        assert [scene.things[0].motion for scene in group] == list(TOLD)
+    motions: dict[Scene, list[str]] = {}
+    for prompt in PROMPTS:
+        if prompt.given is not None:
+            motions.setdefault(prompt.given, []).append(prompt.scene.things[0].motion)
+    assert len(motions) == 6 and {len(set(told)) for told in motions.values()} == {8}
 
 
 def test_the_smaller_set_has_every_class_in_both_splits() -> None:
@@ -73,12 +60,6 @@ def test_one_object_has_every_direction_and_only_held_out_pairs() -> None:
     assert all(len(prompt.scene.things) == 1 for prompt in one_object(64))
 
 
-def test_lines_read_back_are_the_same(tmp_path: Path) -> None:
-    file = tmp_path / "prompts.jsonl"
-    file.write_text(to_lines(PROMPTS), "utf-8")
-    assert prompts_in(file) == PROMPTS
-
-
 def spoil(prompt: Prompt, old: str, new: str) -> str:
     line = to_lines([prompt])
     assert old in line
@@ -88,13 +69,13 @@ def spoil(prompt: Prompt, old: str, new: str) -> str:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("", "at least one prompt"),
+        ("\xff\xfe", "text file"),
         ("\n \n", "at least one prompt"),
         ("a red circle\n", "must be a JSON document"),
         ("{}\n", "must be a JSON document"),
         (spoil(PROMPTS[0], '"circle"', '"blob"'), "shape must be one of"),
         (spoil(PROMPTS[0], '"count"', '"beauty"'), "checks must name attributes"),
-        (spoil(PROMPTS[0], "text to image", "text to music"), "correct it"),
+        (spoil(PROMPTS[0], "text to image", "text to music"), "given scene, got task"),
         (spoil(PROMPTS[0], "text to image", "image to video"), "given scene"),
         (spoil(PROMPTS[0], PROMPTS[0].id, "../x"), "an id has letters"),
         (to_lines([PROMPTS[0], PROMPTS[0]]), "twice"),
@@ -102,13 +83,6 @@ def spoil(prompt: Prompt, old: str, new: str) -> str:
 )
 def test_files_that_are_no_prompts_are_refused(tmp_path: Path, text: str, said: str) -> None:
     file = tmp_path / "prompts.jsonl"
-    file.write_text(text, "utf-8")
+    file.write_bytes(text.encode("latin-1"))
     with pytest.raises(ValueError, match=said):
-        prompts_in(file)
-
-
-def test_a_file_of_other_bytes_is_refused(tmp_path: Path) -> None:
-    file = tmp_path / "prompts.jsonl"
-    file.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ValueError, match="text file"):
         prompts_in(file)

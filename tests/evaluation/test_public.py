@@ -151,7 +151,7 @@ def test_other_bad_input_is_refused(painter: Painter, geneval: Path, tmp_path: P
     out, rewrites = tmp_path / "out", tmp_path / "rewrites.json"
     for content, says in (
         ('{"a": 1}', "another form"),
-        ("{", "something else"),
+        ("{", "not readable JSON"),
         ('{"a red circle": "x"}', "1 are missing, first 'two stars'"),
     ):
         rewrites.write_text(content)
@@ -167,7 +167,7 @@ def test_other_bad_input_is_refused(painter: Painter, geneval: Path, tmp_path: P
     with pytest.raises(ValueError, match=r"other settings \(sampler"):
         files(painter, "geneval", geneval, out, sampler=replace(painter.config.sampler, steps=9))
     (out / "settings.json").write_text("{")
-    with pytest.raises(ValueError, match="damaged"):
+    with pytest.raises(ValueError, match="not readable JSON"):
         files(painter, "geneval", geneval, out)
 
 

@@ -4,11 +4,11 @@ A scene is the exact truth of its clip: captions.py puts it into words, render.p
 against it. Things stay inside the frame for the whole clip, however long, and never overlap unless the relation says so.
 """
 
-import json
 import math
 import random
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 from lumos.worlds.shapes.motion import DIAGONAL, DIRECTIONS, IN_PLACE, MOTIONS, SPEEDS, STRAIGHT, TRAVEL
 from lumos.worlds.shapes.palette import BACKGROUND_FAMILIES, BACKGROUNDS, BLENDING, COLOURS, CONTRASTING
@@ -53,21 +53,16 @@ class Scene:
     relation: str = "none"
 
 
-def to_json(scene: Scene) -> str:
-    """A scene as one line of JSON."""
-    return json.dumps(asdict(scene))
-
-
-def from_json(text: str) -> Scene:
-    """The scene that `to_json` wrote. ValueError for anything else."""
+def scene_from(values: Any) -> Scene:
+    """The scene that `dataclasses.asdict` made plain data of. ValueError for anything else."""
     try:
-        values = json.loads(text)
-        background = Background(**values["background"])
         things = tuple(Thing(**thing) for thing in values["things"])
-        scene = Scene(background=background, things=things, relation=values["relation"])
-    except (TypeError, KeyError, json.JSONDecodeError) as error:
+        scene = Scene(Background(**values["background"]), things, values["relation"])
+    except (TypeError, KeyError) as error:
         names = ", ".join(field.name for field in fields(Thing))
-        raise ValueError(f"a scene has background, things and relation, a thing {names}; got {text[:80]!r} ({error})") from None
+        raise ValueError(
+            f"a scene has background, things and relation, a thing {names}; got {str(values)[:80]} ({error})"
+        ) from None
     _check(scene)
     return scene
 
