@@ -29,7 +29,7 @@ from lumos.tokenizer.model import VideoTokenizer, save_tokenizer
 
 SIZES = {"1b": LUMOS_1B, "3b": LUMOS_3B}
 TOY = ModelConfig(LUMOS_1B.vocabulary, layers=2, width=16, heads=2, kv_heads=1, head_width=32, ffn=24)
-TESTS = Path(__file__).parent.parent / "tests" / "test_import_weights.py"
+TESTS = Path(__file__).parent.parent / "tests" / "published" / "test_import_weights.py"
 CUDA = torch.cuda.is_available()
 
 

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, TypeVar
 C = TypeVar("C")
 
 LARGEST_NUMBER = 2**63  # of a number without a range of its own
-LONGEST_LIST = 10_000  # items of a list
+LONGEST_LIST = 10_000  # items
 LFS_POINTER = b"version https://git-lfs"
 
 
@@ -40,10 +40,9 @@ def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file. FileNotFoundError when there is none, ValueError for anything else."""
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing")
-    content = path.read_bytes()
-    check_not_a_pointer(path, content)
+    check_not_a_pointer(path)
     try:
-        values = json.loads(content)
+        values = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:  # also bytes that are no text, and brackets without end
         raise ValueError(f"{path} is not readable JSON ({error})") from None
     if not isinstance(values, dict):
@@ -51,10 +50,11 @@ def read_json(path: Path) -> dict[str, Any]:
     return values
 
 
-def check_not_a_pointer(path: Path, start: bytes) -> None:
-    """ValueError when a file starts as what Git LFS leaves in a clone in place of a large file."""
-    if start.startswith(LFS_POINTER):
-        raise ValueError(f"{path} is a Git LFS pointer, not the file itself; run git lfs pull")
+def check_not_a_pointer(path: Path) -> None:
+    """ValueError when a file is what Git LFS leaves in a clone in place of a large file."""
+    with path.open("rb") as file:
+        if file.read(len(LFS_POINTER)) == LFS_POINTER:
+            raise ValueError(f"{path} is a Git LFS pointer, not the file itself; run git lfs pull")
 
 
 def read_config(kind: type[C], values: Any, where: str | Path) -> C:
@@ -85,30 +85,18 @@ def read_value(kind: Any, value: Any, where: str) -> Any:
     origin, choices = typing.get_origin(kind), typing.get_args(kind)
     if dataclasses.is_dataclass(kind):
         return read_config(typing.cast(type, kind), value, where)
-    if origin in (typing.Union, types.UnionType):
-        kinds = [choice for choice in choices if choice is not type(None)]
-        assert len(kinds) == 1, f"{where}: a config field may be one type or None, not {kind}"
-        return None if value is None and len(kinds) < len(choices) else read_value(kinds[0], value, where)
+    if origin in (typing.Union, types.UnionType):  # of a type and None
+        return None if value is None else read_value(choices[0], value, where)
     if origin is Literal:
         if not any(value == choice and type(value) is type(choice) for choice in choices):
             raise ValueError(f"{where} must be one of {', '.join(map(str, choices))}, got {reprlib.repr(value)}")
         return value
     if origin is tuple:
         return _read_tuple(choices, value, where)
-    if origin is Annotated:
-        return _read_number(choices[0], choices[1], value, where)
-    if kind in (int, float):
-        return _read_number(kind, Range(-LARGEST_NUMBER, LARGEST_NUMBER), value, where)
-    assert kind in (bool, str), f"{where}: a config field cannot be of type {kind}"
-    if type(value) is not kind:
-        raise ValueError(f"{where} must be of type {kind.__name__}, got {reprlib.repr(value)}")
-    return value
-
-
-def _read_number(kind: Any, limits: Range, value: Any, where: str) -> Any:
+    kind, limits = choices if origin is Annotated else (kind, Range(-LARGEST_NUMBER, LARGEST_NUMBER))
     if type(value) is not kind and not (kind is float and type(value) is int):
         raise ValueError(f"{where} must be of type {kind.__name__}, got {reprlib.repr(value)}")
-    if not limits.least <= value <= limits.most:  # also false for NaN
+    if kind in (int, float) and not limits.least <= value <= limits.most:  # also false for NaN
         raise ValueError(f"{where} must be {limits.least:g} to {limits.most:g}, got {reprlib.repr(value)}")
     return kind(value)
 
@@ -116,7 +104,7 @@ def _read_number(kind: Any, limits: Range, value: Any, where: str) -> Any:
 def _read_tuple(kinds: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
     if not isinstance(value, list | tuple) or len(value) > LONGEST_LIST:
         raise ValueError(f"{where} must be a list of at most {LONGEST_LIST} items, got {reprlib.repr(value)}")
-    if len(kinds) == 2 and kinds[1] is Ellipsis:
+    if kinds[1:] == (Ellipsis,):
         kinds = (kinds[0],) * len(value)
     if len(kinds) != len(value):
         raise ValueError(f"{where} must have {len(kinds)} items, got {len(value)}")

@@ -11,7 +11,7 @@ import re
 import shutil
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -30,7 +30,7 @@ FORMAT = 1
 CONFIG, TENSORS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 WEIGHT_FILES = re.compile(r"model(-\d{5})?(-of-\d{5})?\.safetensors(\.index\.json)?")
 PRETRAINED = Path(__file__).parent / "pretrained"
-FILE_BYTES = 500_000_000  # tensors are gathered up to about this size before a file is written: all that saving keeps in memory
+FILE_BYTES = 500_000_000  # of the tensors in a file, about
 SUMS = "sums"  # metadata: a checksum for each tensor
 
 
@@ -49,27 +49,20 @@ def find_weights(name_or_folder: str | Path, kind: Kind) -> Path:
     A run's folder stands for the model or tokenizer inside it, and, asked for a tokenizer, so does a model's folder. Raises
     FileNotFoundError for a name or folder that does not exist, and ValueError for a folder that is no model or of the other kind.
     """
-    text = str(name_or_folder)
-    folder = PRETRAINED / text if text in pretrained_names() else Path(text)
-    for inside in (folder / "model", folder / kind):
-        _recover(inside)
-        if not (folder / CONFIG).is_file() and (inside / CONFIG).is_file():
-            folder = inside
+    names = sorted(path.parent.name for path in PRETRAINED.glob(f"*/{CONFIG}"))
+    folder = PRETRAINED / name_or_folder if str(name_or_folder) in names else Path(name_or_folder)
     _recover(folder)
+    if not (folder / CONFIG).is_file():
+        folder = next((inside for inside in (folder / "model", folder / kind) if (inside / CONFIG).is_file()), folder)
     if not folder.exists():
-        known = ", ".join(pretrained_names()) or "none in this installation"
         raise FileNotFoundError(
-            f"no weights named {text!r} and no such folder; use one of {known}, or a folder that holds {CONFIG} and {TENSORS}"
+            f"no weights named {str(name_or_folder)!r} and no such folder; "
+            f"use one of {', '.join(names)}, or a folder that holds {CONFIG} and {TENSORS}"
         )
     if kind == "tokenizer" and (folder / CONFIG).is_file() and read_json(folder / CONFIG).get("kind") == "model":
         folder = folder / "tokenizer"
     _read_header(folder, kind)
     return folder
-
-
-def pretrained_names() -> list[str]:
-    """Names of the weights that come with the package."""
-    return sorted(path.parent.name for path in PRETRAINED.glob(f"*/{CONFIG}"))
 
 
 def save_folder(
@@ -81,15 +74,15 @@ def save_folder(
     """Write config.json, the tensors and `files` (relative path -> content, or a file to copy): whole or nothing.
 
     All of it is written to a hidden sibling, flushed to the disk, then renamed into place: a kill at any moment leaves the old
-    folder or the new one. An existing folder is replaced when it holds nothing but files that are written again, or that a
-    killed save has left; otherwise FileExistsError. `tensors` may be an iterator that reads a large model bit by bit.
+    folder or the new one. FileExistsError where a folder holds anything else than files that are written again. `tensors` may
+    be an iterator that reads a large model bit by bit.
     """
     folder = Path(os.path.abspath(folder))
-    partial = folder.with_name(f".{folder.name}.partial")
+    partial, previous = folder.with_name(f".{folder.name}.partial"), _previous(folder)
     _recover(folder)
-    for place in (folder, partial, _previous(folder)):
+    for place in (folder, partial, previous):
         _check_replaceable(place, {CONFIG, *files})
-    for leftover in (partial, _previous(folder)):  # of a save that was killed
+    for leftover in (partial, previous):  # of a save that was killed
         shutil.rmtree(leftover, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
@@ -103,7 +96,15 @@ def save_folder(
         _write_tensors(partial, tensors.items() if isinstance(tensors, Mapping) else tensors, is_ours="kind" in config)
         for path in (*partial.rglob("*"), partial):
             flush(path)
-        _put_in_place(partial, folder)
+        if folder.exists():
+            folder.rename(previous)  # a folder with content cannot be renamed over; `_recover` undoes this after a kill
+        try:
+            partial.rename(folder)
+        except OSError:  # a reader has put the old one back in between
+            folder.rename(previous)
+            partial.rename(folder)
+        flush(folder.parent)
+        shutil.rmtree(previous, ignore_errors=True)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -111,8 +112,7 @@ def save_folder(
 def load_folder(folder: Path, kind: Kind, device: str | torch.device = "cpu") -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Read config.json and the tensors: (the fields of its config, name -> tensor on the device).
 
-    config.json must be exactly {"kind": kind, "format": 1, "config": {...}}. Raises FileNotFoundError for a missing folder or
-    file, ValueError for anything unreadable, truncated, damaged or of the wrong kind.
+    Raises FileNotFoundError for a missing folder or file, ValueError for anything unreadable, damaged or of the wrong kind.
     """
     _recover(folder)
     config, tensors = _read_header(folder, kind), dict[str, Tensor]()
@@ -123,26 +123,32 @@ def load_folder(folder: Path, kind: Kind, device: str | torch.device = "cpu") ->
 
 def stored_tensors(folder: Path) -> dict[str, Stored]:
     """Every tensor of a folder, from the headers of model.safetensors or of the files that its index names."""
-    if (folder / TENSORS).is_file() or not (folder / INDEX).is_file():
+    index = folder / INDEX
+    if (folder / TENSORS).is_file() or not index.is_file():
         return _stored_in(folder / TENSORS)
-    places = read_json(folder / INDEX).get("weight_map")
+    places = read_json(index).get("weight_map")
     if not isinstance(places, dict) or not places:
-        raise ValueError(f"{folder / INDEX} must hold a weight_map from tensor names to file names")
+        raise ValueError(f"{index} must hold a weight_map from tensor names to file names")
     stored: dict[str, Stored] = {}
-    for file in sorted(set(map(str, places.values()))):
-        if Path(file).name != file or not file.endswith(".safetensors"):
-            raise ValueError(f"{folder / INDEX} must name .safetensors files beside it, got {file!r:.80}")
-        stored |= _stored_in(folder / file)
+    for name in sorted(set(map(str, places.values()))):
+        if Path(name).name != name or not name.endswith(".safetensors"):
+            raise ValueError(f"{index} must name .safetensors files beside it, got {name!r:.80}")
+        stored |= _stored_in(folder / name)
     if differing := differences(list(stored), list(places)):
         raise ValueError(f"{folder} does not fit its {INDEX}: it {differing}; copy the whole folder again")
     return stored
 
 
+def _stored_in(path: Path) -> dict[str, Stored]:
+    with opened(path) as file:
+        parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  # it is no mapping
+        return {name: Stored(path, part.get_dtype(), tuple(part.get_shape())) for name, part in parts.items()}
+
+
 def read_tensors(path: Path, device: str | torch.device = "cpu") -> dict[str, Tensor]:
     """The tensors of one safetensors file. ValueError for NaN and infinity, and for changed bits where lumos wrote the file."""
-    names = sorted(_stored_in(path))
-    with safe_open(path, framework="pt", device=str(device)) as file:
-        tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in names}
+    with opened(path, device) as file:
+        tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in sorted(file.keys())}
         sums = (file.metadata() or {}).get(SUMS)
     for number, (name, tensor) in enumerate(tensors.items()):
         if sums is not None and [_checksum(name, tensor)] != sums.split()[number : number + 1]:
@@ -151,6 +157,19 @@ def read_tensors(path: Path, device: str | torch.device = "cpu") -> dict[str, Te
         if tensor.device.type == "cpu":  # what stays mapped would change, or end the process, when the file is overwritten
             tensors[name] = tensor.clone()
     return tensors
+
+
+@contextmanager
+def opened(path: Path, device: str | torch.device = "cpu") -> Iterator[Any]:
+    """An open safetensors file. FileNotFoundError or ValueError for one that cannot be read."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing; copy the whole folder again")
+    check_not_a_pointer(path)
+    try:
+        with safe_open(path, framework="pt", device=str(device)) as file:
+            yield file
+    except SafetensorError as error:
+        raise ValueError(f"{path} is truncated or is no safetensors file ({error}); copy it again") from error
 
 
 def check_finite(tensor: Tensor, what: str) -> None:
@@ -202,16 +221,26 @@ def fingerprint(*modules: nn.Module) -> str:
 
 
 def _write_tensors(folder: Path, tensors: Iterable[tuple[str, Tensor]], is_ours: bool) -> None:
-    """One file, or several with an index."""
+    """One file, or several with an index. All that is kept in memory is what the next file holds."""
+    batch: dict[str, Tensor] = {}
     files: list[list[str]] = []
     total = 0
-    for batch in _batches(tensors):
+
+    def write() -> None:
         files.append(list(batch))
-        total += sum(tensor.nbytes for tensor in batch.values())
         sums = " ".join(_checksum(name, batch[name]) for name in sorted(batch))
         # one entry alone: safetensors writes several in random order
         save_file(batch, folder / f"model-{len(files):05}.safetensors", {SUMS: sums} if is_ours else {"format": "pt"})
-        batch.clear()  # before the next tensor is read
+        batch.clear()
+
+    for name, tensor in tensors:
+        batch[name] = tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+        total += batch[name].nbytes
+        del tensor  # before the next one is read
+        if sum(held.nbytes for held in batch.values()) >= FILE_BYTES:
+            write()
+    if batch or not files:
+        write()
     places: dict[str, str] = {}
     for number, names in enumerate(files, 1):
         name = f"model-{number:05}-of-{len(files):05}.safetensors" if len(files) > 1 else TENSORS
@@ -222,39 +251,12 @@ def _write_tensors(folder: Path, tensors: Iterable[tuple[str, Tensor]], is_ours:
         (folder / INDEX).write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": places}, indent=2), "utf-8")
 
 
-def _batches(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
-    """What a file holds: contiguous copies on the CPU, at least one batch."""
-    batch: dict[str, Tensor] = {}
-    count = 0
-    for name, tensor in tensors:
-        batch[name] = tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
-        del tensor  # before the next one is read
-        if sum(held.nbytes for held in batch.values()) >= FILE_BYTES:
-            count += 1
-            yield batch
-    if batch or not count:
-        yield batch
-
-
 def _checksum(name: str, tensor: Tensor) -> str:
     """Its description and the sum of its 64-bit words: any changed bit shows, at the speed of memory on any device."""
     raw = tensor.reshape(-1).view(torch.uint8)
     whole = len(raw) // 8 * 8
     words = int(raw[:whole].view(torch.int64).sum()) + int(raw[whole:].sum())
     return f"{(words + zlib.crc32(f'{name} {tensor.dtype} {list(tensor.shape)}'.encode())) % 2**64:x}"
-
-
-def _stored_in(path: Path) -> dict[str, Stored]:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing; copy the whole folder again")
-    try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  # it is no mapping
-            return {name: Stored(path, part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()}
-    except SafetensorError as error:
-        with path.open("rb") as start:
-            check_not_a_pointer(path, start.read(64))
-        raise ValueError(f"{path} is truncated or is no safetensors file ({error}); copy it again") from error
 
 
 def _read_header(folder: Path, kind: Kind) -> dict[str, Any]:
@@ -282,25 +284,9 @@ def _check_replaceable(folder: Path, names: set[str]) -> None:
         raise FileExistsError(f"saving to {folder} would delete {some_of(others)} in it; choose another folder")
 
 
-def _put_in_place(partial: Path, folder: Path) -> None:
-    """Swap the new folder for the old one. A reader may put the old one back in between, so there is a second try."""
-    for attempt in (1, 2):
-        if folder.exists():
-            folder.rename(_previous(folder))  # a folder with content cannot be renamed over; `_recover` undoes this after a kill
-        try:
-            partial.rename(folder)
-            break
-        except OSError:
-            _recover(folder)
-            if attempt == 2:
-                raise
-    flush(folder.parent)
-    shutil.rmtree(_previous(folder), ignore_errors=True)
-
-
 def _recover(folder: Path) -> None:
-    """Put back a folder, or the one it lies in, whose save was killed between its two renames."""
-    for path in (folder.parent, folder):
+    """Put back what a save left that was killed between its two renames: the folder, one that it lies in, or one inside it."""
+    for path in (folder.parent, folder, folder / "model", folder / "tokenizer"):
         if not path.exists() and (_previous(path) / CONFIG).is_file():
             with suppress(OSError):  # another process was faster, or nothing may be written here
                 _previous(path).rename(path)

@@ -14,11 +14,8 @@ import torch
 from torch import Tensor
 
 from lumos.config import check_not_a_pointer
-from lumos.published.pickles import RefusedPickle, read_pickle
+from lumos.published.pickles import DataUnpickler, RefusedPickle, read_pickle
 
-INSTRUCTIONS = """PROTO STOP MARK NONE NEWTRUE NEWFALSE EMPTY_DICT EMPTY_LIST EMPTY_TUPLE BININT BININT1 BININT2 LONG1
-BINFLOAT BINUNICODE TUPLE TUPLE1 TUPLE2 TUPLE3 APPEND APPENDS SETITEM SETITEMS BINPUT LONG_BINPUT BINGET LONG_BINGET GLOBAL
-BINPERSID NEWOBJ REDUCE BUILD"""
 # what zipfile, struct and torch raise for damaged files, not all of it on purpose
 DAMAGE = (zipfile.BadZipFile, struct.error, EOFError, OSError, RuntimeError, LookupError, TypeError, ValueError, OverflowError)
 
@@ -31,56 +28,41 @@ def read_archive(path: Path) -> dict[str, Tensor]:
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing; download it")
-    with path.open("rb") as start:
-        check_not_a_pointer(path, start.read(64))
+    check_not_a_pointer(path)
     try:
         with zipfile.ZipFile(path) as file:
-            return _Archive(file, path.stat().st_size).tensors()
+            return _tensors(file, path.stat().st_size)
     except RefusedPickle as error:
         raise ValueError(f"{path} may hold tensors, containers and its own modules, but {error}; do not use it") from None
     except DAMAGE as error:
         raise ValueError(f"{path} is truncated, damaged or no TorchScript archive ({error}); download it again") from error
 
 
-class _Archive:
-    """One open archive. Everything wrong in it is an exception among DAMAGE."""
-
-    def __init__(self, file: zipfile.ZipFile, size: int) -> None:
-        self.file, self.bytes_left = file, size
-        self.numbers: dict[_Storage, Tensor] = {}
-        data = [name for name in file.namelist() if name.endswith("/data.pkl") and name.count("/") == 1]
-        if len(data) != 1:
-            raise ValueError(f"it must hold one data.pkl, got {len(data)}")
-        self.root = data[0].removesuffix("data.pkl")
-
-    def tensors(self) -> dict[str, Tensor]:
-        if f"{self.root}byteorder" in self.file.namelist() and self._read("byteorder") != b"little":
-            raise ValueError("it must hold little-endian numbers")
-        top = read_pickle(self._read("data.pkl"), set(INSTRUCTIONS.split()), _find, _storage)
-        if not isinstance(top, _Module):
-            raise ValueError(f"it must hold a module, got {type(top).__name__}")
-        tensors = {name: self._tensor(view) for name, view in _named_views(top)}
-        if not tensors:
-            raise ValueError("it holds no tensors with names; is it frozen?")
-        return tensors
-
-    def _tensor(self, view: "_View") -> Tensor:
-        storage, offset, size, stride = view
-        if storage not in self.numbers:
-            content = self._read(f"data/{storage.key}")
-            if len(content) != storage.length * storage.dtype.itemsize:
-                raise ValueError(f"data/{storage.key} has {len(content)} bytes")
-            # a bytearray, because torch warns of memory that it must not write to
-            empty = torch.empty(0, dtype=storage.dtype)
-            self.numbers[storage] = torch.frombuffer(bytearray(content), dtype=storage.dtype) if content else empty
-        return torch.as_strided(self.numbers[storage], size, stride, offset)  # an error beyond the storage's end
-
-    def _read(self, name: str) -> bytes:
-        entry = self.file.getinfo(f"{self.root}{name}")
-        self.bytes_left -= entry.file_size
-        if entry.compress_type != zipfile.ZIP_STORED or self.bytes_left < 0:  # a small file could fill the memory
-            raise ValueError(f"it must store {name} uncompressed and once")
-        return self.file.read(entry)
+def _tensors(file: zipfile.ZipFile, size: int) -> dict[str, Tensor]:
+    roots = [name.removesuffix("data.pkl") for name in file.namelist() if name.endswith("/data.pkl") and name.count("/") == 1]
+    if len(roots) != 1:
+        raise ValueError(f"it must hold one data.pkl, got {len(roots)}")
+    entries = {entry.filename.removeprefix(roots[0]): entry for entry in file.infolist()}
+    wanted = [entry for name, entry in entries.items() if name in ("data.pkl", "byteorder") or name.startswith("data/")]
+    if any(entry.compress_type != zipfile.ZIP_STORED for entry in wanted) or sum(entry.file_size for entry in wanted) > size:
+        raise ValueError("it must store its numbers uncompressed and once")  # a small file could fill the memory
+    if "byteorder" in entries and file.read(entries["byteorder"]) != b"little":
+        raise ValueError("it must hold little-endian numbers")
+    top = read_pickle(file.read(entries["data.pkl"]), _ModuleUnpickler)
+    if not isinstance(top, _Module):
+        raise ValueError(f"it must hold a module, got {type(top).__name__}")
+    contents: dict[str, bytearray] = {}  # bytearrays, because torch warns of memory that it must not write to
+    tensors: dict[str, Tensor] = {}
+    for name, ((key, dtype, count), offset, shape, stride) in _named_views(top):
+        if key not in contents:
+            contents[key] = bytearray(file.read(entries[f"data/{key}"]))
+        if len(contents[key]) != count * dtype.itemsize:
+            raise ValueError(f"data/{key} has {len(contents[key])} bytes")
+        numbers = torch.frombuffer(contents[key], dtype=dtype) if count else torch.empty(0, dtype=dtype)
+        tensors[name] = torch.as_strided(numbers, shape, stride, offset)  # an error beyond the storage's end
+    if not tensors:
+        raise ValueError("it holds no tensors with names; is it frozen?")
+    return tensors
 
 
 class _Storage(NamedTuple):
@@ -102,9 +84,6 @@ class _Module:
     """A module or an object of the archive's own code: its attributes and nothing else."""
 
     __slots__ = ("attributes",)
-
-    def __init__(self) -> None:
-        raise TypeError("a module cannot be called")
 
     def __setstate__(self, attributes: Any) -> None:
         self.attributes = attributes if isinstance(attributes, dict) else {}
@@ -131,13 +110,6 @@ def _view(storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> _Vie
     return _View(storage, offset, size, stride)
 
 
-def _storage(reference: Any) -> _Storage:
-    word, dtype, key, _, count = reference
-    if word != "storage" or type(dtype) is not torch.dtype or type(key) is not str or type(count) is not int or count < 0:
-        raise TypeError("no description of a tensor's numbers")
-    return _Storage(key, dtype, count)
-
-
 STORAGES = ("Float", "Half", "BFloat16", "Double", "Long", "Int", "Short", "Bool")
 ITSELF = _Function(lambda value, *rest: value)  # a list, a container with the name of its type, a device
 KNOWN: dict[str, Any] = {f"torch.{name}Storage": getattr(torch, name.lower()) for name in STORAGES}
@@ -147,12 +119,17 @@ KNOWN |= {"torch.jit._pickle.restore_type_tag": ITSELF, "torch.device": ITSELF}
 KNOWN |= {"torch._utils._rebuild_tensor_v2": _Function(_view), "collections.OrderedDict": _Function(dict)}
 
 
-def _find(name: str) -> Any:
-    if name.startswith("__torch__."):  # script modules and classes of the archive's own code
-        return _Module
-    if name not in KNOWN:
-        raise RefusedPickle(f"names {name:.80}, which could run code")
-    return KNOWN[name]
+class _ModuleUnpickler(DataUnpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if module.startswith("__torch__"):  # script modules and classes of the archive's own code
+            return _Module
+        return KNOWN.get(f"{module}.{name}") or super().find_class(module, name)
+
+    def persistent_load(self, reference: Any) -> _Storage:
+        word, dtype, key, _, count = reference
+        if word != "storage" or type(dtype) is not torch.dtype or type(key) is not str or type(count) is not int or count < 0:
+            raise TypeError("no description of a tensor's numbers")
+        return _Storage(key, dtype, count)
 
 
 def _named_views(top: _Module) -> Iterator[tuple[str, _View]]:

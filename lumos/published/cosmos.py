@@ -29,9 +29,13 @@ def import_cosmos(folder: Path, out: Path, config: CosmosConfig = DV4X8X8) -> No
         raise ValueError(
             f"{folder} must hold a tokenizer {compression} by the config, got {named[-1]} by its name; use that config"
         )
+    names = ARCHIVES[:1] if (folder / ARCHIVES[0]).is_file() else ARCHIVES[1:]
+    if missing := [name for name in names if not (folder / name).is_file()]:
+        wanted = f"{ARCHIVES[0]}, or {' and '.join(ARCHIVES[1:])}"
+        raise FileNotFoundError(f"{folder} must hold {wanted}, but lacks {' and '.join(missing)}; download it")
     tensors: dict[str, Tensor] = {}
-    for path in _archives(folder):
-        tensors |= read_archive(path)
+    for name in names:
+        tensors |= read_archive(folder / name)
     save_folder(out, tokenizer_header(config), from_released(config, tensors, folder))
 
 
@@ -83,17 +87,3 @@ def _unused(tokenizer: VideoTokenizer) -> list[str]:
             used = {space: module.space, time: module.time, "conv3": module.space or module.time}
             names += [f"{path}.{conv}.{kind}" for conv, is_used in used.items() if not is_used for kind in ("weight", "bias")]
     return names
-
-
-def _archives(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        raise FileNotFoundError(f"there is no folder {folder}; give the one that holds the tokenizer's .jit files")
-    found = [folder / name for name in ARCHIVES if (folder / name).is_file()]
-    if folder / ARCHIVES[0] in found:
-        return found[:1]
-    missing = " and ".join(name for name in ARCHIVES[1:] if folder / name not in found)
-    if missing:
-        raise FileNotFoundError(
-            f"{folder} must hold {ARCHIVES[0]}, or {' and '.join(ARCHIVES[1:])}, but lacks {missing}; download it"
-        )
-    return found

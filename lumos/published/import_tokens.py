@@ -1,4 +1,4 @@
-"""Records of the authors' pre-tokenisation (one pickle a sample) -> Parquet shards: codes, text ids, size, rate, source.
+"""Records of the authors' pre-tokenisation (one pickle per sample) -> Parquet shards: codes, text ids, size, rate, source.
 
 The pickles are read as data: dictionaries, lists, text and numbers; one that names a class or function is refused. Every record
 must be rebuilt exactly by our own layout, or nothing is written.
@@ -6,8 +6,7 @@ must be rebuilt exactly by our own layout, or nothing is written.
 
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -21,27 +20,9 @@ from lumos.sequence.layout import Grid, content_ids, pack, unpack
 from lumos.sequence.prompt_template import fill_numbers, said_frames
 from lumos.sequence.vocabulary import LUMOS, OPEN_FPS, OPEN_FRAMES
 
-FINGERPRINT = COSMOS  # the tokenizer that made the codes
-DATA = """PROTO FRAME STOP MARK EMPTY_DICT EMPTY_LIST DICT LIST APPEND APPENDS SETITEM SETITEMS MEMOIZE PUT BINPUT LONG_BINPUT
-GET BINGET LONG_BINGET INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT UNICODE BINUNICODE SHORT_BINUNICODE
-BINUNICODE8"""
-IGNORED_LABEL = -100
+IGNORED = -100  # a label that training skips
 GROUP = 64  # records written at once
 GROUPS = 64  # in a file
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One record, checked."""
-
-    codes_THW: Tensor
-    text: tuple[int, ...]  # prompt ids, complete
-    text_open: tuple[int, ...]  # the same with the numbers of frames and of frames per second left open, for a part of the video
-    seconds: int
-    fps: int
-    frames: int  # what `text` says
-    source: str  # file and id
-    tokenizer: str = FINGERPRINT
 
 
 def import_tokens(files: Sequence[Path], out: Path, progress: Callable[[int, int], None] | None = None) -> dict[str, Any]:
@@ -50,7 +31,9 @@ def import_tokens(files: Sequence[Path], out: Path, progress: Callable[[int, int
     Raises FileNotFoundError or ValueError, in one line and with nothing written, for a file that holds anything but one
     whole sample of the published form. progress: called with (files done, all).
     """
-    paths = _paths(files)
+    paths = [path for given in files for path in (sorted(given.rglob("*.pkl")) if given.is_dir() else [given])]
+    if not paths:
+        raise ValueError("give at least one .pkl file of a pre-tokenised data set, or a folder that holds some; got none")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FileExistsError(f"{out} must be a new or empty folder, got one that holds something; choose another")
     beside = next(folder for folder in out.absolute().parents if folder.is_dir())  # so that a failure leaves no new folder
@@ -58,21 +41,20 @@ def import_tokens(files: Sequence[Path], out: Path, progress: Callable[[int, int
     partial.mkdir()
     counts = {"videos": 0, "images": 0, "codes": 0}
 
-    def records() -> Iterator[Sample]:
+    def rows() -> Iterator[dict[str, Any]]:
         for number, path in enumerate(paths, 1):
-            record = read_record(path)
-            counts["images" if len(record.codes_THW) == 1 else "videos"] += 1
-            counts["codes"] += record.codes_THW.numel()
+            row = read_record(path)
+            counts["images" if row["T"] == 1 else "videos"] += 1
+            counts["codes"] += row["T"] * row["H"] * row["W"]
             if progress:
                 progress(number, len(paths))
-            yield record
+            yield row
 
     try:
-        stream, schema = records(), _schema()
-        for number, first in enumerate(range(0, len(paths), GROUP * GROUPS)):
-            last = min(first + GROUP * GROUPS, len(paths))
-            groups = ([_as_row(record) for record in islice(stream, GROUP)] for _ in range(first, last, GROUP))
-            write_parquet(partial / f"{number:06}.parquet", schema, groups)
+        stream = rows()
+        groups = iter(lambda: list(islice(stream, GROUP)), [])
+        for number in range(-(-len(paths) // (GROUP * GROUPS))):
+            write_parquet(partial / f"{number:06}.parquet", _schema(), islice(groups, GROUPS))
         out.parent.mkdir(parents=True, exist_ok=True)
         partial.replace(out)
     finally:
@@ -80,28 +62,28 @@ def import_tokens(files: Sequence[Path], out: Path, progress: Callable[[int, int
     return {"shards": str(out), **counts}
 
 
-def read_record(path: Path) -> Sample:
-    """One pickled record -> a checked sample. Raises ValueError naming the file and what is wrong with it."""
+def read_record(path: Path) -> dict[str, Any]:
+    """One pickled record -> a row of a shard. Raises ValueError naming the file and what is wrong with it."""
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing; give the .pkl files of a pre-tokenised data set, or their folder")
     try:
-        return _record(read_pickle(path.read_bytes(), set(DATA.split())), path.name)
+        return _as_row(read_pickle(path.read_bytes()), path.name)
     except RefusedPickle as error:
         raise ValueError(f"{path} must be made of dict, list, str, int and float, but it {error}; do not open it") from None
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
 
-def _record(value: Any, name: str) -> Sample:
-    if not isinstance(value, dict) or "token" not in value or not set(value) <= {"token", "label", "id"}:
-        found = ", ".join(map(str, value)) if isinstance(value, dict) else type(value).__name__
+def _as_row(record: Any, file: str) -> dict[str, Any]:
+    if not isinstance(record, dict) or "token" not in record or not set(record) <= {"token", "label", "id"}:
+        found = ", ".join(map(str, record)) if isinstance(record, dict) else type(record).__name__
         raise ValueError(f"a record must be a dict of token, label and id, got {found:.80}; is this another data set?")
-    ids, labels, number = value["token"], value.get("label"), value.get("id", 0)
-    _check_ids(ids, "token", 0)
-    if labels is not None:
-        _check_ids(labels, "label", IGNORED_LABEL)
-        if len(labels) != len(ids) or any(label not in (i, IGNORED_LABEL) for i, label in zip(ids, labels, strict=True)):
-            raise ValueError(f"every label must be its token or {IGNORED_LABEL}, they are not; the record is damaged")
+    ids, number = record["token"], record.get("id", 0)
+    labels = ids if record.get("label") is None else record["label"]
+    if not isinstance(ids, list) or set(map(type, ids)) != {int} or min(ids) < 0 or max(ids) >= LUMOS.size:
+        raise ValueError(f"token must be a list of ids, 0 to {LUMOS.size - 1}, it is not; is this another data set?")
+    if not isinstance(labels, list) or [i if label == IGNORED else label for label, i in zip_longest(labels, ids)] != ids:
+        raise ValueError(f"label must be a list of each token or {IGNORED}, it is not; the record is damaged")
     if not isinstance(number, int | str):
         raise ValueError("id must be a number or a name, it is not; is this another data set?")
     try:
@@ -110,39 +92,24 @@ def _record(value: Any, name: str) -> Sample:
         raise ValueError(f"token must be one whole sample of the published form, it is not ({error})") from None
     if rebuild(text, codes_THW, seconds, fps) != ids:
         raise ValueError("token must be one whole sample of the published form, but its layout is another")
-    holes = [i for i in text if i in (OPEN_FRAMES, OPEN_FPS)]
-    if sorted(holes) not in ([], [OPEN_FRAMES, OPEN_FPS]):
+    holes = sorted(i for i in text if i in (OPEN_FRAMES, OPEN_FPS))
+    if holes not in ([], [OPEN_FRAMES, OPEN_FPS]):
         raise ValueError(f"the prompt must leave each of its two numbers open once, or none, got {len(holes)}")
-    beyond = [i for i in text if i >= LUMOS.text_size and i not in holes]
-    if beyond:
+    if beyond := [i for i in text if i >= LUMOS.text_size and i not in holes]:
         raise ValueError(f"text ids must be below {LUMOS.text_size}, got {beyond[0]}; is this another vocabulary?")
     frames = said_frames(len(codes_THW), seconds, fps)
-    return Sample(codes_THW, tuple(fill_numbers(text, frames, fps)), tuple(text), seconds, fps, frames, f"{name}:{number}")
+    row = {"codes": pack_codes(codes_THW), **dict(zip("THW", codes_THW.shape, strict=True)), "text_open": text}
+    row |= {"text": fill_numbers(text, frames, fps), "seconds": seconds, "fps": fps, "frames": frames}
+    return row | {"source": f"{file}:{number}", "tokenizer": COSMOS}
 
 
 def rebuild(text: Sequence[int], codes_THW: Tensor, seconds: int, fps: int) -> list[int]:
     """The ids of one sample as our layout writes them."""
     row = [LUMOS.begin, *text, LUMOS.separator]
-    grid = Grid(*codes_THW.shape[1:])
-    content_BTHW = content_ids(LUMOS, codes_THW[None])
+    grid, content_BTHW = Grid(*codes_THW.shape[1:]), content_ids(LUMOS, codes_THW[None])
     batch = pack(LUMOS, grid, torch.tensor([row]), torch.tensor([len(row)]), content_BTHW, seconds, fps, tail=True)
     ids: list[int] = batch.ids_BL[0].tolist()
     return ids
-
-
-def _check_ids(ids: Any, name: str, least: int) -> None:
-    if not isinstance(ids, list) or not ids or set(map(type, ids)) != {int}:
-        raise ValueError(f"{name} must be a list of whole numbers, it is not; is this another data set?")
-    wrong = next((i for i in ids if not least <= i < LUMOS.size), None)
-    if wrong is not None:
-        raise ValueError(f"{name} must hold ids up to {LUMOS.size - 1}, got {wrong}; is this another vocabulary?")
-
-
-def _paths(files: Sequence[Path]) -> list[Path]:
-    paths = [path for given in files for path in (sorted(given.rglob("*.pkl")) if given.is_dir() else [given])]
-    if not paths:
-        raise ValueError("give at least one .pkl file of a pre-tokenised data set, or a folder that holds some; got none")
-    return paths
 
 
 def _schema() -> Any:
@@ -153,8 +120,3 @@ def _schema() -> Any:
     columns |= {"seconds": number, "fps": number, "frames": number, "source": word, "tokenizer": word}
     # codes: T * H * W numbers of two bytes, little end first
     return pyarrow.schema(list(columns.items()), metadata={"format": TOKENS, "codes": "uint16 little-endian, T H W"})
-
-
-def _as_row(sample: Sample) -> dict[str, Any]:
-    row = {name: value for name, value in vars(sample).items() if name != "codes_THW"}
-    return row | {"codes": pack_codes(sample.codes_THW), **dict(zip("THW", sample.codes_THW.shape, strict=True))}

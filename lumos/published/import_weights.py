@@ -12,41 +12,16 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from lumos.config import read_json
 from lumos.diffusion.sampler import SamplerConfig
-from lumos.model.transformer import ModelConfig
 from lumos.model_folder import TEXT_FILE, FolderConfig, VideoConfig, load_decoder, tokenizer_files
 from lumos.published.cosmos import holds_archives, import_cosmos
-from lumos.published.official import (
-    IGNORED_PREFIX,
-    config_from_official,
-    config_to_official,
-    from_official,
-    official_names,
-    official_shapes,
-    to_official,
-)
+from lumos.published.official import FLOATS, config_to_official, from_official, official_shapes, read_checkpoint, to_official
 from lumos.sequence.prompt_template import SIZES, TEMPLATE, check_text, crops
 from lumos.sequence.text import TextTokenizer
 from lumos.sequence.vocabulary import LUMOS
-from lumos.weights import (
-    CONFIG,
-    FORMAT,
-    INDEX,
-    TENSORS,
-    Stored,
-    check_finite,
-    differences,
-    find_weights,
-    save_folder,
-    some_of,
-    stored_tensors,
-)
-
-FLOATS = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+from lumos.weights import FORMAT, check_finite, find_weights, opened, save_folder
 
 
 def import_weights(
@@ -90,13 +65,13 @@ def import_weights(
     def read(name: str) -> Tensor:
         if progress:
             progress(next(done), len(stored))
-        return _read_tensor(name, stored[name])
+        return _read_tensor(name, stored[name].file)
 
     with TemporaryDirectory() as place:
         if cosmos is not None and holds_archives(cosmos):
             import_cosmos(cosmos, Path(place) / "tokenizer")
-            files |= tokenizer_files(Path(place) / "tokenizer")
-        elif cosmos is not None:
+            cosmos = Path(place) / "tokenizer"
+        if cosmos is not None:
             files |= tokenizer_files(find_weights(cosmos, "tokenizer"))
         header = {"kind": "model", "format": FORMAT, "config": asdict(folder)}
         save_folder(out, header, from_official(config, read), files)
@@ -116,37 +91,8 @@ def export_weights(folder: Path, out: Path) -> None:
     save_folder(out, config_to_official(config.model), to_official(config.model, model.state_dict().__getitem__))
 
 
-def read_checkpoint(source: Path) -> tuple[ModelConfig, dict[str, Stored]]:
-    """Config and whereabouts of every tensor of a released checkpoint, all of it checked; no tensor is read."""
-    where = source / CONFIG
-    config = config_from_official(read_json(where), where)
-    if config.vocabulary != LUMOS.size:
-        raise ValueError(f"{where}: vocab_size must be {LUMOS.size} for a Lumos-1 model, got {config.vocabulary}")
-    if not (source / TENSORS).is_file() and not (source / INDEX).is_file():
-        others = sorted(file.name for file in source.glob("*") if file.suffix in (".bin", ".pt", ".pth", ".ckpt"))
-        found = f", got {some_of(others)}, which could run code" if others else ""
-        raise ValueError(f"{source} must hold {TENSORS}, or {INDEX} and the files it names{found}; copy those of the checkpoint")
-    stored = {name: entry for name, entry in stored_tensors(source).items() if not name.startswith(IGNORED_PREFIX)}
-    expected = official_shapes(config)
-    if differing := differences(list(stored), list(expected)):
-        raise ValueError(f"{source} is no whole Lumos-1 checkpoint: it {differing}")
-    for name, shape in expected.items():
-        if stored[name].shape != shape:
-            raise ValueError(f"{source}: {name} must have shape {list(shape)} by {CONFIG}, got {list(stored[name].shape)}")
-        if stored[name].dtype not in FLOATS:
-            raise ValueError(f"{source}: {name} must be of type {', '.join(FLOATS)}, got {stored[name].dtype}")
-    for theirs in official_names(config).values():
-        if len({stored[name].dtype for name in theirs}) > 1:
-            raise ValueError(f"{source}: {', '.join(theirs)} must be of one type to be joined")
-    return config, stored
-
-
-def _read_tensor(name: str, entry: Stored) -> Tensor:
-    # The file is opened anew for every tensor: what is mapped into memory is given back when the tensor is.
-    try:
-        with safe_open(entry.file, framework="pt", device="cpu") as file:
-            tensor: Tensor = file.get_tensor(name)
-    except SafetensorError as error:
-        raise ValueError(f"{entry.file} changed while it was read ({error}); import it again") from error
-    check_finite(tensor, f"{entry.file}: {name}")
+def _read_tensor(name: str, path: Path) -> Tensor:
+    with opened(path) as file:  # anew for every tensor: what is mapped into memory is given back when the tensor is
+        tensor: Tensor = file.get_tensor(name)
+    check_finite(tensor, f"{path}: {name}")
     return tensor

@@ -1,4 +1,4 @@
-"""A released checkpoint's config fields and parameter names <-> ours: tables beside the model.
+"""A released checkpoint: its config fields and parameter names <-> ours, and whether it is whole.
 
 Where ours are fused (query, key and value; gate and up) several released tensors are stacked along the output dimension.
 """
@@ -10,9 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lumos.config import Count, Scale, Size, read_config, read_value
+from lumos.config import Count, Scale, Size, read_config, read_json, read_value
 from lumos.model.transformer import ModelConfig, Transformer
+from lumos.sequence.vocabulary import LUMOS
+from lumos.weights import CONFIG, INDEX, TENSORS, Stored, differences, some_of, stored_tensors
 
+FLOATS = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 IGNORED_PREFIX = "model.vqmodel."  # a released file may also hold a tokenizer that generation does not use
 OUTER_NAMES = {"embedding": ("model.embed_tokens.weight",), "norm": ("model.norm.weight",), "head": ("lm_head.weight",)}
 LAYER_NAMES = {
@@ -50,6 +53,30 @@ OTHER = "this is a checkpoint of another model"
 PUBLISHED = {"rope_theta": 10_000, "rms_norm_eps": 1e-5}  # said in errors, never taken for granted
 
 
+def read_checkpoint(source: Path) -> tuple[ModelConfig, dict[str, Stored]]:
+    """Config and whereabouts of every tensor of a released checkpoint, all of it checked; no tensor is read."""
+    where = source / CONFIG
+    config = config_from_official(read_json(where), where)
+    if config.vocabulary != LUMOS.size:
+        raise ValueError(f"{where}: vocab_size must be {LUMOS.size} for a Lumos-1 model, got {config.vocabulary}")
+    if not (source / TENSORS).is_file() and not (source / INDEX).is_file():
+        others = sorted(file.name for file in source.glob("*") if file.suffix in (".bin", ".pt", ".pth", ".ckpt"))
+        found = f", got {some_of(others)}, which could run code" if others else ""
+        raise ValueError(f"{source} must hold {TENSORS}, or {INDEX} and the files it names{found}; copy those of the checkpoint")
+    stored = {name: entry for name, entry in stored_tensors(source).items() if not name.startswith(IGNORED_PREFIX)}
+    expected = official_shapes(config)
+    if differing := differences(list(stored), list(expected)):
+        raise ValueError(f"{source} is no whole Lumos-1 checkpoint: it {differing}")
+    for name, shape in expected.items():
+        if stored[name].shape != shape:
+            raise ValueError(f"{source}: {name} must have shape {list(shape)} by {CONFIG}, got {list(stored[name].shape)}")
+    for theirs in official_names(config).values():
+        if len(types := {stored[name].dtype for name in theirs}) > 1 or not types <= set(FLOATS):
+            found = " and ".join(sorted(types))
+            raise ValueError(f"{source}: {', '.join(theirs)} must be of one type of {', '.join(FLOATS)}, got {found}")
+    return config, stored
+
+
 def official_names(config: ModelConfig) -> dict[str, tuple[str, ...]]:
     """Our parameter name -> the released names it is stacked from, in order."""
     names: dict[str, tuple[str, ...]] = {**OUTER_NAMES}
@@ -71,18 +98,16 @@ def official_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Released parameter name -> shape."""
     with torch.device("meta"):
         ours = Transformer(config).state_dict()
-    shapes: dict[str, tuple[int, ...]] = {}
-    for name, theirs in official_names(config).items():
-        shape = tuple(ours[name].shape)
-        shapes |= {part: (rows, *shape[1:]) for part, rows in zip(theirs, _stacked(config, name, shape[0]), strict=True)}
-    return shapes
+    return {name: tuple(tensor.shape) for name, tensor in to_official(config, ours.__getitem__)}
 
 
 def to_official(config: ModelConfig, read: Callable[[str], Tensor]) -> Iterator[tuple[str, Tensor]]:
     """The way back: (released name, tensor), views of ours; `read` gives our tensor by name."""
+    rows = {"query_key_value": [heads * config.head_width for heads in (config.heads, config.kv_heads, config.kv_heads)]}
+    rows["ffn_gate_up"] = [config.ffn, config.ffn]
     for ours, theirs in official_names(config).items():
         tensor = read(ours)
-        yield from zip(theirs, tensor.split(_stacked(config, ours, tensor.shape[0])), strict=True)
+        yield from zip(theirs, tensor.split(rows.get(ours.rpartition(".")[2], len(tensor))), strict=True)
 
 
 def config_from_official(values: Mapping[str, Any], where: str | Path) -> ModelConfig:
@@ -106,17 +131,6 @@ def config_to_official(config: ModelConfig) -> dict[str, Any]:
     numbers = {theirs: getattr(config, ours) for ours, theirs in (OFFICIAL_SIZES | OFFICIAL_COUNTS).items()}
     numbers |= {"head_dim": config.head_width, "rope_theta": config.rope_theta, "rms_norm_eps": config.norm_eps}
     return numbers | {name: NEUTRAL[name][0] for name in ("attention_bias", "mlp_bias", "tie_word_embeddings", "hidden_act")}
-
-
-def _stacked(config: ModelConfig, ours: str, rows: int) -> list[int]:
-    """Output rows of every released tensor that one of our parameters is stacked from."""
-    match ours.rpartition(".")[2]:
-        case "query_key_value":
-            return [heads * config.head_width for heads in (config.heads, config.kv_heads, config.kv_heads)]
-        case "ffn_gate_up":
-            return [config.ffn, config.ffn]
-        case _:
-            return [rows]
 
 
 def _check_fixed(values: Mapping[str, Any], where: str | Path) -> None:

@@ -25,8 +25,7 @@ class TextTokenizer:
             raise FileNotFoundError(
                 f"a prompt needs the text tokenizer file {path}, which is missing; copy text_tokenizer.json into the folder"
             )
-        with path.open("rb") as start:
-            check_not_a_pointer(path, start.read(64))
+        check_not_a_pointer(path)
         try:
             tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises plain Exception for any malformed file

@@ -41,8 +41,6 @@ def test_there_and_back_is_the_identity() -> None:
     assert {name: tuple(tensor.shape) for name, tensor in theirs.items()} == official_shapes(CONFIG)
     back = dict(from_official(CONFIG, theirs.__getitem__))
     assert back.keys() == ours.keys() and all(torch.equal(back[name], ours[name]) for name in ours)
-    again = dict(to_official(CONFIG, back.__getitem__))
-    assert all(torch.equal(again[name], theirs[name]) for name in theirs)
 
 
 @pytest.mark.parametrize("config", [CONFIG, LUMOS_1B, LUMOS_3B])
@@ -68,43 +66,31 @@ def test_what_a_config_may_leave_out_or_say_elsewhere() -> None:
         ({"num_hidden_layers": None}, ["num_hidden_layers", "of type int", "None"]),
         ({"hidden_size": 2048.5}, ["hidden_size", "of type int", "2048.5"]),
         ({"vocab_size": 10**9}, ["vocab_size", "must be 1 to"]),
-        ({"num_attention_heads": True}, ["num_attention_heads", "True"]),
+        ({"num_hidden_layers": 100_000}, ["num_hidden_layers must be 1 to", "100000"]),
         ({"num_key_value_heads": 7}, ["multiple of kv_heads"]),
         ({"head_dim": 24}, ["head_width must be"]),
         ({"rms_norm_eps": 0}, ["rms_norm_eps", "got 0"]),
         ({"rope_theta": "big"}, ["rope_theta", "'big'"]),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 32}}, ["rope_scaling", "'llama3'", "another model"]),
         ({"rope_scaling": {"type": "linear", "factor": 2}}, ["rope_scaling", "'linear'"]),
-        ({"num_hidden_layers": 100_000}, ["num_hidden_layers must be 1 to", "100000"]),
-        ({"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}, ["one base", "rope_theta = 10000", "= 500000"]),
         ({"rope_scaling": {"rope_type": "default", "factor": 2.0}}, ["rope_scaling", "'factor'"]),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}, ["one base", "rope_theta = 10000", "= 500000"]),
         ({"rope_parameters": {"partial_rotary_factor": 0.5}}, ["rope_parameters: partial_rotary_factor must be 1", "0.5"]),
         ({"rope_parameters": {"full_attention": {"rope_theta": 1e4}}}, ["rope_parameters must be one set", "full_attention"]),
         ({"rope_parameters": [1]}, ["rope_parameters must be one set"]),
-        ({"partial_rotary_factor": 0.5}, ["partial_rotary_factor must be 1"]),
-        ({"sliding_window": 4096}, ["sliding_window must be null", "4096"]),
         ({"layer_types": ["full_attention", "sliding_attention"]}, ["layer_types must be full_attention"]),
         ({"layer_types": 7}, ["layer_types must be full_attention, got 7"]),
-        ({"final_logit_softcapping": 30.0}, ["final_logit_softcapping must be null"]),
-        ({"num_local_experts": 8}, ["num_local_experts must be 0"]),
-        ({"quantization_config": {"bits": 4}}, ["quantization_config must be null"]),
-        ({"hidden_act": "gelu"}, ["hidden_act must be 'silu'", "'gelu'", "another model"]),
-        ({"attention_bias": True}, ["attention_bias must be False"]),
-        ({"tie_word_embeddings": True}, ["tie_word_embeddings must be False"]),
+        *(({name: 7.5}, [f"{name} must be", "got 7.5; this is a checkpoint of another model"]) for name in NEUTRAL),
+        *(({name: None}, [f"lacks the field '{name}'"]) for name in ("vocab_size", "num_key_value_heads", "rope_theta")),
     ],
 )
-def test_a_wrong_config_value_is_named(change: dict[str, Any], words: list[str]) -> None:
+def test_a_wrong_or_missing_value_is_named(change: dict[str, Any], words: list[str]) -> None:
+    values = config_to_official(LUMOS_1B) | change
+    if "lacks" in words[0]:
+        values = {name: value for name, value in values.items() if name not in change}
     with pytest.raises(ValueError, match=r"^a/config\.json") as caught:
-        config_from_official(config_to_official(LUMOS_1B) | change, "a/config.json")
+        config_from_official(values, "a/config.json")
     assert all(word in str(caught.value) for word in words), str(caught.value)
-
-
-@pytest.mark.parametrize("name", ["vocab_size", "num_key_value_heads", "rms_norm_eps", "rope_theta"])
-def test_sizes_and_constants_are_never_assumed(name: str) -> None:
-    values = config_to_official(LUMOS_1B)
-    del values[name]
-    with pytest.raises(ValueError, match=f"lacks the field '{name}'"):
-        config_from_official(values, "here")
 
 
 @settings(max_examples=200)
