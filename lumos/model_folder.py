@@ -65,11 +65,11 @@ def save_model(
     header = {"kind": "model", "format": FORMAT, "config": asdict(config)}
     with TemporaryDirectory() as place:
         save_tokenizer(Path(place) / "tokenizer", tokenizer, dtype=torch.bfloat16)
-        files: dict[str, bytes | Path] = {TEXT_FILE: text.tokenizer.to_str().encode()}
-        save_folder(folder, header, tensors, files | tokenizer_files(Path(place) / "tokenizer"))
+        files = tokenizer_files(Path(place) / "tokenizer")
+        save_folder(folder, header, tensors, {TEXT_FILE: text.tokenizer.to_str().encode(), **files})
 
 
-def tokenizer_files(folder: Path) -> dict[str, bytes | Path]:
+def tokenizer_files(folder: Path) -> dict[str, Path]:
     """The files of a tokenizer's folder as they are called inside a model's folder."""
     return {f"tokenizer/{path.name}": path for path in folder.iterdir() if path.is_file()}
 
@@ -77,24 +77,19 @@ def tokenizer_files(folder: Path) -> dict[str, bytes | Path]:
 def load_model(
     name_or_folder: str | Path, device: str | torch.device = "cpu"
 ) -> tuple[FolderConfig, Transformer, TextTokenizer, VideoTokenizer]:
-    """Everything in a model folder (or weights that come with the package, by name): the decoder on the device in the type it
-    is stored in, the tokenizer in float32 on the CPU.
-
-    Raises FileNotFoundError or ValueError, in one line, for anything that is not a whole model folder.
+    """Everything in a model folder or weights of that name: the decoder on the device in the type it is stored in, the
+    tokenizer in float32 on the CPU. FileNotFoundError or ValueError, in one line, for anything but a whole model folder.
     """
     folder = find_weights(name_or_folder, "model")
     text, tokenizer = TextTokenizer.from_file(folder / TEXT_FILE), load_tokenizer(folder / "tokenizer")
     config, model = load_decoder(folder, device)
-    parts = [("codes", config.vocabulary.codes, "tokenizer", tokenizer.codebook_size)]
     if config.vocabulary == LUMOS:
         check_text(text)  # the published file may hold other words besides the ids that the model knows
-    else:
-        parts.append(("text ids", config.vocabulary.text_size, "text tokenizer", text.size))
-    for what, expected, part, found in parts:
-        if expected != found:
-            raise ValueError(
-                f"{folder} is a model for {expected} {what}, but its {part} has {found}; use the one it was trained with"
-            )
+    elif text.size != config.vocabulary.text_size:
+        raise ValueError(f"{folder} is for {config.vocabulary.text_size} text ids, its {TEXT_FILE} has {text.size}; use its own")
+    if tokenizer.codebook_size != config.vocabulary.codes:
+        found = tokenizer.codebook_size
+        raise ValueError(f"{folder} is for {config.vocabulary.codes} codes, its tokenizer has {found}; use its own")
     return config, model, text, tokenizer
 
 
