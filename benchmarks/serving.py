@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import collections
+import contextlib
 import json
 import os
 import random
@@ -26,7 +27,6 @@ from statistics import median
 from typing import Any
 
 import httpx2 as httpx
-import psutil
 
 PROMPTS = ("a red circle moves to the right", "two green triangles bounce", "a large blue star spins", "a yellow heart")
 BAD: tuple[dict[str, Any], ...] = (
@@ -58,8 +58,17 @@ class Server:
 
     def memory(self) -> int:
         """Bytes of the server and everything that it started; shared pages are counted once (proportional set size)."""
-        tree = [psutil.Process(self.process.pid), *psutil.Process(self.process.pid).children(recursive=True)]
-        return sum(process.memory_full_info().pss for process in tree)
+        sizes = [(folder / "smaps_rollup").read_text() for folder in self.processes()]
+        return sum(1024 * int(re.search(r"^Pss: +(\d+) kB", text, re.MULTILINE)[1]) for text in sizes)  # type: ignore[index]
+
+    def processes(self) -> list[Path]:
+        """Folders in /proc of the server and everything that it started: they are a session of their own."""
+        found = []
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            with contextlib.suppress(OSError):  # it has ended
+                state, _, _, session = stat.read_text().rpartition(")")[2].split()[:4]
+                found += [stat.parent] if session == str(self.process.pid) and state != "Z" else []
+        return found
 
     def stop(self) -> int:
         self.process.send_signal(signal.SIGINT)
@@ -207,10 +216,11 @@ def killed(weights: str, data: Path) -> dict[str, Any]:
             if content.status_code == 200:
                 done[id] = content.content
         time.sleep(0.1)
-    children = psutil.Process(server.process.pid).children(recursive=True)
     server.process.kill()
     server.process.wait()
-    _, alive = psutil.wait_procs(children, timeout=20)
+    end = time.monotonic() + 20
+    while (alive := server.processes()) and time.monotonic() < end:
+        time.sleep(0.1)
     again = Server(weights, data)
     listed = httpx.get(f"{again.url}/v1/videos", headers=headers, params={"limit": 100}).json()["data"]
     states = {video["id"]: video["status"] for video in listed}

@@ -52,11 +52,12 @@ class Results:
         return found if len(variants) == len(claim.variants) and len(labels) >= min(len(claim.settings), 2) else []
 
 
-def write_claims(folders: Sequence[Path], out: Path) -> None:
-    """Write the page, and its plots into `img` beside it. ValueError for a folder without results."""
+def write_claims(folders: Sequence[Path], out: Path, plots: bool = False) -> None:
+    """Write the page, and if asked its plots into `img` beside it. ValueError for a folder without results."""
     results = [Results.read(folder) for folder in folders]
-    pictures = out.parent / "img"
-    pictures.mkdir(parents=True, exist_ok=True)
+    pictures = out.parent / "img" if plots else None
+    if pictures:
+        pictures.mkdir(parents=True, exist_ok=True)
     parts, missing = [_head(results)], []
     for name, claim in CLAIMS.items():
         measured = [each for each in results if each.of(claim)]
@@ -129,7 +130,7 @@ the units of every verdict: "confirmed" and "opposite" mean a difference in Welc
 which more seeds could decide; in brackets are the single attributes that differ by as much (one in twenty would by chance)."""
 
 
-def _block(name: str, claim: Claim, results: Results, is_one_of_several: bool, pictures: Path) -> str:
+def _block(name: str, claim: Claim, results: Results, is_one_of_several: bool, pictures: Path | None) -> str:
     """Command, comparison, table and plot of the models of one training time."""
     scores, seconds = results.of(claim), results.scale.get("seconds", FULL.seconds)
     by_variant = [{line["seed"] for line in scores if line["variant"] == variant.name} for variant in claim.variants]
@@ -143,7 +144,8 @@ def _block(name: str, claim: Claim, results: Results, is_one_of_several: bool, p
         parts.append(_collapse(claim, scores))
     parts.append(_table(claim, scores))
     file = f"claim_{name}{'' if usual else f'_{seconds:g}s'}.png"
-    _plot(name, claim, results.runs, scores, pictures / file)
+    if pictures:
+        _plot(name, claim, results.runs, scores, pictures / file)
     parts.append(f"![{name}](img/{file})")
     return "\n\n".join(parts)
 
@@ -327,11 +329,12 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--out", type=Path, default=Path("research/paper_claims.md"), help="page to write (default: research/paper_claims.md)"
     )
+    parser.add_argument("--plots", action="store_true", help="draw its plots, too (needs pip install 'lumos[research]')")
     args = parser.parse_args(words)
     try:
-        write_claims(args.results, args.out)
+        write_claims(args.results, args.out, args.plots)
     except ModuleNotFoundError as error:
-        sys.exit(f"claims_report: this needs the package {error.name}, which is missing; run pip install 'lumos[evaluate]'")
+        sys.exit(f"claims_report: plots need the package {error.name}, which is missing; run pip install 'lumos[research]'")
     except (ValueError, OSError) as error:
         sys.exit(f"claims_report: {error}")
     print(args.out)

@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE_LINES = 18_600  # to become 14,000
 LONGEST_FILE = 400
 SHARED_NAMES = 20  # public names that two modules have; most are what both worlds call alike
+MOST_PACKAGES = 70  # that `make setup` installs
 MOST_BYTES = 5_000_000  # that a clone of one commit transfers, less the weights
 
 
@@ -19,6 +20,10 @@ def test_the_package_stays_small() -> None:
     lines = {path: len(path.read_text().splitlines()) for path in (ROOT / "lumos").rglob("*.py")}
     assert sum(lines.values()) <= PACKAGE_LINES
     assert {str(path): count for path, count in lines.items() if count > LONGEST_FILE} == {}
+
+
+def test_few_packages_are_needed() -> None:
+    assert (ROOT / "constraints.txt").read_text().count("==") <= MOST_PACKAGES
 
 
 def test_no_name_stands_for_two_things() -> None:
