@@ -36,10 +36,10 @@ from lumos.sequence.layout import HEADER, Grid
 from lumos.sequence.vocabulary import LUMOS, Vocabulary, small_vocabulary
 from lumos.training import step_cost
 from lumos.training.config import TrainModelConfig
+from lumos.training.learner import SpikeGuard, step_unless
 from lumos.training.objective import backward, generator_of, mask_batch
 from lumos.training.optim import OptimConfig, build_optimizer
 from lumos.training.parallel import ParallelConfig, Ranks, agree, average_gradients, build, clip_gradients, finish, local, start
-from lumos.training.spike_guard import SpikeGuard, step_unless
 from lumos.training.step_cost import Work
 
 RELEASED = 6975  # ids/s of the released code: 1B, one 384p sample, forward and backward with checkpointing, one H200

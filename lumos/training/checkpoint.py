@@ -13,10 +13,9 @@ import re
 import reprlib
 import shutil
 import socket
-import threading
 import warnings
-from collections.abc import Iterator
-from concurrent.futures import Future
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,12 +23,12 @@ from typing import Annotated, Any
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from torch import Tensor
 
 from lumos.config import Range, read_json, read_value
 from lumos.files import flush
 from lumos.training.learner import Learner
-from lumos.training.parallel import Ranks, ensure_group, local, together
+from lumos.training.optim import set_learning_rate
+from lumos.training.parallel import Ranks, ensure_group, together
 from lumos.weights import check_names
 
 STATE, SUMS, LOCK = "state.json", "SHA256SUMS", ".lumos-train"
@@ -60,9 +59,15 @@ def lock(run: Path) -> int:
     return file
 
 
+def all_of(run: Path) -> list[Path]:
+    """The whole checkpoints of a run, oldest first."""
+    found = [(int(match[1]), path) for path in (run / "checkpoints").glob("*") if (match := FOLDER.fullmatch(path.name))]
+    return [path for _, path in sorted(found) if path.is_dir()]
+
+
 def latest(run: Path) -> Path | None:
     """The newest whole checkpoint of a run, or None when there is none."""
-    return next(reversed(_all_of(run)), None)
+    return next(reversed(all_of(run)), None)
 
 
 def read_state(path: Path, check_sums: bool = True) -> dict[str, Any]:
@@ -72,7 +77,8 @@ def read_state(path: Path, check_sums: bool = True) -> dict[str, Any]:
         if state.get("format") != CHECKPOINT:
             raise ValueError(f"its format is {reprlib.repr(state.get('format'))} and not {CHECKPOINT!r}")
         read_value(Annotated[float, Range(0, 1e12)], state.get("seconds"), "seconds")
-        if type(state.get("step")) is not int or path.name != _folder_of(state["step"]) or type(state.get("config")) is not dict:
+        step, config = state.get("step"), state.get("config")
+        if type(step) is not int or path.name != f"step_{step:08d}" or type(config) is not dict:
             raise ValueError("its step or config is not its own")
         if check_sums and _sums(path) != (path / SUMS).read_text():
             raise ValueError("a checksum does not match")
@@ -87,7 +93,7 @@ def load(path: Path, learner: Learner, ranks: Ranks) -> None:
     reader = dcp.HuggingFaceStorageReader(str(path))
     with _quiet():
         saved: dict[str, Any] = dict(reader.read_metadata().state_dict_metadata)
-        _make_room_for_moments(saved, learner)
+        _make_moments(saved, learner)
         wanted = learner.tensors()
         check_names({name: torch.empty(entry.size, device="meta") for name, entry in saved.items()}, wanted, path)
         dcp.load(wanted, storage_reader=reader)
@@ -95,10 +101,10 @@ def load(path: Path, learner: Learner, ranks: Ranks) -> None:
 
 def check_same(saved: dict[str, Any], now: dict[str, Any], where: Path) -> None:
     """ValueError, naming every setting that differs, when a resumed run would train something else than it began."""
-    then = _flat(saved)
+    then = dict(_flat(saved))
     differing = [
         f"{name} = {value} where {where} has {then[name]}"
-        for name, value in _flat(now).items()
+        for name, value in _flat(now)
         if then.get(name, value) != value and not FREE.fullmatch(name)
     ]
     if differing:
@@ -116,11 +122,8 @@ class Checkpoints:
         self.run, self.record, self.ranks, self.keep = run, json.loads(json.dumps(record)), ranks, keep
         self.lock = lock(run) if ranks.is_main else None
         self.path, self.step, self.seconds = latest(run), 0, 0.0
-        self._failure: BaseException | None = None
-        self._done = threading.Event()
-        self._done.set()
-        if self.path is None and list(run.glob("checkpoints/step_*.safetensors")):
-            raise ValueError(f"{run} must hold checkpoints in folders, got files of an earlier version; use a new folder")
+        self._thread = ThreadPoolExecutor(1)
+        self._written: Future[None] | None = None
         if self.path is None:
             return
         if not resume:
@@ -141,32 +144,29 @@ class Checkpoints:
     def save(self, step: int, seconds: float, learner: Learner) -> None:
         """Copy the tensors and begin to write; waits for the checkpoint before. Every rank must call it.
 
-        OSError when there is no room for it, or when the one before could not be written.
+        OSError when the one before could not be written.
         """
         self.wait()
         if step == self.step and self.path is not None:
             return
-        path = self.run / "checkpoints" / _folder_of(step)
+        path = self.run / "checkpoints" / f"step_{step:08d}"
         partial = path.with_name(f"{path.name}.partial")
-        tensors = learner.tensors()
         with together(self.ranks):
-            self._check_room(tensors)
             if self.ranks.is_main:
                 shutil.rmtree(partial, ignore_errors=True)
                 partial.mkdir(parents=True)
         self.path, self.step = path, step  # asking the disk instead would answer ranks differently
         state = {"format": CHECKPOINT, "step": step, "seconds": seconds, "config": self.record}
-        self._done.clear()
         with _quiet():
             writer = dcp.HuggingFaceStorageWriter(str(partial), save_distributed=True)
-            future = dcp.async_save(dict(tensors), storage_writer=writer, process_group=self.group)
-        assert isinstance(future, Future)
-        future.add_done_callback(lambda future: self._finish(future, partial, path, state))
+            tensors_written = dcp.async_save(dict(learner.tensors()), storage_writer=writer, process_group=self.group)
+        assert isinstance(tensors_written, Future)
+        self._written = self._thread.submit(self._finish, tensors_written, partial, path, state)
 
     def wait(self) -> None:
         """Until the last checkpoint is in place. OSError when it could not be written."""
-        self._done.wait()
-        failure, self._failure = self._failure, None
+        failure = self._written.exception() if self._written else None
+        self._written = None
         if failure is not None:
             raise OSError(f"could not write a checkpoint into {self.run}: {_first_line(failure)}; free some space and resume")
 
@@ -176,53 +176,30 @@ class Checkpoints:
         if self.lock is not None:
             os.close(self.lock)
 
-    def _check_room(self, tensors: dict[str, Tensor]) -> None:
-        ranks = 1 if all(local(tensor) is tensor for tensor in tensors.values()) else self.ranks.world
-        # the weights folder is written beside the checkpoint
-        size = sum(local(t).nbytes * (2 if name.startswith("model/") else 1) for name, t in tensors.items()) * ranks
-        self.run.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(self.run).free
-        if size > free:
-            need, got = f"{size / 2**20:,.1f} MiB", f"{free / 2**20:,.1f} MiB"
-            raise OSError(f"{self.run} must have room for a checkpoint and weights of {need}, got {got}; free some space")
-
-    def _finish(self, future: "Future[Any]", partial: Path, path: Path, state: dict[str, Any]) -> None:
+    def _finish(self, tensors_written: "Future[Any]", partial: Path, path: Path, state: dict[str, Any]) -> None:
         try:
-            future.result()
-            if self.ranks.is_main:
-                (partial / STATE).write_text(json.dumps(state, allow_nan=False))
-                (partial / SUMS).write_text(_sums(partial))
-                for file in (*partial.iterdir(), partial):
-                    flush(file)
-                os.replace(partial, path)
-                flush(path.parent)
-                for old in _all_of(self.run)[: -self.keep]:
-                    shutil.rmtree(old)
-                for leftover in path.parent.glob("step_" + 8 * "[0-9]" + ".partial"):  # of a kill; other names are not ours
-                    shutil.rmtree(leftover)
-        except BaseException as error:  # told by `wait`, in the thread that trains
-            self._failure = error
+            tensors_written.result()
+            if not self.ranks.is_main:
+                return
+            (partial / STATE).write_text(json.dumps(state, allow_nan=False))
+            (partial / SUMS).write_text(_sums(partial))
+            for file in (*partial.iterdir(), partial):
+                flush(file)
+            os.replace(partial, path)
+            flush(path.parent)
+            # of a kill; other names are not ours
+            leftovers = path.parent.glob("step_" + 8 * "[0-9]" + ".partial")
+            for old in (*all_of(self.run)[: -self.keep], *leftovers):
+                shutil.rmtree(old)
+        finally:
             if self.ranks.is_main:  # what a full disk has of it
                 shutil.rmtree(partial, ignore_errors=True)
-        finally:
-            self._done.set()
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Nested settings by their dotted names, as --set calls them."""
-    flat: dict[str, Any] = {}
     for name, value in values.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-    return flat
-
-
-def _folder_of(step: int) -> str:
-    return f"step_{step:08d}"
-
-
-def _all_of(run: Path) -> list[Path]:
-    found = [(int(match[1]), path) for path in (run / "checkpoints").glob("*") if (match := FOLDER.fullmatch(path.name))]
-    return [path for _, path in sorted(found) if path.is_dir()]
+        yield from _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else [(prefix + name, value)]
 
 
 def _sums(folder: Path) -> str:
@@ -235,24 +212,20 @@ def _sums(folder: Path) -> str:
     return "".join(lines)
 
 
-def _make_room_for_moments(saved: dict[str, Any], learner: Learner) -> None:
-    """Empty optimiser state of the saved names and shapes: an optimiser that has taken no step has none."""
-    fused = any(group.get("fused") for group in learner.optimizer.param_groups)
+def _make_moments(names: Iterable[str], learner: Learner) -> None:
+    """An optimiser that has taken no step has no moments that could be filled: it takes one that changes nothing."""
+    moved = {name.split("/")[1] for name in names if name.startswith("optimizer/")}
     for name, parameter in learner.module.named_parameters():
-        for key in [key for key in saved if key.startswith(f"optimizer/{name}/")]:
-            shape, dtype = saved[key].size, saved[key].properties.dtype
-            learner.optimizer.state[parameter][key.rpartition("/")[2]] = (
-                torch.zeros_like(parameter, dtype=dtype)
-                if shape == parameter.shape
-                else torch.zeros(shape, dtype=dtype, device=parameter.device if fused else "cpu")
-            )
+        parameter.grad = torch.zeros_like(parameter) if name in moved else None
+    set_learning_rate(learner.optimizer, 0.0)
+    learner.optimizer.step()
+    learner.optimizer.zero_grad(set_to_none=True)
 
 
 def _first_line(error: BaseException) -> str:
-    failures = getattr(error, "failures", None)  # of every rank
-    if failures:
-        error = next(iter(failures.values()))[0]
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    failures = getattr(error, "failures", {})  # of every rank
+    error = next((failure for failure, _ in failures.values()), error)
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 @contextmanager

@@ -10,10 +10,10 @@ from lumos.diffusion.masking import LEAST_RATIO, MaskKind
 from lumos.diffusion.sampler import SamplerConfig
 from lumos.model.transformer import ModelConfig
 from lumos.model_folder import VideoConfig
+from lumos.training.learner import Spike
 from lumos.training.lora import LoraSettings
 from lumos.training.optim import OptimConfig
 from lumos.training.parallel import ParallelConfig
-from lumos.training.spike_guard import Spike
 
 
 @dataclass(frozen=True)

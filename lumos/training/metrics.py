@@ -1,4 +1,4 @@
-"""What a run tells about itself: RUN/metrics.jsonl, TensorBoard scalars and pictures (where it is installed), a progress line.
+"""What a run tells about itself: RUN/metrics.jsonl, pictures, a progress line.
 
 The progress line goes to stderr: one that is written over on a terminal, otherwise a new one now and then.
 """
@@ -7,17 +7,17 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from lumos.files import read_lines, write_text
+from lumos.model.transformer import ModelConfig
 from lumos.training.parallel import Ranks, average
-from lumos.training.step_cost import Work, card_named
+from lumos.training.step_cost import Work, card_named, flops
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -30,38 +30,27 @@ class RunLog:
     """The log of one run. A disabled one (all ranks but the first) does nothing. `step` is where a resumed run goes on."""
 
     def __init__(self, run: Path, step: int = 0, enabled: bool = True, now: Callable[[], float] = time.monotonic) -> None:
-        self.run, self.enabled, self._now = run, enabled, now
+        self.lines, self.samples, self.enabled, self._now = run / "metrics.jsonl", run / "samples", enabled, now
         self._start: tuple[float, int, float] | None = None  # time, step and progress of the first call
         self._spoken = -PLAIN_SECONDS
         self._terminal = sys.stderr.isatty()
-        self._board: Any = None
         if enabled:
             run.mkdir(parents=True, exist_ok=True)
-            _forget_after(run / "metrics.jsonl", step)
-            with suppress(ImportError):  # TensorBoard is not one of our packages
-                from torch.utils.tensorboard import SummaryWriter
-
-                self._board = SummaryWriter(run / "tensorboard", purge_step=step or None)
+            # what a killed run logged after the checkpoint it resumes from, a half-written last line included, is dropped
+            kept = [line for line in read_lines(self.lines) if not (isinstance(line.get("step"), int) and line["step"] > step)]
+            write_text(self.lines, "".join(json.dumps(line) + "\n" for line in kept))
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
-        """One line of metrics.jsonl, {"step": ..., name: value, ...}, and the same as TensorBoard scalars."""
-        if not self.enabled:
-            return
-        with (self.run / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps({"step": step, **values}) + "\n")
-        if self._board is not None:
-            for name, value in values.items():
-                self._board.add_scalar(name, value, step)
+        """One line of metrics.jsonl, {"step": ..., name: value, ...}."""
+        if self.enabled:
+            with self.lines.open("a") as file:
+                file.write(json.dumps({"step": step, **values}) + "\n")
 
     def picture(self, step: int, name: str, picture: "Image") -> None:
-        """Save RUN/samples/NAME_STEP.png and show it in TensorBoard."""
-        if not self.enabled:
-            return
-        (self.run / "samples").mkdir(exist_ok=True)
-        picture.save(self.run / f"samples/{name}_{step:08d}.png")
-        if self._board is not None:
-            pixels = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
-            self._board.add_image(name, pixels.view(picture.height, picture.width, -1), step, dataformats="HWC")
+        """Save RUN/samples/NAME_STEP.png."""
+        if self.enabled:
+            self.samples.mkdir(exist_ok=True)
+            picture.save(self.samples / f"{name}_{step:08d}.png")
 
     def say(self, text: str) -> None:
         """A line that stays."""
@@ -69,10 +58,15 @@ class RunLog:
             print((CLEAR if self._terminal else "") + text, file=sys.stderr, flush=True)
 
     def progress(self, step: int, progress: float, text: str) -> None:
-        """Show the progress (0 to 1) of the run, `text` (such as "loss 0.12"), the rate and the time left."""
+        """Show the progress (0 to 1) of the run, `text` (such as "loss 0.12"), and rate and time left, both since the first call:
+        what came before it was compilation or another process's work."""
         now = self._now()
-        self._start = self._start or (now, step, progress)
-        line = f"{min(1.0, progress):4.0%}  step {step}  {text}{_pace(now, step, progress, self._start)}"
+        begin, first_step, first_progress = self._start = self._start or (now, step, progress)
+        line = f"{min(1.0, progress):4.0%}  step {step}  {text}"
+        if now > begin and progress > first_progress:
+            left = round((now - begin) * max(0.0, 1 - progress) / (progress - first_progress))
+            rate = (step - first_step) / (now - begin)
+            line += f"  {rate:.1f} steps/s  {left // 3600}:{left // 60 % 60:02d}:{left % 60:02d} left"
         if self.enabled and self._terminal:
             print(CLEAR + line, end="", file=sys.stderr, flush=True)
         elif self.enabled and now - self._spoken >= PLAIN_SECONDS:
@@ -82,18 +76,16 @@ class RunLog:
     def __enter__(self) -> "RunLog":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         if self.enabled and self._terminal and self._start is not None:
             print(file=sys.stderr)
-        if self._board is not None:
-            self._board.close()
 
 
 class Meter:
     """Sums on the device between two log lines; reading them is the only wait."""
 
-    def __init__(self, ranks: Ranks, now: Callable[[], float] = time.monotonic) -> None:
-        self.ranks, self._now = ranks, now
+    def __init__(self, model: ModelConfig, ranks: Ranks, now: Callable[[], float] = time.monotonic) -> None:
+        self.model, self.ranks, self._now = model, ranks, now
         self.card = card_named(torch.cuda.get_device_name(ranks.device)) if ranks.device.type == "cuda" else None
         self._reset()
 
@@ -102,13 +94,13 @@ class Meter:
         self.norms: list[Tensor] = []
         self.since, self.samples, self.ids, self.flops, self.waited = self._now(), 0, 0, 0.0, 0.0
 
-    def add(self, image: bool, loss_T: Tensor, norm: Tensor, work: Work, flops: float, waited: float) -> None:
-        """One step of this rank: its losses by latent frame, gradient norm, work and operations; seconds without data."""
+    def add(self, image: bool, loss_T: Tensor, norm: Tensor, work: Work, waited: float) -> None:
+        """One step of this rank: its losses by latent frame, gradient norm and work; seconds without data."""
         self.losses[image].append(loss_T)
         self.norms.append(norm)
         self.samples += work.samples
         self.ids += work.samples * work.ids
-        self.flops += flops
+        self.flops += sum(flops(self.model, work))
         self.waited += waited
 
     def take(self) -> dict[str, float]:
@@ -117,7 +109,7 @@ class Meter:
         values = {"gradient_norm": float(torch.stack(self.norms).nanmean())}
         for image, name in ((False, "loss_video"), (True, "loss_image")):
             if self.losses[image]:
-                loss_ST = torch.nn.utils.rnn.pad_sequence(self.losses[image], batch_first=True, padding_value=float("nan"))
+                loss_ST = pad_sequence(self.losses[image], batch_first=True, padding_value=float("nan"))
                 loss_T = average(loss_ST.nanmean(dim=0), self.ranks).tolist()
                 values[name] = sum(loss_T) / len(loss_T)
                 values |= {} if image else {f"loss_frame_{number}": value for number, value in enumerate(loss_T)}
@@ -130,18 +122,3 @@ class Meter:
             values["mfu"] = self.flops / seconds / (self.card.peak * 1e12)
         self._reset()
         return values
-
-
-def _pace(now: float, step: int, progress: float, start: tuple[float, int, float]) -> str:
-    """Rate and time left, both since the first call: what came before it was compilation or another process's work."""
-    if now <= start[0] or progress <= start[2]:
-        return ""
-    left = round((now - start[0]) * max(0.0, 1 - progress) / (progress - start[2]))
-    return f"  {(step - start[1]) / (now - start[0]):.1f} steps/s  {left // 3600}:{left // 60 % 60:02d}:{left % 60:02d} left"
-
-
-def _forget_after(path: Path, step: int) -> None:
-    """Drop what a killed run logged after the checkpoint it resumes from, a half-written last line included."""
-    if path.exists():
-        kept = [line for line in read_lines(path) if not (isinstance(line.get("step"), int) and line["step"] > step)]
-        write_text(path, "".join(json.dumps(line) + "\n" for line in kept))

@@ -58,21 +58,18 @@ class Muon(torch.optim.AdamW):
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         everything = self.param_groups
-        try:
-            self.param_groups = [group for group in everything if not group.get("muon")]
-            super().step()
-        finally:
-            self.param_groups = everything
+        self.param_groups = [group for group in everything if not group.get("muon")]
+        super().step()
+        self.param_groups = everything
         for group in everything:
             if group.get("muon"):
                 self._orthogonal_step(group)
 
     def _orthogonal_step(self, group: dict[str, Any]) -> None:
         parameters = [p for p in group["params"] if p.grad is not None]
-        for p in parameters:
-            self.state[p].setdefault("momentum", torch.zeros_like(p))
-        momenta = [self.state[p]["momentum"] for p in parameters]
-        gradients = [p.grad for p in parameters]
+        momenta = [self.state[p].setdefault("momentum", torch.zeros_like(p)) for p in parameters]
+        skip = getattr(self, "found_inf", None)  # set where the device alone knows whether to take this step
+        gradients = [p.grad if skip is None else p.grad.masked_fill_(skip.bool(), 0.0) for p in parameters]
         torch._foreach_lerp_(momenta, gradients, 1 - MOMENTUM)
         steps = torch._foreach_lerp(gradients, momenta, MOMENTUM)  # Nesterov
         # Matrices of one shape (one per layer) are made orthogonal in one batch: few and large kernels.

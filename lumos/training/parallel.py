@@ -6,7 +6,7 @@ Started by torchrun there are as many ranks as it says, on CUDA through NCCL, ot
 
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -69,16 +69,18 @@ class Ranks:
 
 def start() -> Ranks:
     """Join the other processes when torchrun started this one (it sets RANK, WORLD_SIZE and LOCAL_RANK)."""
-    cuda = torch.cuda.is_available()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if "WORLD_SIZE" not in os.environ:
-        return Ranks(0, 1, torch.device("cuda" if cuda else "cpu"))
-    local = int(os.environ["LOCAL_RANK"])
-    if cuda and local >= torch.cuda.device_count():
-        raise ValueError(f"every process needs a GPU, got {local + 1} for {torch.cuda.device_count()}; lower --nproc-per-node")
-    device = torch.device("cuda", local) if cuda else torch.device("cpu")
-    if cuda:
+        return Ranks(0, 1, device)
+    if device.type == "cuda":
+        number, cards = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        if number >= cards:
+            raise ValueError(f"every process needs a GPU, got {number + 1} for {cards}; lower --nproc-per-node")
+        device = torch.device("cuda", number)
         torch.cuda.set_device(device)
-    dist.init_process_group(BACKENDS if cuda else "gloo", device_id=device if cuda else None)
+        dist.init_process_group(BACKENDS, device_id=device)
+    else:
+        dist.init_process_group("gloo")
     return Ranks(dist.get_rank(), dist.get_world_size(), device)
 
 
@@ -100,15 +102,14 @@ def together(ranks: Ranks) -> Iterator[None]:
         yield
     except (ValueError, OSError) as error:
         failure = error
-    messages = [str(failure or "")]
+    messages = [str(failure or "")] * ranks.world
     if ranks.world > 1:
-        messages *= ranks.world
-        dist.all_gather_object(messages, str(failure or ""))
-    failed = [rank for rank, message in enumerate(messages) if message]
-    if failed and not ranks.is_main:
+        dist.all_gather_object(messages, messages[0])
+    if any(messages) and not ranks.is_main:
         raise SystemExit(2)
-    if failed:
-        raise failure or ValueError(f"process {failed[0]}: {messages[failed[0]]}")
+    for rank, message in enumerate(messages):
+        if message:
+            raise failure or ValueError(f"process {rank}: {message}")
 
 
 @contextmanager
@@ -144,20 +145,24 @@ def build(config: ModelConfig, plan: ParallelConfig, ranks: Ranks, seed: int) ->
     model.to_empty(device=ranks.device)
     model.make_tables(ranks.device)
     generator = torch.Generator(ranks.device).manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            whole = torch.empty(parameter.shape, dtype=parameter.dtype, device=ranks.device)  # one at a time
-            model.initialise_one(name, whole, generator)
-            local(parameter).copy_(local(_spread_like(parameter, whole)))
+    for name, parameter in model.named_parameters():
+        value = torch.empty(parameter.shape, dtype=parameter.dtype, device=ranks.device)  # one at a time
+        model.initialise_one(name, value, generator)
+        _fill_one(parameter, value)
     return model
 
 
-@torch.no_grad()
 def fill(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
     """Overwrite the parameters with whole ones of the same names and shapes, each rank its part."""
     for name, parameter in model.named_parameters():
-        value = weights[name].to(parameter.device, parameter.dtype)
-        local(parameter).copy_(local(_spread_like(parameter, value)))
+        _fill_one(parameter, weights[name].to(parameter.device, parameter.dtype))
+
+
+@torch.no_grad()
+def _fill_one(parameter: Tensor, value: Tensor) -> None:
+    if isinstance(parameter, DTensor):
+        value = distribute_tensor(value, parameter.device_mesh, parameter.placements, src_data_rank=None)
+    local(parameter).copy_(local(value))
 
 
 def local(tensor: Tensor) -> Tensor:
@@ -175,19 +180,18 @@ def clip_gradients(parameters: Iterable[nn.Parameter], largest: float) -> Tensor
     return whole(torch.nn.utils.clip_grad_norm_(parameters, largest))
 
 
-def _compile_and_recompute(layer: nn.Module, plan: ParallelConfig, device: torch.device) -> None:
+def _compile_and_recompute(layer: Any, plan: ParallelConfig, device: torch.device) -> None:
     # Attention stays out of both: it is a kernel of its own, and `selective` keeps its output.
-    sides = ("before_attention", "after_attention")
+    before, after = layer.before_attention, layer.after_attention
     if plan.compile != "off" and device.type == "cuda":
         # Inputs of matrices that follow from what is kept anyway (behind norms, silu(gate) * up) are made again in the backward
         # pass: three tenths less is kept, for under a hundredth of the time by count of the bytes moved.
         functorch_config.ban_recompute_materialized_backward = False
         dynamic = False if plan.compile == "static" else None  # None: from the second shape on
-        for side in sides:
-            setattr(layer, side, torch.compile(getattr(layer, side), dynamic=dynamic))
+        before, after = torch.compile(before, dynamic=dynamic), torch.compile(after, dynamic=dynamic)
     if plan.recompute == "selective":
-        setattr(layer, sides[0], _computed_again(_value_alone(getattr(layer, sides[0]))))
-        setattr(layer, sides[1], _computed_again(getattr(layer, sides[1])))
+        before, after = _computed_again(partial(_with_a_value_of_its_own, before)), _computed_again(after)
+    layer.before_attention, layer.after_attention = before, after
     if plan.recompute == "full":
         layer.forward = _computed_again(layer.forward)
 
@@ -197,20 +201,16 @@ def _computed_again(function: Callable[..., Any]) -> Callable[..., Any]:
     return partial(checkpoint, function, use_reentrant=False, preserve_rng_state=False)
 
 
-def _value_alone(before: Callable[..., Any]) -> Callable[..., Any]:
-    """`before_attention` whose value is no view: it would keep queries and keys from before their norms alive."""
-
-    def run(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
-        query, key, value = before(*inputs)
-        return query, key, value.contiguous()
-
-    return run
+def _with_a_value_of_its_own(before: Callable[..., Any], *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """As a view, the value would keep queries and keys from before their norms alive."""
+    query, key, value = before(*inputs)
+    return query, key, value.contiguous()
 
 
 def _shard(model: Transformer, plan: ParallelConfig, ranks: Ranks) -> None:
     ensure_group(ranks)
-    groups: Sequence[int] = (plan.replicas, ranks.world // plan.replicas) if plan.replicas > 1 else (ranks.world,)
-    mesh = init_device_mesh(ranks.device.type, tuple(groups), mesh_dim_names=("replicas", "shard")[-len(groups) :])
+    groups = (plan.replicas, ranks.world // plan.replicas) if plan.replicas > 1 else (ranks.world,)
+    mesh = init_device_mesh(ranks.device.type, groups, mesh_dim_names=("replicas", "shard")[-len(groups) :])
     kind = torch.bfloat16 if plan.precision == "bfloat16" and ranks.device.type == "cuda" else torch.float32
     # The rotation's cosines go through the layers as arguments and stay float32.
     policy = MixedPrecisionPolicy(param_dtype=kind, reduce_dtype=torch.float32, cast_forward_inputs=False)
@@ -220,26 +220,17 @@ def _shard(model: Transformer, plan: ParallelConfig, ranks: Ranks) -> None:
     fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
 
 
-def _spread_like(parameter: Tensor, value: Tensor) -> Tensor:
-    if not isinstance(parameter, DTensor):
-        return value
-    return distribute_tensor(value, parameter.device_mesh, parameter.placements, src_data_rank=None)
-
-
 def average_gradients(parameters: Iterable[nn.Parameter], ranks: Ranks) -> None:
     """Replace every gradient by its mean over the ranks, as one transfer. Call between backward and clipping."""
     if ranks.world == 1:
         return
-    trained = [parameter for parameter in parameters if parameter.requires_grad]
-    for parameter in trained:
-        if parameter.grad is None:  # unused in this rank's batch, perhaps not in another's
-            parameter.grad = torch.zeros_like(parameter)
-    gradients = [parameter.grad for parameter in trained if parameter.grad is not None]
-    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    trained = [p for p in parameters if p.requires_grad]
+    # a parameter that is unused in this rank's batch may be used in another's
+    flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in trained])
     dist.all_reduce(flat)
     flat /= ranks.world
-    parts = flat.split([gradient.numel() for gradient in gradients])
-    torch._foreach_copy_(gradients, [part.view(gradient.shape) for part, gradient in zip(parts, gradients, strict=True)])
+    for p, part in zip(trained, flat.split([p.numel() for p in trained]), strict=True):
+        p.grad = part.view(p.shape)
 
 
 def average(value: Tensor, ranks: Ranks) -> Tensor:

@@ -25,7 +25,6 @@ from lumos.tokenizer.model import VideoTokenizer, load_tokenizer
 from lumos.training import step_cost
 from lumos.training.config import TrainModelConfig
 from lumos.training.parallel import Ranks
-from lumos.training.vocabulary_transfer import carried_over
 from lumos.weights import fingerprint
 
 SAMPLE_PROMPTS = ("a red circle moves to the right", "a blue star moving up", "three green hearts", "a small pink ring grows")
@@ -96,8 +95,7 @@ def gather_parts(
         if index.form != TOKENS and index.fps != config.video.fps:
             rule = f"video.fps must be {index.fps:g}, as in {data}, got {config.video.fps}"
             raise ValueError(f"{rule}; change it, or prepare again")
-    words = _words_of_init if init is not None else _new_words
-    text, vocabulary, initial = words(config, tokenizer.codebook_size, index, text_file if init is None else init)
+    text, vocabulary, initial = _words(config, tokenizer.codebook_size, index, init, text_file)
     config = replace(config, model=replace(config.model, vocabulary=vocabulary.size))
     config.parallel.check(ranks.world)
     _check_memory(config, vocabulary, ranks)
@@ -108,48 +106,59 @@ def gather_parts(
     return RunParts(config, text, vocabulary, tokenizer, initial, schedule, shards)
 
 
-Words = tuple[TextTokenizer, Vocabulary, dict[str, Tensor] | None]
-
-
-def _new_words(config: TrainModelConfig, codes: int, index: ShardIndex | None, text_file: Path | None) -> Words:
-    """The published vocabulary, or one of the captions that the run will see."""
-    if config.model.vocabulary != LUMOS.size:
-        text = _text_of_captions(config, index)
-        return text, small_vocabulary(text.size, codes), None
-    if text_file is None:
-        raise ValueError(
-            "the published vocabulary needs its text tokenizer, got none; give --text text_tokenizer.json, or --init"
-        )
-    if codes != LUMOS.codes:
-        rule = f"the published vocabulary has {LUMOS.codes} codes, got a tokenizer of {codes}"
-        raise ValueError(f"{rule}; give the Cosmos tokenizer (--tokenizer FOLDER), or --set model.vocabulary=0")
-    text = TextTokenizer.from_file(text_file)
-    check_text(text)
-    return text, LUMOS, None
-
-
-def _words_of_init(config: TrainModelConfig, codes: int, index: ShardIndex | None, init: Path | None) -> Words:
-    """The vocabulary and weights of a model to start from; carried over to new words with config.new_words."""
-    assert init is not None
-    folder, model, text, _ = load_model(init)
-    expected = replace(config.model, vocabulary=folder.vocabulary.size)
-    if folder.model != expected:
-        raise ValueError(f"{init} must hold a model of shape {expected}, got {folder.model}; use its own preset")
-    if folder.vocabulary.codes != codes:
-        raise ValueError(f"the tokenizer must have the {folder.vocabulary.codes} codes of {init}, got {codes}; give its own")
-    if not config.new_words:
-        return text, folder.vocabulary, model.state_dict()
-    if folder.vocabulary == LUMOS:
-        raise ValueError("new_words must be false for the published vocabulary, got true; its words are fixed")
-    new = _text_of_captions(config, index)
-    vocabulary = small_vocabulary(new.size, codes)
-    return new, vocabulary, carried_over(model.state_dict(), text, folder.vocabulary, new, vocabulary)
-
-
-def _text_of_captions(config: TrainModelConfig, index: ShardIndex | None) -> TextTokenizer:
+def _words(
+    config: TrainModelConfig, codes: int, index: ShardIndex | None, init: Path | None, text_file: Path | None
+) -> tuple[TextTokenizer, Vocabulary, dict[str, Tensor] | None]:
+    """The vocabulary: that of the weights to start from, the published one, or a new one; and those weights."""
+    if init is not None:
+        folder, model, text, _ = load_model(init)
+        expected = replace(config.model, vocabulary=folder.vocabulary.size)
+        if folder.model != expected:
+            raise ValueError(f"{init} must hold a model of shape {expected}, got {folder.model}; use its own preset")
+        if folder.vocabulary.codes != codes:
+            rule = f"the tokenizer must have the {folder.vocabulary.codes} codes of {init}"
+            raise ValueError(f"{rule}, got {codes}; give its own")
+        if not config.new_words:
+            return text, folder.vocabulary, model.state_dict()
+        if folder.vocabulary == LUMOS:
+            raise ValueError("new_words must be false for the published vocabulary, got true; its words are fixed")
+    elif config.model.vocabulary == LUMOS.size:
+        if text_file is None:
+            rule = "the published vocabulary needs its text tokenizer, got none"
+            raise ValueError(f"{rule}; give --text text_tokenizer.json, or --init")
+        if codes != LUMOS.codes:
+            rule = f"the published vocabulary has {LUMOS.codes} codes, got a tokenizer of {codes}"
+            raise ValueError(f"{rule}; give the Cosmos tokenizer (--tokenizer FOLDER), or --set model.vocabulary=0")
+        text = TextTokenizer.from_file(text_file)
+        check_text(text)
+        return text, LUMOS, None
     shapes = [] if config.shapes is None else sample_captions(20_000, config.seed)
     shards = [] if index is None or index.form == TOKENS else chain.from_iterable(captions_by_clip(index))
-    return train_text_tokenizer(chain(shapes, shards), config.text_vocabulary)
+    new_text = train_text_tokenizer(chain(shapes, shards), config.text_vocabulary)
+    vocabulary = small_vocabulary(new_text.size, codes)
+    if init is None:
+        return new_text, vocabulary, None
+    return new_text, vocabulary, carried_over(model.state_dict(), text, folder.vocabulary, new_text, vocabulary)
+
+
+def carried_over(
+    weights: dict[str, Tensor], old_text: TextTokenizer, old: Vocabulary, new_text: TextTokenizer, new: Vocabulary
+) -> dict[str, Tensor]:
+    """`weights` of a model with `old` ids as those of one with `new` ids, which differ in their text alone.
+
+    A new word starts as the mean of the pieces that the old vocabulary spells it with, so what the model knew of it is kept.
+    """
+    share_NO = torch.zeros(new.text_size, old.text_size)
+    for word, row in new_text.tokenizer.get_vocab(with_added_tokens=True).items():
+        known = old_text.tokenizer.token_to_id(word)
+        pieces = [known] if known is not None else [piece.id for piece in old_text.tokenizer.model.tokenize(word)]
+        for piece in pieces:
+            share_NO[row, piece] += 1 / len(pieces)
+    found = dict(weights)
+    for name in ("embedding", "head"):
+        text_OD, rest_RD = weights[name].split([old.text_size, old.size - old.text_size])
+        found[name] = torch.cat([(share_NO @ text_OD.float()).to(text_OD.dtype), rest_RD])
+    return found
 
 
 def _check_memory(config: TrainModelConfig, vocabulary: Vocabulary, ranks: Ranks) -> None:
@@ -158,8 +167,7 @@ def _check_memory(config: TrainModelConfig, vocabulary: Vocabulary, ranks: Ranks
         return
     gibibytes = torch.cuda.get_device_properties(ranks.device).total_memory / 2**30
     cost = (config.parallel, ranks.world, bool(config.optim.ema))
-    for frames, size in ((config.video.window, config.videos), (1, config.images if config.image_every else 0)):
-        work = step_cost.work_of_videos(config.video, frames, size // config.accumulate, vocabulary.codes)
+    for work in step_cost.works_of(config, vocabulary.codes).values():
         need = step_cost.step_memory(config.model, work, *cost)
         if not step_cost.fits(need, gibibytes):
             rule = f"a step must fit into the {gibibytes:.0f} GiB of this GPU, got about {need.total / 2**30:.0f} GiB by estimate"

@@ -12,6 +12,7 @@ from lumos.diffusion.loss import LOGITS
 from lumos.model.transformer import ModelConfig
 from lumos.model_folder import VideoConfig
 from lumos.sequence.layout import HEADER, Grid
+from lumos.training.config import TrainModelConfig
 from lumos.training.parallel import ParallelConfig, Recompute
 
 MODES: Sequence[Recompute] = get_args(Recompute)
@@ -66,6 +67,16 @@ def work_of_videos(video: VideoConfig, frames: int, samples: int, codes: int, ma
     grid = Grid(video.height // 8, video.width // 8)
     targets = round(masked * frames * grid.rows * grid.columns)
     return Work(samples, video.slots + HEADER, grid.frame_length, frames, targets, codes)
+
+
+def works_of(config: TrainModelConfig, codes: int) -> dict[str, Work]:
+    """What a GPU computes at a time in a step of a run, by kind of step."""
+    works = {}
+    if config.image_every != 1:
+        works["videos"] = work_of_videos(config.video, config.video.window, config.videos // config.accumulate, codes)
+    if config.image_every:
+        works["images"] = work_of_videos(config.video, 1, config.images // config.accumulate, codes)
+    return works
 
 
 class Flops(NamedTuple):

@@ -16,9 +16,8 @@ from lumos.generate import Generator
 from lumos.media.sheet import contact_sheet
 from lumos.model.transformer import Transformer
 from lumos.model_folder import save_model
-from lumos.training import step_cost
 from lumos.training.checkpoint import Checkpoints
-from lumos.training.clock import Budget, Clock
+from lumos.training.clock import Clock
 from lumos.training.config import TrainModelConfig
 from lumos.training.learner import Learner
 from lumos.training.lora import add_adapter, save_adapter, split
@@ -77,11 +76,11 @@ def train_model(
         if ranks.is_main:
             log.picture(step, "prompts", sample_sheet(parts, weights, device))
 
-    log, budget = RunLog(out, step, ranks.is_main), Budget(config.max_steps, config.max_seconds)
-    with log, Clock(budget, ranks, checkpoints.seconds) as clock, tell_of_lost_ranks(ranks, out):
+    log, meter = RunLog(out, step, ranks.is_main), Meter(config.model, ranks)
+    clock = Clock(config.max_steps, config.max_seconds, ranks, checkpoints.seconds)
+    with log, clock, tell_of_lost_ranks(ranks, out):
         if about := parts.about_captions():
             log.say(about)
-        meter = Meter(ranks)
         while (progress := clock.progress(step)) < 1 and not clock.interrupted:
             draw, asked = generator_of(config.seed, ranks.rank, step), time.monotonic()
             shown = stream.batch(step, draw)
@@ -92,8 +91,7 @@ def train_model(
                 average_gradients(model.parameters(), ranks)
             norm = learner.update(step, progress)
             step += 1
-            work = work_of(batch, config, vocabulary)
-            meter.add(batch.image, loss_T, norm, work, sum(step_cost.flops(config.model, work)), waited)
+            meter.add(batch.image, loss_T, norm, work_of(batch, config, vocabulary), waited)
             if step % config.log_every == 0:
                 values = meter.take() | learner.report(config.patience, step)
                 log.scalars(step, values | {"seconds": clock.seconds})

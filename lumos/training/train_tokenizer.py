@@ -23,12 +23,11 @@ from lumos.media.sheet import contact_sheet
 from lumos.tokenizer.losses import LossConfig, codes_used, psnr, reconstruction_loss
 from lumos.tokenizer.model import TokenizerConfig, VideoTokenizer, load_tokenizer, save_tokenizer
 from lumos.training.checkpoint import Checkpoints
-from lumos.training.clock import Budget, Clock
-from lumos.training.learner import Learner
+from lumos.training.clock import Clock
+from lumos.training.learner import Learner, Spike
 from lumos.training.metrics import RunLog
 from lumos.training.optim import OptimConfig
 from lumos.training.parallel import Ranks, average, average_gradients, finish, start, tell_of_lost_ranks, together
-from lumos.training.spike_guard import Spike
 from lumos.worlds.shapes.render import render
 
 if TYPE_CHECKING:
@@ -77,9 +76,9 @@ def train_tokenizer(
     device = ranks.device
     with together(ranks):
         tokenizer = new_tokenizer(config, init)
-        real = max(1, round(config.data_share * config.batch))
+        shown = max(1, round(config.data_share * config.batch))
         where = (config.seed, ranks.rank, ranks.world)
-        clips = None if data is None else PixelBatches(data, real, config.frames, config.size, *where)
+        clips = None if data is None else PixelBatches(data, shown, config.frames, config.size, *where)
         record = {**asdict(config), "data": "" if clips is None else clips.index.digest}
         checkpoints = Checkpoints(out, resume, record, ranks, config.keep)
     torch.set_float32_matmul_precision("high")
@@ -98,8 +97,8 @@ def train_tokenizer(
         if ranks.is_main:
             evaluate_and_show(log, step, averaged(learner), config, data)
 
-    log, budget = RunLog(out, step, ranks.is_main), Budget(config.max_steps, config.max_seconds)
-    with log, Clock(budget, ranks, checkpoints.seconds) as clock, tell_of_lost_ranks(ranks, out):
+    log, clock = RunLog(out, step, ranks.is_main), Clock(config.max_steps, config.max_seconds, ranks, checkpoints.seconds)
+    with log, clock, tell_of_lost_ranks(ranks, out):
         while (progress := clock.progress(step)) < 1 and not clock.interrupted:
             loss, quality = loss_of(tokenizer, next(batches), config.loss)
             loss.backward()
@@ -126,16 +125,16 @@ def train_tokenizer(
 
 def new_tokenizer(config: TrainTokenizerConfig, init: Path | None) -> VideoTokenizer:
     """A tokenizer to train, with random weights or those of `init`. ValueError for weights of another shape."""
-    if config.decoder_only and init is None:
-        raise ValueError("decoder_only must start from a trained tokenizer, got none; name one with --init")
-    if init is None:
-        tokenizer = VideoTokenizer(config.tokenizer)
-        tokenizer.initialise(torch.Generator().manual_seed(config.seed))
-    else:
+    if init is not None:
         tokenizer = load_tokenizer(init).train()
         if tokenizer.config != config.tokenizer:
             rule = f"{init} must hold a tokenizer of shape {config.tokenizer}"
             raise ValueError(f"{rule}, got {tokenizer.config}; use its own preset")
+    elif config.decoder_only:
+        raise ValueError("decoder_only must start from a trained tokenizer, got none; name one with --init")
+    else:
+        tokenizer = VideoTokenizer(config.tokenizer)
+        tokenizer.initialise(torch.Generator().manual_seed(config.seed))
     tokenizer.encoder.requires_grad_(not config.decoder_only)
     return tokenizer
 
@@ -153,9 +152,9 @@ def pixel_batches(config: TrainTokenizerConfig, clips: PixelBatches | None, rank
     drawn = config.batch - (0 if clips is None else clips.batch)
     sources: list[Iterator[Tensor]] = []
     if drawn:
-        ahead = drawn_ahead(SceneBatches(config.seed, drawn, ranks.rank, ranks.world), step, config.workers, 8, ranks.device)
-        scenes = (one.to(ranks.device, non_blocking=True) for one in ahead)
-        sources.append(draw(one, config.frames, config.size, config.fps) for one in scenes)
+        scenes = drawn_ahead(SceneBatches(config.seed, drawn, ranks.rank, ranks.world), step, config.workers, 8, ranks.device)
+        moved = (one.to(ranks.device, non_blocking=True) for one in scenes)
+        sources.append(draw(one, config.frames, config.size, config.fps) for one in moved)
     if clips is not None:
         read = drawn_ahead(clips, step, config.workers, 8, ranks.device)
         sources.append(clips_to_pixels(rgb_BFHWC.to(ranks.device, non_blocking=True)) for rgb_BFHWC in read)
@@ -165,19 +164,18 @@ def pixel_batches(config: TrainTokenizerConfig, clips: PixelBatches | None, rank
 def evaluate_and_show(log: RunLog, step: int, tokenizer: VideoTokenizer, config: TrainTokenizerConfig, data: str | None) -> None:
     """Log how well held-out clips are kept, of the shapes world and of the data, and a sheet of some beside their originals."""
     device = next(tokenizer.parameters()).device
-    sets = {"": held_out_scenes(config, device)}
-    if data is not None:
-        rgb_BFHWC = held_out_clips(data, config.evaluation_clips, config.frames, config.size)
-        sets |= {"data_": (clips_to_pixels(part.to(device)) for part in rgb_BFHWC.split(config.batch))} if len(rgb_BFHWC) else {}
-    for name, batches in sets.items():
+    sets = [("", "shapes", held_out_scenes(config, device))]
+    if data is not None and len(rgb_BFHWC := held_out_clips(data, config.evaluation_clips, config.frames, config.size)):
+        sets.append(("data_", "the data", (clips_to_pixels(part.to(device)) for part in rgb_BFHWC.split(config.batch))))
+    for prefix, name, batches in sets:
         numbers, sheet = evaluate_tokenizer(tokenizer, batches)
-        log.scalars(step, {f"{name}{key}": value for key, value in numbers.items()})
+        log.scalars(step, {f"{prefix}{key}": value for key, value in numbers.items()})
         log.say(
-            f"step {step}: PSNR {numbers['psnr']:.2f} dB on held-out clips of {'the data' if name else 'shapes'} "
+            f"step {step}: PSNR {numbers['psnr']:.2f} dB on held-out clips of {name} "
             f"(first frames {numbers['psnr_first_frame']:.2f}, worst clip {numbers['psnr_lowest']:.2f}), "
             f"{numbers['codes_used']:.0%} of the codes used, perplexity {numbers['codes_perplexity']:.0%}"
         )
-        log.picture(step, f"{name}reconstruction", sheet)
+        log.picture(step, f"{prefix}reconstruction", sheet)
 
 
 def held_out_scenes(config: TrainTokenizerConfig, device: torch.device) -> Iterator[Tensor]:
@@ -192,25 +190,17 @@ def held_out_scenes(config: TrainTokenizerConfig, device: torch.device) -> Itera
 def evaluate_tokenizer(tokenizer: VideoTokenizer, batches: Iterable[Tensor]) -> tuple[dict[str, float], "Image"]:
     """PSNR (dB) of all clips of batches of pixels_BCFHW, and how much of the codebook they use; and the first batch as a sheet,
     each clip above its reconstruction."""
-    qualities, firsts, codes, pairs = [], [], [], None
+    found, pairs = [], torch.empty(0)
     for pixels_BCFHW in batches:
         with _autocast(pixels_BCFHW.device):
             again_BCFHW, codes_BTHW = tokenizer(pixels_BCFHW)
-        qualities.append(psnr(again_BCFHW, pixels_BCFHW))
-        firsts.append(psnr(again_BCFHW[:, :, :1], pixels_BCFHW[:, :, :1]))
-        codes.append(codes_BTHW.flatten())
-        if pairs is None:
+        found.append((psnr(again_BCFHW, pixels_BCFHW), psnr(again_BCFHW[:, :, :1], pixels_BCFHW[:, :, :1]), codes_BTHW.flatten()))
+        if not len(pairs):
             pairs = torch.stack([pixels_BCFHW, again_BCFHW.to(pixels_BCFHW.dtype)], 1)[:SHEET_CLIPS].flatten(0, 1).cpu()
-    assert pairs is not None, "no clips to evaluate on"
-    used, perplexity = codes_used(torch.cat(codes), tokenizer.codebook_size)
-    quality = torch.cat(qualities)
-    numbers = {
-        "psnr": float(quality.mean()),
-        "psnr_lowest": float(quality.min()),
-        "psnr_first_frame": float(torch.cat(firsts).mean()),
-        "codes_used": used,
-        "codes_perplexity": perplexity,
-    }
+    quality, first_frames, codes = (torch.cat(each) for each in zip(*found, strict=True))
+    used, perplexity = codes_used(codes, tokenizer.codebook_size)
+    numbers = {"psnr": float(quality.mean()), "psnr_lowest": float(quality.min())}
+    numbers |= {"psnr_first_frame": float(first_frames.mean()), "codes_used": used, "codes_perplexity": perplexity}
     return numbers, contact_sheet(pairs, ["original", "reconstruction"] * (len(pairs) // 2))
 
 

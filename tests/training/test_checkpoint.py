@@ -6,7 +6,6 @@ import re
 import shutil
 import subprocess
 import sys
-from collections import namedtuple
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from lumos.model.transformer import ModelConfig, Transformer
 from lumos.training import checkpoint, parallel
 from lumos.training.checkpoint import Checkpoints, check_same, latest, load, read_state
 from lumos.training.learner import Learner
-from lumos.training.optim import OptimConfig
+from lumos.training.optim import OptimConfig, set_learning_rate
 from lumos.training.parallel import ParallelConfig, Ranks, whole
 from tests.training.toys import ALONE, two
 
@@ -39,6 +38,7 @@ class Run:
     def step(self, number: int) -> None:
         for parameter in self.learner.module.parameters():
             parameter.grad = (parameter * (number + 1)).detach().cos()
+        set_learning_rate(self.learner.optimizer, 1e-3)
         self.learner.optimizer.step()  # not clipped: a norm of shards is rounded otherwise
         assert self.learner.ema is not None
         self.learner.ema.update(self.learner.module, number)
@@ -160,21 +160,7 @@ def test_everything_is_on_the_disk_before_it_gets_its_name(tmp_path: Path, monke
     assert unflushed == [] and flushed == [(tmp_path / "checkpoints").stat().st_ino]
 
 
-def test_a_disk_without_room_is_refused_before_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    usage, run = namedtuple("usage", "total used free"), Run()
-    size = sum(tensor.nbytes for tensor in run.learner.tensors().values())
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10, 9, size + 10))  # but not for the weights beside it
-    with pytest.raises(OSError, match=r"must have room for a checkpoint and weights of 0\.1 MiB, got 0\.1 MiB; free some"):
-        saver_of(tmp_path, run).save(1, 1.0, run.learner)
-    assert latest(tmp_path) is None and not list(tmp_path.rglob("*.partial"))
-
-
 def test_a_run_is_neither_overwritten_nor_resumed_as_another(tmp_path: Path) -> None:
-    old = tmp_path / "old/checkpoints"
-    old.mkdir(parents=True)
-    (old / "step_00000001.safetensors").touch()
-    with pytest.raises(ValueError, match=r"must hold checkpoints in folders, got files of an earlier version"):
-        Checkpoints(tmp_path / "old", True, {}, ALONE, 2)
     run = tmp_path / "run"
     assert Checkpoints(run, False, {"lr": 0.1}, ALONE, 2).path is Checkpoints(run, True, {"lr": 0.1}, ALONE, 2).path is None
     saved(run, [2])

@@ -1,50 +1,21 @@
 """The run log: lines that can be read back, pictures, progress with the time left."""
 
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 from PIL import Image
 
+from lumos.model.transformer import ModelConfig
 from lumos.training.metrics import Meter, RunLog
-from lumos.training.parallel import Ranks
 from lumos.training.step_cost import Work
+from tests.training.toys import ALONE
 
 
 def lines(run: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-
-
-def test_scalars_become_lines_and_go_to_tensorboard_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    board: list[object] = []
-
-    class SummaryWriter:
-        def __init__(self, *args: object, **more: object) -> None:
-            board.append((args, more))
-
-        def add_scalar(self, *args: object) -> None:
-            board.append(args)
-
-        def add_image(self, name: str, pixels: torch.Tensor, *args: object, **more: object) -> None:
-            board.append((name, pixels.tolist(), more))
-
-        def close(self) -> None:
-            board.append("closed")
-
-    for module in (None, SimpleNamespace(SummaryWriter=SummaryWriter)):  # None: not installed
-        monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
-        with RunLog(tmp_path, step=5) as log:
-            log.scalars(20, {"loss": 0.25, "psnr": 30.0})
-            log.picture(20, "clip", Image.new("RGB", (2, 1), "red"))
-        assert lines(tmp_path) == [{"step": 20, "loss": 0.25, "psnr": 30.0}]
-    assert board == [
-        ((tmp_path / "tensorboard",), {"purge_step": 5}),
-        *(("loss", 0.25, 20), ("psnr", 30.0, 20), ("clip", [[[255, 0, 0]] * 2], {"dataformats": "HWC"}), "closed"),
-    ]
 
 
 def test_a_resumed_log_forgets_what_came_after_its_checkpoint(tmp_path: Path) -> None:
@@ -94,12 +65,13 @@ def test_pictures_are_saved(tmp_path: Path) -> None:
 
 def test_the_meter_gives_means_by_frame_and_rates() -> None:
     now = [0.0]
-    meter = Meter(Ranks(0, 1, torch.device("cpu")), now=lambda: now[0])
+    model = ModelConfig(vocabulary=0, layers=1, width=32, heads=1, kv_heads=1, head_width=32, ffn=32)
+    meter = Meter(model, ALONE, now=lambda: now[0])
     work = Work(samples=4, text=5, frame=10, frames=2, targets=3, codes=9)  # 25 ids of a sample
-    meter.add(False, torch.tensor([1.0, 3.0]), torch.tensor(2.0), work, flops=1e12, waited=0.5)
-    meter.add(False, torch.tensor([2.0, 4.0]), torch.tensor(float("nan")), work, flops=1e12, waited=0.0)
-    meter.add(True, torch.tensor([7.0]), torch.tensor(4.0), replace(work, samples=8, frames=1), flops=1e12, waited=0.5)
-    meter.add(False, torch.full((2,), float("nan")), torch.tensor(3.0), replace(work, samples=0), flops=0.0, waited=0.0)
+    meter.add(False, torch.tensor([1.0, 3.0]), torch.tensor(2.0), work, waited=0.5)
+    meter.add(False, torch.tensor([2.0, 4.0]), torch.tensor(float("nan")), work, waited=0.0)
+    meter.add(True, torch.tensor([7.0]), torch.tensor(4.0), replace(work, samples=8, frames=1), waited=0.5)
+    meter.add(False, torch.full((2,), float("nan")), torch.tensor(3.0), replace(work, samples=0), waited=0.0)
     now[0] = 10.0
     assert meter.take() == {
         "gradient_norm": 3.0,
@@ -111,6 +83,6 @@ def test_the_meter_gives_means_by_frame_and_rates() -> None:
         "ids_per_second": 32.0,
         "data_wait": 0.1,
     }
-    meter.add(True, torch.tensor([1.0]), torch.tensor(1.0), replace(work, samples=1), flops=0.0, waited=0.0)
+    meter.add(True, torch.tensor([1.0]), torch.tensor(1.0), replace(work, samples=1), waited=0.0)
     now[0] = 11.0
     assert meter.take()["ids_per_second"] == 25.0

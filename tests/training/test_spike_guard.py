@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from lumos.training.learner import USUAL, SpikeGuard, step_unless
 from lumos.training.optim import OptimConfig, build_optimizer
-from lumos.training.spike_guard import USUAL, SpikeGuard, step_unless
 
 CPU = torch.device("cpu")
 

@@ -1,11 +1,10 @@
 """A trained model with other words: known words keep their meaning, everything that is not text stays as it is."""
 
-import pytest
 import torch
 
 from lumos.sequence.text import TextTokenizer, train_text_tokenizer
 from lumos.sequence.vocabulary import Vocabulary, small_vocabulary
-from lumos.training.vocabulary_transfer import carried_over
+from lumos.training.run_parts import carried_over
 
 OLD = ["a red circle moves to the right", "two blue stars", "a green ring spins"] * 3
 NEW = [*OLD, *["an octopus waving its arms"] * 9]
@@ -44,9 +43,3 @@ def test_structure_and_codes_keep_their_rows_and_other_weights_are_the_same() ->
             assert torch.equal(found[name][getattr(new, field)], weights[name][getattr(old, field)])
         assert torch.equal(found[name][new.first_code :], weights[name][old.first_code :])
     assert found["layers.0.ffn_down"] is weights["layers.0.ffn_down"]
-
-
-def test_vocabularies_of_other_codes_are_refused() -> None:
-    old_text, old, weights = made(OLD, 120)
-    with pytest.raises(ValueError, match="differ in their text alone"):
-        carried_over(weights, old_text, old, old_text, small_vocabulary(old_text.size, codes=64))
