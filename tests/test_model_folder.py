@@ -1,6 +1,7 @@
 """Model folders: whatever is edited in their settings is one line, and nothing takes long."""
 
 import copy
+import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,8 @@ from hypothesis import strategies as st
 
 from lumos.generate import Generator
 from lumos.model_folder import load_decoder, load_model, save_model
-from lumos.tokenizer.model import load_tokenizer
+from lumos.sequence.text import train_text_tokenizer
+from lumos.tokenizer.model import VideoTokenizer, load_tokenizer
 
 HOSTILE = [None, True, 0, -1, 1.5, 2**31, 10**5, 10**400, float("nan"), float("inf"), "", "{0}", "{caption.x}", [], [1] * 10**4]
 HOSTILE += [{}, {"cosmos": {}}, [[[]]], "tokenizer", 1e-320, 1e308]
@@ -59,3 +61,16 @@ def test_a_whole_folder_comes_back(folder: Path, random_model: Generator) -> Non
     assert config == random_model.config and tokenizer.config == random_model.tokenizer.config
     assert text.encode("a red circle") == random_model.text.encode("a red circle")
     assert {name for name, _ in model.named_parameters()} == set(random_model.model.state_dict())
+
+
+def test_parts_of_another_model_are_refused(random_model: Generator, tmp_path: Path) -> None:
+    config, weights = random_model.config, random_model.model.state_dict()
+    words = train_text_tokenizer(["other words"], 60)
+    codes = VideoTokenizer(dataclasses.replace(random_model.tokenizer.config, levels=(4, 4)))
+    for text, tokenizer, said in (
+        (words, random_model.tokenizer, f"{config.vocabulary.text_size} text ids, its text_tokenizer.json has {words.size}"),
+        (random_model.text, codes, "64 codes, its tokenizer has 16"),
+    ):
+        save_model(tmp_path / "model", config, weights, text, tokenizer)
+        with pytest.raises(ValueError, match=said):
+            load_model(tmp_path / "model")
