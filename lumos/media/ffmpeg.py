@@ -6,9 +6,10 @@ Decoding keeps one thread: several files are read at once instead, and with thre
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
-from itertools import chain
+from itertools import chain, groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,25 +70,18 @@ def video_pictures(path: Path, start: float) -> Iterator[Timed]:
 
 
 @contextmanager
-def _named(path: Path) -> Iterator[None]:
-    import av
-
-    try:
-        yield
-    except av.FFmpegError as error:
-        why = error.strerror or error
-        raise ValueError(f"{path} is no picture and no readable video ({why}); copy it again or convert it to .mp4") from error
-
-
-@contextmanager
 def _open(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
     import av
 
     options = {"format_whitelist": DEMUXERS}
-    with _named(path), av.open(f"file:{path}", options=options, metadata_errors="replace") as container:
-        if container.metadata.get("major_brand") in PHOTOS:
-            raise ValueError(f"{path} is a HEIC or AVIF photo, which cannot be read; convert it to .jpg")
-        yield container, _stream(container, path)
+    try:
+        with av.open(f"file:{path}", options=options, metadata_errors="replace") as container:
+            if container.metadata.get("major_brand") in PHOTOS:
+                raise ValueError(f"{path} is a HEIC or AVIF photo, which cannot be read; convert it to .jpg")
+            yield container, _stream(container, path)
+    except av.FFmpegError as error:
+        why = error.strerror or error
+        raise ValueError(f"{path} is no picture and no readable video ({why}); copy it again or convert it to .mp4") from error
 
 
 def _stream(container: InputContainer, path: Path) -> VideoStream:
@@ -124,16 +118,15 @@ def _timed(container: InputContainer, stream: VideoStream, path: Path, seek: flo
 
     tick, zero = float(stream.time_base or 0), (container.start_time or 0) / 1e6
     usual = 1 / float(stream.average_rate) if stream.average_rate else 0.04
-    ticks = {each.index: float(each.time_base or 0) for each in container.streams}
-    decoder, mine = _decoder(stream), stream.index
+    decoder = _decoder(stream)
     if seek is not None:
         container.seek(round((zero + seek) / tick), stream=stream)
     end = 0.0 if seek is None else math.nan  # frames without a time of their own have none after a seek
     latest, count, reached, problem = -math.inf, 0, 0.0, None
     for packet in container.demux():
         if packet.pts is not None:
-            reached = max(reached, (packet.pts + (packet.duration or 0)) * ticks[packet.stream.index])
-        if packet.stream.index != mine:
+            reached = max(reached, float((packet.pts + (packet.duration or 0)) * (packet.time_base or 0)))
+        if packet.stream.index != stream.index:
             continue
         try:
             frames = decoder.decode(packet)
@@ -156,10 +149,10 @@ def _timed(container: InputContainer, stream: VideoStream, path: Path, seek: flo
     if seek is None and stream.frames and count >= 0.9 * stream.frames:
         return
     promised, own = _promised_end(container, stream)
-    found = end + zero if own else max(end + zero, reached)
-    if found < promised - 0.1 * (promised - zero):
+    found = end if own else max(end, reached - zero)
+    if found < 0.9 * (promised - zero):
         raise ValueError(
-            f"{path} is cut off: it holds {found - zero:.2f} of its {promised - zero:.2f} s; copy it again, or read fewer frames"
+            f"{path} is cut off: it holds {found:.2f} of its {promised - zero:.2f} s; copy it again, or read fewer frames"
         )
 
 
@@ -175,39 +168,39 @@ def _promised_end(container: InputContainer, stream: VideoStream) -> tuple[float
 
 
 def _deinterlaced(timed: Iterator[TimedFrame]) -> Iterator[TimedFrame]:
-    """The same frames, those of interlaced video made whole by FFmpeg's filter (which is one frame behind)."""
+    """The same frames, all of a video made whole from the first interlaced one on."""
+    interlaced = False
+
+    def kind(item: TimedFrame) -> tuple[bool, int, int, str]:
+        nonlocal interlaced
+        frame = item[2]
+        interlaced = interlaced or frame.interlaced_frame
+        return interlaced, frame.width, frame.height, frame.format.name
+
+    for (filtered, *_), alike in groupby(timed, kind):
+        whole = _filtered if filtered else iter
+        yield from whole(alike)
+
+
+def _filtered(timed: Iterator[TimedFrame]) -> Iterator[TimedFrame]:
+    """Frames of one size through FFmpeg's filter, which is one frame behind."""
+    import av
     from av.filter import Graph
 
-    graph: Graph | None = None
-    shape: tuple[int, int, str] | None = None
-    waiting: list[tuple[float, float]] = []
-    for time, duration, frame in timed:
-        before, shape = shape, (frame.width, frame.height, frame.format.name)
-        if graph is None and not frame.interlaced_frame:
-            yield time, duration, frame
-            continue
-        if graph is None or before != shape:
-            yield from _pulled(graph, waiting, last=True)
-            graph = Graph()
-            source = graph.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base)
-            graph.link_nodes(source, graph.add("bwdif", "mode=send_frame"), graph.add("buffersink")).configure()
-        waiting.append((time, duration))
+    graph: Any = None
+    waiting: deque[tuple[float, float]] = deque()
+    for time, duration, frame in chain(timed, [(0.0, 0.0, None)]):
+        if frame is not None:
+            waiting.append((time, duration))
+            if graph is None:
+                graph = Graph()
+                source = graph.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base)
+                graph.link_nodes(source, graph.add("bwdif", "mode=send_frame"), graph.add("buffersink")).configure()
         graph.vpush(frame)
-        yield from _pulled(graph, waiting)
-    yield from _pulled(graph, waiting, last=True)
-
-
-def _pulled(graph: Any, waiting: list[tuple[float, float]], last: bool = False) -> Iterator[TimedFrame]:
-    import av
-
-    if graph and last:
-        graph.vpush(None)
-    while waiting:
-        try:
-            frame = graph.vpull()
-        except (av.BlockingIOError, av.EOFError):
-            return
-        yield *waiting.pop(0), frame
+        with suppress(av.BlockingIOError, av.EOFError):
+            while waiting:
+                whole = graph.vpull()
+                yield *waiting.popleft(), whole
 
 
 def _picture(frame: VideoFrame, aspect: float, scaler: Any, path: Path) -> Picture:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lumos.media import picture
 from lumos.media.picture import HDR, Header, Picture, Timed, check_size, of_rgb, over_white
 
 if TYPE_CHECKING:
@@ -28,14 +28,12 @@ def image_header(path: Path) -> Header | None:
     from PIL import UnidentifiedImageError
 
     try:
-        with _opened(path) as image:
-            frames = _frames(image)
-            if len(frames) < 2:
-                return Header("image", *image.size)
-            image.seek(frames[0])
-            image.load()
-            shown = _seconds_shown(image)
-            return Header("video", *image.size, len(frames) * shown, 1 / shown, 0.01 if image.format == "GIF" else 0.001)
+        with _opened(path) as (image, moving):
+            width, height = image.size
+            if not moving:
+                return Header("image", width, height)
+            shown, tick = _turn_to(image, moving[0]), 0.01 if image.format == "GIF" else 0.001
+            return Header("video", width, height, len(moving) * shown, 1 / shown, tick)
     except UnidentifiedImageError:
         return None
 
@@ -44,25 +42,21 @@ def image_pictures(path: Path, start: float) -> Iterator[Timed]:
     """The photo, at the moment asked for, or all frames of an animation."""
     from PIL import ImageOps
 
-    with _opened(path) as image:
-        frames = _frames(image)
-        if len(frames) < 2:
-            done = "turned upright" if image.getexif().get(0x0112, 1) != 1 else ""
-            several = "first of several frames" if getattr(image, "n_frames", 1) > 1 else ""
-            note = ", ".join(filter(None, [several, done]))
-            yield start, MOMENT, of_rgb(_rgb(ImageOps.exif_transpose(image), path), note)
-            return
+    with _opened(path) as (image, moving):
+        if not moving:
+            done = ["first of several frames"] if getattr(image, "n_frames", 1) > 1 else []
+            done += ["turned upright"] if image.getexif().get(0x0112, 1) != 1 else []
+            yield start, MOMENT, of_rgb(_rgb(ImageOps.exif_transpose(image), path), ", ".join(done))
         time = 0.0
-        for number in frames:
-            image.seek(number)
-            image.load()
-            shown = _seconds_shown(image)
-            yield time, shown, _picture(image.copy(), path)
+        for number in moving:
+            shown = _turn_to(image, number)
+            yield time, shown, Picture(image.width, image.height, partial(_scaled, image.copy(), path))
             time += shown
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Image]:
+def _opened(path: Path) -> Iterator[tuple[Any, range]]:
+    """An image, and the numbers of its frames if it moves."""
     from PIL import Image, UnidentifiedImageError
 
     try:
@@ -71,10 +65,11 @@ def _opened(path: Path) -> Iterator[Image]:
             with Image.open(path, formats=IMAGE_FORMATS) as image:
                 check_size(path, *image.size)
                 _check_range(path)
-                yield image
+                count = getattr(image, "n_frames", 1) if image.format in ANIMATED else 1
+                cover = getattr(image, "default_image", False)  # in a PNG, for viewers that show no animations
+                yield image, range(bool(cover), count) if count > 1 + bool(cover) else range(0)
     except Image.DecompressionBombError as error:
-        limit = picture.MAX_PIXELS // 10**6
-        raise ValueError(f"{path} must have at most {limit} million pixels; make it smaller first") from error
+        raise ValueError(f"{path} must have fewer pixels ({error}); make it smaller first") from error
     except UnidentifiedImageError:
         raise
     except (OSError, SyntaxError, EOFError) as error:  # Pillow raises SyntaxError for a broken PNG
@@ -86,26 +81,23 @@ def _check_range(path: Path) -> None:
     with open(path, "rb") as file:
         head = file.read(2**16)
     for name, width in ((b"colrnclx", 2), (b"cICP", 1)):
-        _, _, numbers = head.partition(name)
+        numbers = head.partition(name)[2]
         kind = int.from_bytes(numbers[width : 2 * width], "big")
         if kind in HDR:
             raise ValueError(f"{path} is an HDR picture ({HDR[kind]}), which would be read in wrong colours; convert it to SDR")
 
 
-def _frames(image: Any) -> range:
-    """The numbers of the frames that move. A PNG may begin with a cover for viewers that show no animations."""
-    count = int(getattr(image, "n_frames", 1)) if image.format in ANIMATED else 1
-    return range(1 if count > 1 and getattr(image, "default_image", False) else 0, count)
-
-
-def _seconds_shown(image: Any) -> float:
+def _turn_to(image: Image, number: int) -> float:
+    """Turn to a frame of an animation: the seconds for which it is shown."""
+    image.seek(number)
+    image.load()
     seconds = float(image.info.get("duration") or 0) / 1000
     return seconds if seconds >= SHORTEST else 0.1
 
 
-def _picture(image: Image, path: Path) -> Picture:
+def _scaled(image: Image, path: Path, rows: int, columns: int) -> NDArray[np.uint8]:
     """A frame of an animation, converted when it is drawn: few are."""
-    return Picture(image.width, image.height, lambda rows, columns: of_rgb(_rgb(image, path)).scaled(rows, columns))
+    return of_rgb(_rgb(image, path)).scaled(rows, columns)
 
 
 def _rgb(image: Image, path: Path) -> NDArray[np.uint8]:

@@ -55,26 +55,23 @@ def pick(
     It begins with the first item at the earliest; without `start`, seconds count from that. Times are rounded in most
     files, so an item counts as shown up to half an interval early, and equal rates give every item exactly once.
     """
-    before: tuple[float, float, Shown] | None = None
-    begin, zero, count, limit = 0.0, 0.0, 0, math.inf
-    for time, duration, item in timed:
-        if before is None:
-            begin, zero = (time, time) if start is None else (max(start, time), 0.0)
-            limit = math.inf if end is None else max(1.0, math.floor((end - begin) * fps + 1e-6)) if end > begin else 0.0
-            limit = min(limit, math.inf if most is None else most)
-        else:
-            early = min(1 / fps, max(time - before[0], 0.0)) / 2
-            while count < limit and begin + count / fps < time - early:
-                yield begin - zero + count / fps, before[2]
-                count += 1
-        if count >= limit:
-            return
-        before = (time, duration, item)
-    if before is not None:
-        over = before[0] + before[1] - min(1 / fps, before[1]) / 2
-        while count < limit and begin + count / fps < over:
-            yield begin - zero + count / fps, before[2]
+    coming = iter(timed)
+    shown = next(coming, None)
+    if shown is None:
+        return
+    begin = shown[0] if start is None else max(start, shown[0])
+    zero = begin if start is None else 0.0
+    limit = math.inf if most is None else most
+    if end is not None:
+        limit = min(limit, max(1.0, math.floor((end - begin) * fps + 1e-6)) if end > begin else 0.0)
+    count = 0
+    while shown is not None and count < limit:
+        (time, duration, item), after = shown, next(coming, None)
+        over, lasting = (time + duration, duration) if after is None else (after[0], max(after[0] - time, 0.0))
+        while count < limit and begin + count / fps < over - min(1 / fps, lasting) / 2:
+            yield begin - zero + count / fps, item
             count += 1
+        shown = after
 
 
 def one_line(error: Exception) -> str:

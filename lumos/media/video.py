@@ -6,18 +6,19 @@ Pillow are imported where they are used, because training on prepared codes runs
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from lumos.config import Range, read_value
 from lumos.files import check_writable, whole_file
 from lumos.media.ffmpeg import ACCURATE
 from lumos.media.picture import Picture
@@ -27,6 +28,8 @@ from lumos.media.sheet import contact_sheet
 from lumos.media.source import decoding, pick, read_header, readable_file, timed_pictures
 
 MAX_BYTES = 2**32
+Rate = Annotated[float, Range(0.001, 1000)]  # frames per second
+Moment = Annotated[float, Range(0, 1e9)]  # seconds
 
 
 @dataclass(frozen=True)
@@ -48,12 +51,9 @@ def read_video(
     Raises FileNotFoundError, and ValueError for anything that cannot be read, is damaged in the part asked for, smaller
     than 16 pixels a side, or longer than fits.
     """
-    if not (math.isfinite(fps) and fps > 0):
-        raise ValueError(f"fps must be above 0, got {fps}; use for example 8")
-    if not (math.isfinite(start) and start >= 0):
-        raise ValueError(f"start must be 0 or more seconds, got {start}; use 0 to read from the beginning")
+    fps, start = read_value(Rate, float(fps), "fps"), read_value(Moment, float(start), "start")
     header = read_header(path)
-    frames: list[np.ndarray[Any, Any]] = []
+    frames: list[NDArray[np.uint8]] = []
     notes: list[str] = []
     shown: Picture | None = None
     with decoding(path):
@@ -61,9 +61,8 @@ def read_video(
             frames.append(frames[-1] if picture is shown else picture.draw(height, width))
             shown, notes = picture, notes or picture.note(height, width)
             if len(frames) * frames[0].size * 4 > MAX_BYTES:
-                raise ValueError(
-                    f"{path} is longer than fits into 4 GiB at {width}x{height}; read fewer frames or a smaller size"
-                )
+                rule = f"{path} is longer than fits into 4 GiB at {width}x{height}"
+                raise ValueError(f"{rule}; read fewer frames or a smaller size")
     if not frames:
         raise ValueError(f"start must lie within {path}, got {start} s; use a smaller one")
     if header.fps and abs(1 / header.fps - 1 / fps) > header.tick:
@@ -87,7 +86,7 @@ def read_image(path: str | Path, height: int, width: int) -> Footage:
         return Footage(_pixels([picture.draw(height, width)]), ", ".join(first + picture.note(height, width)), "image")
 
 
-def _pixels(frames: list[np.ndarray[Any, Any]]) -> Tensor:
+def _pixels(frames: list[NDArray[np.uint8]]) -> Tensor:
     return to_float(torch.from_numpy(np.stack(frames))).permute(3, 0, 1, 2).contiguous()
 
 
@@ -104,8 +103,7 @@ def write_video(path: str | Path, pixels_CFHW: Tensor, fps: float, overwrite: bo
         raise ValueError(
             f"pixels must have shape [3, frames, height, width], got {list(pixels_CFHW.shape)}; add the missing axis"
         )
-    if not (math.isfinite(fps) and fps > 0):
-        raise ValueError(f"fps must be above 0, got {fps}; use for example 8")
+    fps = read_value(Rate, float(fps), "fps")
     rgb_FHWC = to_bytes(pixels_CFHW).permute(1, 2, 3, 0).contiguous().numpy()
     with whole_file(path) as partial:
         WRITERS[path.suffix.lower()](partial, rgb_FHWC, fps)
@@ -121,7 +119,7 @@ def check_output(path: str | Path, overwrite: bool = False) -> Path:
     return path
 
 
-def _write_mp4(path: Path, rgb_FHWC: np.ndarray[Any, Any], fps: float) -> None:
+def _write_mp4(path: Path, rgb_FHWC: NDArray[np.uint8], fps: float) -> None:
     _, rows, columns, _ = rgb_FHWC.shape
     if rows % 2 or columns % 2:
         raise ValueError(f"an .mp4 must have even sides, got {columns}x{rows}; use .gif or an even size")
@@ -144,7 +142,7 @@ def _write_mp4(path: Path, rgb_FHWC: np.ndarray[Any, Any], fps: float) -> None:
         container.mux(stream.encode())
 
 
-def _write_gif(path: Path, rgb_FHWC: np.ndarray[Any, Any], fps: float) -> None:
+def _write_gif(path: Path, rgb_FHWC: NDArray[np.uint8], fps: float) -> None:
     if fps > 50:
         raise ValueError(f"a .gif must have at most 50 fps, got {fps}; use .mp4")
     import av
@@ -155,11 +153,9 @@ def _write_gif(path: Path, rgb_FHWC: np.ndarray[Any, Any], fps: float) -> None:
     graph = Graph()
     source = graph.add_buffer(width=columns, height=rows, format=av.VideoFormat("rgb24"), time_base=tick)
     split, palette, use = graph.add("split"), graph.add("palettegen"), graph.add("paletteuse", "dither=sierra2_4a")
-    source.link_to(split)
-    split.link_to(use, 0, 0)
+    graph.link_nodes(source, split, use, graph.add("buffersink"))
     split.link_to(palette, 1, 0)
     palette.link_to(use, 0, 1)
-    use.link_to(graph.add("buffersink"))
     graph.configure()
     starts = [round(100 * i / fps) for i in range(len(rgb_FHWC) + 1)]
     for i, rgb_HWC in enumerate(rgb_FHWC):
@@ -176,7 +172,7 @@ def _write_gif(path: Path, rgb_FHWC: np.ndarray[Any, Any], fps: float) -> None:
         container.mux(stream.encode())
 
 
-def _write_webp(path: Path, rgb_FHWC: np.ndarray[Any, Any], fps: float) -> None:
+def _write_webp(path: Path, rgb_FHWC: NDArray[np.uint8], fps: float) -> None:
     from PIL import Image
 
     starts = [round(1000 * i / fps) for i in range(len(rgb_FHWC) + 1)]
@@ -185,7 +181,7 @@ def _write_webp(path: Path, rgb_FHWC: np.ndarray[Any, Any], fps: float) -> None:
     first.save(path, "WEBP", save_all=True, append_images=rest, duration=durations, loop=0, quality=90, method=4)
 
 
-def _write_png(path: Path, rgb_FHWC: np.ndarray[Any, Any], fps: float) -> None:
+def _write_png(path: Path, rgb_FHWC: NDArray[np.uint8], fps: float) -> None:
     from PIL import Image
 
     if len(rgb_FHWC) == 1:
@@ -195,7 +191,7 @@ def _write_png(path: Path, rgb_FHWC: np.ndarray[Any, Any], fps: float) -> None:
         contact_sheet(pixels_CFHW[None], [f"{len(rgb_FHWC)} frames at {fps:.4g} fps"]).save(path, "PNG")
 
 
-WRITERS: dict[str, Callable[[Path, np.ndarray[Any, Any], float], None]] = {
+WRITERS: dict[str, Callable[[Path, NDArray[np.uint8], float], None]] = {
     ".mp4": _write_mp4,
     ".gif": _write_gif,
     ".webp": _write_webp,

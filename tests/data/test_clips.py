@@ -221,7 +221,7 @@ def test_damaged_files_say_so(tmp_path: Path) -> None:
         ("none.mp4", "there is no file"),
         ("wide.png", "at most 8 times the other"),
         ("huge.y4m", "no readable video|million pixels"),
-        ("huge.png", "at most 134 million pixels"),
+        ("huge.png", "fewer pixels"),
     ]:
         with pytest.raises((ValueError, OSError), match=words) as caught:
             clips_of(tmp_path / name)
