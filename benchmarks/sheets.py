@@ -17,7 +17,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from lumos.data.clips import unpack_picture
 from lumos.data.shards import ShardReader, open_shards
 from lumos.evaluation.prompts import Prompt, benchmark
 from lumos.evaluation.run import usual_batch
@@ -122,13 +121,12 @@ def first_frames(folder: str, stems: list[str]) -> list[Tensor]:
     index = open_shards(folder)
     sources = ShardReader(index, ["source"])
     rows = {Path(sources.row(row)["source"]).stem: row for row in reversed(range(len(index)))}
-    reader = ShardReader(index, ["picture", "F", "height", "width"])
+    reader = ShardReader(index, ["clip"])
     found = []
     for stem in stems:
         if stem not in rows:
             raise SystemExit(f"{folder} must hold the emoji {stem}, got none of that name; prepare all of them")
-        row = reader.row(rows[stem])
-        rgb_HWC = unpack_picture(row["picture"], row["F"], row["height"], row["width"])[0]
+        rgb_HWC = reader.row(rows[stem])["clip"][0]
         found.append(to_float(torch.from_numpy(np.moveaxis(of_rgb(rgb_HWC).draw(128, 128), 2, 0)))[:, None])
     return found
 

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from lumos.data.clips import unpack_picture
 from lumos.data.pixels import open_pixels, split_rows
 from lumos.data.shards import ShardReader
 from lumos.generate import pick_device
@@ -41,7 +41,7 @@ def main() -> None:
     device = pick_device(args.device)
     tokenizer = load_tokenizer(find_weights(args.tokenizer, "tokenizer")).to(device).eval()
     index = open_pixels(args.pictures, args.size)
-    reader = ShardReader(index, ["picture", "F", "height", "width", "captions"])
+    reader = ShardReader(index, ["clip", "captions"])
     rows = np.arange(len(index)) if args.all else split_rows(index)[1]
     if not len(rows):
         raise SystemExit(f"{args.pictures} must hold a held-out clip, got none; use --all")
@@ -49,7 +49,7 @@ def main() -> None:
     shown: list[tuple[str, Tensor]] = []
     for row in rows.tolist():
         values = reader.row(row)
-        pixels_BCFHW = first_frames(values, args.frames, args.size)
+        pixels_BCFHW = first_frames(values["clip"], args.frames, args.size)
         back_BCFHW = there_and_back(tokenizer, pixels_BCFHW.to(device))
         caption = values["captions"][0]
         first = psnr(back_BCFHW[:, :, :1], pixels_BCFHW[:, :, :1])
@@ -71,9 +71,8 @@ def main() -> None:
     print(json.dumps(document))
 
 
-def first_frames(values: dict, frames: int, size: int) -> Tensor:
+def first_frames(rgb_FHWC: NDArray[np.uint8], frames: int, size: int) -> Tensor:
     """Up to `frames` frames, 1 + 4k of them, cropped in the middle: pixels_BCFHW of one clip."""
-    rgb_FHWC = unpack_picture(values["picture"], values["F"], values["height"], values["width"])
     frames = 1 + (min(frames, len(rgb_FHWC)) - 1) // 4 * 4
     top, left = (rgb_FHWC.shape[1] - size) // 2, (rgb_FHWC.shape[2] - size) // 2
     cropped = np.ascontiguousarray(rgb_FHWC[:frames, top : top + size, left : left + size])

@@ -4,12 +4,12 @@ Frames are picked by time, so variable rates come out right; `lumos.media.source
 shards are cut the same way, and need no PyAV.
 """
 
-import io
 import math
+import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import chain, groupby, islice
+from itertools import chain, cycle, groupby, islice
 from operator import itemgetter
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -24,8 +24,6 @@ from lumos.media.picture import Picture, Timed, of_rgb
 from lumos.media.source import decoding, pick, timed_pictures
 
 WIDEST = 8  # ratio of an input's sides; a wider one would lose nearly everything to the crop
-LARGEST_SIDE = 16_383  # of a WebP picture
-QUALITY = 92  # of the WebP pictures in shards
 Framed = tuple[int, float, NDArray[np.uint8]]  # number of the scene, seconds, rgb_HWC
 Element = TypeVar("Element")
 
@@ -58,26 +56,26 @@ class Clip(NamedTuple):
 
 def read_clips(entry: Entry, cut: Cut, stored: ShardReader | None = None) -> Iterator[Clip]:
     """The clips of one input, in order. Raises ValueError or OSError, in one line, for one that cannot be read to its end."""
-    with _opened(entry, stored) as timed, decoding(entry.path):
+    with _local(entry.path) as path, decoding(entry.path):
+        timed = _stored_pictures(stored, entry.stored) if stored else timed_pictures(path, entry.start or 0.0)
         frames = _drawn(pick(timed, cut.fps, entry.start, entry.end), cut)
         head = list(islice(frames, max(cut.frames, 2)))
         if not head:
             raise ValueError("the video must have frames in the part asked for, got none; check start and end")
         if len(head) == 1:
-            yield _clip(head)
+            found = iter([head])
         elif cut.loop and len(head) < cut.frames:
-            yield _clip([head[i % len(head)] for i in range(cut.frames)])
+            found = iter([list(islice(cycle(head), cut.frames))])
         else:
-            made = 0
-            for _, scene in groupby(chain(head, frames), key=itemgetter(0)):
-                for window in windows(scene, cut):
-                    made += 1
-                    yield _clip(window)
-            if not made:
-                found = f"got {len(head)}" if len(head) < cut.least else "got shorter scenes"
-                raise ValueError(
-                    f"a video must have at least {cut.least} frames at {cut.fps:g} fps, {found}; use a longer one or --least"
-                )
+            scenes = groupby(chain(head, frames), key=itemgetter(0))
+            found = chain.from_iterable(windows(scene, cut) for _, scene in scenes)
+        first = next(found, None)
+        if first is None:
+            got = f"got {len(head)}" if len(head) < cut.least else "got shorter scenes"
+            rule = f"a video must have at least {cut.least} frames at {cut.fps:g} fps"
+            raise ValueError(f"{rule}, {got}; use a longer one or --least")
+        for window in chain([first], found):
+            yield Clip(np.stack([rgb_HWC for _, _, rgb_HWC in window]), window[0][1])
 
 
 def windows(frames: Iterable[Element], cut: Cut) -> Iterator[list[Element]]:
@@ -111,49 +109,20 @@ def nearest_size(width: float, height: float, sizes: tuple[tuple[int, int], ...]
     return min(sizes, key=lambda size: abs(math.log(width / height) - math.log(size[1] / size[0])))
 
 
-def pack_picture(rgb_FHWC: NDArray[np.uint8]) -> bytes:
-    """A clip as one WebP picture, its frames side by side in rows: small, and readable without PyAV."""
-    from PIL import Image
-
-    F, H, W, _ = rgb_FHWC.shape
-    columns = min(F, LARGEST_SIDE // W)
-    rows = math.ceil(F / columns)
-    if rows * H > LARGEST_SIDE:
-        raise ValueError(
-            f"a stored clip must fit into {LARGEST_SIDE} pixels a side, got {F} frames of {W}x{H}; use fewer --frames"
-        )
-    filled = np.concatenate([rgb_FHWC, np.repeat(rgb_FHWC[-1:], rows * columns - F, 0)])
-    sheet = filled.reshape(rows, columns, H, W, 3).transpose(0, 2, 1, 3, 4).reshape(rows * H, columns * W, 3)
-    content = io.BytesIO()
-    Image.fromarray(sheet).save(content, "WEBP", quality=QUALITY, method=4)
-    return content.getvalue()
-
-
-def unpack_picture(content: bytes, F: int, H: int, W: int) -> NDArray[np.uint8]:
-    """The inverse of `pack_picture`, but for what WebP loses: rgb_FHWC."""
-    from PIL import Image
-
-    with Image.open(io.BytesIO(content), formats=["WEBP"]) as image:
-        sheet = np.asarray(image.convert("RGB"))
-    columns = sheet.shape[1] // W
-    tiles = sheet.reshape(-1, H, columns, W, 3).transpose(0, 2, 1, 3, 4).reshape(-1, H, W, 3)
-    return np.ascontiguousarray(tiles[:F])
-
-
-def _clip(frames: list[Framed]) -> Clip:
-    return Clip(np.stack([rgb_HWC for _, _, rgb_HWC in frames]), frames[0][1])
-
-
 def _drawn(picked: Iterator[tuple[float, Picture]], cut: Cut) -> Iterator[Framed]:
     """Pictures at the size nearest to the first one's shape, each with the number of its scene."""
     shown: Picture | None = None
     size, scene = (0, 0), 0
     shares: NDArray[np.float64] | None = None
     for seconds, picture in picked:
+        if shown is None:
+            width, height = picture.width, picture.height
+            if max(width, height) > WIDEST * min(width, height):
+                raise ValueError(
+                    f"one side must be at most {WIDEST} times the other, got {width:.0f}x{height:.0f}; crop it first"
+                )
+            size = nearest_size(width, height, cut.sizes)
         if picture is not shown:
-            if shown is None:
-                _check_shape(picture)
-                size = nearest_size(picture.width, picture.height, cut.sizes)
             shown, rgb_HWC = picture, picture.draw(*size)
             if cut.scenes is not None:
                 before, shares = shares, _colour_shares(rgb_HWC)
@@ -163,28 +132,13 @@ def _drawn(picked: Iterator[tuple[float, Picture]], cut: Cut) -> Iterator[Framed
 
 def _colour_shares(rgb_HWC: NDArray[np.uint8]) -> NDArray[np.float64]:
     """Shares of 64 colours: moving things change them little, another scene much."""
-    bins = (rgb_HWC[::2, ::2] >> 6).astype(np.int64)
-    counts = np.bincount((bins[..., 0] * 16 + bins[..., 1] * 4 + bins[..., 2]).ravel(), minlength=64)
-    return counts / counts.sum()
+    colours = (rgb_HWC[::2, ::2] >> 6).astype(np.int64) @ [16, 4, 1]
+    return np.bincount(colours.ravel(), minlength=64) / colours.size
 
 
-def _check_shape(picture: Picture) -> None:
-    width, height = picture.width, picture.height
-    if max(width, height) > WIDEST * min(width, height):
-        raise ValueError(f"one side must be at most {WIDEST} times the other, got {width:.0f}x{height:.0f}; crop it first")
-
-
-@contextmanager
-def _opened(entry: Entry, stored: ShardReader | None) -> Iterator[Iterator[Timed]]:
-    """The pictures of an input: a row of a picture shard, a file, or a URL."""
-    if entry.stored >= 0:
-        assert stored is not None, "an input of a picture shard comes with its reader"
-        row = stored.row(entry.stored)
-        rgb_FHWC = unpack_picture(row["picture"], row["F"], row["height"], row["width"])
-        yield ((i / row["fps"], 1 / row["fps"], of_rgb(rgb_HWC)) for i, rgb_HWC in enumerate(rgb_FHWC))
-    else:
-        with _local(entry.path) as path:
-            yield timed_pictures(path, entry.start or 0.0)
+def _stored_pictures(stored: ShardReader, number: int) -> Iterator[Timed]:
+    fps = stored.index.fps
+    return ((i / fps, 1 / fps, of_rgb(rgb_HWC)) for i, rgb_HWC in enumerate(stored.row(number)["clip"]))
 
 
 @contextmanager
@@ -199,8 +153,7 @@ def _local(path: str) -> Iterator[Path]:
         copy = Path(folder) / (path.rpartition("/")[2][-80:] or "video")
         try:
             with fsspec.open(path, "rb") as remote, open(copy, "wb") as local:
-                while block := remote.read(2**22):
-                    local.write(block)
+                shutil.copyfileobj(remote, local, 2**22)
         except ImportError as error:
             raise ValueError(f"{path} needs a package to be read ({error}); install it") from error
         except FileNotFoundError as error:

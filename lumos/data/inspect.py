@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from lumos.data.clips import unpack_picture
-from lumos.data.shards import PIXELS, TOKENS, ShardIndex, ShardReader, check_tokenizer, read_settings, unpack_codes
+from lumos.data.shards import PIXELS, TOKENS, ShardIndex, ShardReader, check_tokenizer
 from lumos.media.pixels import clips_to_pixels
 from lumos.tokenizer.model import load_tokenizer
 from lumos.weights import find_weights
@@ -20,9 +19,9 @@ SHEET_SIDE = 192  # pixels per side of a frame in the sheet, at most
 
 def describe(index: ShardIndex) -> dict[str, Any]:
     """Counts and sizes of all clips; captions of up to SAMPLE of them, spread over all."""
-    reader = ShardReader(index, [_words(index)])
-    sampled = [reader.row(row)[_words(index)] for row in _spread(len(index), SAMPLE)]
-    words = Counter(word for captions in sampled for word in captions)
+    reader = ShardReader(index, [index.words])
+    sampled = [reader.row(row)[index.words] for row in _spread(len(index), SAMPLE)]
+    captions = [caption for caption, _ in Counter(word for words in sampled for word in words).most_common()]
     sizes = Counter(map(tuple, index.sizes_N3.tolist()))
     images = int((index.sizes_N3[:, 0] == 1).sum())
     document: dict[str, Any] = {"clips": len(index), "videos": len(index) - images, "images": images, "shards": len(index.files)}
@@ -31,9 +30,9 @@ def describe(index: ShardIndex) -> dict[str, Any]:
         document["hours"] = round(float(index.frames_N[index.frames_N > 1].sum()) / index.fps / 3600, 4)
     document["sizes"] = {f"{t}x{h}x{w}": count for (t, h, w), count in sizes.most_common(20)}
     document["tokenizer"] = index.tokenizer or "none"
-    document["captions_a_clip"] = round(float(np.mean([len(captions) for captions in sampled])), 2)
+    document["captions_a_clip"] = round(float(np.mean(list(map(len, sampled)))), 2)
     if index.form != TOKENS:
-        document["captions"] = [caption for caption, _ in words.most_common()[:: max(1, len(words) // 8)]][:8]
+        document["captions"] = captions[:: max(1, len(captions) // 8)][:8]
     return document
 
 
@@ -42,30 +41,23 @@ def draw_clips(index: ShardIndex, count: int, tokenizer: str | None) -> tuple[Te
     sizes, counts = np.unique(index.sizes_N3, axis=0, return_counts=True)
     same = np.flatnonzero((index.sizes_N3 == sizes[counts.argmax()]).all(1))
     rows = [int(same[place]) for place in _spread(len(same), count)]
-    contents = ["picture", "F", "height", "width"] if index.form == PIXELS else ["codes", "T", "H", "W"]
-    reader = ShardReader(index, [*contents, _words(index), "source"])
+    model = None
+    if index.form != PIXELS:
+        model = load_tokenizer(find_weights(tokenizer or index.made_by or "tiny", "tokenizer"))
+        check_tokenizer(index, model)
+    reader = ShardReader(index, ["clip", index.words, "source"], codebook=model.codebook_size if model else 2**16)
     found = [reader.row(row) for row in rows]
     captions = [row["source"] if index.form == TOKENS else " / ".join(row["captions"])[:120] for row in found]
-    if index.form == PIXELS:
-        clips = [unpack_picture(*(row[name] for name in contents)) for row in found]
-        pixels_BCFHW = clips_to_pixels(torch.from_numpy(np.stack(clips)))
+    if model:
+        pixels_BCFHW = torch.cat([model.decode(row["clip"][None]) for row in found])
     else:
-        made_by = tokenizer or read_settings(index.folder).get("name") or "tiny"
-        model = load_tokenizer(find_weights(made_by, "tokenizer"))
-        check_tokenizer(index, model)
-        codes = [unpack_codes(row["codes"], row["T"], row["H"], row["W"], model.codebook_size) for row in found]
-        pixels_BCFHW = torch.cat([model.decode(codes_THW[None]) for codes_THW in codes])
+        pixels_BCFHW = clips_to_pixels(torch.from_numpy(np.stack([row["clip"] for row in found])))
     F, H, W = pixels_BCFHW.shape[2:]
     if (side := max(H, W)) > SHEET_SIDE:
         pixels_BCFHW = interpolate(pixels_BCFHW, (F, H * SHEET_SIDE // side, W * SHEET_SIDE // side), mode="area")
     return pixels_BCFHW, captions
 
 
-def _words(index: ShardIndex) -> str:
-    return "text" if index.form == TOKENS else "captions"
-
-
 def _spread(total: int, count: int) -> list[int]:
     """At most `count` of `total` numbers, evenly."""
-    count = min(count, total)
-    return [round(i * (total - 1) / max(count - 1, 1)) for i in range(count)]
+    return np.linspace(0, total - 1, min(count, total)).round().astype(int).tolist()

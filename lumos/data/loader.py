@@ -7,7 +7,6 @@ latent frames of videos (the tokenizer is causal).
 """
 
 import random
-from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from numpy.typing import NDArray
 
 from lumos.config import Range, Whole
 from lumos.data.batch import Batch, Schedule, Stream
-from lumos.data.shards import TOKENS, ShardIndex, ShardReader, unpack_codes
+from lumos.data.shards import TOKENS, ShardIndex, ShardReader
 from lumos.sequence.layout import text_batch
 from lumos.sequence.text import UNKNOWN, TextTokenizer
 from lumos.sequence.vocabulary import Vocabulary
@@ -61,14 +60,13 @@ class ShardStream:
         self.index, self.text, self.vocabulary, self.slots = index, text, vocabulary, slots
         self.schedule, self.config, self.device, self.share = schedule, config, device, share
         self.other: Stream | None = None
-        self.words = "text" if index.form == TOKENS else "captions"
-        self.reader = ShardReader(index, ["codes", "T", "H", "W", self.words], config.cache_mib * 2**20)
+        self.reader = ShardReader(index, ["clip", index.words], config.cache_mib * 2**20, vocabulary.codes)
         self.plans = {image: EpochPlan(index, image, schedule, config.set_mib * 2**20) for image in (False, True)}
         for image, plan in self.plans.items():
             if schedule.image_every > 0 if image else schedule.image_every != 1:
                 plan.check(index.folder)
         self.threads = ThreadPoolExecutor(config.workers, thread_name_prefix="loader")
-        self.ready: deque[tuple[Nth, Future[Batch]]] = deque()
+        self.ready: dict[Nth, Future[Batch]] = {}
 
     def batch(self, step: int, draw: torch.Generator) -> Batch:
         """The batch of a step. All of its own randomness comes from (seed, rank, step), because batches are made ahead."""
@@ -78,11 +76,8 @@ class ShardStream:
             return self.other.batch(step, draw)
         later = (self._place(n) for n in range(step + 1, step + 1 + 4 * self.config.ahead))
         wanted = [place, *[one for one in later if one is not None][: self.config.ahead]]
-        if [one for one, _ in self.ready][: len(wanted)] != wanted[: len(self.ready)]:
-            self.ready.clear()
-        for one in wanted[len(self.ready) :]:
-            self.ready.append((one, self.threads.submit(self._make, *one)))
-        parts = self.ready.popleft()[1].result()
+        self.ready = {one: self.ready.get(one) or self.threads.submit(self._make, *one) for one in wanted}
+        parts = self.ready.pop(place).result()
         return Batch(*(part.to(self.device, non_blocking=True) for part in parts))
 
     def _place(self, step: int) -> Nth | None:
@@ -93,16 +88,10 @@ class ShardStream:
 
     def _make(self, image: bool, number: int) -> Batch:
         rng = random.Random(f"{self.schedule.seed}/{self.schedule.rank}/{image}/{number}")
-        prompts, codes = [], []
-        for row in self.plans[image].rows(number):
-            values = self.reader.row(int(row))
-            codes_THW = unpack_codes(values["codes"], values["T"], values["H"], values["W"])
-            if int(codes_THW.max()) >= self.vocabulary.codes:  # the model would read beyond its embedding
-                where = self.index.files[self.index.place_N3[int(row), 0]]
-                raise ValueError(f"{where} must have codes below {self.vocabulary.codes}, got {int(codes_THW.max())}")
-            codes.append(codes_THW[:1] if image else codes_THW)
-            prompts.append(self._prompt(values[self.words], rng))
-        batch = Batch(*text_batch(self.vocabulary, prompts, self.slots), torch.stack(codes))
+        rows = [self.reader.row(int(row)) for row in self.plans[image].rows(number)]
+        codes_BTHW = torch.stack([row["clip"][: 1 if image else None] for row in rows])
+        prompts = [self._prompt(row[self.index.words], rng) for row in rows]
+        batch = Batch(*text_batch(self.vocabulary, prompts, self.slots), codes_BTHW)
         return Batch(*(part.pin_memory() for part in batch)) if self.device.type == "cuda" else batch
 
     def _prompt(self, words: Sequence[str] | Sequence[int], rng: random.Random) -> list[int]:
@@ -120,11 +109,9 @@ class EpochPlan:
         frames = index.sizes_N3[:, 0]
         chosen = frames == 1 if image else frames > 1
         rows = np.flatnonzero(chosen) if chosen.any() or not image else np.arange(len(frames))
-        sizes_N3 = index.sizes_N3[rows].copy()
-        if image:
-            sizes_N3[:, 0] = 1
+        sizes_N3 = index.sizes_N3[rows] * [0 if image else 1, 1, 1]
         _, which = np.unique(sizes_N3, axis=0, return_inverse=True)
-        self.buckets = [rows[which.ravel() == bucket] for bucket in range(int(which.max()) + 1)] if len(rows) else []
+        self.buckets = [rows[which.ravel() == bucket] for bucket in np.unique(which)]
         self.groups = [_row_groups(bucket, index) for bucket in self.buckets]
         self.bytes = [2 * int(index.sizes_N3[bucket[0]].prod()) for bucket in self.buckets]
         # Every rank has as many rows of a bucket as any other; a bucket of fewer rows than ranks is repeated.
@@ -181,9 +168,8 @@ def captions_by_clip(index: ShardIndex, limit: int = SAMPLED) -> Iterator[list[s
 
 def known_ids(text: TextTokenizer, caption: str) -> tuple[list[int], bool]:
     """Ids of a caption as people write them, without what the vocabulary does not know; and whether there was any of that."""
-    ids = text.tokenizer.encode(caption, add_special_tokens=False).ids
-    known = [i for i in ids if i != text.tokenizer.token_to_id(UNKNOWN)]
-    return known, len(known) < len(ids)
+    ids, unknown = text.tokenizer.encode(caption, add_special_tokens=False).ids, text.tokenizer.token_to_id(UNKNOWN)
+    return [i for i in ids if i != unknown], unknown in ids
 
 
 def fits_as_prompt(text: TextTokenizer, caption: str, slots: int) -> bool:
@@ -199,10 +185,8 @@ def caption_report(index: ShardIndex, text: TextTokenizer, slots: int) -> str:
     found = [known_ids(text, caption) for clip in captions_by_clip(index, 2000) for caption in clip]
     cut, lost = sum(len(ids) > slots - ENDS for ids, _ in found), sum(unknown for _, unknown in found)
     fates = {"cut at their end to fit the prompt's slots": cut, "shown without characters that are not known": lost}
-    said = [
-        f"{count / len(found):.0%} of the captions are {fate}" for fate, count in fates.items() if count >= 0.005 * len(found)
-    ]
-    return "; ".join(said) if found else ""
+    usual = 0.005 * len(found)  # not worth a word
+    return "; ".join(f"{n / len(found):.0%} of the captions are {fate}" for fate, n in fates.items() if n and n >= usual)
 
 
 def _row_groups(rows: NDArray[np.int64], index: ShardIndex) -> list[NDArray[np.int64]]:

@@ -11,12 +11,13 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from lumos.files import text_lines
+from lumos.config import read_json
 from lumos.media.source import one_line, readable_file
 
 MAX_CAPTION = 10_000  # characters
@@ -57,32 +58,28 @@ def read_manifest(path: str | Path) -> list[Entry]:
     """
     path = Path(path)
     if path.is_dir():
-        found = _folder(path)
-        if not found:
-            raise ValueError(f"{path} must hold videos or images (.mp4, .png, ...), got none; give another folder")
-        return found
-    if not path.exists():
+        entries, rule = _folder(path), "videos or images (.mp4, .png, ...), got none; give another folder"
+    elif not path.exists():
         raise FileNotFoundError(f"there is no manifest {path}; give a {', '.join(TABLES)} file or a folder of videos")
-    if path.suffix.lower() not in TABLES:
+    elif path.suffix.lower() not in TABLES:
         raise ValueError(f"a manifest must be a {', '.join(TABLES)} file or a folder of videos, got {path.name}; convert it")
-    entries = [_entry(row, values, path.parent) for row, values in enumerate(_rows(path), 1)]
+    else:
+        entries = [_entry(row, values, path.parent) for row, values in enumerate(_rows(path), 1)]
+        rule = "at least one row below its header, got none; write one"
     if not entries:
-        raise ValueError(f"{path} must hold at least one row below its header, got none; write one")
-    return _without_doubles(entries)
+        raise ValueError(f"{path} must hold {rule}")
+    seen: dict[tuple[str, float | None, float | None, int], int] = {}
+    for number, entry in enumerate(entries):
+        key = (entry.path, entry.start, entry.end, entry.stored)
+        if not entry.problem and (first := seen.setdefault(key, entry.row)) != entry.row:
+            problem = f"the same clip as row {first}; remove one, or put both captions into one row"
+            entries[number] = replace(entry, problem=problem)
+    return entries
 
 
 def is_url(path: str) -> bool:
     """Whether a path is one for fsspec: scheme://..., also after simplecache:: and the like."""
     return URL.match(path) is not None
-
-
-def _without_doubles(entries: list[Entry]) -> list[Entry]:
-    seen: dict[tuple[str, float | None, float | None], int] = {}
-    for number, entry in enumerate(entries):
-        if not entry.problem and (first := seen.setdefault((entry.path, entry.start, entry.end), entry.row)) != entry.row:
-            problem = f"the same clip as row {first}; remove one, or put both captions into one row"
-            entries[number] = replace(entry, problem=problem)
-    return entries
 
 
 def _entry(row: int, values: Values, beside: Path) -> Entry:
@@ -114,15 +111,18 @@ def _captions(values: Values) -> tuple[str, ...]:
     for name in ("caption", "captions"):
         value = values.get(name)
         if name == "captions" and isinstance(value, str) and value:
-            value = _json_list(value)
+            value = _json(value)
+            if not isinstance(value, list):
+                rule = 'captions must be a JSON list such as ["a cat", "a cat sleeps"]'
+                raise ValueError(f"{rule}, got {values[name][:40]!r}; or use caption")
         given += value if isinstance(value, list | tuple) else [value]
-    captions = []
+    captions: dict[str, None] = {}
     for caption in given:
         if not isinstance(caption, str | None):
             raise ValueError(f"caption must be text, got {_shown(caption)}")
         _check_unicode(caption or "", "caption")
-        captions.append(" ".join((caption or "").split()))
-    captions = list(dict.fromkeys(filter(None, captions)))
+        captions[" ".join((caption or "").split())] = None
+    captions.pop("", None)
     if not captions:
         raise ValueError("caption must say what the video shows, got an empty one; write a sentence")
     if (longest := max(map(len, captions))) > MAX_CAPTION:
@@ -132,18 +132,16 @@ def _captions(values: Values) -> tuple[str, ...]:
 
 def _check_unicode(text: str, name: str) -> None:
     """ValueError for half a character, which is what a file's name of another encoding looks like; no file could hold it."""
-    if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
+    if any("\ud800" <= letter <= "\udfff" for letter in text):
         raise ValueError(f"{name} must be text in Unicode, got {text!r:.60}; rename it")
 
 
-def _json_list(text: str) -> list[Any]:
+def _json(text: str) -> Any:
+    """A JSON value, None for anything else."""
     try:
-        found = json.loads(text)
+        return json.loads(text)
     except (ValueError, RecursionError):
-        found = None
-    if not isinstance(found, list):
-        raise ValueError(f'captions must be a JSON list such as ["a cat", "a cat sleeps"], got {text[:40]!r}; or use caption')
-    return found
+        return None
 
 
 def _seconds(given: Any, name: str) -> float | None:
@@ -168,77 +166,67 @@ def _yes(given: Any) -> bool:
 
 def _shown(given: Any) -> str:
     """A wrong value in words."""
-    if given is None or isinstance(given, bool | dict | list):
-        return {"NoneType": "nothing", "bool": str(given).lower(), "dict": "an object", "list": "a list"}[type(given).__name__]
-    return "NaN" if given != given else repr(given)[:60]
+    words = {type(None): "nothing", bool: str(given).lower(), dict: "an object", list: "a list"}
+    return "NaN" if given != given else words.get(type(given), repr(given)[:60])
 
 
-def _rows(path: Path) -> Iterator[Values]:
+def _rows(path: Path) -> list[Values]:
+    """The rows of a table. ValueError for a broken one, or one without the columns that a manifest has."""
     kind = path.suffix.lower()
-    if kind == ".parquet":
-        yield from _parquet_rows(path)
-        return
+    rows = _parquet_rows(path) if kind == ".parquet" else _json_rows(path) if kind == ".jsonl" else _csv_rows(path, kind)
+    names = {OTHER_NAMES.get(name, name) for name in rows[0]} if rows else {"path", "caption"}
+    if "path" not in names or not {"caption", "captions"} & names:
+        rule = "must have the columns path and caption (or captions; also start, end, mirror)"
+        raise ValueError(f"{path} {rule}, got {', '.join(map(str, rows[0]))[:80] or 'none'}; rename them")
+    return rows
+
+
+def _text(path: Path) -> str:
     content = path.read_bytes()
     try:
-        text = content.decode("utf-8-sig")
+        return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
         raise ValueError(f"{path} must be text in UTF-8, got other bytes in line {line}; save it as UTF-8") from error
-    if kind == ".jsonl":
-        yield from _json_rows(path, text)
-        return
+
+
+def _csv_rows(path: Path, kind: str) -> list[Values]:
     csv.field_size_limit(2**27)
+    reader = csv.reader(io.StringIO(_text(path), newline=""), delimiter="\t" if kind == ".tsv" else ",", strict=True)
+    rows: list[Values] = []
     try:
-        reader = csv.DictReader(io.StringIO(text, newline=""), delimiter="\t" if kind == ".tsv" else ",", strict=True)
-        _check_columns(path, [name.strip() for name in reader.fieldnames or []])
-        for values in reader:
-            if None in values:  # more fields than the header has
-                raise ValueError(
-                    f"{path} has too many fields in line {reader.line_num}, more than its header; quote captions that hold commas"
-                )
-            yield {name.strip(): value for name, value in values.items()}
+        names = [name.strip() for name in next(reader, [])]
+        for fields in filter(None, reader):
+            if len(fields) > len(names):
+                rule = f"{path} has too many fields in line {reader.line_num}, more than its header"
+                raise ValueError(f"{rule}; quote captions that hold commas")
+            rows.append(dict(zip_longest(names, fields)))
     except csv.Error as error:
         raise ValueError(f"{path} must be a {kind[1:]} table, got a broken line ({error})") from error
+    return rows
 
 
-def _json_rows(path: Path, text: str) -> Iterator[Values]:
-    first = True
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            values = json.loads(line)
-        except (ValueError, RecursionError):
-            values = None
-        if not isinstance(values, dict):
-            raise ValueError(f"{path} must hold one JSON object per line, got something else in line {number}")
-        if first:
-            _check_columns(path, list(values))
-        first = False
-        yield values
+def _json_rows(path: Path) -> list[Values]:
+    rows = []
+    for number, line in enumerate(_text(path).split("\n"), 1):
+        if line.strip():
+            rows.append(_json(line))
+            if not isinstance(rows[-1], dict):
+                raise ValueError(f"{path} must hold one JSON object per line, got something else in line {number}")
+    return rows
 
 
-def _parquet_rows(path: Path) -> Iterator[Values]:
+def _parquet_rows(path: Path) -> list[Values]:
     import pyarrow
     import pyarrow.parquet as parquet
 
     try:
         with parquet.ParquetFile(path) as file:
-            names = file.schema_arrow.names
-            _check_columns(path, names)
-            for batch in file.iter_batches(columns=[name for name in names if name in {*COLUMNS, *OTHER_NAMES}]):
-                yield from batch.to_pylist()
+            known = [name for name in file.schema_arrow.names if name in {*COLUMNS, *OTHER_NAMES}]
+            rows: list[Values] = file.read(columns=known).to_pylist()
+            return rows
     except (pyarrow.ArrowException, OSError) as error:
         raise ValueError(f"{path} must be a Parquet table, got something else ({error}); write it again") from error
-
-
-def _check_columns(path: Path, names: list[str]) -> None:
-    known = {OTHER_NAMES.get(name, name) for name in names}
-    if "path" not in known or not {"caption", "captions"} & known:
-        found = ", ".join(map(str, names))[:80] or "none"
-        raise ValueError(
-            f"{path} must have the columns path and caption (or captions; also start, end, mirror), got {found}; rename them"
-        )
 
 
 def _folder(folder: Path) -> list[Entry]:
@@ -262,31 +250,27 @@ def _folder(folder: Path) -> list[Entry]:
     listed = {entry.path for entry in entries}
     for path in found:
         if path.suffix.lower() in NAMED and str(path.absolute()) not in listed:
-            entry = _from_side_file(len(entries) + 1, path)
+            row, problem = len(entries) + 1, ""
+            try:
+                entry = _entry(row, {**_beside(path), "path": path.name}, path.parent)
+            except (ValueError, OSError) as error:
+                entry = Entry(row, str(path.absolute()), problem=one_line(error))
             if tables:
-                entry = replace(entry, problem=f"{tables[0]} must have a row for every file, got none for {path.name}; add it")
-            entries.append(entry)
-    return _without_doubles(entries)
+                problem = f"{tables[0]} must have a row for every file, got none for {path.name}; add it"
+            entries.append(replace(entry, problem=problem or entry.problem))
+    return entries
 
 
-def _from_side_file(row: int, path: Path) -> Entry:
-    """A file with the captions beside it, or else in its name: clip_a_red_car_0003 is "clip a red car"."""
+def _beside(path: Path) -> Values:
+    """The captions beside a file, or else in its name: clip_a_red_car_0003 is "clip a red car"."""
     text, document = path.with_suffix(".txt"), path.with_suffix(".json")
-    name = re.sub(r"[-_]+", " ", re.sub(r"[-_ ]+\d+$", "", path.stem))
-    values: Values = {"caption": name}
-    try:
-        if document.is_file():
-            values = json.loads(document.read_text("utf-8-sig"))
-            if not isinstance(values, dict):
-                raise ValueError("no JSON object")
-        elif text.is_file():
-            values = {"captions": text_lines(text)}
-    except (ValueError, OSError, RecursionError) as error:
-        side = document if document.is_file() else text
-        problem = f"{side} must hold captions as UTF-8 text, one per line, or a JSON object ({error})"
-        return Entry(row, str(path.absolute()), problem=problem)
-    others = {name: value for name, value in values.items() if name not in ("path", "file_name")}
-    return _entry(row, {**others, "path": path.name}, path.parent)
+    if document.is_file():
+        values = read_json(document)
+        values.pop("file_name", None)
+        return values
+    if text.is_file():
+        return {"captions": _text(text).split("\n")}
+    return {"caption": re.sub(r"[-_]+", " ", re.sub(r"[-_ ]+\d+$", "", path.stem))}
 
 
 def _stored(folder: Path) -> list[Entry]:
@@ -296,9 +280,8 @@ def _stored(folder: Path) -> list[Entry]:
     if index.form != PIXELS:
         raise ValueError(f"{folder} holds codes already; give videos, or shards made with --pixels")
     reader = ShardReader(index, ["captions", "mirror"])
-    entries = []
-    for number, (file, _, _) in enumerate(index.place_N3.tolist()):
-        row = reader.row(number)
-        path, captions = index.files[file], tuple(row["captions"])
-        entries.append(Entry(number + 1, path, captions, mirror=bool(row["mirror"]), stored=number))
-    return entries
+    rows = [(index.files[index.place_N3[number, 0]], reader.row(number)) for number in range(len(index))]
+    return [
+        Entry(number + 1, path, tuple(row["captions"]), mirror=row["mirror"], stored=number)
+        for number, (path, row) in enumerate(rows)
+    ]

@@ -6,7 +6,6 @@ sources, so that no clip of a held-out video is ever trained on.
 
 import hashlib
 import random
-from functools import partial
 
 import numpy as np
 import torch
@@ -14,7 +13,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from lumos.data.clips import unpack_picture
 from lumos.data.shards import PIXELS, ByteCache, ShardIndex, ShardReader, open_shards
 
 CACHE_BYTES = 2**31  # decoded clips that a worker keeps
@@ -27,40 +25,38 @@ class PixelBatches(Dataset[Tensor]):
     """
 
     def __init__(self, folder: str, batch: int, frames: int, size: int, seed: int, rank: int = 0, world: int = 1) -> None:
-        self.index = open_pixels(folder, size)
-        self.batch, self.frames, self.size = batch, frames, size
-        self.seed, self.rank, self.world = seed, rank, world
-        self.reader = ShardReader(self.index, ["picture", "F", "height", "width"], 2**29)
-        self.trained, _ = split_rows(self.index)
+        index = open_pixels(folder, size)
+        self.batch, self.frames, self.size, self.place = batch, frames, size, f"{seed}/{rank}/{world}"
+        self.reader, self.clips = ShardReader(index, ["clip"], 2**29), ByteCache(CACHE_BYTES)
+        self.trained, _ = split_rows(index)
         if not len(self.trained):
             raise ValueError(f"{folder} must hold more than a few videos, got none to train on besides the held-out; add some")
-        self.clips = ByteCache(CACHE_BYTES)
 
     def __getitem__(self, step: int) -> Tensor:
-        rng = random.Random(f"{self.seed}/{self.rank}/{self.world}/{step}")
-        clips = []
-        for _ in range(self.batch):
-            row = int(self.trained[rng.randrange(len(self.trained))])
-            rgb_FHWC: NDArray[np.uint8] = self.clips.get(row, partial(_unpacked, self.reader, row))
-            F, H, W, _ = rgb_FHWC.shape
-            top, left = rng.randint(0, H - self.size), rng.randint(0, W - self.size)
-            start = rng.randint(0, max(0, F - self.frames))
-            clip = stretched(rgb_FHWC[start:, top : top + self.size, left : left + self.size], self.frames)
-            clips.append(clip[:, :, ::-1] if rng.random() < 0.5 else clip)
-        return torch.from_numpy(np.stack(clips))
+        rng = random.Random(f"{self.place}/{step}")
+        return torch.from_numpy(np.stack([self._clip(rng) for _ in range(self.batch)]))
+
+    def _clip(self, rng: random.Random) -> NDArray[np.uint8]:
+        row = int(self.trained[rng.randrange(len(self.trained))])
+        rgb_FHWC: NDArray[np.uint8] = self.clips.get(row, lambda: self.reader.row(row)["clip"])
+        F, H, W, _ = rgb_FHWC.shape
+        top, left = rng.randint(0, H - self.size), rng.randint(0, W - self.size)
+        start = rng.randint(0, max(0, F - self.frames))
+        clip = stretched(rgb_FHWC[start:, top : top + self.size, left : left + self.size], self.frames)
+        return clip[:, :, ::-1] if rng.random() < 0.5 else clip
 
 
 def held_out_clips(folder: str, count: int, frames: int, size: int) -> Tensor:
     """The first frames, centre-cropped, of up to `count` held-out clips, always the same: rgb_BFHWC uint8."""
     index = open_pixels(folder, size)
-    reader = ShardReader(index, ["picture", "F", "height", "width"], 2**28)
+    reader = ShardReader(index, ["clip"], 2**28)
     _, held = split_rows(index)
-    clips = []
-    for row in held[:count]:
-        rgb_FHWC = _unpacked(reader, int(row))
+    clips = np.zeros((min(count, len(held)), frames, size, size, 3), np.uint8)
+    for i, row in enumerate(held[:count]):
+        rgb_FHWC = reader.row(int(row))["clip"]
         top, left = (rgb_FHWC.shape[1] - size) // 2, (rgb_FHWC.shape[2] - size) // 2
-        clips.append(stretched(rgb_FHWC[:, top : top + size, left : left + size], frames))
-    return torch.from_numpy(np.stack(clips)) if clips else torch.zeros((0, frames, size, size, 3), dtype=torch.uint8)
+        clips[i] = stretched(rgb_FHWC[:, top : top + size, left : left + size], frames)
+    return torch.from_numpy(clips)
 
 
 def open_pixels(folder: str, size: int) -> ShardIndex:
@@ -69,28 +65,22 @@ def open_pixels(folder: str, size: int) -> ShardIndex:
     if index.form != PIXELS:
         raise ValueError(f"a tokenizer is trained on pictures, got codes in {folder}; make shards with lumos prepare --pixels")
     if index.sizes_N3[:, 1:].min() < size:
-        raise ValueError(
-            f"{folder} must hold pictures of at least {size}x{size}, got smaller ones; prepare them larger, or set size"
-        )
+        rule = f"{folder} must hold pictures of at least {size}x{size}, got smaller ones"
+        raise ValueError(f"{rule}; prepare them larger, or set size")
     return index
 
 
 def split_rows(index: ShardIndex, one_in: int = 20) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """(rows to train on, held-out rows): about one source in `one_in` is held out, by a hash of its file's name."""
     reader = ShardReader(index, ["source"])
-    held = [_hash(reader.row(row)["source"]) % one_in == 0 for row in range(len(index))]
-    return np.flatnonzero(np.logical_not(held)), np.flatnonzero(held)
+    held = np.array([_hash(reader.row(row)["source"]) % one_in == 0 for row in range(len(index))])
+    return np.flatnonzero(~held), np.flatnonzero(held)
 
 
 def stretched(rgb_FHWC: NDArray[np.uint8], frames: int) -> NDArray[np.uint8]:
     """The first `frames` frames; a shorter clip turns back at its ends."""
     more = max(0, frames - len(rgb_FHWC))
     return np.pad(rgb_FHWC[:frames], [(0, more), (0, 0), (0, 0), (0, 0)], "reflect")
-
-
-def _unpacked(reader: ShardReader, number: int) -> NDArray[np.uint8]:
-    row = reader.row(number)
-    return unpack_picture(row["picture"], row["F"], row["height"], row["width"])
 
 
 def _hash(source: str) -> int:

@@ -6,12 +6,13 @@ shards belong together.
 """
 
 import hashlib
+import io
 import json
-import re
+import math
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,14 +28,13 @@ from lumos.tokenizer.model import VideoTokenizer
 from lumos.weights import fingerprint
 
 CODES, PIXELS, TOKENS = "lumos-clips-1", "lumos-pixels-1", "lumos-tokens-1"  # TOKENS: what import-tokens writes
+# the columns that hold a clip: its content and its sides
+CONTENT = {CODES: ("codes", "T", "H", "W"), TOKENS: ("codes", "T", "H", "W"), PIXELS: ("picture", "F", "height", "width")}
 PREPARED = "prepare.json"  # what `prepare` wrote down of the folder
 GROUP_ROWS = 64  # rows read at once
 COSMOS = "cosmos-dv4x8x8"  # what import-tokens calls the published tokenizer
-# What a column must hold, as the beginning of its Arrow type's name.
-NUMBER, TEXT, CONTENT = r"u?int", r"(large_)?string", r"(large_)?binary"
-TYPES = {**dict.fromkeys(("T", "H", "W", "F", "height", "width", "frames"), NUMBER), "codes": CONTENT, "picture": CONTENT}
-TYPES |= {"source": TEXT, "tokenizer": TEXT, "captions": r"(large_)?list<.*string>", "text": r"(large_)?list<.*int\d+>"}
-TYPES |= {"fps": "double|float|int", "start": "double|float", "mirror": "bool", "mirrored": "bool"}
+LARGEST_SIDE = 16_383  # of a WebP picture
+QUALITY = 92  # of the WebP pictures in shards
 
 
 @dataclass(frozen=True)
@@ -50,9 +50,15 @@ class ShardIndex:
     place_N3: NDArray[np.int64]  # number of the file, of its row group, of the row in it
     digest: str  # changes with any change of the files
     frames_N: NDArray[np.int64]  # frames of the clip as a video
+    made_by: str = ""  # folder of the tokenizer, as `prepare` wrote it down
 
     def __len__(self) -> int:
         return len(self.sizes_N3)
+
+    @property
+    def words(self) -> str:
+        """The column of a clip's captions, or of the authors' text ids."""
+        return "text" if self.form == TOKENS else "captions"
 
 
 def check_tokenizer(index: ShardIndex, tokenizer: VideoTokenizer) -> None:
@@ -86,6 +92,35 @@ def unpack_codes(content: bytes, T: int, H: int, W: int, codebook: int = 2**16) 
     return torch.from_numpy(codes).view(T, H, W)
 
 
+def pack_picture(rgb_FHWC: NDArray[np.uint8]) -> bytes:
+    """A clip as one WebP picture, its frames side by side in rows: small, and readable without PyAV."""
+    from PIL import Image
+
+    F, H, W, _ = rgb_FHWC.shape
+    columns = min(F, LARGEST_SIDE // W)
+    rows = math.ceil(F / columns)
+    if rows * H > LARGEST_SIDE:
+        raise ValueError(
+            f"a stored clip must fit into {LARGEST_SIDE} pixels a side, got {F} frames of {W}x{H}; use fewer --frames"
+        )
+    filled = np.concatenate([rgb_FHWC, np.repeat(rgb_FHWC[-1:], rows * columns - F, 0)])
+    sheet = filled.reshape(rows, columns, H, W, 3).transpose(0, 2, 1, 3, 4).reshape(rows * H, columns * W, 3)
+    content = io.BytesIO()
+    Image.fromarray(sheet).save(content, "WEBP", quality=QUALITY, method=4)
+    return content.getvalue()
+
+
+def unpack_picture(content: bytes, F: int, H: int, W: int) -> NDArray[np.uint8]:
+    """The inverse of `pack_picture`, but for what WebP loses: rgb_FHWC."""
+    from PIL import Image
+
+    with Image.open(io.BytesIO(content), formats=["WEBP"]) as image:
+        sheet = np.asarray(image.convert("RGB"))
+    columns = sheet.shape[1] // W
+    tiles = sheet.reshape(-1, H, columns, W, 3).transpose(0, 2, 1, 3, 4).reshape(-1, H, W, 3)
+    return np.ascontiguousarray(tiles[:F])
+
+
 def write_parquet(path: Path, schema: Any, groups: Iterable[Sequence[dict[str, Any]]]) -> None:
     """A Parquet file of row groups with checksums, whole or not at all. OSError in words."""
     import pyarrow
@@ -105,25 +140,25 @@ def write_shard(
     """One shard of `prepare`, with what it rejected in its footer (so that both appear together)."""
     groups = [rows[first : first + GROUP_ROWS] for first in range(0, len(rows), GROUP_ROWS)] or [[]]
     metadata = {"format": form, "tokenizer": tokenizer, "rejected": json.dumps(list(rejected))}
-    write_parquet(path, clip_schema(form).with_metadata(metadata), groups)
+    columns = ["picture", "mirror"] if form == PIXELS else ["codes"]
+    columns += [*CONTENT[form][1:], "captions", "fps", "frames", "source", "start", "mirrored", "tokenizer"]
+    write_parquet(path, clip_schema(columns).with_metadata(metadata), groups)
 
 
-def clip_schema(form: str) -> Any:
-    """The columns of a shard. `codes`: T * H * W numbers of two bytes. `picture`: the frames side by side in a WebP file."""
+def clip_schema(columns: Sequence[str]) -> Any:
+    """Columns of shards with their types. `codes`: T * H * W numbers of two bytes; `picture`: see `pack_picture`."""
     import pyarrow
 
-    number, text = pyarrow.int32(), pyarrow.string()
-    columns = {"picture": pyarrow.binary(), "mirror": pyarrow.bool_()} if form == PIXELS else {"codes": pyarrow.binary()}
-    sides = ("F", "height", "width") if form == PIXELS else ("T", "H", "W")
-    columns |= dict.fromkeys(sides, number)
-    columns |= {"captions": pyarrow.list_(text), "fps": pyarrow.float64(), "frames": number, "source": text}
-    columns |= {"start": pyarrow.float64(), "mirrored": pyarrow.bool_(), "tokenizer": text}
-    return pyarrow.schema(list(columns.items()))
+    types = dict.fromkeys(("T", "H", "W", "F", "height", "width", "frames"), pyarrow.int32())
+    types |= dict.fromkeys(("codes", "picture"), pyarrow.binary()) | dict.fromkeys(("source", "tokenizer"), pyarrow.string())
+    types |= dict.fromkeys(("fps", "start"), pyarrow.float64()) | dict.fromkeys(("mirror", "mirrored"), pyarrow.bool_())
+    types |= {"captions": pyarrow.list_(pyarrow.string()), "text": pyarrow.list_(pyarrow.int32())}
+    return pyarrow.schema([(name, types[name]) for name in columns])
 
 
 def shard_summary(path: Path) -> tuple[int, list[dict[str, Any]]]:
     """(clips in a shard, what was rejected while it was made)."""
-    with _parquet(None, str(path)) as file:
+    with _parquet(str(path.parent), str(path)) as file:
         return file.metadata.num_rows, json.loads((file.schema_arrow.metadata or {}).get(b"rejected", b"[]"))
 
 
@@ -132,50 +167,40 @@ def open_shards(folder: str | Path) -> ShardIndex:
 
     Raises FileNotFoundError for a folder without shards, ValueError for an unfinished one, or shards that do not fit together.
     """
-    remote, names, settings = _listed(str(folder))
-    forms: set[str] = set()
-    facts: set[tuple[str, float]] = set()
+    names, settings = _listed(str(folder))
+    found: dict[str, set[Any]] = {"form": set(), "tokenizer": set(), "frame rate": set()}
     sizes, places = [], []
     for number, name in enumerate(names):
-        with _parquet(remote, name) as file:
+        with _parquet(str(folder), name) as file:
             form = (file.schema_arrow.metadata or {}).get(b"format", b"").decode("ascii", "replace")
-            if form not in (CODES, PIXELS, TOKENS):
+            if form not in CONTENT:
                 raise ValueError(f"{name} must be a shard that lumos wrote, got another Parquet file; give a folder of shards")
-            forms.add(form)
-            sides = ["F", "height", "width"] if form == PIXELS else ["T", "H", "W"]
+            sides = [*CONTENT[form][1:], "frames"]
             for group in range(file.num_row_groups):
-                table = _columns(file, name, group, [*sides, "frames", "fps", "tokenizer"])
-                size_N4 = np.stack([table[column].to_numpy() for column in [*sides, "frames"]], 1).astype(np.int64)
+                table = _columns(file, name, group, [*sides, "fps", "tokenizer"])
+                size_N4 = np.stack([table[side].to_numpy() for side in sides], 1).astype(np.int64)
                 if (size_N4 < 1).any():
                     raise ValueError(f"{name} must hold clips of at least 1x1x1, got {size_N4.min(0)[:3].tolist()}")
                 sizes.append(size_N4)
                 rows = np.arange(len(size_N4))
                 places.append(np.stack([np.full_like(rows, number), np.full_like(rows, group), rows], 1))
-                facts |= set(zip(table["tokenizer"].to_pylist(), table["fps"].to_pylist(), strict=True))
-    if not sum(map(len, sizes)):
+                found["tokenizer"].update(table["tokenizer"].to_pylist())
+                found["frame rate"].update(table["fps"].to_pylist() if form != TOKENS else [])
+        found["form"].add(form)
+    if not sum(map(len, places)):
         raise ValueError(f"{folder} must hold at least one clip, got none; see its rejected.csv")
-    tokenizers, rates = {tokenizer for tokenizer, _ in facts}, {fps for _, fps in facts if TOKENS not in forms}
-    for what, values in (("one form", forms), ("one tokenizer", tokenizers), ("one frame rate", rates)):
+    for what, values in found.items():
         if len(values) > 1:
             shown = ", ".join(sorted(map(str, values)))
-            raise ValueError(f"the shards in {folder} must have {what}, got {shown}; prepare them again, together")
+            raise ValueError(f"the shards in {folder} must have one {what}, got {shown}; prepare them again, together")
     planned = settings.get("shards", len(names))
     if planned != len(names):
         raise ValueError(f"{folder} must be finished, got {len(names)} of {planned} shards; give the same prepare command again")
-    sizes_N4 = np.concatenate(sizes)
-    digest = hashlib.sha256(b"".join(part[:, :3].astype("<i4").tobytes() for part in sizes))
-    digest.update("".join(sorted(tokenizers)).encode())
-    return ShardIndex(
-        str(folder),
-        tuple(names),
-        next(iter(forms)),
-        next(iter(tokenizers)),
-        float(next(iter(rates), 0.0)),
-        sizes_N4[:, :3],
-        np.concatenate(places).astype(np.int64),
-        digest.hexdigest()[:16],
-        sizes_N4[:, 3],
-    )
+    size_N4, (form,), (tokenizer,) = np.concatenate(sizes), found["form"], found["tokenizer"]
+    digest = hashlib.sha256(size_N4[:, :3].astype("<i4").tobytes() + tokenizer.encode()).hexdigest()[:16]
+    fps, size_N3, made_by = float(next(iter(found["frame rate"]), 0.0)), size_N4[:, :3], str(settings.get("name") or "")
+    place_N3 = np.concatenate(places)
+    return ShardIndex(str(folder), tuple(names), form, tokenizer, fps, size_N3, place_N3, digest, size_N4[:, 3], made_by)
 
 
 class ByteCache:
@@ -205,37 +230,46 @@ class ByteCache:
 class ShardReader:
     """Row groups of shards, the latest kept in memory up to `cache_bytes`; may be used by several threads."""
 
-    def __init__(self, index: ShardIndex, columns: Sequence[str], cache_bytes: int = 2**31) -> None:
-        self.index, self.columns = index, list(columns)
-        self.remote = _listed(index.folder)[0]
+    def __init__(self, index: ShardIndex, columns: Sequence[str], cache_bytes: int = 2**31, codebook: int = 2**16) -> None:
+        self.index, self.codebook, self.unpacked = index, codebook, "clip" in columns
+        # "clip" stands for the content: codes_THW int64, all below `codebook`, or rgb_FHWC uint8
+        self.columns = [part for name in columns for part in (CONTENT[index.form] if name == "clip" else (name,))]
         self.groups = ByteCache(cache_bytes)
         self.footers: dict[int, Any] = {}
 
     def row(self, number: int) -> dict[str, Any]:
-        """Row `number` of the index, with the columns asked for."""
-        file, group, row = self.index.place_N3[number].tolist()
+        """Row `number` of the index, with the columns asked for. ValueError for codes that the codebook does not have."""
+        file, group, place = self.index.place_N3[number].tolist()
         table = self.groups.get((file, group), lambda: self._read(file, group))
-        return {name: table[name][row].as_py() for name in self.columns}
+        row = {name: table[name][place].as_py() for name in self.columns}
+        if self.unpacked:
+            content, F, H, W = (row.pop(name) for name in CONTENT[self.index.form])
+            try:
+                pixels = self.index.form == PIXELS
+                row["clip"] = unpack_picture(content, F, H, W) if pixels else unpack_codes(content, F, H, W, self.codebook)
+            except ValueError as error:
+                raise ValueError(f"{self.index.files[file]}: {error}") from error
+        return row
 
     def _read(self, file: int, group: int) -> Any:
         name = self.index.files[file]
-        with _parquet(self.remote, name, self.footers.get(file)) as opened:
+        with _parquet(self.index.folder, name, self.footers.get(file)) as opened:
             self.footers[file] = opened.metadata
             return _columns(opened, name, group, self.columns)
 
 
-def read_settings(folder: str) -> dict[str, Any]:
-    """What `prepare` wrote down of a folder of shards; {} for shards of another origin."""
-    return _listed(folder)[2]
-
-
-def _listed(folder: str) -> tuple[Any, list[str], dict[str, Any]]:
-    """(file system, None for the local one; Parquet files in it; settings that made them)."""
+def _file_system(folder: str) -> tuple[Any, str]:
+    """(fsspec's file system, the path in it)."""
     import fsspec
-    from fsspec.implementations.local import LocalFileSystem
 
+    files, where = fsspec.core.url_to_fs(folder)
+    return files, where
+
+
+def _listed(folder: str) -> tuple[list[str], dict[str, Any]]:
+    """(Parquet files in a folder; settings that made them)."""
+    files, where = _file_system(folder)
     try:
-        files, where = fsspec.core.url_to_fs(folder)
         listed = files.ls(where, detail=False)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"there is no folder {folder}; make it with lumos prepare") from error
@@ -251,23 +285,24 @@ def _listed(folder: str) -> tuple[Any, list[str], dict[str, Any]]:
             raise ValueError("no object with the number of shards")
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{written} must be what lumos prepare wrote, got something else ({error})") from error
-    return None if isinstance(files, LocalFileSystem) else files, names, settings
+    return names, settings
 
 
 @contextmanager
-def _parquet(remote: Any, name: str, footer: Any = None) -> Iterator[Any]:
+def _parquet(folder: str, name: str, footer: Any = None) -> Iterator[Any]:
     """An open shard; ValueError where it is damaged.
 
     Arrow itself opens local files: its threads may outlive Python, so what they free must hold no Python objects.
     """
     import pyarrow
     import pyarrow.parquet as parquet
+    from fsspec.implementations.local import LocalFileSystem
 
+    files, _ = _file_system(folder)
+    remote = None if isinstance(files, LocalFileSystem) else files
+    options = {"pre_buffer": False, "page_checksum_verification": True}
     try:
-        with (
-            nullcontext(name) if remote is None else remote.open(name, "rb") as source,
-            parquet.ParquetFile(source, metadata=footer, pre_buffer=False, page_checksum_verification=True) as file,
-        ):
+        with parquet.ParquetFile(name, filesystem=remote, metadata=footer, **options) as file:
             yield file
     except FileNotFoundError:
         raise
@@ -278,13 +313,13 @@ def _parquet(remote: Any, name: str, footer: Any = None) -> Iterator[Any]:
 
 def _columns(file: Any, name: str, group: int, columns: Sequence[str]) -> Any:
     """Columns of a row group as a table; ValueError where one is missing, of another type, or has empty fields."""
-    schema = file.schema_arrow
-    for column in columns:
-        found = str(schema.field(column).type) if column in schema.names else "none"
-        if not re.match(TYPES[column], found):
-            raise ValueError(f"{name} must have a column {column} as lumos writes it, got {found}; prepare it again")
-    table = file.read_row_group(group, columns=list(columns), use_threads=False).combine_chunks()
-    for column in columns:
-        if table[column].null_count:
-            raise ValueError(f"{name} must have a {column} in every row, got empty ones; prepare it again")
+    import pyarrow
+
+    read = file.read_row_group(group, columns=list(columns), use_threads=False)
+    try:
+        table = read.select(columns).cast(clip_schema(columns)).combine_chunks()
+        if empty := [column for column in columns if table[column].null_count]:
+            raise ValueError(f"empty fields in {empty[0]}")
+    except (pyarrow.ArrowException, KeyError, ValueError) as error:
+        raise ValueError(f"{name} must have {', '.join(columns)} as lumos writes them ({error}); prepare it again") from error
     return table

@@ -14,8 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from lumos.data.clips import Clip, Cut, nearest_size, pack_picture, read_clips, unpack_picture, windows
+from lumos.data.clips import Clip, Cut, nearest_size, read_clips, windows
 from lumos.data.manifest import Entry
+from lumos.data.shards import pack_picture, unpack_picture
 from lumos.media.picture import Header
 from lumos.media.source import read_header
 from lumos.media.video import read_video, write_video

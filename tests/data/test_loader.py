@@ -274,5 +274,5 @@ def test_shards_that_do_not_fit_together(tmp_path: Path) -> None:
 
 def test_codes_beyond_the_codebook_are_refused_by_name(tmp_path: Path) -> None:
     source = stream(write(tmp_path / "s", [row(VOCABULARY.codes) for _ in range(4)]))
-    with pytest.raises(ValueError, match=r"000000\.parquet must have codes below 4096, got 4096"):
+    with pytest.raises(ValueError, match=r"000000\.parquet: codes must be below 4096, got 4096"):
         take(source, 0)

@@ -200,7 +200,7 @@ def test_urls_are_not_fetched_yet(clips: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("a.csv", b"", "columns path and caption"),
+        ("a.csv", b"", "at least one row"),
         ("a.csv", b"path,caption\n", "at least one row"),
         ("a.csv", b"file,text\na,b\n", "got file, text"),
         ("a.csv", b"path,caption\na.mp4,caf\xe9\n", "UTF-8, got other bytes in line 2"),

@@ -19,10 +19,10 @@ from PIL import Image
 from torch import Tensor
 
 from lumos.cli.main import main
-from lumos.data.clips import Cut, read_clips, unpack_picture
+from lumos.data.clips import Cut, read_clips
 from lumos.data.manifest import Entry
 from lumos.data.prepare import PrepareConfig, Share, _finish, prepare_shards
-from lumos.data.shards import open_shards, unpack_codes
+from lumos.data.shards import open_shards, unpack_codes, unpack_picture
 from lumos.media.video import write_video
 from lumos.tokenizer.model import TokenizerConfig, VideoTokenizer, load_tokenizer, save_tokenizer
 from lumos.weights import fingerprint
