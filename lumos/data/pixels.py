@@ -25,10 +25,10 @@ class PixelBatches(Dataset[Tensor]):
     """
 
     def __init__(self, folder: str, batch: int, frames: int, size: int, seed: int, rank: int = 0, world: int = 1) -> None:
-        index = open_pixels(folder, size)
+        self.index = open_pixels(folder, size)
         self.batch, self.frames, self.size, self.place = batch, frames, size, f"{seed}/{rank}/{world}"
-        self.reader, self.clips = ShardReader(index, ["clip"], 2**29), ByteCache(CACHE_BYTES)
-        self.trained, _ = split_rows(index)
+        self.reader, self.clips = ShardReader(self.index, ["clip"], 2**29), ByteCache(CACHE_BYTES)
+        self.trained, _ = split_rows(self.index)
         if not len(self.trained):
             raise ValueError(f"{folder} must hold more than a few videos, got none to train on besides the held-out; add some")
 
