@@ -5,7 +5,7 @@ Nothing else is needed to use it, and nothing in it can run code.
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated
@@ -37,6 +37,10 @@ class VideoConfig:
     window: Size  # latent frames that may see each other
     latest: Annotated[int, Range(0, 2**18)]  # the last latent frame whose position it has met
     template: str = "{caption}"  # the text around a prompt
+    temporal: Annotated[int, Range(1, 64)] = field(
+        default=4, metadata={"later": True}
+    )  # frames per latent frame: its tokenizer's
+    spatial: Annotated[int, Range(1, 256)] = field(default=8, metadata={"later": True})  # pixels per code, also the tokenizer's
 
     def __post_init__(self) -> None:
         if not 1 <= self.window <= self.latest + 1:
@@ -87,9 +91,12 @@ def load_model(
         check_text(text)  # the published file may hold other words besides the ids that the model knows
     elif text.size != config.vocabulary.text_size:
         raise ValueError(f"{folder} is for {config.vocabulary.text_size} text ids, its {TEXT_FILE} has {text.size}; use its own")
-    if tokenizer.codebook_size != config.vocabulary.codes:
-        found = tokenizer.codebook_size
-        raise ValueError(f"{folder} is for {config.vocabulary.codes} codes, its tokenizer has {found}; use its own")
+    expected = (config.vocabulary.codes, config.video.temporal, config.video.spatial)
+    found = (tokenizer.codebook_size, tokenizer.temporal, tokenizer.spatial)
+    if found != expected:
+        form = "{} codes for {} frames of {n}x{n} pixels"
+        rule = f"{folder} needs a tokenizer with {form.format(*expected, n=expected[2])}"
+        raise ValueError(f"{rule}, got one with {form.format(*found, n=found[2])}; use its own")
     return config, model, text, tokenizer
 
 

@@ -69,7 +69,7 @@ def test_parts_of_another_model_are_refused(random_model: Generator, tmp_path: P
     codes = VideoTokenizer(dataclasses.replace(random_model.tokenizer.config, levels=(4, 4)))
     for text, tokenizer, said in (
         (words, random_model.tokenizer, f"{config.vocabulary.text_size} text ids, its text_tokenizer.json has {words.size}"),
-        (random_model.text, codes, "64 codes, its tokenizer has 16"),
+        (random_model.text, codes, "64 codes for 4 frames of 8x8 pixels, got one with 16 codes"),
     ):
         save_model(tmp_path / "model", config, weights, text, tokenizer)
         with pytest.raises(ValueError, match=said):

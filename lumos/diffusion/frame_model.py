@@ -73,7 +73,9 @@ class FrameModel:
             )
         self.guided = any(strength != 1 for strength in guidance_strengths(settings))
         self.streams = [stream_of(seed, prompt) for seed, prompt in zip(seeds, prompts, strict=True)]
-        self.head_VD = some_rows(model.head, vocabulary.first_code, vocabulary.codes)
+        self.parts = 2 if vocabulary.sub_codes else 1  # sub-codes of a code
+        rows = vocabulary.sub_codes or vocabulary.codes
+        self.heads_VD = [some_rows(model.head, vocabulary.first_code + part * rows, rows) for part in range(self.parts)]
         self.history: list[int] = []  # slots that every frame in the cache takes, the oldest first
         template_1N = frame_ids(vocabulary, self.grid, content_ids(vocabulary, self._no_codes(1, 1)))[:, 0]
         self.template_BN = template_1N.repeat(len(prompts), 1)
@@ -86,18 +88,19 @@ class FrameModel:
         self.pausing = not self._graphs() or operations > WORTH_A_GRAPH
 
     def start_frame(self, number: int, steps: int) -> tuple[Tensor, Tensor]:
-        """Go to latent frame `number`; returns uniform and Gumbel noise [S, B, N] for every step, row and place."""
+        """Go to latent frame `number`; returns noise for every step, row and place: uniform [S, P, B, N], for each of P
+        sub-codes, and Gumbel [S, B, N]."""
         self._turn = self._rotation(min(number, self.spec.latest))
         self._passes: dict[int, Replay] = {}  # by number of rows
         codes = len(self.slot_N)  # drawn on the CPU: the same on every device
-        rows = [torch.rand(2, steps, codes, generator=stream(number, "frame")) for stream in self.streams]
-        uniform_2SBN = self._to_device(torch.stack(rows, dim=2))
-        return uniform_2SBN[0], -(-uniform_2SBN[1].clamp(min=1e-7).log()).log()
+        rows = [torch.rand(self.parts + 1, steps, codes, generator=stream(number, "frame")) for stream in self.streams]
+        uniform_PSBN = self._to_device(torch.stack(rows, dim=2))
+        return uniform_PSBN[:-1].transpose(0, 1), -(-uniform_PSBN[-1].clamp(min=1e-7).log()).log()
 
-    def predict(self, codes_BN: Tensor, places_BM: Tensor, strength: float, temperature: float, uniform_BM: Tensor) -> Guess:
+    def predict(self, codes_BN: Tensor, places_BM: Tensor, strength: float, temperature: float, uniform_PBN: Tensor) -> Guess:
         """One pass over the frame as it is (MASKED or known codes): a code drawn for each of the places asked for.
 
-        uniform_BM: [B, N] random numbers for all places, of which those asked for are used.
+        uniform_PBN: random numbers for all places, of which those asked for are used, for each sub-code.
         """
         branches = 1 if strength == 1 else 2
         rows = branches * len(codes_BN)
@@ -108,7 +111,14 @@ class FrameModel:
         hidden_RND = self._passes[run](self.template_BN.index_copy(1, self.slot_N, ids_BN))[:rows]
         slots_RM = self.slot_N[places_BM].repeat(branches, 1)
         hidden_RMD = hidden_RND.gather(1, slots_RM[..., None].expand(-1, -1, hidden_RND.shape[2]))
-        return draw_codes(hidden_RMD, self.head_VD, strength, temperature, uniform_BM.gather(1, places_BM), self.compiled)
+        uniform_PBM = uniform_PBN.gather(2, places_BM.expand(self.parts, -1, -1))
+        first = draw_codes(hidden_RMD, self.heads_VD[0], strength, temperature, uniform_PBM[0], self.compiled)
+        if self.model.second is None:
+            return first
+        hidden_RMD = self.model.second(hidden_RMD, first.code_BM.repeat(branches, 1))
+        second = draw_codes(hidden_RMD, self.heads_VD[1], strength, temperature, uniform_PBM[1], self.compiled)
+        code_BM = first.code_BM + self.vocabulary.sub_codes * second.code_BM
+        return Guess(code_BM, first.log_probability_BM + second.log_probability_BM)
 
     def commit(self, number: int, codes_BN: Tensor) -> None:
         """Make finished frame `number` history: one pass with part of its content masked writes its keys and values."""

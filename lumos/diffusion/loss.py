@@ -9,7 +9,24 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from lumos.model.transformer import Transformer
+from lumos.sequence.vocabulary import Vocabulary
+
 LOGITS = 2**27  # in one chunk: 512 MiB of them as float32
+
+
+def code_loss(
+    model: Transformer, vocabulary: Vocabulary, hidden_MD: Tensor, target_M: Tensor, weight_M: Tensor
+) -> tuple[Tensor, Tensor]:
+    """`weighted_code_loss` of codes; of both sub-codes, summed, where codes have two, the second in sight of the right first."""
+    first, count = vocabulary.first_code, vocabulary.sub_codes
+    if model.second is None:
+        return weighted_code_loss(hidden_MD, model.head[first : first + vocabulary.codes], target_M, weight_M)
+    low_M, high_M = target_M % count, target_M // count
+    low, low_loss_M = weighted_code_loss(hidden_MD, model.head[first : first + count], low_M, weight_M)
+    hidden_MD = model.second(hidden_MD, low_M)
+    high, high_loss_M = weighted_code_loss(hidden_MD, model.head[first + count : first + 2 * count], high_M, weight_M)
+    return low + high, low_loss_M + high_loss_M
 
 
 def weighted_code_loss(

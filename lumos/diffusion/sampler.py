@@ -106,7 +106,7 @@ def sample_video(
         else:
             left_S, strength_S = codes_left(N, settings.steps), guidance_strengths(settings)
             noise_S = place_noise(settings, number - model.spec.given)
-            uniform_SBN, gumbel_SBN = model.start_frame(number, settings.steps)
+            uniform_SPBN, gumbel_SBN = model.start_frame(number, settings.steps)
             codes_BN = torch.full_like(gumbel_SBN[0], MASKED, dtype=torch.int64)
             masked_BM = reveal_order(settings, gumbel_SBN[0], model.grid.columns)
             confidence_BN = torch.zeros_like(gumbel_SBN[0])
@@ -114,7 +114,7 @@ def sample_video(
                 for step, left in enumerate(left_S):  # steps: all places see each other
                     # An order fixed beforehand needs a look at those places only that this step reveals.
                     ask_BM = masked_BM[:, : masked_BM.shape[1] - left] if settings.sampler in FIXED else masked_BM
-                    guess = model.predict(codes_BN, ask_BM, strength_S[step], settings.temperature, uniform_SBN[step])
+                    guess = model.predict(codes_BN, ask_BM, strength_S[step], settings.temperature, uniform_SPBN[step])
                     codes_BN = codes_BN.scatter(1, ask_BM, guess.code_BM)
                     if settings.sampler in FIXED:
                         masked_BM = masked_BM[:, masked_BM.shape[1] - left :]

@@ -32,6 +32,8 @@ class ModelConfig:
     rope: RopeKind = "mm-rope"  # position code; all but mm-rope are the paper's comparisons
     rope_theta: Scale = 10_000.0  # base of the frequencies
     norm_eps: Scale = 1e-5  # added to the variance in RMSNorm
+    # codes have two sub-codes out of so many each, the vocabulary's last rows; 0 in presets: decided by the tokenizer
+    sub_codes: Annotated[int, Range(0, 2**16)] = field(default=0, metadata={"later": True})
     # no id sees a later one of its own frame (the paper's comparison)
     causal: bool = field(default=False, metadata={"later": True})
 
@@ -56,6 +58,7 @@ class Transformer(nn.Module):
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
         self.norm = nn.Parameter(torch.empty(config.width))
         self.head = nn.Parameter(torch.empty(config.vocabulary, config.width))
+        self.second = SecondSubCode(config) if config.sub_codes else None
         self.axis_K: Tensor
         self.inverse_frequency_K: Tensor
         self.make_tables(torch.get_default_device())
@@ -86,14 +89,50 @@ class Transformer(nn.Module):
 
     def run(self, ids_BL: Tensor, turn: Rotation, attend: Attend, cache: Cache | None = None) -> Tensor:
         """`forward` with the positions' rotation made beforehand: the denoising steps of a frame share it."""
-        x_BLD = embedding(ids_BL, self.embedding)
+        x_BLD = self.embed(ids_BL)
         for number, layer in enumerate(self.layers):
             x_BLD = layer(x_BLD, turn, attend, cache, number)
         return rms_norm(x_BLD, self.norm.shape, self.norm, self.config.norm_eps)
 
+    def embed(self, ids_BL: Tensor) -> Tensor:
+        """A row per id; for the code of two sub-codes the sum of both rows."""
+        sub_codes = self.config.sub_codes
+        if not sub_codes:
+            return embedding(ids_BL, self.embedding)
+        first_code = self.config.vocabulary - 2 * sub_codes
+        is_code_BL = ids_BL >= first_code
+        code_BL = (ids_BL - first_code).clamp(min=0)
+        first_BLD = embedding(torch.where(is_code_BL, first_code + code_BL % sub_codes, ids_BL), self.embedding)
+        second_BLD = embedding(first_code + sub_codes + code_BL // sub_codes, self.embedding)
+        return first_BLD + torch.where(is_code_BL[..., None], second_BLD, 0.0)
+
     def logits(self, hidden_MD: Tensor, first: int, count: int) -> Tensor:
         """Scores of ids first ... first + count - 1, [..., count]."""
         return multiply(hidden_MD, some_rows(self.head, first, count))
+
+
+class SecondSubCode(nn.Module):
+    """Hidden state and first sub-code of a place -> the hidden state that the head gives the second from: h + swiglu(h, first).
+
+    The two are not independent: drawn side by side they would make codes that no picture has.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        D = config.width
+        self.config = config
+        self.first = nn.Parameter(torch.empty(config.sub_codes, D))
+        self.ffn_gate_up = nn.Parameter(torch.empty(2 * config.ffn, D))
+        self.ffn_down = nn.Parameter(torch.empty(D, config.ffn))
+        self.norm = nn.Parameter(torch.empty(D))
+
+    def forward(self, hidden_MD: Tensor, first_M: Tensor) -> Tensor:
+        first_MD = embedding(first_M, self.first)
+        # normed, so that it counts as much as the hidden state from the first step of training on
+        known_MD = hidden_MD + rms_norm(first_MD, self.norm.shape, None, self.config.norm_eps)
+        normed_MD = rms_norm(known_MD, self.norm.shape, None, self.config.norm_eps)
+        gate, up = multiply(normed_MD, self.ffn_gate_up).chunk(2, dim=-1)
+        return rms_norm(known_MD + multiply(silu(gate) * up, self.ffn_down), self.norm.shape, self.norm, self.config.norm_eps)
 
 
 class Layer(nn.Module):

@@ -2,9 +2,13 @@
 
 The only file with a literal id. `LUMOS` is the vocabulary of the published models (Chameleon's text vocabulary plus the
 64,000 codes of Cosmos DV4x8x8); `small_vocabulary` makes one of the same form for a model trained from scratch.
+
+A place whose code is one of millions has two sub-codes instead (`sub_codes`): code c is sub-codes c % sub_codes and
+c // sub_codes, with an embedding and a row of the head each. It still takes one place of the sequence, and one id.
 """
 
-from dataclasses import asdict, dataclass
+import math
+from dataclasses import asdict, dataclass, field
 
 
 @dataclass(frozen=True)
@@ -24,13 +28,19 @@ class Vocabulary:
     numbers: int
     mask: int
     first_code: int  # visual code c is id first_code + c
-    codes: int
+    codes: int  # that a place may have
+    # how many the first sub-code of a code may be, and the second: then the embedding has 2 x sub_codes rows for all codes, and
+    # ids of codes go beyond it; 0 = a row per code
+    sub_codes: int = field(default=0, metadata={"later": True})
 
     def __post_init__(self) -> None:
-        values = asdict(self)
-        ends = {**values, "number_zero": self.number_zero + self.numbers - 1, "first_code": self.first_code + self.codes - 1}
+        if self.sub_codes and self.codes != self.sub_codes**2:
+            raise ValueError(f"codes must be sub_codes squared, {self.sub_codes**2}, got {self.codes}")
+        values, rows = asdict(self), 2 * self.sub_codes or self.codes
+        values["codes"] = rows
+        ends = {**values, "number_zero": self.number_zero + self.numbers - 1, "first_code": self.first_code + rows - 1}
         for name, last in ends.items():
-            if values[name] < 0 or last >= self.size + (name in ("size", "text_size", "numbers", "codes")):
+            if values[name] < 0 or last >= self.size + (name in ("size", "text_size", "numbers", "codes", "sub_codes")):
                 raise ValueError(f"{name} must lie inside the vocabulary of {self.size} ids, got {values[name]}")
 
     def number(self, n: int) -> int:
@@ -59,6 +69,8 @@ LUMOS = Vocabulary(
     codes=64_000,
 )
 
+MOST_ROWS = 2**17  # of the embedding, for codes; of more codes each has two sub-codes
+
 # Chameleon's text ids that this project has to know: the published prompts spell numbers with one id a digit, and
 # pre-tokenised records of the authors leave two numbers open (their ids are those of codes, but stand among text).
 DIGIT_ZERO = 16_399
@@ -75,10 +87,15 @@ SENTENCE_END = (18745, 16671, 16647, 18211, 24643, 16409, 16582)
 
 
 def small_vocabulary(text_size: int, codes: int, numbers: int = 64) -> Vocabulary:
-    """Text ids first, then the structure ids, the numbers and the codes: nothing unused, for a model trained from scratch."""
-    special = text_size
+    """Text ids first, then the structure ids, the numbers and the codes: nothing unused, for a model trained from scratch.
+
+    ValueError for more codes than MOST_ROWS that are no square.
+    """
+    special, sub_codes = text_size, 0 if codes <= MOST_ROWS else math.isqrt(codes)
+    if sub_codes and sub_codes**2 != codes:
+        raise ValueError(f"a tokenizer must have at most {MOST_ROWS} codes, or the square of a number, got {codes}")
     return Vocabulary(
-        size=text_size + 8 + numbers + codes,
+        size=text_size + 8 + numbers + (2 * sub_codes or codes),
         text_size=text_size,
         begin=special,
         separator=special + 1,
@@ -92,4 +109,5 @@ def small_vocabulary(text_size: int, codes: int, numbers: int = 64) -> Vocabular
         numbers=numbers,
         first_code=special + 8 + numbers,
         codes=codes,
+        sub_codes=sub_codes,
     )

@@ -64,7 +64,7 @@ class TrainModelConfig:
         for name, value in (("height", self.shapes.size), ("width", self.shapes.size), ("fps", self.shapes.fps)):
             if getattr(self.video, name) != value:
                 raise ValueError(f"video.{name} must be {value}, as in shapes, got {getattr(self.video, name)}; change one")
-        last = (self.shapes.frames - 1) // 4
+        last = (self.shapes.frames - 1) // self.video.temporal
         if self.video.latest > last:
             rule = f"video.latest must be a latent frame of the clips, at most {last}"
             raise ValueError(f"{rule}, got {self.video.latest}; make shapes.frames longer")

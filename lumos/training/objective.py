@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from lumos.data.batch import Batch
-from lumos.diffusion.loss import weighted_code_loss
+from lumos.diffusion.loss import code_loss
 from lumos.diffusion.masking import draw_mask
 from lumos.model.attention import Attend, dense, flex
 from lumos.model.prefix import prefix
@@ -96,8 +96,7 @@ def batch_loss(
     low = device.type == "cuda" and config.parallel.precision == "bfloat16" and not config.parallel.shard
     with torch.autocast(device.type, torch.bfloat16, enabled=low):
         hidden_MD, code_M, frame_M = states_at_targets(model, vocabulary, batch, config)
-        head = model.head[vocabulary.first_code : vocabulary.first_code + vocabulary.codes]
-        loss, loss_M = weighted_code_loss(hidden_MD, head, codes_BTHW.flatten()[code_M], weight.expand(code_M.shape))
+        loss, loss_M = code_loss(model, vocabulary, hidden_MD, codes_BTHW.flatten()[code_M], weight.expand(code_M.shape))
     return loss, torch.zeros(codes_BTHW.shape[1], device=device).index_add_(0, frame_M, loss_M)
 
 
@@ -107,7 +106,7 @@ def states_at_targets(
     """Run the model over the batch: hidden_MD at its targets, with their index in codes_BTHW and their latent frame."""
     _, T, H, W = batch.codes_BTHW.shape
     shape, device, slots = config.model, batch.codes_BTHW.device, config.video.slots
-    grid = Grid(H, W, places=PLACES[shape.rope], causal=shape.causal)
+    grid = Grid(H, W, config.video.temporal, config.video.spatial, PLACES[shape.rope], shape.causal)
     content = torch.where(batch.mask.to(device, non_blocking=True), vocabulary.mask, content_ids(vocabulary, batch.codes_BTHW))
     seconds, fps = clock(1 if batch.image else config.video.frames, config.video.fps)
     ids_BL, position_BL3, block_BL = pack(vocabulary, grid, batch.text_BS, batch.length_B, content, seconds, fps, batch.first)
@@ -142,4 +141,4 @@ def work_of(batch: MaskedBatch, config: TrainModelConfig, vocabulary: Vocabulary
     """The counts that a step's operations are reckoned from."""
     B, T, H, W = batch.codes_BTHW.shape
     targets = round(int(batch.target_BTHW.sum()) / B)
-    return Work(B, config.video.slots + HEADER, Grid(H, W).frame_length, T, targets, vocabulary.codes)
+    return Work(B, config.video.slots + HEADER, Grid(H, W).frame_length, T, targets, 2 * vocabulary.sub_codes or vocabulary.codes)

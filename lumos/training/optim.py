@@ -35,11 +35,13 @@ class OptimConfig:
 
 
 def build_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
-    """AdamW over the module's trained parameters, or Muon for the matrices below `layers.`: weight decay on matrices and
-    kernels, none on norms and biases."""
+    """AdamW over the module's trained parameters, or Muon for the matrices between embedding and head: weight decay
+    on matrices and kernels, none on norms and biases."""
     named = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
     # Rows of one (a norm's scale that all heads share) are vectors to Muon.
-    matrices = [p for name, p in named if config.muon and name.startswith("layers.") and p.ndim == 2 and min(p.shape) > 1]
+    matrices = [
+        p for name, p in named if config.muon and name.startswith(("layers.", "second.ffn")) and p.ndim == 2 and min(p.shape) > 1
+    ]
     inside = {id(p) for p in matrices}
     groups = [
         {"params": [p for _, p in named if p.ndim > 1 and id(p) not in inside], "weight_decay": config.weight_decay},

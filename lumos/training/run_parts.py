@@ -96,7 +96,8 @@ def gather_parts(
             rule = f"video.fps must be {index.fps:g}, as in {data}, got {config.video.fps}"
             raise ValueError(f"{rule}; change it, or prepare again")
     text, vocabulary, initial = _words(config, tokenizer.codebook_size, index, init, text_file)
-    config = replace(config, model=replace(config.model, vocabulary=vocabulary.size))
+    model = replace(config.model, vocabulary=vocabulary.size, sub_codes=vocabulary.sub_codes)
+    config = replace(config, model=model, video=replace(config.video, temporal=tokenizer.temporal, spatial=tokenizer.spatial))
     config.parallel.check(ranks.world)
     _check_memory(config, vocabulary, ranks)
     schedule = Schedule(config.videos, config.images, config.image_every, config.seed, ranks.rank, ranks.world)
@@ -112,7 +113,7 @@ def _words(
     """The vocabulary: that of the weights to start from, the published one, or a new one; and those weights."""
     if init is not None:
         folder, model, text, _ = load_model(init)
-        expected = replace(config.model, vocabulary=folder.vocabulary.size)
+        expected = replace(config.model, vocabulary=folder.vocabulary.size, sub_codes=folder.vocabulary.sub_codes)
         if folder.model != expected:
             raise ValueError(f"{init} must hold a model of shape {expected}, got {folder.model}; use its own preset")
         if folder.vocabulary.codes != codes:
@@ -167,7 +168,7 @@ def _check_memory(config: TrainModelConfig, vocabulary: Vocabulary, ranks: Ranks
         return
     gibibytes = torch.cuda.get_device_properties(ranks.device).total_memory / 2**30
     cost = (config.parallel, ranks.world, bool(config.optim.ema))
-    for work in step_cost.works_of(config, vocabulary.codes).values():
+    for work in step_cost.works_of(config, 2 * vocabulary.sub_codes or vocabulary.codes).values():
         need = step_cost.step_memory(config.model, work, *cost)
         if not step_cost.fits(need, gibibytes):
             rule = f"a step must fit into the {gibibytes:.0f} GiB of this GPU, got about {need.total / 2**30:.0f} GiB by estimate"

@@ -64,7 +64,7 @@ class Work:
 
 def work_of_videos(video: VideoConfig, frames: int, samples: int, codes: int, masked: float = 1.0) -> Work:
     """The work of `samples` videos of `frames` latent frames, `masked` of whose codes are targets."""
-    grid = Grid(video.height // 8, video.width // 8)
+    grid = Grid(video.height // video.spatial, video.width // video.spatial)
     targets = round(masked * frames * grid.rows * grid.columns)
     return Work(samples, video.slots + HEADER, grid.frame_length, frames, targets, codes)
 
