@@ -399,11 +399,11 @@ def test_a_saved_model_generates_the_same_files(toy: Generator, tmp_path: Path) 
         ["a red circle", "two blue stars"],
     )
     seen: list[tuple[int, int]] = []
-    made = generate_files(args, prompts, ["steps=2"], lambda done, total: seen.append((done, total)))
+    made = generate_files(args, prompts, {"steps": 2}, lambda done, total: seen.append((done, total)))
     assert [Path(name).name for name in made["files"]] == ["x_1.mp4", "x_2.mp4"] and seen == [(n, 6) for n in range(1, 7)]
     clip = read_video(tmp_path / "x_2.mp4", fps=8, height=32, width=32)
     assert clip.pixels_CFHW.shape == (3, 9, 32, 32)
-    again = generate_files(replace(args, out=tmp_path / "y.mp4"), prompts, ["steps=2"])
+    again = generate_files(replace(args, out=tmp_path / "y.mp4"), prompts, {"steps": 2})
     assert Path(again["files"][0]).read_bytes() == (tmp_path / "x_1.mp4").read_bytes()
 
 

@@ -1,16 +1,21 @@
-"""`lumos generate`: prompts (and an image or video) -> files."""
+"""`lumos generate`: prompts (and an image or video) -> files. `lumos bench`: how fast a model does it on this machine."""
 
+import resource
+import sys
+import time
 import unicodedata
 import webbrowser
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from lumos.cli.options import Fields, UsageError, Word, progress_line, report, tell, within
+from lumos.cli.options import Fields, UsageError, Word, progress_line, report, tell
+from lumos.config import Range
 
 # Options that change the model's sampler; --history has two of its fields.
 SAMPLING = Fields("lumos.diffusion.sampler", "SamplerConfig", {"history": "history-mask", "only_visible": ""}, "the model's")
+PROMPT = "a red circle moves to the right"  # of bench
 PLAIN = str.maketrans({"\u2018": "'", "\u2019": "'", "\u201c": '"', "\u201d": '"', "\u201e": '"', "\u2013": "-", "\u2014": "-"})
 
 
@@ -32,12 +37,12 @@ class GenerateArgs:
     image: Path | None = None  # image to start from (it becomes the first frame, cropped and resized to fit)
     video: Path | None = None  # video to continue (cropped, resized and brought to the model's frame rate)
     # length in frames, 1 + 4k, with those of --image or --video (default: as trained; 1 for .png)
-    frames: int | None = None
+    frames: Annotated[int, Range(0, 10_000)] | None = None
     seed: int | None = None  # the same seed gives the same video (default: 0, or that of --from-tokens)
-    height: int | None = None  # pixels, a multiple of 32 (default: the model's)
-    width: int | None = None  # pixels, a multiple of 32 (default: the model's)
-    fps: float | None = None  # frames per second of the written file (default: the model's)
-    scale: int = 1  # how many times as wide and high as it was made the file is
+    height: Annotated[int, Range(1, 2**16)] | None = None  # pixels, a multiple of 32 (default: the model's)
+    width: Annotated[int, Range(1, 2**16)] | None = None  # pixels, a multiple of 32 (default: the model's)
+    fps: Annotated[float, Range(0.01, 1000)] | None = None  # frames per second of the written file (default: the model's)
+    scale: Annotated[int, Range(1, 16)] = 1  # how many times as wide and high as it was made the file is
     weights: str = "tiny"  # name of weights in the package, or a folder
     lora: Path | None = None  # adapter to use with the weights: OUT/lora of lumos train --lora.rank, or peft's own
     # what later frames see of finished ones: everything, or only unmasked codes (visible, faster) (default: the model's)
@@ -54,13 +59,34 @@ class GenerateArgs:
     json: bool = False  # print one JSON document as the last line of stdout
 
 
+@dataclass(frozen=True)
+class BenchArgs:
+    """Measure this machine with a model: seconds per video and latent frame, to the first frame, memory, share of the peak.
+
+    lumos bench
+    lumos bench --weights FOLDER --width 672 --height 384 --precision fp8
+    lumos bench --videos 16 --json
+    """
+
+    weights: str = "tiny"  # name of weights in the package, or a folder
+    frames: int | None = None  # length in frames, 1 + 4k (default: as trained)
+    height: int | None = None  # pixels, a multiple of 32 (default: the model's)
+    width: int | None = None  # pixels, a multiple of 32 (default: the model's)
+    videos: Annotated[int, Range(1, 10_000)] = 1  # videos made at once
+    history: Literal["full", "visible"] | None = None  # see lumos generate (default: the model's)
+    precision: Literal["plain", "fp8", "int8"] = "plain"  # see lumos generate
+    repeat: Annotated[int, Range(1, 10_000)] = 1  # timed runs, after one that warms up
+    device: str | None = None  # where to compute: cpu, cuda, cuda:1 (default: cuda if there is one, else cpu)
+    json: bool = False  # print one JSON document as the last line of stdout
+
+
 def run_generate(args: GenerateArgs, sampling: dict[str, Any]) -> None:
     check(args)
     prompts = read_prompts(args.prompt, args.prompts) if args.prompt or args.prompts or not args.from_tokens else []
     from lumos.cli.generate_files import generate_files
 
     with progress_line() as progress:
-        document = generate_files(args, prompts, sampling_of(sampling, args.history), progress)
+        document = generate_files(args, prompts, sampling | visible(args.history), progress)
     if document["given"]:
         tell(document["given"])
     report(document if args.json else {"wrote": ", ".join(document["files"]), "seconds": document["seconds"]}, args.json)
@@ -68,33 +94,42 @@ def run_generate(args: GenerateArgs, sampling: dict[str, Any]) -> None:
         tell("there is no program to show it with")
 
 
-def sampling_of(given: dict[str, Any], history: str | None) -> list[str]:
-    """Settings of the sampler, NAME=VALUE, that the options change."""
-    return [f"{name}={value}" for name, value in {**given, **({"only_visible": history == "visible"} if history else {})}.items()]
+def visible(history: str | None) -> dict[str, Any]:
+    """What --history says of the sampler."""
+    return {} if history is None else {"only_visible": history == "visible"}
 
 
 def check(args: GenerateArgs) -> None:
-    """UsageError for options that do not go together, and for numbers that cannot be."""
+    """UsageError for options that do not go together."""
     starts = [name for name in ("image", "video", "from-tokens") if getattr(args, name.replace("-", "_"))]
-    if len(starts) > 1:
-        raise UsageError(f"give one thing to start from, got {' and '.join(starts)}; leave one out")
-    if args.branch is not None and not args.from_tokens:
-        raise UsageError("--branch needs --from-tokens, the file with the frames to keep; add it")
-    if args.from_tokens and args.branch is None and (args.prompt or args.prompts or args.frames or args.save_tokens):
-        raise UsageError(
-            "--from-tokens alone only decodes, got also a prompt, --frames or --save-tokens; "
-            "say with --branch how many frames to keep"
-        )
-    if args.from_tokens and not args.height == args.width is None:
-        raise UsageError("--from-tokens has its own height and width, got others; leave them out")
-    within(args, {"fps": (0.01, 1000), "scale": (1, 16), "frames": (0, 10_000), "height": (1, 2**16), "width": (1, 2**16)})
-    if args.save_tokens and args.save_tokens.suffix not in (".safetensors", ".tokens"):
-        raise UsageError(f"--save-tokens must end in .safetensors, got {args.save_tokens.name!r}; rename it")
+    only_decodes = args.from_tokens and args.branch is None
+    new = args.prompt or args.prompts or args.frames or args.save_tokens
+    for wrong, message in (
+        (len(starts) > 1, f"give one thing to start from, got {' and '.join(starts)}; leave one out"),
+        (
+            args.branch is not None and not args.from_tokens,
+            "--branch needs --from-tokens, the file with the frames to keep; add it",
+        ),
+        (
+            only_decodes and new,
+            "--from-tokens alone only decodes, got also a prompt, --frames or --save-tokens; say with --branch how many to keep",
+        ),
+        (
+            args.from_tokens and (args.height or args.width),
+            "--from-tokens has its own height and width, got others; leave them out",
+        ),
+        (
+            args.save_tokens and args.save_tokens.suffix not in (".safetensors", ".tokens"),
+            f"--save-tokens must end in .safetensors, got {args.save_tokens and args.save_tokens.name!r}; rename it",
+        ),
+    ):
+        if wrong:
+            raise UsageError(message)
 
 
 def read_prompts(words: Sequence[str], file: Path | None) -> list[str]:
     """The prompts of a command line: those given, or the lines of a file. ValueError for none, both or an empty one."""
-    if (not words) == (file is None):
+    if bool(words) == bool(file):
         raise UsageError(
             f'give either prompts or --prompts FILE, got {"both" if words else "neither"}; for example "a red circle"'
         )
@@ -119,3 +154,49 @@ def plain(prompt: str) -> str:
     """A prompt as it would be typed: no line ends, no typographic quotes and dashes, none around the whole."""
     text = " ".join(unicodedata.normalize("NFC", prompt).translate(PLAIN).split())
     return text[1:-1] if len(text) > 2 and text[0] == text[-1] == '"' else text
+
+
+def run_bench(args: BenchArgs, sampling: dict[str, Any]) -> None:
+    """One run that warms up, `repeat` timed ones; the fastest counts. Raises ValueError for sizes the model cannot make."""
+    import torch
+
+    from lumos.diffusion.compute import Compute
+    from lumos.diffusion.cost import GIB, matrix_rate
+    from lumos.generate import Generator
+
+    generator = Generator.from_folder(args.weights, args.device, Compute(precision=args.precision))
+    sampler = replace(generator.config.sampler, **sampling, **visible(args.history))
+    video, device = generator.config.video, generator.device
+    on_card = device.type == "cuda"
+    frames, height, width = args.frames or video.frames, args.height or video.height, args.width or video.width
+    needed = generator.cost(args.videos, frames, height, width, sampler)
+    rate = matrix_rate(device, generator.dtype)
+    runs: list[list[float]] = []  # seconds until each latent frame of a run was there
+    for _ in range(1 + args.repeat):
+        if on_card:
+            torch.cuda.reset_peak_memory_stats(device)
+        runs.append([])
+        begin = time.perf_counter()
+        with progress_line("measuring") as progress:
+            prompts, seeds = [PROMPT] * args.videos, list(range(args.videos))
+            for part in generator.stream(prompts, frames, seeds, None, sampler, height, width, progress):
+                part.cpu()  # waits for the device
+                runs[-1].append(time.perf_counter() - begin)
+    seconds = min(run[-1] for run in runs[1:])
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)  # of this process
+    document = {
+        "weights": args.weights,
+        "device": torch.cuda.get_device_name(device) if on_card else f"cpu, {torch.get_num_threads()} threads",
+        "made": f"{args.videos} of {width}x{height}, {frames} frames, {sampler.steps} steps, guidance {sampler.guidance}",
+        "seconds": round(seconds, 3),
+        "seconds of the first run": round(runs[0][-1], 3),
+        "seconds a latent frame": round(seconds / len(runs[0]), 3),
+        "seconds to the first frame": round(min(run[0] for run in runs[1:]), 3),
+        "frames a second": round(args.videos * frames / seconds, 1),
+        "peak memory, GiB": round((torch.cuda.max_memory_allocated(device) if on_card else most) / GIB, 2),
+        "memory estimated beside the weights, GiB": round(needed.bytes / GIB, 2),
+        "tera-operations": round(needed.operations / 1e12, 2),
+        "matrix products here, tera-operations a second": round(rate / 1e12, 2),
+        "share of that": round(needed.operations / seconds / rate, 3),
+    }
+    report(document, args.json)

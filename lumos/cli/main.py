@@ -10,21 +10,21 @@ import sys
 from collections.abc import Sequence
 
 from lumos import __version__
-from lumos.cli import bench, estimate, evaluate, generate, imports, inspect, prepare, serve, train
+from lumos.cli import data, evaluate, generate, serve, train
 from lumos.cli.options import UsageError, Verb, choose, explain_presets, help_of, parse, row
 
 VERBS: dict[str, Verb] = {
     "generate": Verb((generate.GenerateArgs, generate.SAMPLING), generate.run_generate),
-    "prepare": Verb((prepare.PrepareArgs,), prepare.run_prepare),
-    "inspect": Verb((inspect.InspectArgs,), inspect.run_inspect),
+    "prepare": Verb((data.PrepareArgs,), data.run_prepare),
+    "inspect": Verb((data.InspectArgs,), data.run_inspect),
     "train-tokenizer": Verb((train.TrainTokenizerArgs, train.RunArgs), train.run_train_tokenizer, "TOKENIZERS"),
     "train": Verb((train.TrainArgs, train.RunArgs), train.run_train, "MODELS"),
     "evaluate": Verb((evaluate.EvaluateArgs,), evaluate.run_evaluate),
     "serve": Verb((serve.ServeArgs, serve.SERVER_OPTIONS), serve.run_serve),
-    "estimate": Verb((estimate.EstimateArgs,), estimate.run_estimate, "MODELS"),
-    "bench": Verb((bench.BenchArgs, generate.SAMPLING), bench.run_bench),
-    "import-weights": Verb((imports.ImportWeightsArgs,), imports.run_import_weights),
-    "import-tokens": Verb((imports.ImportTokensArgs,), imports.run_import_tokens),
+    "estimate": Verb((train.EstimateArgs,), train.run_estimate, "MODELS"),
+    "bench": Verb((generate.BenchArgs, generate.SAMPLING), generate.run_bench),
+    "import-weights": Verb((data.ImportWeightsArgs,), data.run_import_weights),
+    "import-tokens": Verb((data.ImportTokensArgs,), data.run_import_tokens),
 }
 OUT_OF_MEMORY = re.compile(r"out of memory|can't allocate memory|ALLOC_FAILED|bad_alloc", re.IGNORECASE)
 

@@ -1,7 +1,7 @@
 """Dataclasses -> the command line: a field is an option, and the comment beside it in the source is its help. No torch here.
 
-Classes are read as text, so that help need not import them. Every mistake is a UsageError of one line with rule, value and
-remedy. Also here: NAME=VALUE over nested configs, a verb's progress bar, and its report.
+Classes are read as text, so that help need not import them; values are read as those of settings files are (lumos/config.py).
+Every mistake is an error of one line. Also here: NAME=VALUE over nested configs, a verb's progress bar, and its report.
 """
 
 import difflib
@@ -12,8 +12,11 @@ import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, fields, is_dataclass
+from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, TypeVar
+from typing import Annotated, Any, NamedTuple, TypeVar, get_type_hints
+
+from lumos.config import read_config, read_value
 
 T = TypeVar("T")
 Word = Annotated[T, "word"]  # a field of this type is a word after the verb, not an option
@@ -21,8 +24,7 @@ PACKAGE = Path(__file__).parents[1]
 SHORT = {"-o": "--out"}
 # of a field or a key: name, type, default, comment
 FIELD = re.compile(r' {4}"?([\w.-]+)"?: ?(.*?)(?: = (.*?))?(?:  # (.*))?$')
-OPTION_TYPES: dict[str, tuple[Any, str, str]] = {"int": (int, "N", "a whole number"), "float": (float, "X", "a number")}
-OPTION_TYPES |= {"Path": (Path, "PATH", "a path"), "str": (str, "NAME", "a name")}
+VALUES = {"bool": "", "int": "N", "float": "X", "Path": "PATH"}  # what help shows for a value of a type
 
 
 class UsageError(ValueError):
@@ -51,16 +53,11 @@ class Option(NamedTuple):
 
     field: str
     shown: str  # --option, or WORD
-    kind: str  # name of a type
-    choices: tuple[str, ...]
+    kind: str  # name of the type
+    value: str  # what help shows for a value
     many: bool
     required: bool
     help: str
-
-    @property
-    def metavar(self) -> str:
-        value = "{" + ",".join(self.choices) + "}" if self.choices else OPTION_TYPES.get(self.kind, OPTION_TYPES["str"])[1]
-        return "" if self.shown[0] != "-" or self.kind == "bool" else "NAME=VALUE" if self.many else value
 
 
 def options_of(kind: Any) -> list[Option]:
@@ -68,23 +65,24 @@ def options_of(kind: Any) -> list[Option]:
     source = kind if isinstance(kind, Fields) else Fields(kind.__module__, kind.__name__)
     options = []
     for name, hint, default, comment in read_fields(source.module, source.name):
-        flag, is_word = source.flags.get(name, name.replace("_", "-")), hint.startswith("Word[")
-        plain = hint.removesuffix(" | None").removeprefix("Word[").removeprefix("tuple[").split(",")[0].rstrip("]")
-        literal = hint if "Literal[" in hint else _statement(source.module, f"{plain} = Literal")
+        plain = re.split(r"[^\w]", re.sub(r"^((Word|tuple|Annotated)\[)+", "", hint))[0]
         usual = source.default or {"False": "no", "None": "none", "()": ""}.get(default, default.strip('"'))
-        told = "" if not usual or "(default" in comment else f" (default: {usual})"
-        shown = name.upper() if is_word else f"--{flag}"
-        choices = tuple(re.findall(r'"([\w.-]+)"', literal))
+        told = " (required)" if not default else f" (default: {usual})" if usual and "(default" not in comment else ""
+        flag, many = source.flags.get(name, name.replace("_", "-")), "tuple[" in hint
+        shown = name.upper() if hint.startswith("Word[") else f"--{flag}"
+        choices = ",".join(re.findall(r'"([\w.-]+)"', hint))
+        value = "NAME=VALUE" if many else f"{{{choices}}}" if choices else VALUES.get(plain, "NAME")
         if flag:
-            help = comment + (told if default else " (required)")
-            options.append(Option(name, shown, plain, choices, "tuple[" in hint, not default, help))
+            options.append(Option(name, shown, plain, value if shown[0] == "-" else "", many, not default, comment + told))
     return options
 
 
 def read_fields(module: str, name: str) -> Iterator[tuple[str, str, str, str]]:
     """Name, type, default and comment (above it, or at the end of its line) of the fields of a class, or keys of a table."""
+    source = PACKAGE.joinpath(*module.split(".")[1:]).with_suffix(".py").read_text("utf-8")
+    found = re.search(rf"^(?:class )?{name}\b.*?(?=^\S|\Z)", source, re.MULTILINE | re.DOTALL)  # to what is not indented
+    body = re.sub(r'""".*?"""', "", found[0] if found else "", count=1, flags=re.DOTALL)
     above: list[str] = []
-    body = re.sub(r'""".*?"""', "", _statement(module, rf"(?:class )?{name}\b"), count=1, flags=re.DOTALL)
     for line in body.splitlines():
         if line.startswith("    # "):
             above.append(line[6:])
@@ -95,18 +93,10 @@ def read_fields(module: str, name: str) -> Iterator[tuple[str, str, str, str]]:
         above = []
 
 
-def _statement(module: str, start: str) -> str:
-    """The source of a statement of a module of ours, from its first line to the next one that is not indented."""
-    source = PACKAGE.joinpath(*module.split(".")[1:]).with_suffix(".py").read_text("utf-8")
-    found = re.search(rf"^{start}.*?(?=^\S|\Z)", source, re.MULTILINE | re.DOTALL)
-    return found[0] if found else ""
-
-
 def parse(verb: str, kinds: Sequence[Any], words: Sequence[str]) -> list[Any]:
-    """What was typed after a verb: an instance of each dataclass, a dict for each Fields. Raises UsageError."""
-    owned = [(owner, option) for owner, kind in enumerate(kinds) for option in options_of(kind)]
-    flags = {option.shown: (owner, option) for owner, option in owned if option.shown[0] == "-"}
-    values: list[dict[str, Any]] = [{} for _ in kinds]
+    """What was typed after a verb: an instance of each dataclass, a dict for each Fields. ValueError."""
+    options = {option.shown: option for kind in kinds for option in options_of(kind)}
+    given: dict[str, list[str]] = {}
     said, rest, see = [], list(words), f"see lumos {verb} --help"
     while rest:
         word = rest.pop(0)
@@ -117,43 +107,52 @@ def parse(verb: str, kinds: Sequence[Any], words: Sequence[str]) -> list[Any]:
             said.append(word)
             continue
         name, equals, value = word.partition("=")
-        if "." in name and "--set" in flags:  # --optim.lr 1e-3 is --set optim.lr=1e-3
-            value = f"{name[2:]}={value if equals else ''.join(rest[:1])}"
-            name, equals, rest = "--set", "=", rest if equals else rest[1:]
-        if SHORT.get(name, name) not in flags:
-            raise UsageError(f"unknown option {name}{nearest(name, flags)}; {see}")
-        owner, option = flags[SHORT.get(name, name)]
-        if option.kind == "bool":
-            values[owner][option.field] = True
-            continue
-        if not equals and (not rest or rest[0].startswith("--")):
-            raise UsageError(f"{name} expected one argument; {see}")
-        found = _convert(option, value if equals else rest.pop(0))
-        values[owner][option.field] = (*values[owner].get(option.field, ()), found) if option.many else found
-    places = [(owner, option) for owner, option in owned if option.shown[0] != "-"]
-    for number, (owner, option) in enumerate(places):  # one that takes many takes what the later ones leave
-        count = len(said) - len(places) + number + 1 if option.many else 1
-        taken = [_convert(option, word) for word in said[: max(count, 0)]]
+        setting, name = name[2:], SHORT.get(name, name)
+        if "." in name and "--set" in options:  # --optim.lr 1e-3 is --set optim.lr=1e-3
+            name = "--set"
+        if name not in options:
+            raise UsageError(f"unknown option {name}{nearest(name, options)}; {see}")
+        if options[name].kind == "bool":
+            value = "true"
+        elif not equals:
+            if not rest or rest[0].startswith("--"):
+                raise UsageError(f"{name} expected one argument; {see}")
+            value = rest.pop(0)
+        given.setdefault(name, []).append(f"{setting}={value}" if "." in setting else value)
+    places = [option for option in options.values() if option.shown[0] != "-"]
+    for number, place in enumerate(places):  # one that takes many takes what the later ones leave
+        count = len(said) - len(places) + number + 1 if place.many else 1
+        if taken := said[: max(count, 0)]:
+            given[place.shown] = taken
         said = said[len(taken) :]
-        if taken:
-            values[owner][option.field] = tuple(taken) if option.many else taken[0]
     if said:
         raise UsageError(f"unexpected {said[0]!r}; put words that belong together in quotes, {see}")
-    missing = [option.shown for owner, option in owned if option.required and option.field not in values[owner]]
+    missing = [shown for shown, option in options.items() if option.required and shown not in given]
     if missing:
         raise UsageError(f"the following arguments are required: {', '.join(missing)}; {see}")
-    return [found if isinstance(kind, Fields) else kind(**found) for kind, found in zip(kinds, values, strict=True)]
+    return [_made(kind, given) for kind in kinds]
 
 
-def _convert(option: Option, text: str) -> Any:
-    if option.choices and text not in option.choices:
-        known = ", ".join(option.choices)
-        raise UsageError(f"{option.shown} must be one of {known}, got {text!r}{nearest(text, option.choices)}")
-    convert, _, rule = OPTION_TYPES.get(option.kind, OPTION_TYPES["str"])
+def _made(kind: Any, given: Mapping[str, list[str]]) -> Any:
+    is_fields = isinstance(kind, Fields)
+    owner = getattr(import_module(kind.module), kind.name) if is_fields else kind
+    hints, values = get_type_hints(owner, include_extras=True), dict[str, Any]()
+    for option in (option for option in options_of(kind) if option.shown in given):
+        texts: list[Any] = given[option.shown]
+        if option.kind == "Path":
+            texts = [Path(text) for text in texts]
+        elif option.kind != "str":
+            texts = [read_value(hints[option.field], read_text(text), option.shown) for text in texts]
+        values[option.field] = tuple(texts) if option.many else texts[-1]
+    return values if is_fields else kind(**values)
+
+
+def read_text(text: str) -> Any:
+    """A value as it is typed: JSON, Python's names for its constants, or a plain word."""
     try:
-        return convert(text)
+        return json.loads({"True": "true", "False": "false", "None": "null", "inf": "Infinity", "nan": "NaN"}.get(text, text))
     except ValueError:
-        raise UsageError(f"{option.shown} must be {rule}, got {text!r}") from None
+        return text
 
 
 def help_of(verb: str, kinds: Sequence[Any]) -> str:
@@ -161,9 +160,9 @@ def help_of(verb: str, kinds: Sequence[Any]) -> str:
     options = [option for kind in kinds for option in options_of(kind)]
     description, _, examples = (kinds[0].__doc__ or "").partition("\n\n")
     usage = [f"[{option.shown} ...]" if option.many else option.shown for option in options if option.shown[0] != "-"]
-    usage += [f"{option.shown} {option.metavar}" for option in options if option.required and option.shown[0] == "-"]
+    usage += [f"{option.shown} {option.value}" for option in options if option.required and option.shown[0] == "-"]
     lines = [f"usage: lumos {' '.join([verb, *usage, '[options]'])}", "", *textwrap.wrap(description, 118), ""]
-    lines += [row(f"{option.shown} {option.metavar}".strip(), option.help) for option in options]
+    lines += [row(f"{option.shown} {option.value}".strip(), option.help) for option in options]
     return "\n".join([*lines, "", "examples:", *(f"  {line.strip()}" for line in examples.strip().splitlines())])
 
 
@@ -183,14 +182,6 @@ def choose(what: str, name: str, known: Mapping[str, T]) -> T:
     if name not in known:
         raise UsageError(f"unknown {what} {name!r}{nearest(name, known)}; known: {', '.join(known)}")
     return known[name]
-
-
-def within(options: Any, limits: Mapping[str, tuple[float, float]]) -> None:
-    """UsageError for a number outside its limits, both of which are allowed."""
-    for name, (least, most) in limits.items():
-        value = getattr(options, name)
-        if value is not None and not least <= value <= most:
-            raise UsageError(f"--{name.replace('_', '-')} must be {least:g} to {most:g}, got {value}")
 
 
 def settings_of(config: Any, before: str = "") -> Iterator[tuple[str, Any, str]]:
@@ -223,8 +214,6 @@ def explain_presets(table: str, words: Sequence[str]) -> str:
 
 def with_settings(config: T, settings: Sequence[str], where: str = "--set") -> T:
     """A copy of a nested config with NAME=VALUE applied: dotted names, values as JSON or plain words."""
-    from lumos.config import read_config
-
     values = json.loads(json.dumps(asdict(config)))  # type: ignore[call-overload]
     known = [name for name, _, _ in settings_of(config)]
     for setting in settings:
@@ -238,10 +227,7 @@ def with_settings(config: T, settings: Sequence[str], where: str = "--set") -> T
         place = values
         for part in outer:
             place = place[part]
-        try:
-            place[last] = json.loads({"True": "true", "False": "false", "None": "null"}.get(text, text))
-        except ValueError:  # a plain word
-            place[last] = text
+        place[last] = read_text(text)
     return read_config(type(config), values, where)
 
 

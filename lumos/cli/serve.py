@@ -1,20 +1,19 @@
 """`lumos serve`: a page and an HTTP API over one model."""
 
+import math
 import os
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from lumos.cli.options import Fields, UsageError, tell
+from lumos.cli.options import Fields, tell
+from lumos.config import Range
 
 # Those of ServeConfig that are said in other units here.
-SERVER_OPTIONS = Fields(
-    "lumos.serving.config",
-    "ServeConfig",
-    {"data": "", "api_key": "", "keep_seconds": "", "keep_bytes": "", "upload_bytes": "", "decode_bytes": ""},
-)
+UNITS = ("data", "api_key", "keep_seconds", "keep_bytes", "upload_bytes", "decode_bytes")
+SERVER_OPTIONS = Fields("lumos.serving.config", "ServeConfig", dict.fromkeys(UNITS, ""))
 
 
 @dataclass(frozen=True)
@@ -30,15 +29,13 @@ class ServeArgs:
     data: Path | None = None
     # key that every request must carry; the environment variable LUMOS_API_KEY is safer, as nobody sees it
     api_key: str | None = None
-    keep_hours: float = 24.0  # hours for which finished videos are kept; inf keeps them
-    keep_gb: float = 2.0  # gigabytes that finished videos may take; the oldest go first
+    keep_hours: Annotated[float, Range(1e-3, math.inf)] = 24.0  # hours for which finished videos are kept; inf keeps them
+    keep_gb: Annotated[float, Range(0, math.inf)] = 2.0  # gigabytes that finished videos may take; the oldest go first
     upload_mb: int = 32  # largest upload in megabytes
 
 
 def run_serve(args: ServeArgs, limits: dict[str, Any]) -> None:
     begin = time.monotonic()
-    if not (args.keep_hours > 0 and args.keep_gb >= 0):
-        raise UsageError("--keep-hours must be above 0 and --keep-gb 0 or more; leave them out for a day and 2 GB")
     import asyncio
     import logging
 

@@ -1,10 +1,16 @@
-"""`lumos train` and `lumos train-tokenizer`: a preset -> a run folder."""
+"""`lumos train` and `lumos train-tokenizer`: a preset -> a run folder. `lumos estimate`: what a preset needs, without a GPU."""
 
 import os
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Annotated, Any
 
-from lumos.cli.options import Word, choose, report, with_settings
+from lumos.cli.options import UsageError, Word, choose, report, with_settings
+from lumos.config import Range
+
+SMALL_CODES = 4096  # of the tokenizers that the shapes presets are made for
+STRUCTURE = 8 + 64  # ids beside text and codes in a vocabulary of our own
 
 
 @dataclass(frozen=True)
@@ -48,6 +54,22 @@ class RunArgs:
     json: bool = False  # print one JSON document as the last line of stdout
 
 
+@dataclass(frozen=True)
+class EstimateArgs:
+    """Memory and speed of a training step for every recomputation mode, by arithmetic.
+
+    lumos estimate 3b-384p --gpus 8 --memory 80GB
+    lumos estimate 1b-384p --gpus 1 --memory 24GB --set parallel.recompute=full
+    """
+
+    preset: Word[str]  # name of a configuration
+    gpus: Annotated[int, Range(1, 100_000)] = 1  # number of GPUs, over all hosts
+    memory: str | None = None  # memory of one GPU, as 80GB (default: the card's)
+    card: str = "H200"  # whose speed to reckon with: H200, H100, A100, H20
+    set: tuple[str, ...] = ()  # change one setting of the preset; repeat for more; --help after the preset's name lists them
+    json: bool = False  # print one JSON document as the last line of stdout
+
+
 def run_train(args: TrainArgs, run: RunArgs) -> None:
     from lumos.presets import MODELS
     from lumos.training.train_model import train_model
@@ -70,3 +92,51 @@ def run_train_tokenizer(args: TrainTokenizerArgs, run: RunArgs) -> None:
     init = None if run.init is None else find_weights(run.init, "tokenizer")
     train_tokenizer(config, run.out, run.resume, run.data, init)
     report({"weights": str(run.out / "tokenizer")}, run.json)
+
+
+def run_estimate(args: EstimateArgs) -> None:
+    from lumos.presets import MODELS
+    from lumos.training import step_cost
+
+    config = with_settings(choose("preset", args.preset, MODELS), args.set)
+    card = choose("card", args.card, step_cost.CARDS)
+    config.parallel.check(args.gpus)
+    gibibytes = card.memory if args.memory is None else _gibibytes(args.memory)
+    model, codes = config.model, 64_000
+    if not model.vocabulary:
+        codes = SMALL_CODES
+        model = replace(model, vocabulary=config.text_vocabulary + STRUCTURE + codes)
+    steps: dict[str, Any] = {}
+    for name, work in step_cost.works_of(config, codes).items():
+        modes = []
+        for mode in step_cost.MODES:
+            plan = replace(config.parallel, recompute=mode)
+            need = step_cost.step_memory(model, work, plan, args.gpus, bool(config.optim.ema))
+            seconds = step_cost.step_seconds(model, work, plan, card, args.gpus)
+            row = {"recompute": mode, "fits": step_cost.fits(need, gibibytes), "gib": round(need.total / 2**30, 2)}
+            row |= {part: round(value / 2**30, 2) for part, value in vars(need).items()}
+            row["ids_per_second"] = round(work.ids * work.samples / seconds * args.gpus)
+            row["mfu"] = round(sum(step_cost.flops(model, work)) / seconds / (card.peak * 1e12), 3)
+            modes.append(row)
+        steps[name] = {"samples": work.samples, "ids": work.samples * work.ids, "modes": modes}
+        if not any(row["fits"] for row in modes):
+            average = bool(config.optim.ema)
+            steps[name]["advice"] = step_cost.advice(model, work, config.parallel, args.gpus, average, gibibytes)
+    if args.json:
+        report({"preset": args.preset, "gpus": args.gpus, "gib": gibibytes, "card": args.card, "steps": steps}, True)
+        return
+    print(f"{args.preset} on {args.gpus} x {args.card} of {gibibytes:.0f} GiB; GiB per GPU by part")
+    for name, step in steps.items():
+        print(f"\na step of {step['samples']} {name} a GPU at a time ({step['ids']:,} ids)")
+        for cells in (list(step["modes"][0]), *(list(row.values()) for row in step["modes"])):
+            shown = [("yes" if cell else "no") if isinstance(cell, bool) else str(cell) for cell in cells]
+            print(f"{shown[0]:<11}{shown[1]:<6}" + "".join(f"{cell:>15}" for cell in shown[2:]))
+        if "advice" in step:
+            print(f"nothing fits; {step['advice']}")
+
+
+def _gibibytes(text: str) -> float:
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?(?:Gi?B)?", text, re.IGNORECASE)
+    if not found or not float(found[1]):
+        raise UsageError(f"--memory must be a size in GB, got {text!r}; for example --memory 80GB")
+    return float(found[1])

@@ -1,8 +1,11 @@
+"""The command line: help from the source of dataclasses, and what a user gets wrong: one line, and nothing left behind."""
+
 import dataclasses
 import errno
 import importlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,30 +14,35 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from lumos import presets
-from lumos.cli import generate, options, serve
 from lumos.cli import main as cli
+from lumos.cli import options, serve
+from lumos.cli.data import ImportTokensArgs
 from lumos.cli.generate import GenerateArgs, read_prompts
-from lumos.cli.imports import ImportTokensArgs
 from lumos.cli.main import main
-from lumos.cli.options import Fields, UsageError, Verb, options_of, parse, with_settings
+from lumos.cli.options import Fields, Verb, options_of, parse, with_settings
 from lumos.cli.train import RunArgs, TrainArgs
+from lumos.weights import PRETRAINED, find_weights
 
 ROOT = Path(__file__).parents[2]
 
 
-def lumos(*words: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run([sys.executable, "-m", "lumos", *words], capture_output=True, text=True, cwd=ROOT)
+@pytest.fixture
+def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """The error of a command line, run in an empty folder: one line on stderr alone, exit code 2, no file made or changed."""
+    monkeypatch.chdir(tmp_path)
 
+    def run(*words: str) -> str:
+        before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+        assert main(words) == 2
+        assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+        out, err = capsys.readouterr()
+        assert out == "" and err.startswith("lumos: ") and err.count("\n") == 1 and err.endswith("\n"), err
+        return err.removeprefix("lumos: ").strip()
 
-def one_line(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    """The error of a wrong command line, which must be one line on stderr, nothing on stdout, and exit code 2."""
-    assert main(words) == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err.startswith("lumos: ") and err.count("\n") == 1 and err.endswith("\n"), err
-    return err.removeprefix("lumos: ").strip()
+    return run
 
 
 def test_help_imports_nothing_heavy() -> None:
@@ -67,16 +75,11 @@ def test_help_of_a_verb_explains_every_option(verb: str, capsys: pytest.CaptureF
     for kind in cli.VERBS[verb].kinds:
         options = options_of(kind)
         assert all(len(option.help) > 8 and f" {option.shown} " in out and option.help in out for option in options)
-        if not isinstance(kind, Fields):  # none is overlooked
-            assert [option.field for option in options] == [field.name for field in dataclasses.fields(kind)]
+        owner = getattr(importlib.import_module(kind.module), kind.name) if isinstance(kind, Fields) else kind
+        flags = kind.flags if isinstance(kind, Fields) else {}
+        names = [field.name for field in dataclasses.fields(owner) if flags.get(field.name, "x")]
+        assert [option.field for option in options] == names  # none is overlooked
     assert f"examples: lumos {verb} " in out or verb == "serve"
-
-
-@pytest.mark.parametrize("fields", [generate.SAMPLING, serve.SERVER_OPTIONS])
-def test_options_that_are_fields_of_a_config_are_those_fields(fields: Fields) -> None:
-    config = getattr(importlib.import_module(fields.module), fields.name)
-    names = [field.name for field in dataclasses.fields(config) if fields.flags.get(field.name, "x")]
-    assert [option.field for option in options_of(fields)] == names
 
 
 @pytest.mark.parametrize(("verb", "table"), [("train", "MODELS"), ("train-tokenizer", "TOKENIZERS"), ("estimate", "MODELS")])
@@ -89,21 +92,16 @@ def test_help_lists_the_presets_and_the_settings_of_each(verb: str, table: str, 
     config = getattr(presets, table)["shapes-toy"]
     assert all(f"\n  {name} = {json.dumps(value)}" in out and meaning for name, value, meaning in options.settings_of(config))
     assert f"optim.ema = {config.optim.ema} " in out and "moving average" in out
-
-
-def test_a_configuration_can_be_shown_without_a_run(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["train", "shapes-toy", "--show", "--optim.lr=0.5", "--set", "lora.rank=4"]) == 0
+    assert main([verb, "shapes-toy", "--show", "--optim.lr=0.5", "--set", "optim.clip=4"]) == 0
     out = capsys.readouterr().out
-    assert "\n  optim.lr = 0.5 " in out and "\n  lora.rank = 4 " in out
+    assert "\n  optim.lr = 0.5 " in out and "\n  optim.clip = 4.0 " in out
 
 
 def test_the_command_works_as_a_process() -> None:
-    done = lumos("--help")
-    assert (done.returncode, done.stderr) == (0, "")
-    done = lumos("generate", "a red circle", "--out", "a.mp4", "--framse", "3")
-    assert done.returncode == 2
-    assert done.stderr == "lumos: unknown option --framse (did you mean --frames?); see lumos generate --help\n"
-    assert done.stdout == ""
+    words = ["generate", "a red circle", "--out", "a.mp4", "--framse", "3"]
+    done = subprocess.run([sys.executable, "-m", "lumos", *words], capture_output=True, text=True, cwd=ROOT)
+    said = "lumos: unknown option --framse (did you mean --frames?); see lumos generate --help\n"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", said)
 
 
 @pytest.mark.parametrize(
@@ -112,63 +110,133 @@ def test_the_command_works_as_a_process() -> None:
         (["generat"], ["unknown verb 'generat'", "did you mean generate?", "train-tokenizer"]),
         (["xyz"], ["unknown verb 'xyz'; known: generate"]),
         (["--quick"], ["unknown option '--quick' before the verb"]),
-        (["generate", "a", "--oot", "x.mp4"], ["unknown option --oot (did you mean --out?)"]),
         (["generate", "a"], ["required: --out", "lumos generate --help"]),
-        (["generate", "a", "--out", "x.mp4", "--frams=3"], ["unknown option --frams (did you mean --frames?)"]),
-        (["generate", "a", "--out", "x.mp4", "--frame", "3"], ["unknown option --frame (did you mean --frames?)"]),
-        (["generate", "a", "--out", "x.mp4", "-q"], ["unknown option -q"]),
-        (["generate", "a", "--out", "x.mp4", "--frames", "many"], ["--frames must be a whole number, got 'many'"]),
-        (["generate", "a", "--out", "x.mp4", "--frames", "1.5"], ["--frames must be a whole number, got '1.5'"]),
-        (["generate", "a", "--out", "x.mp4", "--guidance", "x"], ["--guidance must be a number, got 'x'"]),
-        (["generate", "a", "--out", "x.mp4", "--frames"], ["--frames expected one argument"]),
-        (["generate", "a", "--out", "x.mp4", "--sampler", "papr"], ["one of paper, released", "did you mean paper?"]),
         (["generate", "--out", "x.mp4"], ["either prompts or --prompts FILE, got neither"]),
-        (["generate", "a", "--prompts", "b", "--out", "x.mp4"], ["either prompts or --prompts FILE, got both"]),
-        (["generate", "  ", "--out", "x.mp4"], ["a prompt must have words, got '  '"]),
         (["generate", "--prompts", "nothing.txt", "--out", "x.mp4"], ["cannot use nothing.txt: No such file"]),
         (["train", "--out", "x"], ["required: PRESET"]),
         (["train", "shapes-toy"], ["required: --out"]),
         (["train", "shapes-toy", "--out", "x", "--optim.lrr", "1"], ["'optim.lrr' (did you mean optim.lr?)"]),
+        (["train", "shapes-toy", "--lora.rank", "-1", "--out", "x"], ["lora: rank must be 0 to 4096, got -1"]),
         (["train", "shapes-toy", "more", "--out", "x"], ["unexpected 'more'"]),
         (["train", "shapes-tony", "--out", "x"], ["unknown preset 'shapes-tony' (did you mean shapes-toy?)", "known: shapes-"]),
         (["train-tokenizer", "q", "--out", "x"], ["unknown preset 'q'; known: shapes-"]),
         (["train-tokenizer", "shapes-toy", "--out", "x", "--set", "seed"], ["--set must be NAME=VALUE, got 'seed'"]),
-        (["train-tokenizer", "shapes-toy", "--out", "x", "--set", "optim.lrr=1"], ["'optim.lrr' (did you mean optim.lr?)"]),
         (["train-tokenizer", "shapes-toy", "--out", "x", "--set", "zzz=1"], ["unknown setting 'zzz'; known: "]),
         (["train-tokenizer", "shapes-toy", "--out", "x", "--set", "optim.lr=fast"], ["lr must be of type float, got 'fast'"]),
         (["train-tokenizer", "shapes-toy", "--out", "x", "--set", "optim.ema=2"], ["ema must be 0 to 1, got 2"]),
+        (["import-tokens"], ["required: RECORDS, OUT"]),
+        (["bench", "--videos", "0"], ["--videos must be 1 to 10000, got 0"]),
+        (["estimate", "1b-384p", "--memory", "lots"], ["--memory must be a size in GB, got 'lots'"]),
+        (["estimate", "1b-384p", "--memory", "0GB"], ["--memory must be a size in GB"]),
+        (["estimate", "1b-384p", "--gpus", "0"], ["--gpus must be 1 to 100000, got 0"]),
+        (["estimate", "1b-384p", "--card", "H2000"], ["unknown card 'H2000' (did you mean H200?)"]),
+        (["estimate", "1b-384p", "--gpus", "3", "--set", "parallel.replicas=2"], ["multiple of parallel.replicas = 2, got 3"]),
     ],
 )
-def test_a_wrong_command_line_is_one_clear_line(words: list[str], parts: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    message = one_line(words, capsys)
+def test_a_wrong_command_line_is_one_clear_line(words: list[str], parts: list[str], refused: Callable[..., str]) -> None:
+    message = refused(*words)
     assert all(part in message for part in parts), message
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (["--oot", "x.mp4"], ["unknown option --oot (did you mean --out?)"]),
+        (["--frams=3"], ["unknown option --frams (did you mean --frames?)"]),
+        (["-q"], ["unknown option -q"]),
+        (["--frames"], ["--frames expected one argument"]),
+        (["--frames", "many"], ["--frames must be of type int, got 'many'"]),
+        (["--frames", "1.5"], ["--frames must be of type int, got 1.5"]),
+        (["--frames", "0"], ["1 + 4k", "got 0", "use 1"]),
+        (["--frames", "16"], ["1 + 4k", "got 16", "use 17"]),
+        (["--frames", "100001"], ["--frames must be 0 to 10000, got 100001"]),
+        (["--fps", "0"], ["--fps must be 0.01 to 1000, got 0"]),
+        (["--guidance", "x"], ["--guidance must be of type float, got 'x'"]),
+        (["--guidance", "NaN"], ["--guidance must be", "got nan"]),
+        (["--guidance", "-2"], ["guidance must be from 0 to 10000, got -2"]),
+        (["--guidance-until", "2"], ["guidance_until must be a share"]),
+        (["--temperature", "0"], ["temperature", "0.001 to"]),
+        (["--sampler", "papr"], ["--sampler must be one of paper, released"]),
+        (["--precision", "fp4"], ["--precision must be one of plain, fp8, int8, got 'fp4'"]),
+        (["--steps", "0"], ["at least 1", "got 0"]),
+        (["--steps", "300"], ["1 to the 256 codes", "got 300"]),
+        (["--window", "10"], ["window must be at most the 9"]),
+        (["--window", "0"], ["window must be at least 1"]),
+        (["--history-mask", "1"], ["history", "1"]),
+        (["--height", "100"], ["multiple of 32", "100", "96"]),
+        (["--height", "16384", "--width", "16384"], ["memory beside the weights"]),
+        (["--device", "abacus"], ["cpu, cuda", "abacus"]),
+        (["--device", "cuda:99"], ["cuda:99", "use cpu"]),
+        (["--weights", "huge"], ["no weights named 'huge'", "tiny"]),
+        (["--weights", "empty"], ["empty"]),
+        (["--weights", "run"], ["text_tokenizer.json"]),
+        (["--prompts", "b"], ["either prompts or --prompts FILE, got both"]),
+        (["--image", "none.png"], ["none.png"]),
+        (["--image", "text.png"], ["text.png"]),
+        (["--image", "void.png"], ["void.png"]),
+        (["--image", "dot.png"], ["1x1"]),
+        (["--video", "text.png"], ["text.png"]),
+        (["--video", "void.png"], ["void.png"]),
+        (["--image", "dot.png", "--video", "text.png"], ["image and video; leave one out"]),
+        (["--branch", "5"], ["--branch needs --from-tokens"]),
+        (["--from-tokens", "text.png"], ["only decodes"]),
+        (["--out", "text.png"], ["text.png exists", "--force"]),
+        (["--out", "x.avi"], [".mp4"]),
+        (["--out", "nowhere/x.mp4"], ["nowhere"]),
+        (["--save-tokens", "text.png"], ["must end in .safetensors"]),
+        (["--save-tokens", "no/x.safetensors"], ["there is no folder"]),
+    ],
+)
+def test_what_cannot_be_generated(words: list[str], parts: list[str], refused: Callable[..., str], tmp_path: Path) -> None:
+    (tmp_path / "text.png").write_text("not a picture at all")
+    (tmp_path / "void.png").touch()
+    Image.new("RGB", (1, 1)).save(tmp_path / "dot.png")
+    (tmp_path / "empty").mkdir()
+    if "run" in words:
+        shutil.copytree(PRETRAINED / "tiny", tmp_path / "run/model", ignore=shutil.ignore_patterns("text_tokenizer.json"))
+    message = refused("generate", "a red circle", "--out", "x.mp4", "--steps", "1", *words)
+    assert all(part in message for part in parts), message
+
+
+@pytest.mark.parametrize(
+    ("prompt", "parts"),
+    [
+        ("  ", ["a prompt must have words, got '  '"]),
+        ("красный круг", ["reads English", "reword"]),
+        ("red " * 100, ["at most 62 text ids", "shorten"]),
+    ],
+)
+def test_prompts_that_cannot_be_read(prompt: str, parts: list[str], refused: Callable[..., str]) -> None:
+    message = refused("generate", prompt, "--out", "x.mp4", "--steps", "1")
+    assert all(part in message for part in parts), message
+
+
+def test_a_run_folder_stands_for_its_weights(tmp_path: Path) -> None:
+    shutil.copytree(PRETRAINED / "tiny", tmp_path / "run/model")
+    assert find_weights(tmp_path / "run", "model") == tmp_path / "run/model"
+    assert find_weights(tmp_path / "run", "tokenizer") == tmp_path / "run/model/tokenizer"
 
 
 def test_options_and_prompts_may_come_in_any_order() -> None:
     kinds = cli.VERBS["generate"].kinds
-    args = parse("generate", kinds, ["--seed", "3", "a", "-o", "b.mp4", "c d", "--force", "--guidance", "-1"])
-    assert args == [GenerateArgs(Path("b.mp4"), ("a", "c d"), seed=3, force=True), {"guidance": -1.0}]
-    args = parse("generate", kinds, ["--out=x", "a", "--history-mask=0.5"])
-    assert args == [GenerateArgs(Path("x"), ("a",)), {"history": 0.5}]
+    args = parse("generate", kinds, ["--seed", "3", "a", "-o", "b.mp4", "7", "--force", "--guidance", "-1"])
+    assert args == [GenerateArgs(Path("b.mp4"), ("a", "7"), seed=3, force=True), {"guidance": -1.0}]
+    args = parse("generate", kinds, ["--out=x", "a", "--history-mask=0.5", "--weights", "1"])
+    assert args == [GenerateArgs(Path("x"), ("a",), weights="1"), {"history": 0.5}]
     assert parse("generate", kinds, ["--out", "x", "--", "-minus"]) == [GenerateArgs(Path("x"), ("-minus",)), {}]
-    args = parse("train", [TrainArgs, RunArgs], ["--set", "a=1", "p", "--b.c", "2", "--text", "t", "--out", "r"])
-    assert args == [TrainArgs(text=Path("t")), RunArgs("p", Path("r"), set=("a=1", "b.c=2"))]
+    args = parse("train", [TrainArgs, RunArgs], ["--set", "a=1", "p", "--b.c", "2", "--d.e=3", "--text", "t", "--out", "r"])
+    assert args == [TrainArgs(text=Path("t")), RunArgs("p", Path("r"), set=("a=1", "b.c=2", "d.e=3"))]
     args = parse("import-tokens", [ImportTokensArgs], ["a", "b", "out"])
     assert args == [ImportTokensArgs((Path("a"), Path("b")), Path("out"))]
-    with pytest.raises(UsageError, match="required: RECORDS, OUT"):
-        parse("import-tokens", [ImportTokensArgs], [])
+    assert parse("serve", [serve.SERVER_OPTIONS], ["--no-auth", "--port", "0"]) == [{"no_auth": True, "port": 0}]
 
 
-def test_prompts_are_taken_as_they_are_typed(capsys: pytest.CaptureFixture[str]) -> None:
+def test_prompts_are_taken_as_they_are_typed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert read_prompts(("a", "red", "circle"), None) == ["a red circle"]
     assert 'one prompt of these words, "a red circle"' in capsys.readouterr().err
     assert read_prompts(("stars", "a red circle"), None) == ["stars", "a red circle"]
-    assert read_prompts(("a red circle\n",), None) == ["a red circle"]
-    assert read_prompts(("\u201ca red\r\n circle\u2019s edge\u201d",), None) == ["a red circle's edge"]
+    assert read_prompts(("\u201ca red\r\n circle\u2019s edge\u201d\n",), None) == ["a red circle's edge"]
     assert capsys.readouterr().err == ""
-
-
-def test_prompts_from_a_file(tmp_path: Path) -> None:
     file = tmp_path / "prompts.txt"
     file.write_text("a red circle\n\n  \nein gr\u00fcner Stern\n", "utf-8")
     assert read_prompts((), file) == ["a red circle", "ein gr\u00fcner Stern"]
@@ -192,55 +260,47 @@ def test_every_setting_of_every_preset_can_be_set(config: Any) -> None:
     assert changed != config
 
 
-def failing(error: BaseException) -> Callable[[Any], None]:
-    def run(args: Any) -> None:
-        raise error
-
-    return run
-
-
 @pytest.mark.parametrize(
     ("error", "message"),
     [
         (ValueError("frames must be 1 + 4k,\n got 16; use 17"), "frames must be 1 + 4k, got 16; use 17"),
         (FileExistsError("a.mp4 exists; use --force"), "a.mp4 exists; use --force"),
-        (NotADirectoryError("a is no folder; choose another"), "a is no folder; choose another"),
         (PermissionError(errno.EACCES, os.strerror(errno.EACCES), "/root/x"), "cannot use /root/x: Permission denied; check"),
-        (IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), "/tmp"), "cannot use /tmp: Is a directory; check"),
         (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), "cannot use: No space left on device; check"),
         (ModuleNotFoundError("no", name="pyarrow.x"), "this needs the package 'pyarrow', which is missing; run pip"),
         (RuntimeError("CUDA out of memory. Tried"), "out of memory; use fewer"),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you"), "out of memory; use fewer"),
         (MemoryError(), "out of memory; use fewer"),
+        *((error, None) for error in (RuntimeError("bug"), KeyError("bug"), ModuleNotFoundError("x", name="lumos.x"))),
+        (KeyboardInterrupt(), "interrupted"),
     ],
 )
-def test_what_a_user_can_mend_is_one_line(
-    error: Exception, message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_what_a_user_can_mend_is_one_line_and_our_own_faults_keep_their_traceback(
+    error: BaseException, message: str | None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(cli.VERBS, "generate", Verb((GenerateArgs,), failing(error)))
-    assert one_line(["generate", "a", "--out", "x"], capsys).startswith(message)
-    monkeypatch.setenv("LUMOS_TRACEBACK", "1")
-    with pytest.raises(type(error)):
-        main(["generate", "a", "--out", "x"])
+    def fail(args: Any) -> None:
+        raise error
+
+    monkeypatch.setitem(cli.VERBS, "generate", Verb((GenerateArgs,), fail))
+    if message is not None:
+        assert main(["generate", "a", "--out", "x"]) == (130 if isinstance(error, KeyboardInterrupt) else 2)
+        said = capsys.readouterr().err
+        assert said.startswith(f"lumos: {message}") and said.count("\n") == 1
+        monkeypatch.setenv("LUMOS_TRACEBACK", "1")
+    if not isinstance(error, KeyboardInterrupt):
+        with pytest.raises(type(error)):
+            main(["generate", "a", "--out", "x"])
 
 
-@pytest.mark.parametrize(
-    "error", [RuntimeError("bug"), AssertionError("bug"), KeyError("bug"), ModuleNotFoundError("x", name="lumos.x")]
-)
-def test_a_fault_of_our_own_keeps_its_traceback(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(cli.VERBS, "generate", Verb((GenerateArgs,), failing(error)))
-    with pytest.raises(type(error)):
-        main(["generate", "a", "--out", "x"])
-
-
-def test_interrupting_is_not_a_fault(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(cli.VERBS, "generate", Verb((GenerateArgs,), failing(KeyboardInterrupt())))
-    assert main(["generate", "a", "--out", "x"]) == 130
-    assert capsys.readouterr() == ("", "lumos: interrupted\n")
-
-
-def test_the_last_line_of_stdout_is_the_document(capsys: pytest.CaptureFixture[str]) -> None:
-    options.report({"files": ["a.mp4"], "seed": 3}, as_json=True)
-    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == {"files": ["a.mp4"], "seed": 3}
-    options.report({"files": ["a.mp4"]}, as_json=False)
-    assert "a.mp4" in capsys.readouterr().out
+def test_an_estimate_says_what_fits_in_parts(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["estimate", "3b-384p", "--gpus", "8", "--memory", "60GB"]) == 0
+    out = capsys.readouterr().out
+    assert "3b-384p on 8 x H200 of 60 GiB" in out and "a step of 1 videos a GPU" in out and "a step of 6 images a GPU" in out
+    rows = [line.split() for line in out.splitlines() if line.startswith(("off", "selective", "full"))]
+    assert len(rows) == 6 and {row[1] for row in rows} == {"yes", "no"}
+    assert main(["estimate", "1b-256p-images", "--memory", "20", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert document["steps"].keys() == {"images"} and "advice" in document["steps"]["images"]
+    for row in document["steps"]["images"]["modes"]:
+        parts = ("parameters", "gradients", "optimiser", "activations", "logits", "gathered")
+        assert row["gib"] == pytest.approx(sum(row[part] for part in parts), abs=0.05)

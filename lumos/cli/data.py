@@ -1,20 +1,18 @@
-"""`lumos prepare`: videos and captions -> shards of codes (or of pictures)."""
+"""`lumos prepare`, `inspect`, `import-weights` and `import-tokens`: what others made -> folders that lumos reads."""
 
 import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from lumos.cli.options import UsageError, Word, progress_line, report, tell, within
+from lumos.cli.options import UsageError, Word, progress_line, report, tell
+from lumos.config import Range
 
 if TYPE_CHECKING:
     from lumos.data.prepare import PrepareConfig, Share
 
 REJECTED = 3  # exit code of a run that is whole, but had to leave inputs out
-# the least and the most of each number
-RANGES = {"fps": (0.01, 240), "every": (0.01, 1e6), "scene_cuts": (0.01, 0.99), "least": (1, 1e6), "rows": (1, 1e6)}
-RANGES |= {"batch": (1, 4096), "workers": (1, 1024)}
 
 
 @dataclass(frozen=True)
@@ -37,26 +35,73 @@ class PrepareArgs:
     # also use other shapes of about that area, each video the nearest; otherwise all are cropped to SIZE
     buckets: bool = False
     frames: int | None = None  # frames per clip, 1 + 4k; longer videos make several (default: the model's)
-    fps: float | None = None  # frames per second (default: the model's)
+    fps: Annotated[float, Range(0.01, 240)] | None = None  # frames per second (default: the model's)
     # frames that a shorter video, or the rest of one, needs to be a clip of its own (default: half of --frames)
-    least: int | None = None
+    least: Annotated[int, Range(1, 1e6)] | None = None
     # seconds from the start of a clip to the next; below the clip's length they overlap (default: no overlap)
-    every: float | None = None
+    every: Annotated[float, Range(0.01, 1e6)] | None = None
     # split where more than this share of the colours changes; 0.5 is a good start (default: no splitting)
-    scene_cuts: float | None = None
+    scene_cuts: Annotated[float, Range(0.01, 0.99)] | None = None
     loop: bool = False  # repeat videos that are shorter than a clip, as animations are shown
     mirror: Literal["none", "marked", "all"] = "marked"  # mirrored copies: of no clips, of rows with mirror = true, of all
-    rows: int = 256  # rows of the manifest in a shard: what is lost at most when a process is killed
-    batch: int = 16  # clips tokenised at once; fewer need less memory
+    rows: Annotated[int, Range(1, 1e6)] = 256  # rows of the manifest in a shard: what is lost at most when a process is killed
+    batch: Annotated[int, Range(1, 4096)] = 16  # clips tokenised at once; fewer need less memory
     # decoding threads of this process (default: one per core, shared among the processes of this machine)
-    workers: int | None = None
+    workers: Annotated[int, Range(1, 1024)] | None = None
     device: str | None = None  # where to tokenise: cpu, cuda, cuda:1 (default: cuda if there is one, else cpu)
     dry_run: bool = False  # only check the manifest, and say what would be made
     json: bool = False  # print one JSON document as the last line of stdout
 
 
+@dataclass(frozen=True)
+class InspectArgs:
+    """Say what is in a folder of shards, and draw a contact sheet of clips decoded from their codes.
+
+    lumos inspect shards/
+    lumos inspect shards/ --sheet sheet.png --count 24 --tokenizer runs/tokenizer/tokenizer
+    """
+
+    shards: Word[str]  # folder of shards, or a fsspec URL of one
+    sheet: Path | None = None  # contact sheet to write, .png (default: SHARDS/contact_sheet.png)
+    count: Annotated[int, Range(1, 10_000)] = 12  # clips in the sheet, spread over all shards
+    # visual tokenizer: name of weights in the package, or a folder (default: the one that made them)
+    tokenizer: str | None = None
+    force: bool = False  # replace the file named by --sheet
+    json: bool = False  # print one JSON document as the last line of stdout
+
+
+@dataclass(frozen=True)
+class ImportWeightsArgs:
+    """Make a weights folder from a released Lumos-1 checkpoint, its numbers unchanged; or from the Cosmos tokenizer alone.
+
+    lumos import-weights checkpoint/ weights/ --cosmos cosmos/ --text-tokenizer text_tokenizer.json
+    lumos import-weights cosmos/ weights-of-the-tokenizer/
+    """
+
+    # folder with config.json and safetensors files; or one with encoder.jit and decoder.jit, or autoencoder.jit
+    checkpoint: Word[Path]
+    out: Word[Path]  # folder to write
+    cosmos: Path | None = None  # folder of the Cosmos tokenizer: its .jit files, or one imported before
+    # the published text_tokenizer.json, which prompts need (default: the one in CHECKPOINT, if any)
+    text_tokenizer: Path | None = None
+    size: Literal["672x384", "448x256"] = "672x384"  # width x height to make unless asked otherwise
+    json: bool = False  # print one JSON document as the last line of stdout
+
+
+@dataclass(frozen=True)
+class ImportTokensArgs:
+    """Turn the authors' pre-tokenised records (pickles, read as data alone) into Parquet shards, checked id by id.
+
+    lumos import-tokens video_0.pkl video_1.pkl shards/
+    lumos import-tokens records/ shards/
+    """
+
+    records: Word[tuple[Path, ...]]  # .pkl files, or folders that hold some
+    out: Word[Path]  # folder to write, new or empty
+    json: bool = False  # print one JSON document as the last line of stdout
+
+
 def run_prepare(args: PrepareArgs) -> int:
-    within(args, RANGES)
     from lumos.data.prepare import dry_run, prepare_shards
     from lumos.tokenizer.model import load_tokenizer
     from lumos.weights import find_weights
@@ -64,7 +109,7 @@ def run_prepare(args: PrepareArgs) -> int:
     folder = None if args.pixels else find_weights(args.tokenizer, "tokenizer")
     tokenizer = load_tokenizer(folder) if folder else None
     latent = (tokenizer.temporal, tokenizer.spatial) if tokenizer else None
-    config = _config(args, _video_of(folder) if folder else {}, *(latent or (1, 1)))
+    config = _prepare_config(args, _video_of(folder) if folder else {}, *(latent or (1, 1)))
     if args.dry_run:
         report(dry_run(args.manifest, config, latent), args.json)
         return 0
@@ -76,32 +121,26 @@ def run_prepare(args: PrepareArgs) -> int:
     return REJECTED if document.get("rejected") else 0
 
 
-def _config(args: PrepareArgs, video: dict[str, Any], temporal: int, spatial: int) -> "PrepareConfig":
+def _prepare_config(args: PrepareArgs, video: dict[str, Any], temporal: int, spatial: int) -> "PrepareConfig":
     from lumos.data.clips import Cut
     from lumos.data.prepare import PrepareConfig
     from lumos.sequence.prompt_template import crops
     from lumos.tokenizer.compression import check_sides, latent_frames
 
-    width, height = _sides(args.size) if args.size else (video.get("width", 0), video.get("height", 0))
+    sides = re.fullmatch(r"(\d{2,4})[xX](\d{2,4})", args.size or "")
+    if args.size and not (sides and all(16 <= int(side) <= 4096 for side in sides.groups())):
+        raise UsageError(f"--size must be WIDTHxHEIGHT, 16 to 4096 pixels each, got {args.size!r}; for example 128x128")
+    width, height = map(int, sides.groups()) if sides else (video.get("width", 0), video.get("height", 0))
     frames, fps = args.frames or video.get("frames", 0), args.fps or video.get("fps", 0.0)
-    missing = [name for name, value in (("size", width), ("frames", frames), ("fps", fps)) if not value]
-    if missing:
-        raise UsageError(
-            f"give --{', --'.join(missing)}: this tokenizer is not part of a model that says; see lumos prepare --help"
-        )
+    if missing := [name for name, value in (("size", width), ("frames", frames), ("fps", fps)) if not value]:
+        rule = "this tokenizer is not part of a model that says"
+        raise UsageError(f"give --{', --'.join(missing)}: {rule}; see lumos prepare --help")
     latent_frames(frames, temporal)
     check_sides(height, width, spatial)
     sizes = tuple((h, w) for w, h in crops(width, height)) if args.buckets else ((height, width),)
     least = args.least or 1 + (frames - 1) // 2 // temporal * temporal
     cut = Cut(frames, float(fps), sizes, temporal, least, args.every, args.scene_cuts, args.loop)
     return PrepareConfig(cut, args.mirror, args.rows, args.batch)
-
-
-def _sides(size: str) -> tuple[int, int]:
-    sides = re.fullmatch(r"(\d{2,4})[xX](\d{2,4})", size)
-    if not sides or not all(16 <= int(side) <= 4096 for side in sides.groups()):
-        raise UsageError(f"--size must be WIDTHxHEIGHT, 16 to 4096 pixels each, got {size!r}; for example 128x128")
-    return int(sides[1]), int(sides[2])
 
 
 def _video_of(folder: Path) -> dict[str, Any]:
@@ -126,3 +165,36 @@ def _share(args: PrepareArgs) -> "Share":
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     card = f"cuda:{local % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"
     return Share(rank, world or 1, str(pick_device(args.device or card)), args.workers or max(1, cores // here))
+
+
+def run_inspect(args: InspectArgs) -> None:
+    from lumos.data.inspect import describe, draw_clips
+    from lumos.data.manifest import is_url
+    from lumos.data.shards import open_shards
+    from lumos.media.sheet import contact_sheet
+    from lumos.media.video import check_output
+
+    sheet = args.sheet or (Path("contact_sheet.png") if is_url(args.shards) else Path(args.shards) / "contact_sheet.png")
+    index = open_shards(args.shards)
+    check_output(sheet, overwrite=args.force or args.sheet is None)
+    document = describe(index)
+    clips, captions = draw_clips(index, args.count, args.tokenizer)
+    contact_sheet(clips, captions, columns=6).save(sheet)
+    report({**document, "sheet": str(sheet)}, args.json)
+
+
+def run_import_weights(args: ImportWeightsArgs) -> None:
+    from lumos.published.import_weights import import_weights
+
+    width, height = map(int, args.size.split("x"))
+    with progress_line("importing") as progress:
+        document = import_weights(args.checkpoint, args.out, args.text_tokenizer, args.cosmos, (width, height), progress)
+    report(document, args.json)
+
+
+def run_import_tokens(args: ImportTokensArgs) -> None:
+    from lumos.published.import_tokens import import_tokens
+
+    with progress_line("importing") as progress:
+        document = import_tokens(list(args.records), args.out, progress)
+    report(document, args.json)
