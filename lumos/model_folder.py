@@ -37,10 +37,9 @@ class VideoConfig:
     window: Size  # latent frames that may see each other
     latest: Annotated[int, Range(0, 2**18)]  # the last latent frame whose position it has met
     template: str = "{caption}"  # the text around a prompt
-    temporal: Annotated[int, Range(1, 64)] = field(
-        default=4, metadata={"later": True}
-    )  # frames per latent frame: its tokenizer's
-    spatial: Annotated[int, Range(1, 256)] = field(default=8, metadata={"later": True})  # pixels per code, also the tokenizer's
+    # frames per latent frame: its tokenizer's
+    temporal: Annotated[int, Range(1, 64)] = field(default=4, metadata={"later": True})
+    spatial: Annotated[int, Range(1, 256)] = field(default=8, metadata={"later": True})  # pixels per code: its tokenizer's
 
     def __post_init__(self) -> None:
         if not 1 <= self.window <= self.latest + 1:
