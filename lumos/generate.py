@@ -21,8 +21,8 @@ from lumos.model.adapter import merge_adapter
 from lumos.model.rope import PLACES
 from lumos.model.transformer import Transformer
 from lumos.model_folder import FolderConfig, load_model
-from lumos.sequence.layout import SIZE_UNIT, Grid, clock
-from lumos.sequence.prompt_template import said_frames
+from lumos.sequence.layout import SIZE_UNIT, Grid
+from lumos.sequence.prompt_template import PromptReader
 from lumos.sequence.text import TextTokenizer
 from lumos.sequence.token_file import About, Tokens
 from lumos.tokenizer.compression import latent_frames, pixel_frames
@@ -46,6 +46,8 @@ class Generator:
         compute: Compute | None = None,
     ) -> None:
         self.config, self.text, self.device, self.dtype = config, text, device, dtype
+        video = config.video
+        self.prompts = PromptReader(text, video.template, video.slots - 2, video.frames, video.fps, tokenizer.temporal)
         self.compute = compute or Compute(compile=False)
         self.model = model.to(device, dtype).eval()
         self.model.make_tables(device)  # angles stay float32
@@ -169,15 +171,7 @@ class Generator:
 
     def prompt_ids(self, prompt: str, frames: int, height: int, width: int) -> list[int]:
         """Text ids of one prompt inside the model's template; too long a prompt is a ValueError."""
-        video = self.config.video
-        ids = self.text.encode(prompt)
-        if video.template != "{caption}":
-            seconds, fps = clock(min(frames, video.frames), video.fps)
-            said = said_frames(latent_frames(frames, self.tokenizer.temporal), seconds, fps)
-            ids = self.text.encode(video.template.format(width=width, height=height, frames=said, fps=fps, caption=prompt))
-        if len(ids) > video.slots - 2:
-            raise ValueError(f"a prompt may have at most {video.slots - 2} text ids for this model, got {len(ids)}; shorten it")
-        return ids
+        return self.prompts.ids(prompt, frames, height, width)
 
     def _make(
         self,

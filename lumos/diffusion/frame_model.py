@@ -26,7 +26,8 @@ from lumos.model.cache import Cache
 from lumos.model.quantise import some_rows
 from lumos.model.rope import Rotation, rotation
 from lumos.model.transformer import Transformer
-from lumos.sequence.layout import FRAME_HEAD, Grid, clock, content_ids, frame_ids, frame_positions, pack, text_batch
+from lumos.sequence.layout import FRAME_HEAD, Grid, content_ids, frame_ids, frame_positions, pack, text_batch
+from lumos.sequence.prompt_template import clock
 from lumos.sequence.vocabulary import Vocabulary
 
 

@@ -56,11 +56,6 @@ class PackedBatch(NamedTuple):
     block_BL: Tensor
 
 
-def clock(frames: int, fps: int) -> tuple[int, int]:
-    """(seconds, frames per second) as the header says them; an image (one frame) is 1 and 1."""
-    return (1, 1) if frames == 1 else (max(1, round(frames / fps)), fps)
-
-
 def prompt_row(vocabulary: Vocabulary, text_ids: Sequence[int], slots: int) -> list[int]:
     """begin + text + separator; empty text gives nothing at all (the unconditional branch starts at the video)."""
     if not text_ids:

@@ -6,6 +6,7 @@ be trained on; `fill_numbers` closes them.
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from lumos.sequence.text import TextTokenizer
 from lumos.sequence.vocabulary import (
@@ -45,6 +46,34 @@ def crops(width: int, height: int) -> list[tuple[int, int]]:
         if (columns + 1) * (rows + 1) > area and max(columns, rows) <= MOST_RATIO * min(columns, rows)
     ]
     return found
+
+
+@dataclass(frozen=True)
+class PromptReader:
+    """Prompts -> text ids of one model. It holds no weights and needs no torch: a server checks prompts with it."""
+
+    text: TextTokenizer
+    template: str  # the text around a prompt
+    most: int  # text ids of a prompt
+    frames: int  # of a whole clip: the sentence never speaks of a longer one
+    fps: int
+    temporal: int  # frames per latent frame
+
+    def ids(self, prompt: str, frames: int, height: int, width: int) -> list[int]:
+        """Text ids of one prompt inside the template; too long a prompt is a ValueError."""
+        ids = self.text.encode(prompt)
+        if self.template != "{caption}":
+            seconds, fps = clock(min(frames, self.frames), self.fps)
+            said = said_frames(1 + (frames - 1) // self.temporal, seconds, fps)
+            ids = self.text.encode(self.template.format(width=width, height=height, frames=said, fps=fps, caption=prompt))
+        if len(ids) > self.most:
+            raise ValueError(f"a prompt may have at most {self.most} text ids for this model, got {len(ids)}; shorten it")
+        return ids
+
+
+def clock(frames: int, fps: int) -> tuple[int, int]:
+    """(seconds, frames per second) as the video's header says them; an image (one frame) is 1 and 1."""
+    return (1, 1) if frames == 1 else (max(1, round(frames / fps)), fps)
 
 
 def said_frames(latent_frames: int, seconds: int, fps: int) -> int:

@@ -18,7 +18,8 @@ from lumos.model.attention import Attend, dense, flex
 from lumos.model.prefix import prefix
 from lumos.model.rope import PLACES
 from lumos.model.transformer import Transformer
-from lumos.sequence.layout import HEADER, Grid, clock, content_ids, content_of, pack
+from lumos.sequence.layout import HEADER, Grid, content_ids, content_of, pack
+from lumos.sequence.prompt_template import clock
 from lumos.sequence.vocabulary import Vocabulary
 from lumos.training.config import TrainModelConfig
 from lumos.training.parallel import ParallelConfig, Ranks

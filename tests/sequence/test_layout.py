@@ -10,7 +10,6 @@ from lumos.sequence.layout import (
     PADDING_BLOCK,
     Grid,
     Places,
-    clock,
     content_ids,
     content_of,
     frame_positions,
@@ -108,10 +107,6 @@ def test_damaged_samples_are_refused() -> None:
         unpack(SMALL, [SMALL.mask if i == SMALL.first_code else i for i in ids])
     with pytest.raises(ValueError, match="video start"):
         unpack(SMALL, ids[:3])
-
-
-def test_clock() -> None:
-    assert clock(1, 8) == (1, 1) and clock(17, 8) == (2, 8) and clock(25, 12) == (2, 12) and clock(5, 24) == (1, 24)
 
 
 @pytest.mark.parametrize(("places", "step"), [("pixel", (4, 8, 8)), ("latent", (1, 1, 1))])

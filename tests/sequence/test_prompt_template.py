@@ -4,8 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lumos.sequence.layout import clock
-from lumos.sequence.prompt_template import SIZES, crops, fill_numbers, said_frames, sentence_ids
+from lumos.sequence.prompt_template import SIZES, clock, crops, fill_numbers, said_frames, sentence_ids
 from lumos.sequence.vocabulary import OPEN_FPS, OPEN_FRAMES
 
 SIDES = st.integers(1, 32).map(lambda n: 32 * n)
@@ -49,3 +48,7 @@ def test_open_numbers_are_written_digit_by_digit() -> None:
     filled = fill_numbers(sentence, 84, 12)
     assert len(filled) == len(sentence) + 2 and max(filled) < 65_536
     assert filled[9:16] == [16405, 16406, 16401, 16471, 16402, 16407, 16403]  # 672x384
+
+
+def test_clock() -> None:
+    assert clock(1, 8) == (1, 1) and clock(17, 8) == (2, 8) and clock(25, 12) == (2, 12) and clock(5, 24) == (1, 24)
