@@ -1,110 +1,108 @@
-"""Every error that a route can end in: its status, what it means in the OpenAPI document, and the answer in words.
-
-The form is OpenAI's: {"error": {"message", "type", "param", "code"}} (access.error_body).
-"""
+"""Every way in which a request is refused, told in one form, OpenAI's: {"error": {"message", "type", "param", "code"}}."""
 
 from __future__ import annotations
 
 import errno
 import logging
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from http import HTTPStatus
+from typing import Any, Literal
 
-from fastapi import FastAPI, Request
+from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
-
-from lumos.serving.access import error_body
-from lumos.serving.queue import QueueFull
-from lumos.serving.request import RequestError
-from lumos.serving.service import Service, WorkerUnavailable
+from starlette.routing import Match
 
 log = logging.getLogger("lumos.serving")
 
 
-class ErrorDetail(BaseModel):
-    message: str
-    type: str
-    param: str | None
-    code: str
+class RequestError(Exception):
+    """An answer with an error: HTTP status, message, the field that is wrong, a word for programs; seconds to wait; headers."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        field: str | None = None,
+        code: str = "invalid_request",
+        retry: int | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message if retry is None else f"{message}; come back in {retry} s")
+        self.status, self.field, self.code = status, field, code
+        self.headers = headers if retry is None else {"retry-after": str(retry)}
+
+    def answer(self) -> JSONResponse:
+        kind = "server_error" if self.status >= 500 else "invalid_request_error"
+        error = {"message": str(self), "type": kind, "param": self.field, "code": self.code}
+        return JSONResponse({"error": error}, self.status, self.headers)
+
+
+@contextmanager
+def refusing(field: str, code: str = "invalid_request") -> Iterator[None]:
+    """A ValueError inside is about a field of the request."""
+    try:
+        yield
+    except ValueError as error:
+        raise RequestError(400, str(error), field, code) from None
 
 
 class Error(BaseModel):
-    error: ErrorDetail
+    error: dict[Literal["message", "type", "param", "code"], str | None]
 
 
-MEANINGS = {
-    400: "something is wrong with the request; the message says what and how to mend it",
-    401: "the key is missing or wrong",
-    403: "refused, as it comes from another web site",
-    404: "there is no such video",
-    408: "the body came too slowly",
-    409: "the video is not finished, or has failed",
-    412: "the file is not the one that the request's conditions name",
-    413: "the body is too large",
-    416: "the range lies outside the file",
-    429: "this client has enough requests waiting",
-    503: "the queue or the disk is full, or the model is being loaded; Retry-After says when to come back",
-}
+STATUSES = (400, 401, 403, 404, 408, 409, 412, 413, 416, 429, 503)
+# what the OpenAPI description of every route says of errors
+ERRORS: dict[int | str, dict[str, Any]] = {n: {"model": Error, "description": HTTPStatus(n).phrase} for n in STATUSES}
 
 
-# what the description of every route says of errors
-ERRORS: dict[int | str, dict[str, Any]] = {
-    **{status: {"model": Error, "description": words} for status, words in MEANINGS.items()},
-    "default": {"model": Error, "description": "any other error"},
-}
-
-
-def add_errors(app: FastAPI, service: Service) -> None:
-    """Turn every exception of a route into an answer, and count it."""
-
-    def answer(status: int, code: str, message: str, field: str | None = None, headers: Mapping[str, str] | None = None) -> Any:
-        service.counts["refused"] += 1
-        return JSONResponse(error_body(status, code, message, field), status, headers)
-
-    def handle(kind: type[Exception], make: Callable[[Any], JSONResponse]) -> None:
-        async def handler(request: Request, error: Exception) -> JSONResponse:
-            return make(error)
-
-        app.add_exception_handler(kind, handler)
-
-    def full(error: QueueFull) -> JSONResponse:
-        wait = service.wait_estimate()
-        status, code, what = (429, "too_many_waiting", "you have enough requests waiting") if error.mine else (
-            503, "queue_full", "the queue is full"
-        )  # fmt: skip
-        return answer(status, code, f"{what}; come back in {wait} s", headers={"retry-after": str(wait)})
-
-    def invalid(error: RequestValidationError) -> JSONResponse:
-        first = error.errors()[0]
-        name = str(first["loc"][-1])
-        return answer(400, "invalid_request", f"{name}: {str(first['msg']).lower()}", name)
-
-    def disk(error: OSError) -> JSONResponse:
-        log.error("cannot use the disk: %s", error.strerror or error)
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        words = "the server's disk is full; try again later" if full else "the server cannot use its disk; try again later"
-        return answer(503, "disk", words, headers={"retry-after": "60"})
-
-    starting = "the model is being loaded; come back in 10 s"
-    handle(RequestError, lambda error: answer(error.status, error.code, error.message, error.field, error.headers))
-    handle(QueueFull, full)
-    handle(WorkerUnavailable, lambda _: answer(503, "starting", starting, headers={"retry-after": "10"}))
-    handle(RequestValidationError, invalid)
-    handle(OSError, disk)
-    handle(Exception, lambda _: answer(500, "fault", "the server met a fault; it has been logged"))
-
-    async def other(request: Request, error: Exception) -> JSONResponse:
-        assert isinstance(error, HTTPException)
-        headers = error.headers
-        if error.status_code == 405:  # the library names the methods of the first route of this path only
-            routes = [route for route in app.routes if isinstance(route, APIRoute) and route.path_regex.match(request.url.path)]
-            methods = {method for route in routes for method in route.methods or ()}
-            headers = {"allow": ", ".join(sorted(methods | ({"HEAD"} if "GET" in methods else set())))}
+async def explain(request: Request, error: Exception) -> JSONResponse:
+    """The answer to a request whose route has raised."""
+    if isinstance(error, RequestValidationError):
+        error = invalid(error.errors()[0])
+    elif isinstance(error, HTTPException):
         code = "not_found" if error.status_code == 404 else "http_error"
-        return answer(error.status_code, code, str(error.detail).lower(), headers=headers)
+        headers = {"allow": _allowed(request)} if error.status_code == 405 else error.headers
+        error = RequestError(error.status_code, str(error.detail).lower(), code=code, headers=headers)
+    elif isinstance(error, OSError):
+        log.error("cannot use the disk: %s", error.strerror or error)
+        what = "the server's disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "the server cannot use its disk"
+        error = RequestError(503, what, code="disk", retry=60)
+    elif not isinstance(error, RequestError):
+        error = RequestError(500, "the server met a fault; it has been logged", code="fault")
+    return error.answer()
 
-    app.add_exception_handler(HTTPException, other)
+
+HANDLERS: dict[Any, Any] = dict.fromkeys((RequestError, RequestValidationError, HTTPException, OSError, Exception), explain)
+
+
+def _allowed(request: Request) -> str:
+    """The methods of every route of this path; the library names those of the first only."""
+
+    def fits(method: str) -> bool:
+        scope = {**request.scope, "method": method}
+        return any(route.matches(scope)[0] is Match.FULL for route in request.app.routes)
+
+    return ", ".join(name for name in ("DELETE", "GET", "HEAD", "POST") if fits("GET" if name == "HEAD" else name))
+
+
+def invalid(problem: Mapping[str, Any], known: Iterable[str] = ()) -> RequestError:
+    """What pydantic says is wrong with a request, in words. known: the fields that a body may have."""
+    kind, words = problem["type"], problem["msg"].removeprefix("Value error, ")
+    names = [str(name) for name in problem["loc"] if name not in ("query", "path", "header")]
+    if not names:
+        words = words.removeprefix("Invalid JSON: ")
+        return RequestError(400, f'the body must be a JSON object, like {{"prompt": "a red circle"}} ({words}); see /docs')
+    if kind == "extra_forbidden":
+        return RequestError(400, f"unknown field {quoted(names[0])}; known: {', '.join(known)}", code="unknown_field")
+    got = "" if kind in ("missing", "value_error") else f", got {quoted(problem['input'])}"
+    return RequestError(400, f"{names[0]}: {words[:1].lower()}{words[1:]}{got}", names[0])
+
+
+def quoted(value: Any) -> str:
+    """A stranger's value as it is shown in an error."""
+    text = ascii(value)
+    return text if len(text) <= 60 else text[:57] + "..."

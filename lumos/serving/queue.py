@@ -1,13 +1,17 @@
 """Who is next: a bounded queue that is fair between addresses, and between the clients at one, however many requests one sends.
 
-The next request is that of the address served longest ago, of its clients the one served longest ago, of theirs the oldest.
+The next video is one of the address served longest ago, of its clients the one served longest ago, of theirs the oldest.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import asyncio
+import hashlib
+import time
+from dataclasses import dataclass, field
 
-from lumos.serving.request import VideoRequest
+from lumos.serving.errors import RequestError
+from lumos.serving.store import Video
 
 
 @dataclass(frozen=True)
@@ -17,70 +21,60 @@ class Client:
     address: str
     name: str = ""
 
+    @property
+    def digest(self) -> str:
+        """What a client's videos are found again by: of the name if there is one, else of the address."""
+        return hashlib.sha256((f"name {self.name}" if self.name else f"address {self.address}").encode()).hexdigest()
 
-@dataclass(frozen=True)
-class Waiting:
-    id: str
+
+@dataclass(eq=False)
+class Job:
+    """A video that is not finished, and what is kept of it only until then."""
+
+    video: Video
     client: Client
-    request: VideoRequest
+    queued: float = field(default_factory=time.monotonic)
+    frames: list[tuple[int, list[bytes]]] = field(default_factory=list)  # number of the first, its WebP pictures
+    news: asyncio.Event = field(default_factory=asyncio.Event)  # set, and replaced, whenever there is something new
 
-
-class QueueFull(Exception):
-    """No room: for this client or address (`mine`), or for anybody."""
-
-    def __init__(self, mine: bool) -> None:
-        super().__init__("the queue is full")
-        self.mine = mine
+    def tell(self) -> None:
+        self.news.set()
+        self.news = asyncio.Event()
 
 
 class FairQueue:
-    """Waiting requests in order of arrival, and who was served when. Names are free, so addresses have a limit of their own."""
+    """Waiting jobs in order of arrival, and who was served when. Names are free, so addresses have a limit of their own."""
 
     def __init__(self, room: int, room_per_client: int, room_per_address: int) -> None:
         self.room, self.room_per_client, self.room_per_address = room, room_per_client, room_per_address
-        self.waiting: list[Waiting] = []
-        self.served: dict[str | Client, int] = {}
+        self.waiting: list[Job] = []
+        self.served: dict[str | Client, int] = {}  # address or client -> number of the turn in which it was served last
 
-    def __len__(self) -> int:
-        return len(self.waiting)
+    def check_room(self, client: Client, seconds: int) -> None:
+        """RequestError when `client` may not add another job, with the seconds until there may be room."""
+        here = [job.client for job in self.waiting if job.client.address == client.address]
+        if len(self.waiting) >= self.room and here.count(client) < self.room_per_client:
+            raise RequestError(503, "the queue is full", code="queue_full", retry=seconds)
+        if here.count(client) >= self.room_per_client or len(here) >= self.room_per_address:
+            raise RequestError(429, "you have enough requests waiting", code="too_many_waiting", retry=seconds)
 
-    def check_room(self, client: Client) -> None:
-        """Raises QueueFull when `client` may not add another request."""
-        here = [item.client for item in self.waiting if item.client.address == client.address]
-        if here.count(client) >= self.room_per_client:
-            raise QueueFull(mine=True)
-        if len(self.waiting) >= self.room:
-            raise QueueFull(mine=False)
-        if len(here) >= self.room_per_address:
-            raise QueueFull(mine=True)
+    def order(self) -> list[Job]:
+        """Everything that waits, in the order in which it will be served one at a time, as things stand."""
+        left, served, ordered = list(self.waiting), dict(self.served), []
+        while left:
+            job = min(left, key=lambda job: [served.get(who, 0) for who in (job.client.address, job.client)])
+            served[job.client.address] = served[job.client] = max(served.values(), default=0) + 1
+            left.remove(job)
+            ordered.append(job)
+        return ordered
 
-    def add(self, item: Waiting) -> None:
-        self.check_room(item.client)
-        self.waiting.append(item)
-
-    def remove(self, id: str) -> bool:
-        """Whether it was waiting."""
-        before = len(self.waiting)
-        self.waiting = [item for item in self.waiting if item.id != id]
-        return len(self.waiting) < before
-
-    def next_batch(self, most: int) -> list[Waiting]:
-        """Take the next request, and up to `most` - 1 others that can be made together with it, in fair order."""
-        batch: list[Waiting] = []
-        while len(batch) < most:
-            free = [item for item in self.waiting if not batch or item.request.can_batch_with(batch[0].request)]
-            if not free:
-                break
-            chosen = min(free, key=lambda item: [self.served.get(who, 0) for who in (item.client.address, item.client)])
-            self.waiting.remove(chosen)
-            self.served[chosen.client.address] = self.served[chosen.client] = max(self.served.values(), default=0) + 1
-            batch.append(chosen)
+    def next_batch(self, most: int) -> list[Job]:
+        """Take the next job, and up to `most` - 1 others that can be made together with it, in fair order."""
+        first, *others = self.order()
+        batch = [first, *(job for job in others if job.video.request.can_batch_with(first.video.request))][:most]
+        for job in batch:
+            self.waiting.remove(job)
+            self.served[job.client.address] = self.served[job.client] = max(self.served.values(), default=0) + 1
         if not self.waiting:
             self.served.clear()  # nobody has been passed over, and strangers' names are not kept
         return batch
-
-    def order(self) -> list[str]:
-        """The waiting ids in the order in which they will be served one at a time, as things stand."""
-        twin = FairQueue(self.room, self.room_per_client, self.room_per_address)
-        twin.waiting, twin.served = list(self.waiting), dict(self.served)
-        return [twin.next_batch(1)[0].id for _ in self.waiting]

@@ -19,7 +19,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from lumos.serving.access import Access
 from lumos.serving.api import create_app
 from lumos.serving.config import ServeConfig
-from lumos.serving.decode import start_processes
+from lumos.serving.processes import start_processes
 from lumos.serving.service import Service
 from lumos.serving.store import Store
 
@@ -46,29 +46,27 @@ async def serve(config: ServeConfig, ready: Callable[[str], None], stop: asyncio
         log.info("loading the model")
         service = Service(config, Store(config.data, config.keep_seconds, config.keep_bytes))
         server = _Server(_settings(config, service))
-        running = asyncio.create_task(server.serve([listener]))
-        started = asyncio.create_task(service.start())
-        ended = asyncio.create_task(stop.wait())
+        life = asyncio.create_task(service.run())
+        listening = asyncio.create_task(server.serve([listener]))
+        loaded, ended = asyncio.create_task(service.loaded.wait()), asyncio.create_task(stop.wait())
         try:
-            await asyncio.wait({started, running, ended}, return_when=asyncio.FIRST_COMPLETED)
-            if started.done():
-                started.result()
+            await asyncio.wait((loaded, life, listening, ended), return_when=asyncio.FIRST_COMPLETED)
+            if loaded.done():
                 shown = "localhost" if config.host in ("127.0.0.1", "0.0.0.0", "::", "::1") else config.host
                 ready(f"http://{shown}:{listener.getsockname()[1]}")
-                await asyncio.wait((running, ended, service.dead), return_when=asyncio.FIRST_COMPLETED)
-            if service.dead.done():
-                service.dead.result()
+                await asyncio.wait((life, listening, ended), return_when=asyncio.FIRST_COMPLETED)
+            if life.done():
+                life.result()
         finally:
-            ended.cancel()
-            started.cancel()
             server.should_exit = True
-            await asyncio.gather(running, started, return_exceptions=True)
-            await service.stop()
+            for task in (loaded, ended, life):
+                task.cancel()
+            await asyncio.gather(life, listening, return_exceptions=True)
 
 
 def _settings(config: ServeConfig, service: Service) -> uvicorn.Config:
     return uvicorn.Config(
-        Access(create_app(config, service), config),
+        Access(create_app(service), config),
         http=_connections(config),
         log_config=None,
         access_log=False,  # paths hold nothing secret, but nobody asked for them

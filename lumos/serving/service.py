@@ -1,190 +1,282 @@
-"""One queue, one worker process, and what everybody may know of it: submit, follow, cancel, delete (all in one event loop).
+"""One queue, one worker process, and what everybody may know of it, all in one event loop.
 
-Each video's news are its record and its frames so far; followers wait for `news` and read on from where they were. Whatever
-happens to the worker, every request ends: completed, or failed with words.
+A video's way: `submit` stores it and puts it into the queue; `run` takes it out; `_make` sends it to the worker and passes the
+worker's news on to whoever is in `follow`; `_end` completes or fails it. Whatever happens to the worker, every video ends.
 """
 
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
 import threading
 import time
-from collections import Counter
-from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
+from lumos.sequence.prompt_template import PromptReader
 from lumos.serving.config import ServeConfig
-from lumos.serving.decode import processes
-from lumos.serving.queue import Client, FairQueue, Waiting
+from lumos.serving.errors import RequestError
+from lumos.serving.metrics import Metrics
+from lumos.serving.processes import Pipe, new_process
+from lumos.serving.queue import Client, FairQueue, Job
 from lumos.serving.request import VideoRequest
 from lumos.serving.store import Store, Video, new_id
-from lumos.serving.worker import FILES, run_worker
+from lumos.serving.uploads import Uploads
 
 log = logging.getLogger("lumos.serving")
 GRACE = 10.0  # seconds a worker has to stop a batch before it is stopped itself
 MOST_RESTARTS = 5  # in a row, without a batch finished or an hour between them
 LONG_LIFE = 3600.0
+Reason = tuple[str, str]  # why a video fails: a word for programs, and a sentence
 STOPPED = ("server_stopped", "the server was stopped before this video was finished; send it again")
 CRASHED = ("worker_crashed", "the worker stopped while making this video; send it again")
 CANCELLED = ("cancelled", "this video was cancelled")
+FAULT = ("fault", "the server met a fault while making this video; it has been logged")
 
 
-class WorkerUnavailable(Exception):
-    """The worker is starting, or could not."""
-
-
-@dataclass
-class Unfinished:
-    """What is kept of a video only until it is finished. frames: (number of the first, its WebP pictures)."""
-
-    queued: float
-    frames: list[tuple[int, list[bytes]]] = field(default_factory=list)
-    news: asyncio.Event = field(default_factory=asyncio.Event)
+class WorkerDied(Exception):
+    pass
 
 
 @dataclass
-class Running:
+class Making:
     """The batch that is made now, and why it was stopped, if it was."""
 
-    number: int
-    ids: list[str]
+    jobs: list[Job]
     timers: list[asyncio.TimerHandle]
-    reason: tuple[str, str] | None = None
+    reason: Reason | None = None
+
+    @property
+    def wanted(self) -> list[Job]:
+        return [job for job in self.jobs if not job.video.is_finished]
 
 
 class Service:
-    """Made by `start`, ended by `stop`; `about` tells the model's own size, length and sampler.
+    """`run` is its life. about, prompts: what the worker says of its model."""
 
-    dead: set to an exception in words when the server cannot go on.
-    """
+    about: dict[str, Any]
+    prompts: PromptReader
+    worker: BaseProcess
+    pipe: Connection  # to the worker
 
     def __init__(self, config: ServeConfig, store: Store) -> None:
-        self.config, self.store = config, store
+        self.config, self.store, self.uploads = config, store, Uploads(store, config)
         self.queue = FairQueue(config.queue, config.queue_per_client, config.queue_per_address)
-        self.unfinished: dict[str, Unfinished] = {}
-        self.running: Running | None = None
-        self.about: dict[str, Any] = {}
-        self.loaded = asyncio.Event()  # while the worker holds the model
-        self.counts: Counter[str] = Counter()  # completed, failed, cancelled, refused, restarts
-        self.taken: list[float] = []  # seconds of the last batches
-        self.observed: Callable[[str, float], None] = lambda what, seconds: None  # metrics.py listens
-        self.dead: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._numbers = itertools.count(1)
-        self._checks: dict[int, asyncio.Future[str | None]] = {}
+        self.jobs: dict[str, Job] = {}  # of all videos that are not finished
+        self.making: Making | None = None
+        self.loaded = asyncio.Event()  # set while the worker holds the model
+        self.about = {}
+        self.metrics = Metrics(config.weights_name)
+        self.metrics.gauge("queue_waiting", "requests that wait", lambda: len(self.queue.waiting))
+        self.metrics.gauge("batch_size", "requests being made now", lambda: len(self.making.jobs) if self.making else 0)
+        self.metrics.gauge("worker_ready", "1 if the model is loaded", self.loaded.is_set)
+        self.metrics.gauge("stored_videos", "videos known", lambda: len(store.known))
+        self.metrics.gauge("stored_bytes", "bytes of finished videos", lambda: sum(video.bytes for video in store.known.values()))
+        self._inbox: asyncio.Queue[tuple[Any, ...] | None] = asyncio.Queue()  # what the worker says, None when it died
+        self._taken: deque[float] = deque(maxlen=20)  # seconds of the last batches
         self._files: dict[str, Any] = {}  # of the weights that were loaded
-        self._told = False  # that they were changed
-        self._deaths = 0  # in a row
-        self._born = 0.0
-        self._stopping = False
-        self._process: BaseProcess | None = None
-        self._pipe: Connection | None = None
-        self._order: list[str] | None = None
-        self._cleaner: asyncio.Task[None] | None = None
+        self._warned = False  # that they were changed
+        self._deaths = 0  # of workers in a row
 
-    async def start(self) -> None:
-        """Start the worker and wait until the model is loaded. ValueError in words when it cannot be."""
-        await self._spawn()
-        loaded = asyncio.create_task(self.loaded.wait())
+    async def run(self) -> None:
+        """Make what is asked until cancelled, with a new worker for one that died. ValueError in words when that is no use."""
+        cleaner = asyncio.create_task(self._clean())
         try:
-            await asyncio.wait((loaded, self.dead), return_when=asyncio.FIRST_COMPLETED)
+            while True:
+                born = time.monotonic()
+                try:
+                    await self._run_worker()
+                except WorkerDied:
+                    log.error("the worker stopped with exit code %s", self.worker.exitcode)
+                if not self.about:
+                    raise ValueError("the worker stopped while it loaded the model; is there enough memory?")
+                self.metrics.restarts.inc()
+                self._deaths = 1 if time.monotonic() - born > LONG_LIFE else self._deaths + 1
+                if self._deaths > MOST_RESTARTS:
+                    raise ValueError(f"the worker stopped {self._deaths} times in a row; see the log")
+                await asyncio.sleep(self.config.restart_pause * 2 ** (self._deaths - 1))
         finally:
-            loaded.cancel()
-        if self.dead.done():
-            self.dead.result()
-        self._cleaner = asyncio.create_task(self._clean())
+            cleaner.cancel()
+            for job in list(self.jobs.values()):
+                self._end(job, STOPPED)
+            self.store.close()
 
-    async def stop(self) -> None:
-        """End everything; what was not finished becomes a failure that says so."""
-        self._stopping = True
-        if self._cleaner:
-            self._cleaner.cancel()
-        for id in list(self.unfinished):
-            self._end(id, STOPPED)
-        if self._process is not None:
-            self._process.kill()
-            await asyncio.to_thread(self._process.join, 5)
-        if self.dead.done():
-            self.dead.exception()
-        self.store.close()
-
-    @property
-    def ready(self) -> bool:
-        return self.loaded.is_set()
-
-    async def check(self, request: VideoRequest) -> None:
-        """ValueError in words for a prompt that the model cannot read. WorkerUnavailable when there is no worker."""
-        pipe = self._ready_pipe()
-        number, answer = next(self._numbers), asyncio.get_running_loop().create_future()
-        self._checks[number] = answer
+    async def _run_worker(self) -> None:
+        """One worker from its start to its end: WorkerDied, or ValueError for weights that cannot be served."""
+        self.pipe, theirs = Pipe()
+        self.worker = worker = new_process("lumos.serving.worker", theirs, self.config.weights, self.config.device)
+        await asyncio.to_thread(worker.start)  # the first waits for the libraries to be loaded
+        theirs.close()
+        self._inbox = asyncio.Queue()
+        hearing = (self.pipe, asyncio.get_running_loop(), self._inbox)
+        threading.Thread(target=_hear, args=hearing, daemon=True).start()
         try:
-            self._send(pipe, ("check", number, request))
-            error = await asyncio.wait_for(answer, 10)
-        except TimeoutError:
-            raise WorkerUnavailable from None
+            word, *rest = await self._heard()
+            if word == "broken":
+                raise ValueError(rest[0])
+            self.about, self.prompts, files = rest
+            if self._files not in ({}, files):
+                raise ValueError("the weights were changed while the server ran, and a new worker read them; start it again")
+            self._files = files
+            self.loaded.set()
+            while True:
+                if self.queue.waiting:
+                    await self._make(self.queue.next_batch(self.config.batch))
+                else:
+                    await self._heard()  # `submit` wakes it
         finally:
-            self._checks.pop(number, None)
-        if error:
-            raise ValueError(error)
+            self.loaded.clear()
+            worker.kill()
+            await asyncio.to_thread(worker.join, 5)
 
-    def submit(self, request: VideoRequest, client: Client, digest: str, start: Path | None, source: str | None = None) -> Video:
-        """Put a checked request into the queue. `start`: file with its given frames, which is moved. QueueFull, or OSError."""
-        self._ready_pipe()
-        self.queue.check_room(client)
-        video = Video(new_id("video"), digest, self.config.weights_name, request, int(time.time()), source=source)
+    async def _heard(self) -> tuple[Any, ...]:
+        message = await self._inbox.get()
+        if message is None:
+            raise WorkerDied
+        return message
+
+    async def _make(self, jobs: list[Job]) -> None:
+        """One batch, from the queue to finished files. Each of its videos ends here, whatever happens."""
+        too_long = f"this video took longer than {self.config.time_limit:g} s; ask for fewer frames or a smaller size"
+        timer = asyncio.get_running_loop().call_later(self.config.time_limit, self._stop_making, ("time_limit", too_long))
+        self.making = making = Making(jobs, [timer])
+        videos = [job.video for job in jobs]
+        for job in jobs:
+            job.video.status, job.video.together = "in_progress", len(jobs)
+            self.metrics.waited.observe(time.monotonic() - job.queued)
+        for job in self.jobs.values():  # those that wait move up
+            job.tell()
+        self._send("make", [video.request for video in videos], [self.store.folder(video.id) for video in videos])
+        ends: list[Reason | None] = [STOPPED] * len(jobs)
+        try:
+            ends = await self._ends(making)
+        except WorkerDied:
+            ends = [making.reason or CRASHED] * len(jobs)
+            raise
+        finally:
+            for timer in making.timers:
+                timer.cancel()
+            for job, end in zip(jobs, ends, strict=True):
+                self._end(job, end)
+                self.store.tidy(job.video.id)  # one that was cancelled or deleted while its files were written
+            self.making = None
+
+    async def _ends(self, making: Making) -> list[Reason | None]:
+        """Pass on what the worker says of a batch, until its end: why each video failed, or None."""
+        while True:
+            word, *rest = await self._heard()
+            if word == "progress":
+                done, passes = rest
+                for job in making.wanted:
+                    job.video.progress = min(99, 100 * done // passes)  # after the last pass come the files
+                    job.tell()
+            elif word == "frames":
+                first, rows = rest
+                for job, pictures in zip(making.jobs, rows, strict=True):
+                    job.frames.append((first, pictures))
+                    job.tell()
+            elif word == "finished":
+                errors, seconds, files = rest
+                self._deaths = 0
+                self._taken.append(seconds)
+                self.metrics.made.observe(seconds)
+                if files != self._files and not self._warned:
+                    self._warned = True
+                    log.warning("the files of the weights were changed; start the server again to serve what they hold now")
+                for job in making.wanted:
+                    job.video.seconds_taken = round(seconds, 2)
+                return [("disk", error) if error else None for error in errors]
+            elif word == "failed":
+                reason, fault = rest
+                if fault:
+                    log.error("a batch failed: %s", fault)
+                return [making.reason or reason or FAULT] * len(making.jobs)
+
+    def _stop_making(self, reason: Reason) -> None:
+        if self.making and not self.making.reason:
+            self.making.reason = reason
+            self._send("cancel")
+            self.making.timers.append(asyncio.get_running_loop().call_later(GRACE, self.worker.kill))
+
+    def _send(self, *message: Any) -> None:
+        with suppress(OSError):  # its end is heard, too
+            self.pipe.send(message)
+
+    def _end(self, job: Job, reason: Reason | None) -> None:
+        """The one place where a video becomes completed (no reason) or failed."""
+        video = job.video
+        if video.is_finished:
+            return
+        del self.jobs[video.id]
+        if reason:
+            video.fail(*reason)
+        else:
+            video.status, video.progress = "completed", 100
+        try:
+            self.store.save(video)
+        except OSError as fault:
+            log.error("cannot save %s: %s", video.id, fault.strerror)
+            video.fail("disk", "the server could not save this video; try again later")
+        self.metrics.videos.labels(video.status).inc()
+        log.info("%s %s%s", video.id, video.status, f" ({reason[0]})" if reason else "")
+        job.tell()
+
+    def check_loaded(self) -> None:
+        """RequestError without a model."""
+        if not self.loaded.is_set():
+            raise RequestError(503, "the model is being loaded", code="starting", retry=10)
+
+    def check_room(self, client: Client) -> None:
+        """RequestError without a model, or when `client` has to wait until others are served."""
+        self.check_loaded()
+        self.queue.check_room(client, round(min(600, max(1, mean(self._taken or [10.0])))))
+
+    def submit(self, request: VideoRequest, client: Client, start: Path | None = None, source: str | None = None) -> Video:
+        """Put a checked request into the queue. `start`: file with its given frames, which is moved. RequestError, or OSError."""
+        self.check_room(client)
+        video = Video(new_id("video"), client.digest, self.config.weights_name, request, time.time(), source=source)
         self.store.add(video, start)
-        self.unfinished[video.id] = Unfinished(time.monotonic())
-        self.queue.add(Waiting(video.id, client, request))
-        self._order = None
+        self.jobs[video.id] = job = Job(video, client)
+        self.queue.waiting.append(job)
+        self._inbox.put_nowait(("queued",))
         log.info("%s queued%s", video.id, f": {request.prompt!r}" if self.config.log_prompts else "")
-        self._next()
         return video
 
-    def cancel(self, id: str) -> None:
-        """Stop making a video; nothing happens to one that is finished. KeyError for an unknown one."""
-        if not self.store.known[id].is_finished:
-            self.counts["cancelled"] += 1
-            self._end(id, CANCELLED)
-            if self.queue.remove(id):
-                self._order = None
-            elif self.running and not any(other in self.unfinished for other in self.running.ids):
-                self._stop_batch(CANCELLED)  # nobody else waits for it
+    def cancel(self, video: Video) -> None:
+        """Stop making a video; nothing happens to one that is finished."""
+        if video.is_finished:
+            return
+        job = self.jobs[video.id]
+        self.metrics.videos.labels("cancelled").inc()
+        self._end(job, CANCELLED)
+        if job in self.queue.waiting:
+            self.queue.waiting.remove(job)
+        if self.making and not self.making.wanted:
+            self._stop_making(CANCELLED)  # nobody else waits for it
 
-    def delete(self, id: str) -> None:
-        self.cancel(id)
-        self.store.delete(id)
+    def document(self, video: Video) -> dict[str, Any]:
+        """What a client sees of a video, with its place in the queue while it waits."""
+        ahead = [job.video for job in self.queue.order()] if video.status == "queued" else []
+        return video.document(ahead.index(video) + (self.making is not None) if video in ahead else None)
 
-    def position(self, id: str) -> int | None:
-        """How many requests come before this one; None when it does not wait."""
-        if self.store.known[id].status != "queued":
-            return None
-        if self._order is None:
-            self._order = self.queue.order()
-        return self._order.index(id) + (self.running is not None) if id in self._order else None
-
-    def wait_estimate(self) -> int:
-        """Seconds until there will be room again, at the speed of the last batches; 1 to 600."""
-        return max(1, min(600, round(sum(self.taken) / len(self.taken) if self.taken else 10.0)))
-
-    async def follow(self, id: str, seen: int = 0, pause: float = 15.0) -> AsyncIterator[tuple[str, Any]]:
+    async def follow(self, video: Video, seen: int = 0, pause: float = 15.0) -> AsyncIterator[tuple[str, Any]]:
         """Yield ("status", video) at every change, ("frames", (n, first, pictures)) from number `seen` on, ("pause", None).
 
-        Ends after the status of a video that is finished, and at once for a deleted one.
+        Ends after the status of a video that is finished.
         """
-        unfinished = self.unfinished.get(id, Unfinished(0))
+        job = self.jobs.get(video.id) or Job(video, Client(""))
         while True:
-            news = unfinished.news
-            for number in range(seen, len(unfinished.frames)):
-                yield "frames", (number, *unfinished.frames[number])
-            seen = max(seen, len(unfinished.frames))
-            video = self.store.known.get(id)
-            if video is None:
-                return
+            news = job.news
+            for number in range(seen, len(job.frames)):
+                yield "frames", (number, *job.frames[number])
+            seen = max(seen, len(job.frames))
             yield "status", video
             if video.is_finished:
                 return
@@ -193,187 +285,6 @@ class Service:
                     await asyncio.wait_for(news.wait(), pause)
                 except TimeoutError:
                     yield "pause", None
-
-    async def _spawn(self) -> None:
-        ours, theirs = processes().Pipe()
-        settings = (theirs, self.config.weights, self.config.device)
-        process = processes().Process(target=run_worker, args=settings, daemon=True, name="lumos worker")
-        await asyncio.to_thread(process.start)  # the first waits for the libraries to be loaded
-        theirs.close()
-        self._process, self._pipe, self._born = process, ours, time.monotonic()
-        loop = asyncio.get_running_loop()
-        threading.Thread(target=_hear, args=(ours, loop, self._on_message), daemon=True).start()
-
-    def _on_message(self, pipe: Connection, message: tuple[Any, ...] | None) -> None:
-        if pipe is not self._pipe or self._stopping:
-            return
-        if message is None:
-            self._on_death()
-            return
-        word, number, *rest = message
-        if word == "ready":
-            self._on_ready(*rest)
-        elif word == "weights":
-            if rest[0] != self._files and not self._told:
-                self._told = True
-                log.warning("the files of the weights were changed; start the server again to serve what they hold now")
-        elif word == "broken":
-            self._give_up(rest[0])
-        elif word == "checked":
-            if number in self._checks and not self._checks[number].done():
-                self._checks[number].set_result(rest[0])
-        elif self.running and number == self.running.number:
-            self._on_batch(self.running, word, rest)
-
-    def _on_ready(self, about: dict[str, Any], files: dict[str, Any]) -> None:
-        if self._files and files != self._files:
-            self._give_up("the weights were changed while the server ran, and its worker had to load them again; start it again")
-            return
-        self.about, self._files = about, files
-        self.loaded.set()
-        self._next()
-
-    def _on_batch(self, running: Running, word: str, rest: list[Any]) -> None:
-        known = [id for id in running.ids if id in self.unfinished]
-        if word == "progress":
-            done, passes = rest
-            for id in known:
-                # the files are still to be written when the last pass is done
-                self.store.known[id].progress = min(99, 100 * done // passes)
-                self._tell(id)
-        elif word == "frames":
-            first, rows = rest
-            for id, pictures in zip(running.ids, rows, strict=True):
-                if id in known:
-                    self.unfinished[id].frames.append((first, pictures))
-                    self._tell(id)
-        elif word == "finished":
-            errors, seconds = rest
-            self._deaths = 0
-            self.taken = [*self.taken[-19:], seconds]
-            self.observed("made", seconds)
-            for id, error in zip(running.ids, errors, strict=True):
-                if id in known:
-                    self.store.known[id].seconds_taken = round(seconds, 2)
-                    self._end(id, ("disk", error) if error else None)
-            self._finish_batch(running)
-        elif word == "failed":
-            code, message = rest
-            if code == "fault":
-                log.error("batch %d failed: %s", running.number, message)
-                message = "the server met a fault while making this video; it has been logged"
-            for id in known:
-                self._end(id, running.reason or (code, message))
-            self._finish_batch(running)
-
-    def _on_death(self) -> None:
-        """The worker is gone: what it made is lost, and another one is started after a pause."""
-        self.loaded.clear()
-        pipe, process = self._pipe, self._process
-        self._pipe = self._process = None
-        if pipe:
-            pipe.close()
-        for answer in self._checks.values():
-            if not answer.done():
-                answer.set_exception(WorkerUnavailable())
-        if self.running:
-            for id in self.running.ids:
-                self._end(id, self.running.reason or CRASHED)
-            self._finish_batch(self.running)
-        if process is not None:
-            process.join(1)
-            log.error("the worker stopped with exit code %s", process.exitcode)
-        if not self.about:
-            self._give_up("the worker stopped while it loaded the model; is there enough memory?")
-            return
-        self.counts["restarts"] += 1
-        self._deaths = 1 if time.monotonic() - self._born > LONG_LIFE else self._deaths + 1
-        if self._deaths > MOST_RESTARTS:
-            self._give_up(f"the worker stopped {self._deaths} times in a row; see the log")
-            return
-        pause = self.config.restart_pause * 2 ** (self._deaths - 1)
-        log.info("starting another worker in %g s", pause)
-        asyncio.get_running_loop().call_later(pause, self._respawn)
-
-    def _respawn(self) -> None:
-        if not self._stopping:
-            self._spawning = asyncio.create_task(self._spawn())
-
-    def _give_up(self, why: str) -> None:
-        if not self.dead.done():
-            self.dead.set_exception(ValueError(why))
-
-    def _next(self) -> None:
-        if not self.ready or self.running or self._pipe is None or not len(self.queue):
-            return
-        items = self.queue.next_batch(self.config.batch)
-        self._order = None
-        for item in items:
-            video = self.store.known[item.id]
-            video.status, video.together = "in_progress", len(items)
-            self.observed("waited", time.monotonic() - self.unfinished[item.id].queued)
-            self._tell(item.id)
-        limit = asyncio.get_running_loop().call_later(self.config.time_limit, self._too_long)
-        self.running = Running(next(self._numbers), [item.id for item in items], [limit])
-        folders = tuple(self.store.folder(item.id) for item in items)
-        self._send(self._pipe, ("make", self.running.number, tuple(item.request for item in items), folders))
-        for item in self.queue.waiting:
-            self._tell(item.id)
-
-    def _too_long(self) -> None:
-        limit = f"{self.config.time_limit:g} s"
-        self._stop_batch(("time_limit", f"this video took longer than {limit}; ask for fewer frames or a smaller size"))
-
-    def _stop_batch(self, reason: tuple[str, str]) -> None:
-        assert self.running
-        if self.running.reason is None and self._pipe and self._process:
-            self.running.reason = reason
-            self._send(self._pipe, ("cancel", self.running.number))
-            self.running.timers.append(asyncio.get_running_loop().call_later(GRACE, self._process.kill))
-
-    def _finish_batch(self, running: Running) -> None:
-        for timer in running.timers:
-            timer.cancel()
-        for id in running.ids:  # a video may have been cancelled or deleted while its files were written
-            self.store.tidy(id)
-        self.running = None
-        self._next()
-
-    def _end(self, id: str, error: tuple[str, str] | None) -> None:
-        """The one place where a video becomes completed or failed."""
-        unfinished, video = self.unfinished.pop(id, None), self.store.known.get(id)
-        if unfinished is None or video is None:
-            return
-        if error is None:
-            video.status, video.progress, video.files = "completed", 100, list(FILES)
-        else:
-            video.status, video.error = "failed", {"code": error[0], "message": error[1]}
-        try:
-            self.store.save(video)
-        except OSError as fault:
-            log.error("cannot save %s: %s", id, fault.strerror)
-            video.status, video.files = "failed", []
-            video.error = {"code": "disk", "message": "the server could not save this video; try again later"}
-        self.counts[video.status] += 1
-        log.info("%s %s%s", id, video.status, f" ({error[0]})" if error else "")
-        unfinished.news.set()
-
-    def _tell(self, id: str) -> None:
-        unfinished = self.unfinished.get(id)
-        if unfinished:
-            news, unfinished.news = unfinished.news, asyncio.Event()
-            news.set()
-
-    def _ready_pipe(self) -> Connection:
-        if not self.ready or self._pipe is None:
-            raise WorkerUnavailable
-        return self._pipe
-
-    def _send(self, pipe: Connection, message: Any) -> None:
-        try:
-            pipe.send(message)
-        except OSError:
-            log.warning("the worker cannot be reached")  # its death is told by its listener
 
     async def _clean(self) -> None:
         while True:
@@ -386,15 +297,11 @@ class Service:
             await asyncio.sleep(30)
 
 
-def _hear(pipe: Connection, loop: asyncio.AbstractEventLoop, hear: Any) -> None:
-    while True:
+def _hear(pipe: Connection, loop: asyncio.AbstractEventLoop, inbox: asyncio.Queue[tuple[Any, ...] | None]) -> None:
+    """Put everything that the worker says into `inbox`, and None at its end."""
+    with pipe, suppress(RuntimeError):  # the loop has ended
         try:
-            message = pipe.recv()
+            while True:
+                loop.call_soon_threadsafe(inbox.put_nowait, pipe.recv())
         except (EOFError, OSError):
-            message = None
-        try:
-            loop.call_soon_threadsafe(hear, pipe, message)
-        except RuntimeError:  # the loop has ended
-            return
-        if message is None:
-            return
+            loop.call_soon_threadsafe(inbox.put_nowait, None)

@@ -1,37 +1,37 @@
 """Videos as the server knows them, and on disk: a folder each, kept for a set time, whole after a kill at any moment.
 
-DATA/.lumos-serve marks the folder as a server's, locks it, and names the temporary folder; DATA/videos/ID/ holds record.json,
-video.mp4, video.gif, video.png and thumbnail.png; DATA/temporary_*/ holds uploads and bodies on their way in. A record is written
-under another name and renamed. After a restart finished results are there, and what was waiting or running is a failure that
-says so. Nothing is ever deleted but files that this module names itself.
+DATA/.lumos-serve marks the folder as a server's, locks it, and names the temporary folder; DATA/videos/ID/ holds record.json and
+FILES; DATA/temporary_*/ holds uploads and bodies on their way in. A record is written under another name and renamed. After a
+restart finished results are there, and what was waiting or running is a failure that says so. Nothing is ever deleted but files
+that this module names itself.
 """
 
 from __future__ import annotations
 
 import fcntl
-import json
 import logging
 import os
 import re
 import secrets
 import shutil
 import time
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TextIO, TypeVar
+from typing import Any, Literal, TextIO
+
+from pydantic import TypeAdapter
 
 from lumos.files import PARTIAL
 from lumos.serving.request import VideoRequest
 
-T = TypeVar("T")
-
 log = logging.getLogger("lumos.serving")
 MARKER = ".lumos-serve"
 RECORD = "record.json"
-START = "start.safetensors"
+START = "start.safetensors"  # the given frames of a video that is not finished
+FILES = ("video.mp4", "video.gif", "video.png", "thumbnail.png")  # of a completed video
 # what a server writes into a video's folder, also half written; whatever else lies there is not ours to delete
-_NAMES = r"(record\.json|start\.safetensors|(video|thumbnail)\.(mp4|gif|webp|png))"
-OURS = re.compile(rf"{_NAMES}|\.{_NAMES}{PARTIAL}")
+_NAMES = "|".join(re.escape(name) for name in (RECORD, START, *FILES))
+OURS = re.compile(rf"({_NAMES})|\.({_NAMES}){PARTIAL}")
 FIRST_HOUR = 3600.0  # a machine may start with a wrong clock; until it can have been set, no video is too old
 
 
@@ -43,8 +43,7 @@ class Video:
     client: str
     model: str
     request: VideoRequest
-    created_at: int
-    number: int = 0  # counts the videos of a server, as many begin in the same second
+    created_at: float  # not rounded, as many begin in the same second
     status: Literal["queued", "in_progress", "completed", "failed"] = "queued"
     progress: int = 0
     completed_at: int | None = None
@@ -53,21 +52,25 @@ class Video:
     together: int = 1  # how many requests shared its batch
     source: str | None = None  # the video that it continues
     error: dict[str, str] | None = None
-    files: list[str] = field(default_factory=list)
+    bytes: int = 0  # of its files
 
     @property
     def is_finished(self) -> bool:
         return self.status in ("completed", "failed")
 
+    def fail(self, code: str, message: str) -> None:
+        self.status, self.error = "failed", {"code": code, "message": message}
+
     def document(self, position: int | None = None) -> dict[str, Any]:
         """What a client sees, in the words of OpenAI's video API where it has one. `position`: how many wait before it."""
         made = self.request
-        own = ("id", "model", "status", "progress", "created_at", "completed_at", "expires_at", "seconds_taken", "error")
+        own = ("id", "model", "status", "progress", "completed_at", "expires_at", "seconds_taken", "error")
         asked = ("prompt", "frames", "fps", "seed", "steps", "guidance", "temperature")
         return {
             "object": "video",
             **{name: getattr(self, name) for name in own},
             **{name: getattr(made, name) for name in asked},
+            "created_at": int(self.created_at),
             "size": f"{made.width}x{made.height}",
             "seconds": f"{made.frames / made.fps:.3f}".rstrip("0").rstrip("."),
             "given_frames": made.given,
@@ -75,6 +78,9 @@ class Video:
             "remixed_from_video_id": self.source,
             "queue_position": position,
         }
+
+
+RECORDS = TypeAdapter(Video)
 
 
 def new_id(kind: Literal["video", "upload"]) -> str:
@@ -93,11 +99,10 @@ class Store:
         for path in (self.videos, self.uploads, self.scratch):
             path.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._started, self._begin = time.time(), time.monotonic()
-        self.known: dict[str, Video] = {}
-        self.sizes: dict[str, int] = {}
-        for path in sorted(self.videos.iterdir()):
-            self._recover(path)
-        self._number = max((video.number for video in self.known.values()), default=0)
+        found = [video for path in self.videos.iterdir() if (video := _read_record(path))]
+        self.known = {video.id: video for video in sorted(found, key=lambda video: video.created_at)}  # the oldest first
+        for video in found:
+            self._recover(video)
 
     def close(self) -> None:
         shutil.rmtree(self.temporary, ignore_errors=True)
@@ -118,7 +123,6 @@ class Store:
     def add(self, video: Video, start: Path | None = None) -> None:
         """Keep a new video, and move the file of its given frames to it. OSError when the disk is full: nothing is kept then."""
         folder = self.videos / video.id
-        video.number = self._number + 1
         try:
             folder.mkdir(mode=0o700)
             if start:
@@ -127,66 +131,58 @@ class Store:
         except OSError:
             _remove(folder)
             raise
-        self._number += 1
         self.known[video.id] = video
 
     def save(self, video: Video) -> None:
         """Write the record; when the video is finished, also note its size and the time of its end of life."""
         folder = self.videos / video.id
         if video.is_finished:
+            self.tidy(video.id)
             video.completed_at = video.completed_at or int(time.time())
             video.expires_at = video.completed_at + int(self.keep_seconds) if self.keep_seconds < 1e12 else None
-            (folder / START).unlink(missing_ok=True)
-            self.sizes[video.id] = sum(path.stat().st_size for path in folder.iterdir())
+            self._measure(video)
         partial = folder / f".{RECORD}.partial"
-        with open(partial, "w", encoding="utf-8") as file:
-            json.dump(asdict(video), file)  # not forced to the disk, which may take long: a kill keeps it, a power cut may not
+        partial.write_bytes(RECORDS.dump_json(video))  # not forced to the disk, which may take long
         os.replace(partial, folder / RECORD)
 
     def delete(self, id: str) -> None:
         """Forget a video and its files; nothing happens for an unknown one."""
-        if self.known.pop(id, None):
-            self.sizes.pop(id, None)
-            _remove(self.videos / id)
+        self.known.pop(id, None)
+        self.tidy(id)
 
     def tidy(self, id: str) -> None:
-        """Remove what a video that has failed or is gone has left behind."""
+        """Remove what is no part of a finished video, or what a deleted one has left behind."""
         video = self.known.get(id)
-        if video is None:
-            _remove(self.videos / id)
-        elif video.status == "failed":
-            _remove(self.videos / id, keep=(RECORD,))
+        files = FILES if video and video.status == "completed" else ()
+        _remove(self.videos / id, keep=(RECORD, *files) if video else ())
 
     def expire(self, now: float) -> list[str]:
-        """Delete what is too old, then the oldest until the rest fits; returns the names. What is not finished stays."""
-        finished = [video for video in self.known.values() if video.is_finished]
-        finished.sort(key=lambda video: (video.completed_at or 0, video.number))
-        gone = [video.id for video in finished if video.expires_at is not None and video.expires_at <= now]
-        kept = [video.id for video in finished if video.id not in gone]
-        total = sum(self.sizes.get(id, 0) for id in kept)
-        while kept and total > self.keep_bytes:
-            oldest = kept.pop(0)
-            total -= self.sizes.get(oldest, 0)
-            gone.append(oldest)
-        for id in gone:
-            self.delete(id)
-        return gone
+        """Delete what is too old, then the oldest until the rest fits; returns the ids. What is not finished stays."""
+        finished = sorted(
+            (video for video in self.known.values() if video.is_finished), key=lambda video: video.completed_at or 0
+        )
+        gone = [video for video in finished if video.expires_at is not None and video.expires_at <= now]
+        kept = [video for video in finished if video not in gone]
+        while sum(video.bytes for video in kept) > self.keep_bytes:
+            gone.append(kept.pop(0))
+        for video in gone:
+            self.delete(video.id)
+        return [video.id for video in gone]
 
-    def _recover(self, folder: Path) -> None:
-        video = _read_record(folder)
-        if video is None:
-            log.warning("leaving %s alone: it holds no record of a video", folder)
-            return
-        if video.status == "completed" and not all((folder / name).is_file() for name in video.files):
-            video.status = "failed"
-            video.error = {"code": "files_missing", "message": "the files of this video are gone; make it again"}
-        _remove(folder, keep=(RECORD, *(video.files if video.status == "completed" else ())))
-        self.known[video.id] = video
-        if video.is_finished:
-            self.sizes[video.id] = sum(path.stat().st_size for path in folder.iterdir())
-        else:
-            stopped = "the server stopped before this video was finished; send it again"
-            video.status, video.error = "failed", {"code": "server_stopped", "message": stopped}
+    def _measure(self, video: Video) -> None:
+        files = [self.videos / video.id / name for name in FILES]
+        video.bytes = sum(file.stat().st_size for file in files if file.is_file())
+
+    def _recover(self, video: Video) -> None:
+        """Bring a video of the server before to an end, and its folder into order."""
+        was_finished, folder = video.is_finished, self.videos / video.id
+        if not was_finished:
+            video.fail("server_stopped", "the server stopped before this video was finished; send it again")
+        elif video.status == "completed" and not all((folder / name).is_file() for name in FILES):
+            video.fail("files_missing", "the files of this video are gone; make it again")
+        self.tidy(video.id)
+        self._measure(video)
+        if not was_finished:
             try:
                 self.save(video)
             except OSError as error:  # it is as finished without
@@ -194,18 +190,15 @@ class Store:
 
 
 def _read_record(folder: Path) -> Video | None:
-    """The record in a folder that has its name, if there is one, written by this version or an earlier one."""
+    """The record in a folder that has its name, written by this version or an earlier one."""
     try:
-        values = json.loads((folder / RECORD).read_text("utf-8"))
-        request = _of_fields(VideoRequest, values.get("request") or values["asked"])
-        video = _of_fields(Video, {**values, "request": request})
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        video = RECORDS.validate_json((folder / RECORD).read_bytes())
+    except (OSError, ValueError):
+        video = None
+    if video is None or video.id != folder.name:
+        log.warning("leaving %s alone: it holds no record of a video", folder)
         return None
-    return video if video.id == folder.name else None
-
-
-def _of_fields(kind: type[T], values: dict[str, Any]) -> T:
-    return kind(**{entry.name: values[entry.name] for entry in fields(kind) if entry.name in values})  # type: ignore[arg-type]
+    return video
 
 
 def _remove(folder: Path, keep: tuple[str, ...] = ()) -> None:
@@ -227,7 +220,7 @@ def _lock(folder: Path) -> tuple[TextIO, Path]:
     another server holds, and for one that is not a server's: nothing in that is touched.
     """
     path = folder / MARKER
-    if not path.exists() and not _is_ours(folder):
+    if not path.exists() and any(folder.iterdir()):
         raise ValueError(f"{folder} holds files that are no server's; choose an empty or a new folder with --data")
     file = open(path, "a+", encoding="utf-8")  # noqa: SIM115 - held open as long as the server lives
     try:
@@ -247,18 +240,3 @@ def _lock(folder: Path) -> tuple[TextIO, Path]:
     file.write(temporary.name)
     file.flush()
     return file, temporary
-
-
-def _is_ours(folder: Path) -> bool:
-    """Whether a folder without a marker is empty, or was left by a version that set none: nothing but records and leftovers."""
-    names = {path.name for path in folder.iterdir()}
-    lock = folder / "lock"
-    if not names <= {"lock", "videos", "uploads", "scratch"} or (lock.exists() and (not lock.is_file() or lock.stat().st_size)):
-        return False
-    inside = {name: list((folder / name).iterdir()) for name in names - {"lock"} if (folder / name).is_dir()}
-    return (
-        len(inside) == len(names - {"lock"})
-        and all(_read_record(path) is not None for path in inside.get("videos", []))
-        and all(re.fullmatch("upload_[0-9a-f]{32}", path.name) for path in inside.get("uploads", []))
-        and not inside.get("scratch")
-    )

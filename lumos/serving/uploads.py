@@ -7,21 +7,24 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import signal
 import tempfile
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 from lumos.serving.config import ServeConfig
-from lumos.serving.decode import PREVIEW, Decoded, decode
+from lumos.serving.processes import Pipe, new_process
+from lumos.serving.request import Decoded
 from lumos.serving.store import START, Store, new_id
 
 KEEP_SECONDS = 3600
 ROOM = 2**30  # bytes of all uploads
+PREVIEW = "preview.webp"
 Size = tuple[int, int, float]  # height, width, fps
 
 
@@ -44,11 +47,11 @@ class Uploads:
     def __init__(self, store: Store, config: ServeConfig) -> None:
         self.folder, self.scratch, self.config = store.uploads, store.scratch, config
         self.known: dict[str, Upload] = {}
-        self._places = asyncio.Semaphore(2)
+        self._places = asyncio.Semaphore(2)  # files that are decoded at a time; others wait
 
     async def add(self, source: BinaryIO, size: Size, address: str) -> Upload:
         """Keep a file and look into it. ValueError in words for one that cannot be used."""
-        self._expire()
+        self._make_room()
         async with self.decoded(source, size) as (decoded, start):
             id, preview = new_id("upload"), (start.parent / PREVIEW).read_bytes()
             file = (start.parent / "file").rename(self.folder / id)
@@ -60,35 +63,58 @@ class Uploads:
         """What a file is that a video starts from, and the file of its frames, which is there inside only."""
         place = Path(tempfile.mkdtemp(dir=self.scratch))
         try:
-            most = self.config.upload_bytes
-            file = source if isinstance(source, Path) else await asyncio.to_thread(_copy, source, place / "file", most)
-            yield await decode(file, place, *size, self.config, self._places), place / START
+            file = source if isinstance(source, Path) else await asyncio.to_thread(self._copy, source, place / "file")
+            async with self._places:
+                found = await asyncio.to_thread(self._decode, file, place, size)
+            yield found, place / START
         finally:
             shutil.rmtree(place, ignore_errors=True)
 
-    def _expire(self) -> None:
-        for upload in list(self.known.values()):
-            if upload.created + KEEP_SECONDS < time.monotonic():
-                self._remove(upload)
-        while sum(upload.bytes for upload in self.known.values()) > ROOM:
-            held: Counter[str] = Counter()
-            for upload in self.known.values():
-                held[upload.address] += upload.bytes
-            self._remove(next(one for one in self.known.values() if one.address == held.most_common(1)[0][0]))
+    def _copy(self, source: BinaryIO, file: Path) -> Path:
+        with open(file, "wb") as target:
+            shutil.copyfileobj(source, target)
+        size, most = file.stat().st_size / 2**20, self.config.upload_bytes / 2**20
+        if size > most:
+            raise ValueError(f"a file may have at most {most:.0f} MiB, got {size:.1f}; send a smaller one")
+        if size == 0:
+            raise ValueError("the file is empty; send it again")
+        return file
 
-    def _remove(self, upload: Upload) -> None:
+    def _decode(self, file: Path, folder: Path, size: Size) -> Decoded:
+        """Have START and PREVIEW written into `folder`. ValueError in words for what cannot be read."""
+        here, there = Pipe(duplex=False)
+        process = new_process("lumos.serving.decode", there, file, folder, size, self.config)
+        process.start()
+        there.close()
+        seconds = self.config.decode_seconds
+        answer: Decoded | Exception = ValueError(f"the file took more than {seconds:g} s to decode; use a smaller or shorter one")
+        try:
+            if here.poll(seconds * 1.5):
+                answer = here.recv()
+        except EOFError:
+            process.join(5)
+            if process.exitcode not in (-signal.SIGXCPU, -signal.SIGKILL):
+                answer = ValueError("the file could not be decoded; convert it to .png or .mp4")
+        finally:
+            process.kill()
+            process.join(5)
+            process.close()
+            here.close()
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def _make_room(self) -> None:
+        held: Counter[str] = Counter()
+        for upload in list(self.known.values()):
+            held[upload.address] += upload.bytes
+            if upload.created + KEEP_SECONDS < time.monotonic():
+                self._remove(upload, held)
+        while held.total() > ROOM:
+            [(address, _)] = held.most_common(1)
+            self._remove(next(upload for upload in self.known.values() if upload.address == address), held)
+
+    def _remove(self, upload: Upload, held: Counter[str]) -> None:
+        held[upload.address] -= upload.bytes
         del self.known[upload.id]
         upload.file.unlink(missing_ok=True)
-
-
-def _copy(source: BinaryIO, file: Path, most: int) -> Path:
-    """Write an upload to the disk. ValueError for one that is too large or empty."""
-    with open(file, "wb") as target:
-        with suppress(OSError):
-            source.seek(0)
-        shutil.copyfileobj(source, target)
-        if target.tell() > most:
-            raise ValueError(f"a file may have at most {most // 2**20} MiB, got {target.tell() / 2**20:.1f}; send a smaller one")
-        if target.tell() == 0:
-            raise ValueError("the file is empty; send it again")
-    return file

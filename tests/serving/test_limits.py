@@ -56,7 +56,7 @@ def test_a_full_disk_is_told_in_words_and_nothing_stays(server: Any, monkeypatch
 
     known = server.http.get("/v1/videos").json()["data"]
     for broken, path, sent in (
-        ("store.json.dump", "/v1/videos", {"json": {"prompt": "a"}}),
+        ("store.os.replace", "/v1/videos", {"json": {"prompt": "a"}}),
         ("uploads.shutil.copyfileobj", "/v1/uploads", {"files": {"file": picture()}}),
         ("uploads.tempfile.mkdtemp", "/v1/videos", {"data": {"prompt": "a"}, "files": {"input_reference": picture()}}),
     ):

@@ -10,85 +10,89 @@ from hypothesis import strategies as st
 
 from lumos.files import partial_of
 from lumos.serving.config import ServeConfig
-from lumos.serving.queue import Client, FairQueue, QueueFull, Waiting
+from lumos.serving.errors import RequestError
+from lumos.serving.queue import Client, FairQueue, Job
 from lumos.serving.request import VideoRequest
-from lumos.serving.store import MARKER, RECORD, Store, Video, new_id
+from lumos.serving.store import FILES, RECORD, Store, Video, new_id
 
 ASKED = VideoRequest("a red circle", 5, 32, 32, 8.0, 1, 2, 2.0, 1.0)
 
 
-def waiting(number: int, client: Client, request: VideoRequest = ASKED) -> Waiting:
-    return Waiting(str(number), client, request)
+def job(number: int, client: Client, request: VideoRequest = ASKED) -> Job:
+    return Job(Video(str(number), "digest", "toy", request, 0), client)
+
+
+def queue_of(clients: list[Client], *room: int) -> FairQueue:
+    queue = FairQueue(*(room or (100, 100, 100)))
+    queue.waiting = [job(number, client) for number, client in enumerate(clients)]
+    return queue
 
 
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=30))
 def test_nobody_waits_for_more_than_one_of_every_other_client(order: list[int]) -> None:
-    queue = FairQueue(100, 100, 100)
-    for number, client in enumerate(order):
-        queue.add(waiting(number, Client("here", str(client))))
+    queue = queue_of([Client("here", str(client)) for client in order])
     foreseen = queue.order()
     served = [queue.next_batch(1)[0] for _ in order]
-    assert [item.id for item in served] == foreseen and len(set(foreseen)) == len(order)
+    assert served == foreseen and len(set(foreseen)) == len(order)
     for client in set(order):
         mine = [at for at, item in enumerate(served) if item.client.name == str(client)]
-        numbers = [int(served[at].id) for at in mine]
+        numbers = [int(served[at].video.id) for at in mine]
         assert numbers == sorted(numbers)
         assert all(after - before <= len(set(order)) for before, after in zip([-1, *mine], mine, strict=False))
 
 
 def test_a_crowd_of_names_at_one_address_does_not_push_others_back() -> None:
-    queue = FairQueue(100, 100, 100)
-    for number in range(20):
-        queue.add(waiting(number, Client("hog", str(number))))
-    queue.add(waiting(20, Client("other")))
-    assert "20" in [queue.next_batch(1)[0].id for _ in range(2)]
+    queue = queue_of([*(Client("hog", str(number)) for number in range(20)), Client("other")])
+    assert "20" in [queue.next_batch(1)[0].video.id for _ in range(2)]
 
 
-def test_room() -> None:
-    queue = FairQueue(3, 2, 3)
-    one, two = Client("one"), Client("two")
-    queue.add(waiting(0, one))
-    queue.add(waiting(1, one))
-    with pytest.raises(QueueFull) as full:
-        queue.add(waiting(2, one))
-    assert full.value.mine
-    queue.add(waiting(3, two))
-    with pytest.raises(QueueFull) as full:
-        queue.add(waiting(4, two))
-    assert not full.value.mine
-    assert queue.remove("0") and not queue.remove("0")
-    queue.add(waiting(4, two))
+ONE, TWO = Client("one"), Client("two")
+CROWD = [Client("hog", str(number)) for number in range(4)]
 
 
-def test_names_made_up_at_one_address_leave_room_for_others() -> None:
-    queue = FairQueue(8, 3, 4)
-    for number in range(4):
-        queue.add(waiting(number, Client("hog", str(number))))
-    with pytest.raises(QueueFull) as full:
-        queue.add(waiting(4, Client("hog", "another")))
-    assert full.value.mine
-    queue.add(waiting(5, Client("other")))
+@pytest.mark.parametrize(
+    ("waiting", "room", "client", "status"),
+    [
+        ([ONE, ONE], (3, 2, 3), ONE, 429),
+        ([ONE, ONE, TWO], (3, 2, 3), ONE, 429),
+        ([ONE, ONE], (3, 2, 3), TWO, None),
+        ([ONE, ONE, TWO], (3, 2, 3), TWO, 503),
+        (CROWD, (8, 3, 4), Client("hog", "another"), 429),
+        (CROWD, (8, 3, 4), Client("other"), None),
+    ],
+)
+def test_room_is_of_everybody_of_a_client_and_of_an_address(
+    waiting: list[Client], room: tuple[int, int, int], client: Client, status: int | None
+) -> None:
+    try:
+        queue_of(waiting, *room).check_room(client, 7)
+        found = None
+    except RequestError as error:
+        assert error.headers == {"retry-after": "7"}
+        found = error.status
+    assert found == status
 
 
 @pytest.mark.parametrize("change", [{"frames": 9}, {"width": 64}, {"steps": 3}, {"guidance": 1.0}, {"given": 1}])
 def test_only_what_agrees_shares_a_batch(change: dict[str, int]) -> None:
     queue = FairQueue(10, 10, 10)
-    for number, asked in enumerate([ASKED, replace(ASKED, **change), replace(ASKED, prompt="b", seed=9)]):  # type: ignore[arg-type]
-        queue.add(waiting(number, Client(str(number)), asked))
-    assert [item.id for item in queue.next_batch(5)] == ["0", "2"]
-    assert [item.id for item in queue.next_batch(5)] == ["1"]
+    asked = [ASKED, replace(ASKED, **change), replace(ASKED, prompt="b", seed=9)]  # type: ignore[arg-type]
+    queue.waiting = [job(number, Client(str(number)), request) for number, request in enumerate(asked)]
+    assert [item.video.id for item in queue.next_batch(5)] == ["0", "2"]
+    assert [item.video.id for item in queue.next_batch(5)] == ["1"]
 
 
 def record(status: str = "completed", completed_at: int = 100) -> Video:
     made = Video(new_id("video"), "digest", "toy", ASKED, 50)
-    made.status, made.completed_at, made.files = status, completed_at, ["video.mp4"]  # type: ignore[assignment]
+    made.status, made.completed_at = status, completed_at  # type: ignore[assignment]
     return made
 
 
 def keep(store: Store, made: Video, size: int = 1000) -> Video:
     status, made.status = made.status, "queued"
     store.add(made)
-    (store.folder(made.id) / "video.mp4").write_bytes(bytes(size))
+    for name in FILES:
+        (store.folder(made.id) / name).write_bytes(bytes(size if name == "video.mp4" else 0))
     made.status = status
     store.save(made)
     return made
@@ -176,20 +180,16 @@ def test_nothing_without_a_record_is_deleted_and_nothing_that_a_server_does_not_
     assert not any(name.endswith("video.mp4") for name in set(left) - set(theirs))
 
 
-def test_a_folder_of_an_earlier_version_is_taken_over(tmp_path: Path) -> None:
+def test_a_record_of_an_earlier_version_is_read(tmp_path: Path) -> None:
     store = Store(tmp_path, 60, 10**6)
     made = keep(store, record())
     store.close()
-    (tmp_path / MARKER).unlink()
     file = tmp_path / "videos" / made.id / RECORD
     values = json.loads(file.read_text())
-    values["asked"] = {**values.pop("request"), "seed_given": True}
-    file.write_text(json.dumps({**values, "batch_repeats": False}))
-    for name in ("uploads", "scratch"):
-        (tmp_path / name).mkdir()
-    (tmp_path / "lock").touch()
+    del values["bytes"]
+    file.write_text(json.dumps({**values, "number": 1, "files": ["video.mp4"]}))
     again = Store(tmp_path, 60, 10**6)
-    assert again.known == {made.id: made} and (tmp_path / MARKER).exists()
+    assert again.known == {made.id: made}
     again.close()
 
 
@@ -215,7 +215,7 @@ def test_a_clock_that_is_set_forward_makes_nothing_old(tmp_path: Path, monkeypat
 
 
 def test_the_old_and_then_the_oldest_go(tmp_path: Path) -> None:
-    store = Store(tmp_path, 60, 3500)
+    store = Store(tmp_path, 60, 2500)
     old, first, second, third = (keep(store, record(completed_at=at)) for at in (10, 100, 110, 120))
     running = keep(store, record("in_progress"), 10**4)
     assert store.expire(now=130) == [old.id, first.id]
@@ -240,7 +240,7 @@ def test_a_full_disk_leaves_nothing_of_a_new_video(tmp_path: Path, monkeypatch: 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("lumos.serving.store.json.dump", full)
+    monkeypatch.setattr("lumos.serving.store.os.replace", full)
     with pytest.raises(OSError, match="No space"):
         store.add(record("queued"))
     assert store.known == {} and list(store.videos.iterdir()) == []

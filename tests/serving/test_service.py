@@ -29,14 +29,17 @@ LONG = replace(QUICK, frames=129, steps=16)
 ME = Client("here")
 
 
-def with_service(config: ServeConfig, act: Callable[[Service], Awaitable[Any]]) -> Any:
+def with_service(config: ServeConfig, act: Callable[[Service, asyncio.Task[None]], Awaitable[Any]]) -> Any:
     async def run() -> Any:
         service = Service(config, Store(config.data, config.keep_seconds, config.keep_bytes))
+        life, loaded = asyncio.create_task(service.run()), asyncio.create_task(service.loaded.wait())
         try:
-            await service.start()
-            return await act(service)
+            await asyncio.wait((life, loaded), return_when=asyncio.FIRST_COMPLETED)
+            return await act(service, life) if loaded.done() else await life
         finally:
-            await service.stop()
+            life.cancel()
+            loaded.cancel()
+            await asyncio.gather(life, return_exceptions=True)
 
     return asyncio.run(run())
 
@@ -47,26 +50,26 @@ def config(toy_config: ServeConfig, tmp_path: Path) -> ServeConfig:
 
 
 def worker(service: Service) -> int:
-    assert service._process and service._process.pid
-    return service._process.pid
+    assert service.worker.pid
+    return service.worker.pid
 
 
 async def end(service: Service, record: Video) -> Video:
-    async for word, news in service.follow(record.id):
+    async for word, news in service.follow(record):
         if word == "status":
             last = news
     return last
 
 
 async def first_frames(service: Service, record: Video) -> None:
-    async for word, _ in service.follow(record.id):
+    async for word, _ in service.follow(record):
         if word == "frames":
             return
 
 
 def test_a_killed_worker_costs_its_video_and_no_more(config: ServeConfig) -> None:
-    async def act(service: Service) -> None:
-        long, waiting = (service.submit(asked, ME, "me", None) for asked in (LONG, QUICK))
+    async def act(service: Service, life: asyncio.Task[None]) -> None:
+        long, waiting = (service.submit(asked, ME) for asked in (LONG, QUICK))
         await first_frames(service, long)
         os.kill(worker(service), signal.SIGKILL)
         assert (await end(service, long)).error == {
@@ -74,7 +77,7 @@ def test_a_killed_worker_costs_its_video_and_no_more(config: ServeConfig) -> Non
             "message": "the worker stopped while making this video; send it again",
         }
         assert (await end(service, waiting)).status == "completed"
-        assert service.counts["restarts"] == 1
+        assert service.metrics.registry.get_sample_value("lumos_worker_restarts_total") == 1
 
     with_service(config, act)
 
@@ -84,9 +87,9 @@ def test_a_video_that_takes_too_long_is_stopped_even_when_the_worker_hangs(
 ) -> None:
     monkeypatch.setattr(service_module, "GRACE", 0.1)
 
-    async def act(service: Service) -> None:
+    async def act(service: Service, life: asyncio.Task[None]) -> None:
         os.kill(worker(service), signal.SIGSTOP)  # as deaf as a hung one
-        stuck, after = (service.submit(QUICK, ME, "me", None) for _ in range(2))
+        stuck, after = (service.submit(QUICK, ME) for _ in range(2))
         error = (await end(service, stuck)).error
         assert error and error["code"] == "time_limit"
         monkeypatch.undo()
@@ -97,14 +100,14 @@ def test_a_video_that_takes_too_long_is_stopped_even_when_the_worker_hangs(
 
 
 def test_a_cancelled_video_makes_room_at_once_and_leaves_no_files(config: ServeConfig) -> None:
-    async def act(service: Service) -> None:
-        long, quick = (service.submit(asked, ME, "me", None) for asked in (LONG, QUICK))
+    async def act(service: Service, life: asyncio.Task[None]) -> None:
+        long, quick = (service.submit(asked, ME) for asked in (LONG, QUICK))
         await first_frames(service, long)
-        service.cancel(long.id)
+        service.cancel(long)
         assert long.is_finished and long.error and long.error["code"] == "cancelled"
         assert (await end(service, quick)).status == "completed"
         assert [path.name for path in service.store.folder(long.id).iterdir()] == ["record.json"]
-        assert service.counts["restarts"] == 0
+        assert service.metrics.registry.get_sample_value("lumos_worker_restarts_total") == 0
 
     with_service(config, act)
 
@@ -112,14 +115,14 @@ def test_a_cancelled_video_makes_room_at_once_and_leaves_no_files(config: ServeC
 def test_requests_that_agree_share_a_batch_and_a_cancelled_one_does_not_stop_it(config: ServeConfig) -> None:
     free = replace(LONG, frames=21)
 
-    async def act(service: Service) -> None:
-        first = service.submit(LONG, ME, "me", None)
-        same = [service.submit(replace(free, prompt=prompt), ME, "me", None) for prompt in ("a", "two", "blue")]
-        other = service.submit(replace(free, frames=9), ME, "me", None)
-        service.cancel(first.id)
+    async def act(service: Service, life: asyncio.Task[None]) -> None:
+        first = service.submit(LONG, ME)
+        same = [service.submit(replace(free, prompt=prompt), ME) for prompt in ("a", "two", "blue")]
+        other = service.submit(replace(free, frames=9), ME)
+        service.cancel(first)
         await first_frames(service, same[0])
         assert [video.together for video in same] == [3, 3, 3] and other.together == 1
-        service.cancel(same[1].id)
+        service.cancel(same[1])
         ends = [(await end(service, video)).status for video in (*same, other)]
         assert ends == ["completed", "failed", "completed", "completed"]
         assert {path.name for path in service.store.folder(same[1].id).iterdir()} == {"record.json"}
@@ -131,14 +134,14 @@ def test_a_prompt_and_its_seed_give_the_same_frames_alone_and_in_a_batch(config:
     requests = [replace(QUICK, prompt=prompt, seed=7 + n) for n, prompt in enumerate(["red", "a red circle moves", "two"])]
 
     async def frames(service: Service, video: Video) -> list[bytes]:
-        shown = [news async for word, news in service.follow(video.id) if word == "frames"]
+        shown = [news async for word, news in service.follow(video) if word == "frames"]
         return [picture for _, _, pictures in shown for picture in pictures]
 
-    async def act(service: Service) -> None:
-        alone = [await frames(service, service.submit(one, ME, "me", None)) for one in requests]
-        long = service.submit(LONG, ME, "me", None)  # so that the others wait together
-        videos = [service.submit(one, ME, "me", None) for one in requests]
-        service.cancel(long.id)
+    async def act(service: Service, life: asyncio.Task[None]) -> None:
+        alone = [await frames(service, service.submit(one, ME)) for one in requests]
+        long = service.submit(LONG, ME)  # so that the others wait together
+        videos = [service.submit(one, ME) for one in requests]
+        service.cancel(long)
         together = await asyncio.gather(*(frames(service, video) for video in videos))
         assert together == alone and len({tuple(pictures) for pictures in alone}) == 3
         assert {video.together for video in videos} == {3}
@@ -147,8 +150,8 @@ def test_a_prompt_and_its_seed_give_the_same_frames_alone_and_in_a_batch(config:
 
 
 def test_a_stop_ends_everything_and_a_restart_knows_it(config: ServeConfig) -> None:
-    async def act(service: Service) -> tuple[str, str]:
-        done, long = (service.submit(asked, ME, "me", None) for asked in (QUICK, LONG))
+    async def act(service: Service, life: asyncio.Task[None]) -> tuple[str, str]:
+        done, long = (service.submit(asked, ME) for asked in (QUICK, LONG))
         assert (await end(service, done)).status == "completed"
         await first_frames(service, long)
         return done.id, long.id
@@ -167,22 +170,21 @@ def test_workers_that_die_again_and_again_are_replaced_after_a_pause_and_in_the_
     monkeypatch.setattr(service_module, "MOST_RESTARTS", 2)
     pauses: list[float] = []
 
-    async def act(service: Service) -> None:
-        loop = asyncio.get_running_loop()
-        later = loop.call_later
+    async def act(service: Service, life: asyncio.Task[None]) -> None:
+        sleep, loop = asyncio.sleep, asyncio.get_running_loop()
 
-        def watched(delay: float, act: Callable[..., None], *rest: Any) -> asyncio.TimerHandle:
-            pauses.extend([delay] * (act == service._respawn))
-            return later(delay, act, *rest)
+        async def watched(delay: float) -> None:
+            pauses.extend([delay] * (asyncio.get_running_loop() is loop))  # another server sleeps, too
+            await sleep(delay)
 
-        monkeypatch.setattr(loop, "call_later", watched)
+        monkeypatch.setattr(asyncio, "sleep", watched)
         for _ in range(3):
             await service.loaded.wait()
-            video = service.submit(LONG, ME, "me", None)
+            video = service.submit(LONG, ME)
             os.kill(worker(service), signal.SIGKILL)
-            assert (await end(service, video)).status == "failed" and not service.ready
+            assert (await end(service, video)).status == "failed" and not service.loaded.is_set()
         with pytest.raises(ValueError, match="3 times in a row"):
-            await service.dead
+            await life
         assert pauses == [0.01, 0.02]
 
     with_service(config, act)
@@ -194,12 +196,12 @@ def test_weights_that_change_on_disk_change_nothing_until_they_would_be_loaded(
     weights = shutil.copytree(toy_folder, tmp_path / "toy")
 
     async def frames(service: Service) -> list[bytes]:
-        video = service.submit(QUICK, ME, "me", None)
-        shown = [picture async for word, news in service.follow(video.id) if word == "frames" for picture in news[2]]
+        video = service.submit(QUICK, ME)
+        shown = [picture async for word, news in service.follow(video) if word == "frames" for picture in news[2]]
         assert video.status == "completed"
         return shown
 
-    async def act(service: Service) -> None:
+    async def act(service: Service, life: asyncio.Task[None]) -> None:
         first = await frames(service)
         assert "weights were changed" not in caplog.text
         for file in (weights / "model.safetensors", weights / "tokenizer" / "model.safetensors"):
@@ -213,28 +215,28 @@ def test_weights_that_change_on_disk_change_nothing_until_they_would_be_loaded(
         shutil.copytree(toy_folder, weights, dirs_exist_ok=True, copy_function=shutil.copyfile)  # of another time
         os.kill(worker(service), signal.SIGKILL)
         with pytest.raises(ValueError, match="weights were changed while the server ran"):
-            await service.dead
+            await life
 
     with_service(replace(config, weights=str(weights)), act)
 
 
 def test_what_is_kept_for_ever_can_be_made(config: ServeConfig) -> None:
-    async def act(service: Service) -> None:
-        video = await end(service, service.submit(QUICK, ME, "me", None))
+    async def act(service: Service, life: asyncio.Task[None]) -> None:
+        video = await end(service, service.submit(QUICK, ME))
         assert video.status == "completed" and video.expires_at is None
 
     with_service(replace(config, keep_seconds=float("inf"), keep_bytes=float("inf")), act)
 
 
 def test_a_video_that_cannot_be_saved_ends_in_words(config: ServeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def act(service: Service) -> None:
-        video, after = (service.submit(QUICK, ME, "me", None) for _ in range(2))
+    async def act(service: Service, life: asyncio.Task[None]) -> None:
+        video, after = (service.submit(QUICK, ME) for _ in range(2))
 
         def full(*_: object) -> None:
             raise OSError(28, "No space left on device")
 
         with monkeypatch.context() as patch:
-            patch.setattr("lumos.serving.store.json.dump", full)
+            patch.setattr("lumos.serving.store.os.replace", full)
             error = (await end(service, video)).error
         assert error and error["code"] == "disk"
         assert (await end(service, after)).status == "completed"
@@ -260,7 +262,7 @@ def test_a_decoder_gives_up_its_rights_first(config: ServeConfig) -> None:
 
 
 def test_weights_that_cannot_be_loaded_are_told_in_words(config: ServeConfig, tmp_path: Path) -> None:
-    async def nothing(service: Service) -> None: ...
+    async def nothing(service: Service, life: asyncio.Task[None]) -> None: ...
 
     with pytest.raises(ValueError, match="no weights named"):
         with_service(replace(config, weights=str(tmp_path / "none")), nothing)
