@@ -100,20 +100,15 @@ def test_what_comes_back_is_what_was_there_while_training_went_on(tmp_path: Path
     assert equal(other.values(), run.values())
 
 
-def test_leftovers_of_a_kill_are_deleted_and_nothing_else(tmp_path: Path) -> None:
+def test_the_newest_are_kept_leftovers_of_a_kill_are_deleted_and_nothing_can_run_code(tmp_path: Path) -> None:
     folder = tmp_path / "checkpoints"
     for name in ("thesis.partial", "step_old.partial", "step_00000001.partial"):
         (folder / name).mkdir(parents=True)
-    saved(tmp_path, [2])
-    assert {path.name for path in folder.iterdir()} == {"thesis.partial", "step_old.partial", "step_00000002"}
-
-
-def test_the_newest_are_kept_and_nothing_can_run_code(tmp_path: Path) -> None:
     assert latest(tmp_path) is None
     saved(tmp_path, [1, 2, 3], keep=2)
-    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step_00000002", "step_00000003"]
-    newest = latest(tmp_path)
-    assert newest is not None and newest.name == "step_00000003"
+    newest = folder / "step_00000003"
+    assert latest(tmp_path) == newest
+    assert {path.name for path in folder.iterdir()} == {"thesis.partial", "step_old.partial", "step_00000002", newest.name}
     assert {path.suffix for path in newest.iterdir()} == {".safetensors", ".json", ""}
 
 
@@ -141,23 +136,17 @@ def test_a_failure_at_any_moment_leaves_the_last_one_whole(tmp_path: Path, monke
 
 
 def test_everything_is_on_the_disk_before_it_gets_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    flushed: list[int] = []
-    unflushed: list[str] = []
-    fsync, replaced = os.fsync, os.replace
-
-    def note(descriptor: int) -> None:
-        flushed.append(os.fstat(descriptor).st_ino)
-        fsync(descriptor)
+    flushed: list[Path] = []
+    replaced = os.replace
 
     def check(partial: Path, path: Path) -> None:
-        unflushed.extend(file.name for file in (*partial.iterdir(), partial) if file.stat().st_ino not in flushed)
-        flushed.clear()
+        assert sorted(flushed) == sorted([*partial.iterdir(), partial])
         replaced(partial, path)
 
-    monkeypatch.setattr(os, "fsync", note)
+    monkeypatch.setattr(checkpoint, "flush", flushed.append)
     monkeypatch.setattr(os, "replace", check)
     saved(tmp_path, [1])
-    assert unflushed == [] and flushed == [(tmp_path / "checkpoints").stat().st_ino]
+    assert flushed[-1] == tmp_path / "checkpoints"
 
 
 def test_a_run_is_neither_overwritten_nor_resumed_as_another(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Adapters start as nothing, train alone, and are saved, read and merged in peft's form."""
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lumos.model.adapter import TARGETS, merge_adapter, merged
+from lumos.model.adapter import TARGETS, merge_adapter
 from lumos.model.attention import dense
 from lumos.model.transformer import ModelConfig, Transformer
 from lumos.training.lora import LoraSettings, add_adapter, save_adapter, split
@@ -24,9 +25,12 @@ PEFT = """{"task_type": null, "auto_mapping": null, "eva_config": null, "layers_
 "lora_dropout": 0.0, "megatron_core": "megatron.core", "qalora_group_size": 16}"""
 
 
-def small_model(config: ModelConfig = CONFIG) -> Transformer:
+def small_model(config: ModelConfig = CONFIG, seed: int | None = None) -> Transformer:
+    """A model, with new adapters where a seed is given."""
     model = Transformer(config)
     model.initialise(torch.Generator().manual_seed(1))
+    if seed is not None:
+        add_adapter(model, LORA, seed)
     return model
 
 
@@ -38,9 +42,9 @@ def run(model: torch.nn.Module) -> Tensor:
     return hidden
 
 
+@pytest.fixture
 def trained() -> Transformer:
-    model = small_model()
-    add_adapter(model, LORA, seed=0)
+    model = small_model(seed=0)
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -50,42 +54,35 @@ def trained() -> Transformer:
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(tmp_path: Path, trained: Transformer) -> Path:
     """A saved adapter."""
-    save_adapter(tmp_path / "lora", LORA, split(dict(trained().named_parameters()), LORA)[1], "tiny")
+    save_adapter(tmp_path / "lora", LORA, split(dict(trained.named_parameters()), LORA)[1], "tiny")
     return tmp_path / "lora"
 
 
 def test_a_new_adapter_changes_nothing_and_is_the_same_for_a_seed() -> None:
-    one, other, third = small_model(), small_model(), small_model()
-    for model, seed in ((one, 3), (other, 3), (third, 4)):
-        add_adapter(model, LORA, seed)
-    assert torch.equal(run(one), run(small_model()))
-    drawn, else_drawn = dict(other.named_parameters()), dict(third.named_parameters())
-    assert all(torch.equal(tensor, drawn[name]) for name, tensor in one.named_parameters())
-    assert sum(not torch.equal(tensor, else_drawn[name]) for name, tensor in one.named_parameters()) == 2 * len(TARGETS)
+    one, again, other = (dict(small_model(seed=seed).named_parameters()) for seed in (3, 3, 4))
+    assert torch.equal(run(small_model(seed=3)), run(small_model()))
+    assert all(torch.equal(tensor, again[name]) for name, tensor in one.items())
+    assert sum(not torch.equal(tensor, other[name]) for name, tensor in one.items()) == 2 * len(TARGETS)
+    assert LoraSettings(rank=8).scale == 2.0 and LoraSettings(rank=8, alpha=4).scale == 0.5
 
 
-def test_only_adapters_learn() -> None:
-    model = trained()
-    run(model).square().sum().backward()
-    moved = {name for name, parameter in model.named_parameters() if parameter.grad is not None and parameter.grad.any()}
+def test_only_adapters_learn(trained: Transformer) -> None:
+    run(trained).square().sum().backward()
+    moved = {name for name, parameter in trained.named_parameters() if parameter.grad is not None and parameter.grad.any()}
     assert len(moved) == 2 * 2 * len(TARGETS) and all(name.endswith((".A", ".B")) for name in moved)
 
 
-def test_saved_and_merged_it_computes_the_same(folder: Path) -> None:
-    model = trained()
-    expected = run(model)
-    weights, _ = split(dict(model.named_parameters()), LORA)
-    whole, ours = small_model(), small_model()
-    whole.load_state_dict({name: tensor.detach() for name, tensor in weights.items()})
+def test_saved_and_merged_it_computes_the_same_in_peft_s_form_too(folder: Path, trained: Transformer) -> None:
+    """Its files have the names and shapes that peft writes; and what peft writes around them is read."""
+    expected, (plain, ours, theirs) = run(trained), (small_model() for _ in range(3))
+    assert not torch.allclose(run(plain), expected, atol=1e-2)
+    weights, _ = split(dict(trained.named_parameters()), LORA)
+    plain.load_state_dict({name: tensor.detach() for name, tensor in weights.items()})
     merge_adapter(ours, folder)
-    assert torch.allclose(run(whole), expected, atol=1e-5) and torch.allclose(run(ours), expected, atol=1e-5)
-    assert not torch.allclose(run(small_model()), expected, atol=1e-2)
+    assert torch.allclose(run(plain), expected, atol=1e-5) and torch.allclose(run(ours), expected, atol=1e-5)
 
-
-def test_its_files_are_those_of_peft(folder: Path) -> None:
-    """Names and shapes as peft writes them; and what peft writes around them is read."""
     assert sorted(path.name for path in folder.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
     config = json.loads((folder / "adapter_config.json").read_text())
     about = {"peft_type": "LORA", "base_model_name_or_path": "tiny", "inference_mode": True}
@@ -99,64 +96,62 @@ def test_its_files_are_those_of_peft(folder: Path) -> None:
         for rows, columns in [getattr(layer, target).shape]
         for side, shape in (("A", [3, columns]), ("B", [rows, 3]))
     }
-    ours, theirs = small_model(), small_model()
-    merge_adapter(ours, folder)
     (folder / "adapter_config.json").write_text(json.dumps(json.loads(PEFT) | config))
     merge_adapter(theirs, folder)
     assert torch.equal(run(ours), run(theirs))
 
 
-def test_folders_of_other_models_are_refused(folder: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="must be a LoRA folder"):
-        merge_adapter(small_model(), folder.parent)
-    for other, words in ((replace(CONFIG, width=64), r"layers\.0\..* does not"), (replace(CONFIG, layers=1), r"layers\.1\.")):
-        with pytest.raises(ValueError, match=f"must fit the model, but {words}"):
-            merge_adapter(small_model(other), folder)
-    with pytest.raises(ValueError, match="nothing but matrices of a LoRA, got 'x'"):
-        merged({}, {"x": torch.zeros(1)}, 1.0)
+def changed(**settings: Any) -> Callable[[Path], None]:
+    """Changes the settings of a saved adapter; ... takes one out."""
+
+    def change(folder: Path) -> None:
+        path = folder / "adapter_config.json"
+        kept = {name: value for name, value in (json.loads(path.read_text()) | settings).items() if value is not ...}
+        path.write_text(json.dumps(kept))
+
+    return change
+
+
+def with_tensor(tensor: Tensor, name: str = "base_model.model.layers.0.lora_B.weight") -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        file = folder / "adapter_model.safetensors"
+        save_file(load_file(file) | {name: tensor}, file)
+
+    return change
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"target_parameters": ["head"]}, "got another kind"),
-        ({"peft_type": "IA3"}, "got another kind"),
-        ({"r": None}, "r must be of type int, got None"),
-        ({"r": 0}, "r must be 1 to"),
-        ({"r": "3"}, "r must be of type int, got '3'"),
-        ({"r": 2}, "must fit the model"),
-        ({"lora_alpha": float("inf")}, "lora_alpha must be"),
-        ({"alpha_pattern": {"layers.0": 8}}, "alpha_pattern must be empty"),
-        ({"use_rslora": True}, "use_rslora must be empty"),
-        ({"bias": "all"}, "bias must be empty"),
-        ({"a_setting_of_next_year": 3}, "a_setting_of_next_year must be empty"),
-        ({"init_lora_weights": "pissa"}, "init_lora_weights must leave"),
+        (lambda folder: (folder / "adapter_config.json").unlink(), "must be a LoRA folder"),
+        (changed(target_parameters=["head"]), "got another kind"),
+        (changed(peft_type="IA3"), "got another kind"),
+        (changed(r=None), "r must be of type int, got None"),
+        (changed(r=0), "r must be 1 to"),
+        (changed(r="3"), "r must be of type int, got '3'"),
+        (changed(r=2), "must fit the model"),
+        (changed(r=...), "lacks the field 'r'"),
+        (changed(lora_alpha=...), "lacks the field 'lora_alpha'"),
+        (changed(lora_alpha=float("inf")), "lora_alpha must be"),
+        (changed(alpha_pattern={"layers.0": 8}), "alpha_pattern must be empty"),
+        (changed(use_rslora=True), "use_rslora must be empty"),
+        (changed(bias="all"), "bias must be empty"),
+        (changed(a_setting_of_next_year=3), "a_setting_of_next_year must be empty"),
+        (changed(init_lora_weights="pissa"), "init_lora_weights must leave"),
+        (with_tensor(torch.zeros(1), "x"), "nothing but matrices of a LoRA, got 'x'"),
+        *((with_tensor(torch.zeros(shape)), "must fit the model") for shape in ((3,), (3, 3, 3), (0, 0))),
+        (with_tensor(torch.ones(32, 3, dtype=torch.int32)), "must fit the model"),
     ],
 )
-def test_settings_that_cannot_be_obeyed_are_refused(folder: Path, change: dict[str, Any], words: str) -> None:
-    path = folder / "adapter_config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
-    with pytest.raises(ValueError, match=words):
-        merge_adapter(small_model(), folder)
-
-
-@pytest.mark.parametrize("name", ["r", "lora_alpha"])
-def test_settings_that_are_missing_are_named(folder: Path, name: str) -> None:
-    path = folder / "adapter_config.json"
-    path.write_text(json.dumps({key: value for key, value in json.loads(path.read_text()).items() if key != name}))
-    with pytest.raises(ValueError, match=f"lacks the field '{name}'"):
+def test_other_folders_are_refused(folder: Path, change: Callable[[Path], None], words: str) -> None:
+    change(folder)
+    with pytest.raises((ValueError, FileNotFoundError), match=words):
         merge_adapter(small_model(), folder)
 
 
 @pytest.mark.parametrize(
-    "wrong", [torch.zeros(3), torch.zeros(3, 3, 3), torch.zeros(0, 0), torch.zeros(32, 3, dtype=torch.int32)]
+    ("other", "name"), [(replace(CONFIG, width=64), r"layers\.0\."), (replace(CONFIG, layers=1), r"layers\.1\.")]
 )
-def test_matrices_of_other_shapes_and_kinds_are_refused(folder: Path, wrong: Tensor) -> None:
-    adapter = load_file(folder / "adapter_model.safetensors")
-    save_file(adapter | {next(iter(adapter)): wrong}, folder / "adapter_model.safetensors")
-    with pytest.raises(ValueError, match="must fit the model"):
-        merge_adapter(small_model(), folder)
-
-
-def test_the_scale_is_twice_one_unless_alpha_says_otherwise() -> None:
-    assert LoraSettings(rank=8).scale == 2.0 and LoraSettings(rank=8, alpha=4).scale == 0.5
+def test_adapters_of_other_models_are_refused(folder: Path, other: ModelConfig, name: str) -> None:
+    with pytest.raises(ValueError, match=f"must fit the model, but {name}.* does not"):
+        merge_adapter(small_model(other), folder)

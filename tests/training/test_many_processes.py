@@ -7,15 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 
-from lumos.model.transformer import LUMOS_1B
-from lumos.sequence.vocabulary import small_vocabulary
 from lumos.training import train_model as module
 from lumos.training.checkpoint import latest, read_state
 from lumos.training.config import TrainModelConfig
-from lumos.training.parallel import ParallelConfig, Ranks, finish
-from lumos.training.run_parts import _check_memory
+from lumos.training.parallel import ParallelConfig, finish
 from lumos.training.train_model import train_model
 from tests.training.toys import TOY as SMALL
 from tests.training.toys import two
@@ -97,21 +93,3 @@ def test_what_cannot_be_done_is_said_by_the_first_and_ends_all(tmp_path: Path, t
     assert {name: bool(re.match(words, first[name])) for name, words in expected.items()} == dict.fromkeys(expected, True), first
     assert first["good"] == second["good"] == ""
     assert {second[name] for name in expected} == {"SystemExit 2"}
-
-
-def test_a_run_that_will_not_fit_is_refused_with_advice(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Card:
-        total_memory = 24 * 2**30
-
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: Card)
-    large = replace(TOY, model=LUMOS_1B, shapes=None)
-    ranks = Ranks(0, 1, torch.device("cuda"))
-    vocabulary = small_vocabulary(100, 64_000)
-    with pytest.raises(ValueError, match=r"fit into the 24 GiB of this GPU, got about \d+ GiB .*; use at least 2 GPUs"):
-        _check_memory(large, vocabulary, ranks)
-    _check_memory(replace(TOY, model=replace(TOY.model, vocabulary=64_100)), vocabulary, ranks)
-
-
-def test_shards_are_asked_for_where_there_is_no_built_in_world(tmp_path: Path, tokenizer: Path) -> None:
-    with pytest.raises(ValueError, match="trains on shards, got none; give --data FOLDER"):
-        train_model(replace(TOY, shapes=None), tmp_path, tokenizer)

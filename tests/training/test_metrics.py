@@ -1,4 +1,4 @@
-"""The run log: lines that can be read back, pictures, progress with the time left."""
+"""The run log: lines that can be read back, pictures, progress with the time left; and the meter."""
 
 import json
 from dataclasses import replace
@@ -8,26 +8,24 @@ import pytest
 import torch
 from PIL import Image
 
-from lumos.model.transformer import ModelConfig
 from lumos.training.metrics import Meter, RunLog
 from lumos.training.step_cost import Work
-from tests.training.toys import ALONE
-
-
-def lines(run: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+from tests.training.toys import ALONE, TOY
 
 
 def test_a_resumed_log_forgets_what_came_after_its_checkpoint(tmp_path: Path) -> None:
     with RunLog(tmp_path) as log:
         for step in (10, 20, 30):
             log.scalars(step, {"loss": 1.0 / step})
+        log.picture(7, "clip", Image.new("RGB", (20, 10), "red"))
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 40, "lo')  # killed while writing
     with RunLog(tmp_path, step=20) as log:
-        log.scalars(30, {"loss": 7.0})
-    assert [line["step"] for line in lines(tmp_path)] == [10, 20, 30]
-    assert lines(tmp_path)[-1]["loss"] == 7.0
+        log.scalars(30, {"loss": 7.0, "psnr": 3.0})
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert lines == [{"step": 10, "loss": 0.1}, {"step": 20, "loss": 0.05}, {"step": 30, "loss": 7.0, "psnr": 3.0}]
+    with Image.open(tmp_path / "samples" / "clip_00000007.png") as saved:
+        assert saved.size == (20, 10)
 
 
 def test_a_disabled_log_leaves_no_trace(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -46,43 +44,24 @@ def test_plain_progress_tells_rate_and_time_left_but_not_too_often(tmp_path: Pat
         for step in range(1, 31):
             log.progress(step, step / 100, "loss 0.5")
             now[0] += 1.0
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err.splitlines() == [
+    assert capsys.readouterr().err.splitlines() == [
         "  1%  step 1  loss 0.5",
         " 11%  step 11  loss 0.5  1.0 steps/s  0:01:29 left",
         " 21%  step 21  loss 0.5  1.0 steps/s  0:01:19 left",
     ]
 
 
-def test_pictures_are_saved(tmp_path: Path) -> None:
-    picture = Image.new("RGB", (20, 10), "red")
-    with RunLog(tmp_path) as log:
-        log.picture(7, "clip", picture)
-    with Image.open(tmp_path / "samples" / "clip_00000007.png") as saved:
-        assert saved.size == picture.size
-
-
 def test_the_meter_gives_means_by_frame_and_rates() -> None:
     now = [0.0]
-    model = ModelConfig(vocabulary=0, layers=1, width=32, heads=1, kv_heads=1, head_width=32, ffn=32)
-    meter = Meter(model, ALONE, now=lambda: now[0])
+    meter = Meter(TOY.model, ALONE, now=lambda: now[0])
     work = Work(samples=4, text=5, frame=10, frames=2, targets=3, codes=9)  # 25 ids of a sample
     meter.add(False, torch.tensor([1.0, 3.0]), torch.tensor(2.0), work, waited=0.5)
     meter.add(False, torch.tensor([2.0, 4.0]), torch.tensor(float("nan")), work, waited=0.0)
     meter.add(True, torch.tensor([7.0]), torch.tensor(4.0), replace(work, samples=8, frames=1), waited=0.5)
     meter.add(False, torch.full((2,), float("nan")), torch.tensor(3.0), replace(work, samples=0), waited=0.0)
     now[0] = 10.0
-    assert meter.take() == {
-        "gradient_norm": 3.0,
-        "loss_video": 2.5,
-        "loss_frame_0": 1.5,
-        "loss_frame_1": 3.5,
-        "loss_image": 7.0,
-        "samples_per_second": 1.6,
-        "ids_per_second": 32.0,
-        "data_wait": 0.1,
-    }
+    means = {"gradient_norm": 3.0, "loss_video": 2.5, "loss_frame_0": 1.5, "loss_frame_1": 3.5, "loss_image": 7.0}
+    assert meter.take() == means | {"samples_per_second": 1.6, "ids_per_second": 32.0, "data_wait": 0.1}
     meter.add(True, torch.tensor([1.0]), torch.tensor(1.0), replace(work, samples=1), waited=0.0)
     now[0] = 11.0
     assert meter.take()["ids_per_second"] == 25.0

@@ -16,6 +16,7 @@ from lumos.model_folder import VideoConfig
 from lumos.sequence.layout import Grid, content_ids, pack
 from lumos.sequence.vocabulary import small_vocabulary
 from lumos.training import parallel
+from lumos.training.clock import Clock
 from lumos.training.config import TrainModelConfig
 from lumos.training.objective import MaskedBatch, attention, backward, generator_of, mask_batch, target_places, work_of
 from lumos.training.optim import OptimConfig
@@ -35,9 +36,9 @@ GRID = Grid(4, 4)
 
 
 def test_every_rank_step_and_seed_draws_its_own() -> None:
-    drawn = [torch.rand(1, generator=generator_of(*of)).item() for of in ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1))]
-    assert len(set(drawn)) == 4
-    assert drawn[1] == torch.rand(1, generator=generator_of(1, 0, 0)).item()
+    places = ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1))
+    drawn, again = ([torch.rand(1, generator=generator_of(*place)).item() for place in places] for _ in range(2))
+    assert len(set(drawn)) == 4 and drawn == again
 
 
 def test_windows_and_dropped_prompts_come_as_often_as_asked() -> None:
@@ -79,12 +80,15 @@ def gradients(config: TrainModelConfig, ranks: Ranks = ALONE) -> dict[str, Tenso
     return {name: whole(parameter.grad) for name, parameter in model.named_parameters() if parameter.grad is not None}
 
 
-def test_gradients_are_those_of_the_mean_over_all_masked_codes() -> None:
-    batch, model = masked_batch(), new_model(CONFIG)
-    loss_T = backward(model, VOCABULARY, batch, CONFIG, ALONE)
-    found = {name: parameter.grad for name, parameter in model.named_parameters()}
+def check_equal(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert found.keys() == expected.keys() and len(found) > 20
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, msg=lambda text, name=name: f"{name}: {text}")
 
-    plain = new_model(CONFIG)
+
+def test_gradients_are_those_of_the_mean_over_all_masked_codes() -> None:
+    batch, model, plain = masked_batch(), new_model(CONFIG), new_model(CONFIG)
+    loss_T = backward(model, VOCABULARY, batch, CONFIG, ALONE)
     content = torch.where(batch.mask, VOCABULARY.mask, content_ids(VOCABULARY, batch.codes_BTHW))
     packed = pack(VOCABULARY, GRID, batch.text_BS, batch.length_B, content, 1, 8, batch.first)
     hidden_BLD = plain(packed.ids_BL, packed.position_BL3, dense(packed.block_BL, packed.block_BL))
@@ -95,28 +99,21 @@ def test_gradients_are_those_of_the_mean_over_all_masked_codes() -> None:
     logits = plain.logits(hidden_BLD[is_masked][~is_newline[batch.mask]], VOCABULARY.first_code, VOCABULARY.codes)
     loss_M = cross_entropy(logits, batch.codes_BTHW[target_BTHW], reduction="none")
     loss_M.mean().backward()
-    for name, parameter in plain.named_parameters():
-        torch.testing.assert_close(found[name], parameter.grad)
+    check_equal(*({name: p.grad for name, p in each.named_parameters() if p.grad is not None} for each in (model, plain)))
     frame_M = target_BTHW.nonzero()[:, 1]
     torch.testing.assert_close(loss_T, torch.stack([loss_M[frame_M == t].mean() for t in range(2)]).detach())
 
 
-def test_a_batch_in_parts_equals_the_whole() -> None:
-    whole, parts = (gradients(replace(CONFIG, videos=4, accumulate=parts)) for parts in (1, 4))
-    for name, gradient in whole.items():
-        torch.testing.assert_close(parts[name], gradient)
-
-
-def check_equal(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    assert found.keys() == expected.keys() and len(found) > 20
-    for name, gradient in expected.items():
-        torch.testing.assert_close(found[name], gradient, msg=lambda text, name=name: f"{name}: {text}")
-
-
-@pytest.mark.parametrize("recompute", ["selective", "full"])
-def test_what_is_computed_again_changes_nothing(recompute: parallel.Recompute) -> None:
-    plan = ParallelConfig(recompute=recompute, attention="prefix")
-    check_equal(gradients(replace(CONFIG, parallel=plan)), gradients(CONFIG))
+@pytest.mark.parametrize(
+    "config",
+    [
+        replace(CONFIG, videos=4, accumulate=4),
+        *(replace(CONFIG, parallel=ParallelConfig(recompute=mode, attention="prefix")) for mode in ("selective", "full")),
+    ],
+    ids=["in parts", "selective", "full"],
+)
+def test_how_it_is_computed_changes_nothing(config: TrainModelConfig) -> None:
+    check_equal(gradients(config), gradients(CONFIG))
 
 
 def test_recomputation_keeps_less() -> None:
@@ -134,12 +131,6 @@ def test_recomputation_keeps_less() -> None:
             gradients(config)
         kept.append(sum(stored.values()))
     assert kept[0] > 1.3 * kept[1] > 1.3 * kept[2]
-
-
-def test_causal_frames_are_no_prefixes() -> None:
-    block_BL = torch.zeros(1, 64 + 3 + 2 * GRID.frame_length, dtype=torch.int64)
-    with pytest.raises(ValueError, match="use flex"):
-        attention(block_BL, torch.tensor([5]), 64, replace(GRID, causal=True), 2, ParallelConfig(attention="prefix"))
 
 
 def test_every_masked_code_is_found_at_its_place() -> None:
@@ -165,6 +156,16 @@ def worker(rank: int, out: Path) -> None:
     ranks = parallel.start()
     for name, plan in PLANS.items():
         save_file(gradients(replace(CONFIG, parallel=plan), ranks), out / f"{name} {rank}.safetensors")
+    used_by_one = torch.nn.Parameter(torch.zeros(1))  # must not hang the other rank
+    used_by_one.grad = torch.full((1,), 4.0) if rank == 1 else None
+    parallel.average_gradients([used_by_one], ranks)
+    assert used_by_one.grad is not None and used_by_one.grad.item() == 2.0
+    assert parallel.average(torch.tensor([float(rank)]), ranks).item() == 0.5
+    assert parallel.agree((float(rank), float(-rank)), ranks) == (1.0, 0.0)
+    # the clocks of the two ranks differ, yet both see the same progress and stop together
+    clock = Clock(100, 100.0, ranks, now=iter([0.0] + [50.0 + rank] * 9).__next__)
+    clock._asked = rank == 1
+    assert (clock.progress(0), clock.progress(1), clock.interrupted) == (0.51, 0.51, True)
     # what fails on one rank ends all, and rank 0 tells
     try:
         with parallel.together(ranks):
@@ -186,8 +187,11 @@ def test_two_processes_equal_one_however_the_work_is_spread(tmp_path: Path) -> N
     assert failures == ["ValueError process 1: shards are missing", "SystemExit 2"]
 
 
-def test_processes_that_cannot_be_divided_are_refused() -> None:
+def test_plans_that_cannot_be_are_refused() -> None:
     with pytest.raises(ValueError, match=r"multiple of parallel\.replicas = 2, got 3; change --nproc-per-node"):
         ParallelConfig(shard=True, replicas=2).check(3)
     with pytest.raises(ValueError, match=r"set parallel\.shard=true"):
         ParallelConfig(replicas=2)
+    block_BL = torch.zeros(1, 64 + 3 + 2 * GRID.frame_length, dtype=torch.int64)
+    with pytest.raises(ValueError, match="use flex"):
+        attention(block_BL, torch.tensor([5]), 64, replace(GRID, causal=True), 2, ParallelConfig(attention="prefix"))

@@ -13,18 +13,25 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
+from lumos.data.clips import Cut
+from lumos.data.prepare import PrepareConfig, Share, prepare_shards
 from lumos.data.shapes import SceneBatches
-from lumos.tokenizer.model import TokenizerConfig, VideoTokenizer, load_tokenizer
+from lumos.tokenizer.model import TokenizerConfig, load_tokenizer
 from lumos.training import checkpoint
 from lumos.training import train_tokenizer as module
 from lumos.training.optim import OptimConfig
-from lumos.training.train_tokenizer import TrainTokenizerConfig, evaluate_tokenizer, held_out_scenes, train_tokenizer
+from lumos.training.train_tokenizer import (
+    TrainTokenizerConfig,
+    evaluate_tokenizer,
+    held_out_scenes,
+    new_tokenizer,
+    train_tokenizer,
+)
 from lumos.worlds.shapes.render import render
+from tests.training.toys import stopped_after_two
 
 TOY = TrainTokenizerConfig(
-    tokenizer=TokenizerConfig(
-        levels=(5, 5), encoder_widths=(8, 8), encoder_blocks=(1, 1), decoder_widths=(8, 8), decoder_blocks=(1, 1)
-    ),
+    tokenizer=TokenizerConfig((5, 5), (8, 8), (1, 1), (8, 8), (1, 1)),
     optim=OptimConfig(lr=3e-3, warmup_steps=2, ema=0.9),
     batch=2,
     size=16,
@@ -38,46 +45,39 @@ TOY = TrainTokenizerConfig(
 )
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a whole run."""
+    run = tmp_path_factory.mktemp("tokenizer-run")
+    train_tokenizer(TOY, run)
+    return run
+
+
 def saved(run: Path) -> dict[str, Tensor]:
     return load_file(next((run / "checkpoints/step_00000004").glob("*.safetensors")))
 
 
-def test_four_steps_equal_two_resumed_for_two(tmp_path: Path) -> None:
-    train_tokenizer(TOY, tmp_path / "whole")
+def test_four_steps_equal_two_resumed_for_two(whole: Path, tmp_path: Path) -> None:
     random.seed(99)  # nothing of a resumed process but its checkpoint may matter
     torch.manual_seed(99)
-    # the schedule follows the share of max_steps, so the first half is a run of four steps that is interrupted after two
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "Clock", ClockThatStopsAfterTwo)
-        train_tokenizer(TOY, tmp_path / "halves")
-    train_tokenizer(TOY, tmp_path / "halves", resume=True)
-    whole, halves = saved(tmp_path / "whole"), saved(tmp_path / "halves")
-    assert whole.keys() == halves.keys() and len(whole) > 30
-    assert [name for name in whole if not torch.equal(whole[name], halves[name])] == []
+    with stopped_after_two(module):
+        train_tokenizer(TOY, tmp_path)
+    train_tokenizer(TOY, tmp_path, resume=True)
+    one, other = saved(whole), saved(tmp_path)
+    assert one.keys() == other.keys() and len(one) > 30
+    assert [name for name in one if not torch.equal(one[name], other[name])] == []
 
 
-class ClockThatStopsAfterTwo(module.Clock):
-    def progress(self, step: int) -> float:
-        progress = super().progress(step)
-        self.interrupted = step == 2
-        return progress
-
-
-def test_a_run_leaves_weights_samples_and_metrics(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    tokenizer = train_tokenizer(TOY, tmp_path)
-    loaded = load_tokenizer(tmp_path / "tokenizer")
-    assert all(torch.equal(one, other) for one, other in zip(loaded.parameters(), tokenizer.parameters(), strict=True))
-    kept = saved(tmp_path)
+def test_a_run_leaves_averaged_weights_samples_and_metrics(whole: Path) -> None:
+    loaded, kept = load_tokenizer(whole / "tokenizer"), saved(whole)
     assert all(torch.equal(parameter, kept[f"ema/{name}"]) for name, parameter in loaded.named_parameters())
     assert not any(torch.equal(parameter, kept[f"model/{name}"]) for name, parameter in loaded.named_parameters())
-    samples = sorted((tmp_path / "samples").iterdir())
+    samples = sorted((whole / "samples").iterdir())
     assert [path.name for path in samples] == ["reconstruction_00000004.png"]
     with Image.open(samples[0]) as picture:
         assert picture.width >= 5 * 16 and picture.height >= 2 * TOY.batch * 16  # five frames of clips and reconstructions
-    metrics = (tmp_path / "metrics.jsonl").read_text()
+    metrics = (whole / "metrics.jsonl").read_text()
     assert '"psnr"' in metrics and '"codes_used"' in metrics and metrics.count('"loss"') == 2
-    err = capsys.readouterr().err
-    assert "held-out clips" in err and "finished: step 4" in err
 
 
 def test_ctrl_c_saves_and_the_run_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -92,42 +92,40 @@ def test_ctrl_c_saves_and_the_run_goes_on(tmp_path: Path, capsys: pytest.Capture
     path = checkpoint.latest(tmp_path)
     assert path is not None and path.stem == "step_00000001"
     assert "interrupted" in capsys.readouterr().err
-    train_tokenizer(replace(TOY, max_steps=3), tmp_path, resume=True)
-    assert "finished: step 3" in capsys.readouterr().err
+    made = train_tokenizer(replace(TOY, max_steps=3), tmp_path, resume=True)
+    err = capsys.readouterr().err
+    assert "held-out clips" in err and "finished: step 3" in err
+    loaded = load_tokenizer(tmp_path / "tokenizer")
+    assert all(torch.equal(one, other) for one, other in zip(loaded.parameters(), made.parameters(), strict=True))
 
 
-def test_ranks_share_the_scenes_of_one(tmp_path: Path) -> None:
+def test_ranks_share_the_scenes_of_one() -> None:
     whole = SceneBatches(3, 4)
     shares = [SceneBatches(3, 2, rank, 2) for rank in (0, 1)]
     for step in (0, 7):
-        together = torch.cat([share[step].objects_BNP for share in shares])
-        assert torch.equal(whole[step].objects_BNP, together)
-    assert not torch.equal(whole[0].objects_BNP, whole[1].objects_BNP)
-    assert not torch.equal(whole[0].objects_BNP, SceneBatches(4, 4)[0].objects_BNP)
+        assert torch.equal(whole[step].objects_BNP, torch.cat([share[step].objects_BNP for share in shares]))
+    for other in (whole[1], SceneBatches(4, 4)[0]):
+        assert not torch.equal(whole[0].objects_BNP, other.objects_BNP)
 
 
 def test_the_loss_falls(tmp_path: Path) -> None:
     config = replace(TOY, max_steps=60, log_every=20, evaluate_every=1000, save_every=1000, optim=replace(TOY.optim, lr=1e-2))
-    fresh = VideoTokenizer(TOY.tokenizer)
-    fresh.initialise(torch.Generator().manual_seed(0))
-    before, _ = evaluate_tokenizer(fresh, held_out_scenes(config, torch.device("cpu")))
-    after, _ = evaluate_tokenizer(train_tokenizer(config, tmp_path), held_out_scenes(config, torch.device("cpu")))
-    assert after["psnr"] > before["psnr"] + 2
-    assert after["psnr_lowest"] <= after["psnr"]
+    before, after = (
+        evaluate_tokenizer(tokenizer, held_out_scenes(config, torch.device("cpu")))[0]
+        for tokenizer in (new_tokenizer(config, None), train_tokenizer(config, tmp_path))
+    )
+    assert after["psnr"] > before["psnr"] + 2 and after["psnr_lowest"] <= after["psnr"]
 
 
 def test_real_clips_beside_shapes(tmp_path: Path) -> None:
     """Picture shards take their share of a batch; a run on them resumes exactly, and only on them."""
-    from lumos.data.clips import Cut
-    from lumos.data.prepare import PrepareConfig, Share, prepare_shards
-
     (tmp_path / "in").mkdir()
     for number in range(24):
         frames = [Image.new("RGB", (16, 16), (10 * number, 5 * time, 99)) for time in range(9)]
         frames[0].save(tmp_path / "in" / f"{number}.webp", save_all=True, append_images=frames[1:], duration=125)
     prepare_shards(tmp_path / "in", tmp_path / "pictures", PrepareConfig(Cut(9, 8.0, ((16, 16),), step=1)), None, Share())
     data = str(tmp_path / "pictures")
-    config = replace(TOY, batch=2, data_share=0.5, max_steps=4, optim=replace(TOY.optim, schedule="constant"))
+    config = replace(TOY, batch=2, data_share=0.5, optim=replace(TOY.optim, schedule="constant"))
     one = train_tokenizer(config, tmp_path / "one", data=data)
     assert "data_psnr" in (tmp_path / "one" / "metrics.jsonl").read_text()
     train_tokenizer(replace(config, max_steps=2), tmp_path / "two", data=data)
@@ -139,20 +137,18 @@ def test_real_clips_beside_shapes(tmp_path: Path) -> None:
     assert not torch.equal(next(only.parameters()), next(one.parameters()))
 
 
-def test_training_the_decoder_alone_keeps_every_code(tmp_path: Path) -> None:
-    train_tokenizer(TOY, tmp_path / "whole")
-    before = load_tokenizer(tmp_path / "whole" / "tokenizer")
-    train_tokenizer(replace(TOY, decoder_only=True, seed=1), tmp_path / "decoder", init=tmp_path / "whole" / "tokenizer")
-    after = load_tokenizer(tmp_path / "decoder" / "tokenizer")
+@pytest.mark.parametrize("decoder_only", [True, False])
+def test_training_the_decoder_alone_keeps_every_code(whole: Path, tmp_path: Path, decoder_only: bool) -> None:
+    before = load_tokenizer(whole / "tokenizer")
+    after = train_tokenizer(replace(TOY, decoder_only=decoder_only, seed=1), tmp_path, init=whole / "tokenizer")
     changed = {name for name, tensor in after.state_dict().items() if not torch.equal(tensor, before.state_dict()[name])}
-    assert changed and all(name.startswith("decoder.") for name in changed)
+    assert changed and all(name.startswith("decoder.") for name in changed) == decoder_only
     pixels_BCFHW = torch.rand(2, 3, 5, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    assert torch.equal(before.encode(pixels_BCFHW), after.encode(pixels_BCFHW))
-    train_tokenizer(replace(TOY, seed=1), tmp_path / "both", init=tmp_path / "whole" / "tokenizer")
-    both = load_tokenizer(tmp_path / "both" / "tokenizer").state_dict()
-    assert any(not torch.equal(both[name], before.state_dict()[name]) for name in both if name.startswith("encoder."))
+    assert torch.equal(before.encode(pixels_BCFHW), after.encode(pixels_BCFHW)) or not decoder_only
 
 
-def test_the_decoder_alone_needs_a_trained_encoder(tmp_path: Path) -> None:
+def test_weights_to_start_from_are_asked_for_and_must_fit(whole: Path) -> None:
     with pytest.raises(ValueError, match=r"decoder_only must start from a trained tokenizer, got none; name one with --init"):
-        train_tokenizer(replace(TOY, decoder_only=True), tmp_path / "run")
+        new_tokenizer(replace(TOY, decoder_only=True), None)
+    with pytest.raises(ValueError, match="must hold a tokenizer of shape .* use its own preset"):
+        new_tokenizer(replace(TOY, tokenizer=TokenizerConfig((8, 8))), whole / "tokenizer")

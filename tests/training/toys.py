@@ -1,7 +1,8 @@
 """A model and a tokenizer that train in a second, and work for two processes."""
 
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from lumos.model.transformer import ModelConfig
 from lumos.model_folder import VideoConfig
 from lumos.tokenizer.model import TokenizerConfig, VideoTokenizer, save_tokenizer
 from lumos.training import run_parts
+from lumos.training.clock import Clock
 from lumos.training.config import TrainModelConfig
 from lumos.training.optim import OptimConfig
 from lumos.training.parallel import Ranks
@@ -47,6 +49,21 @@ def save_toy_tokenizer(folder: Path, seed: int = 0) -> Path:
 def use_few_captions(patch: pytest.MonkeyPatch) -> None:
     """Enough to make a text vocabulary from."""
     patch.setattr(run_parts, "sample_captions", lambda count, seed: sample_captions(300, seed))
+
+
+@contextmanager
+def stopped_after_two(module: Any) -> Iterator[None]:
+    """As if Ctrl-C had come during the second step of a training loop."""
+
+    class StoppedClock(Clock):
+        def progress(self, step: int) -> float:
+            progress = super().progress(step)
+            self.interrupted = step == 2
+            return progress
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "Clock", StoppedClock)
+        yield
 
 
 def two(work: Callable[..., None], *arguments: Any) -> list[int | None]:
