@@ -1,12 +1,14 @@
 """How things of the shapes world move: every motion is one set of coefficients (`Law`) of one formula in time.
 
-`law` turns a motion's name, speed and reach into coefficients; `state` is the formula, for numbers and for tensors. Places are
-fractions of the frame (x to the right, y down), time is in seconds.
+`law` turns a motion's name, speed and reach into coefficients; `state` is the formula, for numbers, arrays and tensors. Places
+are fractions of the frame (x to the right, y down), time is in seconds.
 """
 
 import math
-from collections.abc import Callable
+from types import ModuleType
 from typing import Any, NamedTuple
+
+import numpy as np
 
 HALF = math.sqrt(0.5)
 DIRECTIONS: dict[str, tuple[float, float]] = {
@@ -57,15 +59,15 @@ class Law(NamedTuple):
 
 
 class State(NamedTuple):
-    """Where and how a thing is at one moment."""
+    """Where and how a thing is at one moment, or at several: numbers, arrays or tensors."""
 
-    x: float  # without circling: fraction of the frame's width
-    y: float  # and height
-    orbit_x: float  # of the circle's middle: fractions of the frame's shorter side
-    orbit_y: float
-    scale: float  # of the thing's radius
-    turn: float  # clockwise radians added to the thing's angle
-    opacity: float  # 0 is unseen
+    x: Any  # without circling: fraction of the frame's width
+    y: Any  # and height
+    orbit_x: Any  # from the circle's middle: fractions of the frame's shorter side
+    orbit_y: Any
+    scale: Any  # of the thing's radius
+    turn: Any  # clockwise radians added to the thing's angle
+    opacity: Any  # 0 is unseen
 
 
 def law(motion: str, speed: str, reach: float, phase: float) -> Law:
@@ -91,25 +93,16 @@ def law(motion: str, speed: str, reach: float, phase: float) -> Law:
     return laws[motion]
 
 
-class Functions(NamedTuple):
-    """What the formula needs, for plain numbers here and for tensors in the renderer."""
+def state(law: Any, x: Any, y: Any, seconds: Any, of: ModuleType = np) -> State:
+    """The formula: the state at a time of a thing that starts (or hops, or circles around) at x, y.
 
-    cos: Callable[[Any], Any]
-    sin: Callable[[Any], Any]
-    minimum: Callable[[Any, Any], Any]
-    clamp: Callable[[Any], Any]  # to 0 and 1
-
-
-NUMBERS = Functions(math.cos, math.sin, min, lambda value: min(max(value, 0.0), 1.0))
-
-
-def state(law: Any, x: Any, y: Any, seconds: Any, of: Functions = NUMBERS) -> State:
-    """The formula: the state at a time of a thing that starts (or hops, or circles around) at x, y."""
+    of: numpy for numbers and arrays, torch for tensors.
+    """
     travelled = of.minimum(seconds, law.travel_seconds)
     angle = law.orbit_phase + law.orbit_rate * seconds
     hop = law.hop_rate * seconds % 1.0
-    change = ease(of.clamp(seconds / law.change_seconds))
-    lit = ease(of.clamp(0.5 + 1.2 * of.cos(math.tau * law.blink_rate * seconds)))
+    change = ease(of.clip(seconds / law.change_seconds, 0, 1))
+    lit = ease(of.clip(0.5 + 1.2 * of.cos(math.tau * law.blink_rate * seconds), 0, 1))
     return State(
         x=x + law.velocity_x * travelled,
         y=y + law.velocity_y * travelled - law.hop * 4 * hop * (1 - hop),

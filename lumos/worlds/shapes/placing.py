@@ -123,7 +123,7 @@ def half(size: str) -> float:
 
 def moved(thing: Thing, x: float, y: float) -> Thing:
     """The thing elsewhere. Rounded, so that a scene is short to print."""
-    return replace(thing, x=round(x, 4), y=round(y, 4))
+    return replace(thing, x=round(float(x), 4), y=round(float(y), 4))
 
 
 def _need(thing: Thing) -> tuple[float, float]:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lumos.worlds.shapes.motion import Functions, Law, ease, law, state
+from lumos.worlds.shapes.motion import Law, ease, law, state
 from lumos.worlds.shapes.palette import BACKGROUNDS, COLOURS, tint
 from lumos.worlds.shapes.scene import Scene
 from lumos.worlds.shapes.thing import SIZES, TEXTURES, Thing
@@ -22,7 +22,6 @@ from lumos.worlds.shapes.thing import SIZES, TEXTURES, Thing
 MOST_THINGS = 3
 EDGE = 1.4  # pixels over which an edge goes from 0 to 1
 WEAVE = 0.68  # period of textures, in radii: at least 8 pixels at 128
-_TENSORS = Functions(torch.cos, torch.sin, torch.minimum, lambda value: value.clamp(0, 1))
 
 
 @dataclass(frozen=True)
@@ -195,7 +194,7 @@ def _things(
     thing: Any, seconds: Tensor, x: Tensor, y: Tensor, wide: float, high: float, side: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """For each thing and pixel: how much it covers, how dark its shadow is, its light, and how much of its second colour."""
-    at = state(thing, thing.x, thing.y, seconds, _TENSORS)
+    at = state(thing, thing.x, thing.y, seconds, torch)
     centre_x, centre_y = at.x * wide + at.orbit_x, at.y * high + at.orbit_y
     radius, angle, opacity = thing.radius * at.scale, thing.angle + at.turn, at.opacity
     right, up = (x - centre_x) / radius, (centre_y - y) / radius

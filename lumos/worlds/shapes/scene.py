@@ -6,7 +6,7 @@ against it. Things stay inside the frame for the whole clip, however long, and n
 
 import math
 import random
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -85,16 +85,9 @@ def sample_scene(rng: random.Random, held_out: bool = False) -> Scene:
 
     held_out: False never draws a held-out (colour, shape) pair, True makes the first thing one.
     """
+    mixture = ((0.30, sample_one), (0.60, sample_two), (0.78, sample_count), (0.90, sample_occlusion), (1.0, sample_three))
     draw = rng.random()
-    if draw < 0.30:
-        return sample_one(rng, held_out=held_out)
-    if draw < 0.60:
-        return sample_two(rng, held_out=held_out)
-    if draw < 0.78:
-        return sample_count(rng, held_out=held_out)
-    if draw < 0.90:
-        return sample_occlusion(rng, held_out=held_out)
-    return sample_three(rng, held_out=held_out)
+    return next(sample for below, sample in mixture if draw < below)(rng, held_out=held_out)
 
 
 def sample_image(rng: random.Random, held_out: bool = False) -> Scene:
@@ -123,28 +116,23 @@ def sample_one(
     return Scene(_pick_background(rng, (thing.colour,)), (thing,))
 
 
-def sample_two(
-    rng: random.Random, relation: str | None = None, pairs: tuple[Pair, Pair] | None = None, held_out: bool = False
-) -> Scene:
-    """Two different things; relation and (colour, shape) pairs are drawn unless given.
+def sample_two(rng: random.Random, relation: str | None = None, held_out: bool = False) -> Scene:
+    """Two different things; the relation is drawn unless given.
 
     relation: "left of", "right of", "above" or "below" for things that stay in their places, "none" for any motions.
     """
     if relation is None:
         relation = rng.choice(("left of", "right of", "above", "below")) if rng.random() < 0.6 else "none"
-    things = _two_moving(rng, pairs, held_out) if relation == "none" else _two_related(rng, relation, pairs, held_out)
+    things = _two_moving(rng, held_out) if relation == "none" else _two_related(rng, relation, held_out)
     return Scene(_pick_background(rng, tuple(thing.colour for thing in things)), things, relation)
 
 
-def sample_count(
-    rng: random.Random, count: int | None = None, motion: str | None = None, pair: Pair | None = None, held_out: bool = False
-) -> Scene:
+def sample_count(rng: random.Random, count: int | None = None, held_out: bool = False) -> Scene:
     """Two or three things alike, all moving alike: in place, or straight left, right, up or down."""
     count = count or rng.choice((2, 3))
-    if motion is None:
-        motion = "still" if rng.random() < 0.55 else _pick_from(rng, (*IN_PLACE[1:], *STRAIGHT), pair)
+    motion = "still" if rng.random() < 0.55 else rng.choice((*IN_PLACE[1:], *STRAIGHT))
     boxes = lanes(count, columns=motion in ("up", "down")) if motion in STRAIGHT else cells(rng, count)
-    pair = pair or _pick_pair(rng, motion, held_out)
+    pair = _pick_pair(rng, motion, held_out)
     draft = _draft(rng, pair, motion, _pick_speed(rng, motion), fitting(boxes, ("small", "medium")))
     return Scene(_pick_background(rng, (draft.colour,)), tuple(place(rng, box, draft) for box in boxes))
 
@@ -181,13 +169,12 @@ def sample_three(rng: random.Random, held_out: bool = False) -> Scene:
     return Scene(_pick_background(rng, colours), tuple(things))
 
 
-def _two_related(rng: random.Random, relation: str, pairs: tuple[Pair, Pair] | None, held_out: bool) -> tuple[Thing, Thing]:
+def _two_related(rng: random.Random, relation: str, held_out: bool) -> tuple[Thing, Thing]:
     """Two things that stay in their places, side by side or one above the other."""
-    first, second = pairs or (None, None)
     motions = ("still", "still")
     if rng.random() < 0.5:
-        motions = (_pick_from(rng, IN_PLACE, first), _pick_from(rng, IN_PLACE, second))
-    first, second = pairs or _pick_pairs(rng, *motions, held_out, same_colour=True)
+        motions = (rng.choice(IN_PLACE), rng.choice(IN_PLACE))
+    first, second = _pick_pairs(rng, *motions, held_out, same_colour=True)
     one = _draft(rng, first, motions[0], _pick_speed(rng, motions[0]), tuple(SIZES))
     # Two large things are too wide for the frame.
     sizes = ("small", "medium") if one.size == "large" else tuple(SIZES)
@@ -198,34 +185,29 @@ def _two_related(rng: random.Random, relation: str, pairs: tuple[Pair, Pair] | N
     return one, other
 
 
-def _two_moving(rng: random.Random, pairs: tuple[Pair, Pair] | None, held_out: bool) -> tuple[Thing, Thing]:
+def _two_moving(rng: random.Random, held_out: bool) -> tuple[Thing, Thing]:
     """Two things with any motions, each in a part of the frame of its own."""
     while True:
-        first, second = pairs or (None, None)
-        motions = (_pick_motion(rng, first), _pick_motion(rng, second))
-        first, second = pairs or _pick_pairs(rng, *motions, held_out, same_colour=False)
-        one = _draft(rng, first, motions[0], _pick_speed(rng, motions[0]), ("small", "medium"))
-        other = _draft(rng, second, motions[1], _pick_speed(rng, motions[1]), ("small", "medium"))
+        motions = (_pick_motion(rng), _pick_motion(rng))
+        pairs = _pick_pairs(rng, *motions, held_out, same_colour=False)
+        one, other = (
+            _draft(rng, pair, motion, _pick_speed(rng, motion), ("small", "medium"))
+            for pair, motion in zip(pairs, motions, strict=True)
+        )
         boxes = two_boxes(rng, one, other)
         if boxes:
             return place(rng, boxes[0], one), place(rng, boxes[1], other)
 
 
-def _pick_motion(rng: random.Random, pair: Pair | None) -> str:
+def _pick_motion(rng: random.Random, pair: Pair | None = None) -> str:
+    """A motion that suits the pair, if there is one."""
     draw = rng.random()
     if draw < 0.14:
         return "still"
     if draw < 0.60:
         return rng.choice(STRAIGHT if draw < 0.46 else DIAGONAL)
-    return _pick_from(rng, ("circling", "bouncing", "spinning", *IN_PLACE[1:]), pair)
-
-
-def _pick_from(rng: random.Random, motions: tuple[str, ...], pair: Pair | None) -> str:
-    """One of the motions that suits the pair, if there is one."""
-    motion = rng.choice(motions)
-    while motion == "spinning" and pair and pair[1] not in SPINNERS:
-        motion = rng.choice(motions)
-    return motion
+    motions = ("circling", "bouncing", "spinning", *IN_PLACE[1:])
+    return rng.choice([motion for motion in motions if motion != "spinning" or not pair or pair[1] in SPINNERS])
 
 
 def _pick_speed(rng: random.Random, motion: str) -> str:
@@ -292,25 +274,17 @@ def _stopped(thing: Thing) -> Thing:
 
 def _check(scene: Scene) -> None:
     """Names and places of a scene that came from outside."""
-    _one_of("background", scene.background.colour, BACKGROUNDS)
-    _one_of("gradient", scene.background.gradient, GRADIENTS)
-    if scene.background.gradient != "plain":
-        _one_of("background", scene.background.other, BACKGROUNDS)
-    _one_of("relation", scene.relation, RELATIONS)
+    background = scene.background
+    grounds = (background.colour, *([background.other] if background.gradient != "plain" else []))
+    names: list[tuple[str, str, Iterable[str]]] = [("background", ground, BACKGROUNDS) for ground in grounds]
+    names += [("gradient", background.gradient, GRADIENTS), ("relation", scene.relation, RELATIONS)]
+    known = {"shape": SHAPES, "colour": COLOURS, "size": SIZES, "texture": TEXTURES, "motion": MOTIONS, "speed": SPEEDS}
+    names += [(field, getattr(thing, field), all_names) for thing in scene.things for field, all_names in known.items()]
+    for what, name, all_names in names:
+        if name not in all_names:
+            raise ValueError(f"{what} must be one of {', '.join(all_names)}, got {name!r}")
     if not 1 <= len(scene.things) <= 3 or (scene.relation != "none" and len(scene.things) != 2):
         raise ValueError(f"a scene has 1 to 3 things, 2 when they are in a relation, got {len(scene.things)}")
-    for thing in scene.things:
-        _one_of("shape", thing.shape, SHAPES)
-        _one_of("colour", thing.colour, COLOURS)
-        _one_of("size", thing.size, SIZES)
-        _one_of("texture", thing.texture, TEXTURES)
-        _one_of("motion", thing.motion, MOTIONS)
-        _one_of("speed", thing.speed, SPEEDS)
-        numbers = (thing.x, thing.y, thing.reach, thing.angle, thing.phase)
-        if not all(isinstance(number, int | float) and math.isfinite(number) for number in numbers):
-            raise ValueError(f"x, y, reach, angle and phase of a thing are finite numbers, got {numbers}")
-
-
-def _one_of(what: str, name: object, names: Mapping[str, object] | tuple[str, ...]) -> None:
-    if name not in names:
-        raise ValueError(f"{what} must be one of {', '.join(names)}, got {name!r}")
+    numbers = [number for thing in scene.things for number in (thing.x, thing.y, thing.reach, thing.angle, thing.phase)]
+    if not all(isinstance(number, int | float) and math.isfinite(number) for number in numbers):
+        raise ValueError(f"x, y, reach, angle and phase of a thing are finite numbers, got {numbers}")

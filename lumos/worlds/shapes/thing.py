@@ -1,6 +1,7 @@
 """One object of the shapes world: its looks, where it starts and how it moves."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from lumos.worlds.shapes.motion import State, law, state
 
@@ -27,6 +28,6 @@ class Thing:
     angle: float = 0.0  # degrees, clockwise, at time 0
     phase: float = 0.0  # circling: degrees on the circle at time 0
 
-    def at(self, seconds: float) -> State:
-        """Place, scale, turn and opacity at a time."""
+    def at(self, seconds: Any) -> State:
+        """Place, scale, turn and opacity at a time or at an array of times."""
         return state(law(self.motion, self.speed, self.reach, self.phase), self.x, self.y, seconds)
