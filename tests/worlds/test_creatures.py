@@ -136,7 +136,7 @@ def test_places_in_the_picture_are_the_same_in_words_and_pixels(library: Library
         packed = pack([drawn], library)
         camera = cameras(packed, seconds)
         for frame, time in enumerate(seconds.tolist()):
-            x, z = way(drawn.creatures[-1], time)
+            x, _, z = way(drawn.creatures[-1], time)
             point = torch.tensor([x, 0.4, z])
             told = project(point, camera.eye_BF3[0, frame], camera.axes_BF33[0, frame], 2)
             across, up, depth = seen(drawn, x, 0.4, z, time)
@@ -154,14 +154,9 @@ def test_directions_in_words_agree_with_the_way_in_the_picture(library: Library)
         if len(drawn.creatures) == 1:
             assert ("to the left" in words, "to the right" in words) == (way_told == "left", way_told == "right")
         if way_told and not drawn.camera.follow:
-            (x0, _, z0), (x1, _, z1) = (seen(drawn, *_place(mover, time), time) for time in (0.0, 2.0))
+            (x0, _, z0), (x1, _, z1) = (seen(drawn, *way(mover, time), time) for time in (0.0, 2.0))
             assert {"left": x1 < x0, "right": x1 > x0, "nearer": z1 < z0, "farther": z1 > z0}[way_told]
     assert told == {"left", "right", "nearer", "farther", ""}
-
-
-def _place(item: Item, seconds: float) -> tuple[float, float, float]:
-    x, z = way(item, seconds)
-    return x, item.y, z
 
 
 def test_everything_that_a_caption_names_is_in_the_picture(library: Library) -> None:
@@ -171,7 +166,7 @@ def test_everything_that_a_caption_names_is_in_the_picture(library: Library) -> 
         for item in drawn.creatures:
             assert any(word in words or plural(word) in words for word in SUBJECTS[item.file].words)
             if not drawn.camera.follow:
-                across, up, depth = seen(drawn, *_place(item, 1.0), 1.0)
+                across, up, depth = seen(drawn, *way(item, 1.0), 1.0)
                 assert depth > 0 and abs(across) < 1.0 and abs(up) < 1.3
         if "background" in words:
             ways = [[seen(drawn, plant.x, 1.0, plant.z, time) for time in (0.0, 2.0)] for plant in drawn.scenery]

@@ -7,10 +7,11 @@ plainest: who, what, which way, where. Lowercase English.
 import math
 import random
 from collections.abc import Callable
-from itertools import pairwise
+
+import numpy as np
 
 from lumos.worlds.creatures.scene import FIGHTING, SECONDS, Item, Scene, seen, shows, way
-from lumos.worlds.creatures.subjects import SUBJECTS
+from lumos.worlds.creatures.subjects import ACTIONS, SUBJECTS
 from lumos.worlds.english import article, gerund, plural, third_person
 
 PLACE_WORDS = {
@@ -28,38 +29,6 @@ TIME_WORDS = {
     "day": ("by day", "during the day", "in daylight"),
     "dusk": ("at dusk", "at sunset", "in the evening"),
     "night": ("at night", "at night", "in the dark", "by moonlight"),
-}
-VERBS = {
-    "stand": ("stand still", "stand", "stand in place"),
-    "walk": ("walk", "walk", "stroll"),
-    "run": ("run", "run", "run fast"),
-    "drive": ("drive", "drive", "roll"),
-    "swim": ("swim", "swim", "glide"),
-    "dart": ("swim fast", "dart", "swim quickly"),
-    "fly": ("fly", "fly", "buzz"),
-    "float": ("float in place", "hover in the water", "float"),
-    "leap": ("leap", "jump", "bound"),
-    "jump": ("jump", "jump", "leap up", "hop"),
-    "eat": ("eat", "eat from the ground", "feed"),
-    "attack": ("attack", "attack", "lunge forward"),
-    "butt": ("butt with the head", "headbutt", "strike with the head"),
-    "kick": ("kick", "kick out"),
-    "punch": ("punch", "punch", "throw a punch"),
-    "slash": ("slash", "attack", "strike"),
-    "cast": ("cast a spell", "cast a spell", "do magic"),
-    "spin": ("spin around", "spin", "whirl around"),
-    "fall": ("fall over", "fall to the ground", "collapse"),
-    "flop": ("flop around", "flop about", "flop up and down"),
-    "dance": ("dance",),
-    "wave": ("wave", "wave hello"),
-    "cheer": ("cheer", "cheer", "celebrate"),
-    "nod": ("nod", "nod yes"),
-    "shake": ("shake the head", "shake the head no"),
-    "roll": ("roll forward", "do a roll", "somersault"),
-    "duck": ("duck", "crouch", "duck down"),
-    "sit": ("sit down", "sit down on the ground"),
-    "lie": ("lie down", "lie down on the ground"),
-    "bow": ("bend down", "pick something up", "reach down"),
 }
 # Some say it otherwise: by the subject's name.
 OWN_VERBS = {
@@ -104,32 +73,23 @@ def direction(scene: Scene, item: Item) -> str:
     if scene.camera.follow:
         told = facing(scene, item)
         return told if told in ("left", "right") else ""
-    steps = [seen(scene, *_at(item, SECONDS * step / 4), SECONDS * step / 4) for step in range(5)]
-    ways = {"right": [one[0] for one in steps], "nearer": [-one[2] for one in steps]}
-    across, nearer = (values[-1] - values[0] for values in ways.values())
-    for name, back, change, least in (("right", "left", across, 0.3), ("nearer", "farther", nearer, 0.3 * steps[0][2])):
-        values = ways[name]
-        sign = 1 if change > 0 else -1
-        if abs(change) > least and all((two - one) * sign > 0 for one, two in pairwise(values)):
-            return name if sign > 0 else back
+    seconds = np.linspace(0, SECONDS, 5)
+    across, _, depth = seen(scene, *way(item, seconds), seconds)
+    for name, back, going, least in (("right", "left", across, 0.3), ("nearer", "farther", -depth, 0.3 * depth[0])):
+        change = going[-1] - going[0]
+        if abs(change) > least and (np.diff(going) * change > 0).all():
+            return name if change > 0 else back
     return ""
 
 
 def facing(scene: Scene, item: Item) -> str:
     """Which way someone looks in the picture all the time: "left", "right", "nearer" (at the camera), "farther", or ""."""
-    angles = [
-        item.heading + item.turn * seconds - scene.camera.azimuth - scene.camera.circling * seconds
-        for seconds in (0, SECONDS / 2, SECONDS)
-    ]
+    camera, seconds = scene.camera, np.array([0, SECONDS / 2, SECONDS])
+    angles = item.heading - camera.azimuth + (item.turn - camera.circling) * seconds
     for name, turn in (("right", math.pi / 2), ("left", -math.pi / 2), ("nearer", 0.0), ("farther", math.pi)):
-        if all(math.cos(angle - turn) > 0.8 for angle in angles):
+        if (np.cos(angles - turn) > 0.8).all():
             return name
     return ""
-
-
-def _at(item: Item, seconds: float) -> tuple[float, float, float]:
-    x, z = way(item, seconds)
-    return x, item.y, z
 
 
 def caption(scene: Scene, rng: random.Random, image: bool = False) -> str:
@@ -205,7 +165,7 @@ def _chases(first: Item, last: Item) -> bool:
 
 def _does(scene: Scene, item: Item, rng: random.Random, plain: bool, form: str) -> str:
     """The verb in a form ("s", "ing" or plain), and which way."""
-    verbs = OWN_VERBS.get((item.action, SUBJECTS[item.file].name), VERBS[item.action])
+    verbs = OWN_VERBS.get((item.action, SUBJECTS[item.file].name), ACTIONS[item.action].verbs)
     verb = FORMS[form](_pick(rng, verbs, plain))
     if item.speed:
         ways = {direction(scene, one) for one in scene.creatures}  # all go the same way

@@ -26,7 +26,7 @@ _WIDTHS = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4, "MAT4": 16}
 MOST_ANIMATIONS = 200
 MOST_MATRICES = 300_000  # poses * nodes of an animation
 _FAULTS = (
-    *(ValueError, LookupError, TypeError, AttributeError, ArithmeticError, OSError, EOFError, SyntaxError),
+    *(ValueError, LookupError, TypeError, AttributeError, ArithmeticError, OSError, EOFError, SyntaxError, RecursionError),
     *(struct.error, Image.DecompressionBombError),
 )
 _STILL = {"translation": [0, 0, 0], "rotation": [0, 0, 0, 1], "scale": [1, 1, 1]}
@@ -35,15 +35,15 @@ Ints = NDArray[np.int64]
 
 
 class Surface(NamedTuple):
-    """Vertices V, each hung on at most four bones, and triangles T."""
+    """Vertices V, each hung on at most four bones, and triangles T: arrays of a file, tensors of a library."""
 
-    vertices_V3: Floats  # at rest
-    normals_V3: Floats
-    bones_V4: Ints
-    weights_V4: Floats
-    triangles_T3: Ints
-    colours_T33: Floats  # linear light at each corner
-    two_sided_T: NDArray[Any]  # whether its back is drawn too
+    vertices_V3: Any  # at rest
+    normals_V3: Any
+    bones_V4: Any
+    weights_V4: Any
+    triangles_T3: Any
+    colours_T33: Any  # linear light at each corner
+    two_sided_T: Any  # whether its back is drawn too
 
 
 @dataclass(frozen=True)
@@ -67,21 +67,21 @@ def read_glb(content: bytes, wanted: Callable[[str], bool], hidden: Callable[[st
 
 
 def _read(content: bytes, wanted: Callable[[str], bool], hidden: Callable[[str], bool]) -> Mesh:
-    if len(content) > MOST_BYTES:
-        raise ValueError(f"at most {MOST_BYTES} bytes, got {len(content)}")
+    _at_most(MOST_BYTES, "bytes", len(content))
     magic, version, _, length, kind = struct.unpack_from("<4sIII4s", content)
     if (magic, version, kind) != (b"glTF", 2, b"JSON"):
         raise ValueError("the header is not that of glTF 2.0")
     if length > len(content) - 20:
         raise ValueError("the file is cut off")
-    file = _File(_parse(content[20 : 20 + length]), content[28 + length :])
-    order, parents = _hierarchy(file.json["nodes"])
-    if any("matrix" in node for node in file.json["nodes"]):
+    file = _File(json.loads(content[20 : 20 + length]), content[28 + length :])
+    nodes = file.json["nodes"]
+    order, parents = _hierarchy(nodes)
+    if any("matrix" in node for node in nodes):
         raise ValueError("nodes have translation, rotation and scale, not a matrix")
-    rest = {path: np.array([node.get(path, still) for node in file.json["nodes"]], np.float64) for path, still in _STILL.items()}
-    surface, nodes, inverse = _surface(file, hidden)
-    bones, same = np.unique(np.c_[nodes, inverse.reshape(-1, 16)], axis=0, return_inverse=True)  # parts share bones
-    if surface.bones_V4.min() < 0 or surface.bones_V4.max() >= len(nodes):
+    rest = {path: np.array([node.get(path, still) for node in nodes], np.float64) for path, still in _STILL.items()}
+    surface, hung, inverse = _surface(file, hidden)
+    bones, same = np.unique(np.c_[hung, inverse.reshape(-1, 16)], axis=0, return_inverse=True)  # parts share bones
+    if surface.bones_V4.min() < 0 or surface.bones_V4.max() >= len(hung):
         raise ValueError("it points at bones that are not there")
 
     def posed(paths: dict[str, NDArray[Any]]) -> Floats:
@@ -92,65 +92,60 @@ def _read(content: bytes, wanted: Callable[[str], bool], hidden: Callable[[str],
     for animation in file.json.get("animations", []):
         if wanted(str(animation["name"])) and len(poses) < MOST_ANIMATIONS:
             poses[str(animation["name"])] = posed(_sampled(file, animation, rest))
-    arrays: tuple[NDArray[Any], ...] = (*surface, *poses.values())
-    if not all(np.isfinite(array).all() for array in arrays):
+    if not all(np.isfinite(array).all() for array in (*surface, *poses.values())):
         raise ValueError("it has numbers that are not finite")
     return Mesh(surface._replace(bones_V4=same.reshape(-1)[surface.bones_V4]), poses)
 
 
-def _parse(text: bytes) -> dict[str, Any]:
-    try:
-        parsed = json.loads(text)
-    except RecursionError:
-        raise ValueError("its JSON is nested too deeply") from None
-    if not isinstance(parsed, dict):
-        raise ValueError("its JSON is not an object")
-    return parsed
+def _at_most(most: int, what: str, count: int) -> None:
+    if count > most:
+        raise ValueError(f"at most {most} {what}, got {count}")
 
 
-class _File:
+class _File(NamedTuple):
     """The JSON part and the binary part, with typed access."""
 
-    def __init__(self, parsed: dict[str, Any], binary: bytes) -> None:
-        self.json = parsed
-        self.binary = binary
+    json: dict[str, Any]
+    binary: bytes
 
-    def view(self, index: int) -> tuple[bytes, dict[str, Any]]:
-        view = self.json["bufferViews"][_natural(index)]
-        start = _natural(view.get("byteOffset", 0))
-        return self.binary[start : start + _natural(view["byteLength"])], view
+    def item(self, kind: str, index: int) -> dict[str, Any]:
+        """One of the JSON's accessors, meshes, ..."""
+        if index < 0:
+            raise ValueError(f"{kind} are counted from 0, got {index}")
+        found: dict[str, Any] = self.json[kind][index]
+        return found
 
     def array(self, index: int) -> NDArray[Any]:
-        """An accessor's values, one row per item, normalised integers as floats."""
-        accessor = self.json["accessors"][_natural(index)]
-        if "sparse" in accessor or "bufferView" not in accessor:
+        """An accessor's values, one row per item, normalised integers as floats. NumPy checks that it lies within the file."""
+        accessor = self.item("accessors", index)
+        if "sparse" in accessor:
             raise ValueError("sparse accessors are not read")
-        count, width = _natural(accessor["count"]), _WIDTHS[accessor["type"]]
-        if count > MOST_ITEMS * 3:
-            raise ValueError(f"at most {MOST_ITEMS} items, got {count}")
-        kind = np.dtype(_TYPES[accessor["componentType"]])
-        held, view = self.view(accessor["bufferView"])
-        stride = _natural(view.get("byteStride", 0)) or width * kind.itemsize
-        shape, strides = (count, width), (stride, kind.itemsize)
-        values = np.ndarray(shape, kind, held, _natural(accessor.get("byteOffset", 0)), strides).copy()
+        count, width, kind = accessor["count"], _WIDTHS[accessor["type"]], np.dtype(_TYPES[accessor["componentType"]])
+        _at_most(3 * MOST_ITEMS, "items", count)
+        view = self.item("bufferViews", accessor["bufferView"])
+        strides = (view.get("byteStride", 0) or width * kind.itemsize, kind.itemsize)
+        start = view.get("byteOffset", 0) + accessor.get("byteOffset", 0)
+        values = np.ndarray((count, width), kind, self.binary, start, strides).copy()
         return values.astype(np.float32) / float(np.iinfo(kind.type).max) if accessor.get("normalized") else values
 
-
-def _natural(value: Any) -> int:
-    if not isinstance(value, int) or value < 0:
-        raise ValueError(f"an index or size must be a whole number from 0, got {str(value)[:40]!r}")
-    return value
+    def texture(self, index: int) -> Floats:
+        """Linear light."""
+        image = self.item("images", self.item("textures", index)["source"])
+        view = self.item("bufferViews", image["bufferView"])
+        start = view.get("byteOffset", 0)
+        with Image.open(io.BytesIO(self.binary[start : start + view["byteLength"]]), formats=("PNG", "JPEG")) as opened:
+            _at_most(MOST_TEXELS, "texels", opened.width * opened.height)
+            return np.asarray((np.asarray(opened.convert("RGB"), np.float32) / 255) ** 2.2, np.float32)
 
 
 def _hierarchy(nodes: list[dict[str, Any]]) -> tuple[list[int], list[int]]:
     """The nodes in an order in which parents come first, and each one's parent (-1: none)."""
-    if not 0 < len(nodes) <= MOST_NODES:
-        raise ValueError(f"1 to {MOST_NODES} nodes, got {len(nodes)}")
+    _at_most(MOST_NODES, "nodes", len(nodes))
     parents = [-1] * len(nodes)
     for index, node in enumerate(nodes):
         for child in node.get("children", []):
-            if parents[_natural(child)] != -1:
-                raise ValueError(f"node {child} has two parents")
+            if child < 0 or parents[child] != -1:
+                raise ValueError(f"node {child} has two parents, or is none")
             parents[child] = index
     order = [index for index, parent in enumerate(parents) if parent == -1]
     for index in order:  # grows while it is read
@@ -183,7 +178,7 @@ def _sampled(file: _File, animation: dict[str, Any], rest: dict[str, NDArray[Any
     """Translations, rotations and scales of every node at evenly spaced times; linear between keys."""
     channels = []
     for channel in animation["channels"]:
-        sampler = animation["samplers"][_natural(channel["sampler"])]
+        sampler = animation["samplers"][channel["sampler"]]
         if channel["target"]["path"] in rest and "node" in channel["target"]:
             times, values = file.array(sampler["input"])[:, 0], file.array(sampler["output"]).astype(np.float64)
             values = values[1::3] if sampler.get("interpolation") == "CUBICSPLINE" else values
@@ -192,63 +187,60 @@ def _sampled(file: _File, animation: dict[str, Any], rest: dict[str, NDArray[Any
     if not 0 <= seconds <= MOST_SECONDS:
         raise ValueError(f"an animation of 0 to {MOST_SECONDS:.0f} seconds, got {seconds:.3g}")
     at = np.linspace(0, seconds, max(2, round(seconds * POSES_PER_SECOND) + 1))
-    if len(at) * len(rest["scale"]) > MOST_MATRICES:
-        raise ValueError(f"an animation of at most {MOST_MATRICES} poses of nodes, got {len(at) * len(rest['scale'])}")
+    _at_most(MOST_MATRICES, "poses of nodes in an animation", len(at) * len(rest["scale"]))
     paths = {path: np.repeat(values[None], len(at), 0) for path, values in rest.items()}
     for target, times, values in channels:
         if target["path"] == "rotation":  # q and -q are one turn: stay on one side
             flips = np.sign((values[1:] * values[:-1]).sum(1))
             values[1:] *= np.cumprod(np.where(flips == 0, 1, flips))[:, None]
         mixed = [np.interp(at, times, column) for column in values.T]
-        paths[target["path"]][:, _natural(target["node"])] = np.stack(mixed, -1)
+        paths[target["path"]][:, target["node"]] = np.stack(mixed, -1)
     return paths
 
 
 def _surface(file: _File, hidden: Callable[[str], bool]) -> tuple[Surface, Ints, NDArray[Any]]:
     """All parts as one, and the node and the inverse matrix at rest of each bone."""
     parts: list[Surface] = []
-    nodes: list[int] = []
+    hung: list[int] = []
     inverses: list[NDArray[Any]] = []
     vertices = triangles = 0
-    for index, node in enumerate(file.json["nodes"]):
+    for number, node in enumerate(file.json["nodes"]):
         if "mesh" not in node or hidden(str(node.get("name", ""))):
             continue
-        for primitive in file.json["meshes"][_natural(node["mesh"])]["primitives"]:
+        for primitive in file.item("meshes", node["mesh"])["primitives"]:
             if primitive.get("mode", 4) != 4:
                 continue
-            part, hung, inverse = _part(file, index, primitive)
-            moved = part._replace(bones_V4=part.bones_V4 + len(nodes), triangles_T3=part.triangles_T3 + vertices)
+            part, nodes, inverse = _part(file, number, primitive)
+            parts.append(part._replace(bones_V4=part.bones_V4 + len(hung), triangles_T3=part.triangles_T3 + vertices))
             vertices, triangles = vertices + len(part.vertices_V3), triangles + len(part.triangles_T3)
-            nodes += hung
-            if max(vertices, triangles) > MOST_ITEMS or len(nodes) > 4 * MOST_NODES:
-                raise ValueError(f"at most {MOST_ITEMS} vertices and triangles and {4 * MOST_NODES} bones")
-            parts.append(moved)
+            hung += nodes
             inverses.append(inverse)
+            _at_most(MOST_ITEMS, "vertices and triangles", max(vertices, triangles))
+            _at_most(4 * MOST_NODES, "bones", len(hung))
     if not parts:
         raise ValueError("it has no triangles")
-    joined = Surface(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
-    return joined, np.array(nodes), np.concatenate(inverses)
+    return Surface(*map(np.concatenate, zip(*parts, strict=True))), np.array(hung), np.concatenate(inverses)
 
 
-def _part(file: _File, index: int, primitive: dict[str, Any]) -> tuple[Surface, list[int], NDArray[Any]]:
-    """One primitive of a node's mesh, and its bones."""
-    node, attributes = file.json["nodes"][index], primitive["attributes"]
+def _part(file: _File, number: int, primitive: dict[str, Any]) -> tuple[Surface, list[int], NDArray[Any]]:
+    """One primitive of a node's mesh, the nodes of its bones, and their inverse matrices at rest."""
+    node, attributes = file.json["nodes"][number], primitive["attributes"]
     places = file.array(attributes["POSITION"]).astype(np.float32)
     count = len(places)
     triangles = file.array(primitive["indices"])[:, 0] if "indices" in primitive else np.arange(count)
     triangles = triangles[: len(triangles) // 3 * 3].astype(np.int64).reshape(-1, 3)
     if "skin" in node and "JOINTS_0" in attributes:
-        skin = file.json["skins"][_natural(node["skin"])]
-        nodes = [_natural(joint) for joint in skin["joints"]]
+        skin = file.item("skins", node["skin"])
+        nodes = [int(joint) for joint in skin["joints"]]
         inverse = file.array(skin["inverseBindMatrices"]).astype(np.float64).reshape(-1, 4, 4).transpose(0, 2, 1)[: len(nodes)]
         joints, weights = file.array(attributes["JOINTS_0"]).astype(np.int64), file.array(attributes["WEIGHTS_0"])
     else:
-        nodes, inverse = [index], np.eye(4)[None]
-        joints, weights = np.zeros((count, 4), np.int64), np.eye(4, dtype=np.float32)[np.zeros(count, np.int64)]
+        nodes, inverse = [number], np.eye(4)[None]
+        joints, weights = np.zeros((count, 4), np.int64), np.tile(np.eye(1, 4, dtype=np.float32), (count, 1))
     if joints.shape != (count, 4) or weights.shape != (count, 4) or places.shape != (count, 3):
         raise ValueError("places, joints and weights must be as many as the vertices")
-    if not len(triangles) or triangles.min() < 0 or triangles.max() >= count:
-        raise ValueError("a part points at vertices that are not there, or has no triangles")
+    if min(nodes) < 0 or not len(triangles) or triangles.min() < 0 or triangles.max() >= count:
+        raise ValueError("a part points at nodes or vertices that are not there, or has no triangles")
     weights = np.nan_to_num(weights.astype(np.float32))
     heavy = weights.sum(1) > 1e-6  # some files have vertices of no weight (not a number): without their triangles
     triangles = triangles[heavy[triangles].all(1)]
@@ -259,7 +251,7 @@ def _part(file: _File, index: int, primitive: dict[str, Any]) -> tuple[Surface, 
         normals = np.zeros_like(places)
         one, two, three = places[triangles].transpose(1, 0, 2)
         np.add.at(normals, triangles, np.cross(two - one, three - one)[:, None])
-    material = file.json["materials"][_natural(primitive["material"])] if "material" in primitive else {}
+    material = file.item("materials", primitive["material"]) if "material" in primitive else {}
     colours = _colours(file, material, attributes, triangles)
     two_sided = np.full(len(triangles), material.get("doubleSided") is True)
     surface = Surface(places, np.nan_to_num(normals), joints, weights.astype(np.float32), triangles, colours, two_sided)
@@ -274,17 +266,9 @@ def _colours(file: _File, material: dict[str, Any], attributes: dict[str, Any], 
         corner = file.array(attributes["TEXCOORD_0"]).astype(np.float32)[triangles]
         # A little inside the triangle: a corner lies on the border of two colours of the texture.
         corner = 0.8 * corner + 0.2 * corner.mean(1, keepdims=True)
-        texels = _texture(file, paint["baseColorTexture"]["index"])
+        texels = file.texture(paint["baseColorTexture"]["index"])
         spot = (corner % 1 * np.array(texels.shape[1::-1])).astype(np.int64)
         colours = colours * texels[np.minimum(spot[..., 1], len(texels) - 1), np.minimum(spot[..., 0], texels.shape[1] - 1)]
     if "COLOR_0" in attributes:
         colours = colours * file.array(attributes["COLOR_0"]).astype(np.float32)[triangles][..., :3]
     return colours.astype(np.float32)
-
-
-def _texture(file: _File, index: int) -> Floats:
-    image = file.json["images"][_natural(file.json["textures"][_natural(index)]["source"])]
-    with Image.open(io.BytesIO(file.view(image["bufferView"])[0]), formats=("PNG", "JPEG")) as opened:
-        if opened.width * opened.height > MOST_TEXELS:
-            raise ValueError(f"textures of at most {MOST_TEXELS} texels, got {opened.width}x{opened.height}")
-        return np.asarray((np.asarray(opened.convert("RGB"), np.float32) / 255) ** 2.2, np.float32)

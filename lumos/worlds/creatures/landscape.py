@@ -1,8 +1,7 @@
-"""What is around the creatures: the ground of each place, the sky of each time of day, and their light, as numbers."""
+"""What is around the creatures: the ground of each place, the sky of each time of day, and their light."""
 
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,31 +12,29 @@ if TYPE_CHECKING:
 Colour = tuple[float, float, float]  # red, green, blue of linear light
 
 
-@dataclass(frozen=True)
-class Place:
-    """A ground of two colours, mixed by a pattern."""
+class Place(NamedTuple):
+    """A ground of two colours, mixed by a pattern. Numbers, or tensors of B clips, here and in Time."""
 
-    one: Colour
-    other: Colour
-    patches: float  # how strongly large patches mix them
-    grain: float  # and small grain
-    ripples: float = 0.0  # and waves of sand
-    tiles: float = 0.0  # and a board of squares
-    haze: float = 0.012  # share of light lost on a way as long as the camera's distance
-    water: float = 0.0  # 1: under water
+    one: Any
+    other: Any
+    patches: Any  # how strongly large patches mix them
+    grain: Any  # and small grain
+    ripples: Any = 0.0  # and waves of sand
+    tiles: Any = 0.0  # and a board of squares
+    haze: Any = 0.012  # share of light lost on a way as long as the camera's distance
+    water: Any = 0.0  # 1: under water
 
 
-@dataclass(frozen=True)
-class Time:
+class Time(NamedTuple):
     """Light and sky at a time of day."""
 
-    sun: Colour
-    ambient: Colour
-    height: float  # of the sun, in radians over the horizon
-    top: Colour  # of the sky
-    horizon: Colour
-    clouds: Colour
-    stars: float = 0.0
+    sun: Any
+    ambient: Any
+    height: Any  # of the sun, in radians over the horizon
+    top: Any  # of the sky
+    horizon: Any
+    clouds: Any
+    stars: Any = 0.0
 
 
 PLACES = {
@@ -57,37 +54,50 @@ TIMES = {
         (0.36, 0.42, 0.60), (0.13, 0.16, 0.26), 0.8, (0.005, 0.01, 0.035), (0.045, 0.065, 0.14), (0.05, 0.06, 0.1), 1.0
     ),
 }
-_DEEP = {"day": ((0.02, 0.22, 0.42), (0.06, 0.42, 0.58)), "dusk": ((0.02, 0.10, 0.22), (0.10, 0.22, 0.32))}
-_DEEP["night"] = ((0.008, 0.035, 0.09), (0.015, 0.065, 0.14))  # horizon and top of the water
+_DEEP = {  # horizon and top of the water
+    "day": ((0.02, 0.22, 0.42), (0.06, 0.42, 0.58)),
+    "dusk": ((0.02, 0.10, 0.22), (0.10, 0.22, 0.32)),
+    "night": ((0.008, 0.035, 0.09), (0.015, 0.065, 0.14)),
+}
 _NOISE = 256
 
 
-@dataclass(frozen=True)
-class Landscape:
+def _times(one: Colour, other: Colour) -> Colour:
+    return one[0] * other[0], one[1] * other[1], one[2] * other[2]
+
+
+def _under_water(time: str) -> Time:
+    above, (horizon, top) = TIMES[time], _DEEP[time]
+    sun, ambient = _times(above.sun, (0.72, 0.98, 0.98)), _times(above.ambient, (0.75, 1.15, 1.2))
+    return above._replace(sun=sun, ambient=ambient, height=1.25, top=top, horizon=horizon)
+
+
+# Every place at every time.
+LOOKS = {
+    (name, hour): (place, _under_water(hour) if place.water else TIMES[hour]) for name, place in PLACES.items() for hour in TIMES
+}
+
+
+class Landscape(NamedTuple):
     """Places and times of B clips as tensors."""
 
-    sun_B3: Tensor  # the way to the sun
-    ground_B23: Tensor
-    pattern_BP: Tensor  # patches, grain, ripples, tiles, haze, water
-    light_B3: Tensor  # of the sun
-    ambient_B3: Tensor
-    top_B3: Tensor
-    horizon_B3: Tensor
-    clouds_B3: Tensor
-    stars_B: Tensor
+    place: Place
+    time: Time
+    way_B3: Tensor  # to the sun
 
     def on_things(self, clip_H: Tensor, paint_H3: Tensor, normal_H3: Tensor, away_H3: Tensor, unit_B: Tensor) -> Tensor:
         """What the eye sees of samples of things; away_H3 is the way from each to the eye."""
+        place, time = self.place, self.time
         distance = away_H3.norm(dim=-1, keepdim=True)
         front = (normal_H3 * away_H3).sum(-1, keepdim=True) / distance
         normal_H3 = normal_H3 * torch.where(front < 0, -1.0, 1.0)  # the back of a cape
-        sun = ((normal_H3 * self.sun_B3[clip_H]).sum(-1, keepdim=True) * 0.85 + 0.15).clamp(min=0)
+        sun = ((normal_H3 * self.way_B3[clip_H]).sum(-1, keepdim=True) * 0.85 + 0.15).clamp(min=0)
         upward = 0.5 + 0.5 * normal_H3[:, 1:2]
-        light_H3, bounced_H3 = self.light_B3[clip_H], self.ground_B23[clip_H].mean(1)
-        around = self.ambient_B3[clip_H] * (0.45 + 0.55 * upward) + 0.25 * light_H3 * bounced_H3 * (1 - upward)
+        light_H3, bounced_H3 = time.sun[clip_H], torch.stack([place.one, place.other], 1).mean(1)[clip_H]
+        around = time.ambient[clip_H] * (0.45 + 0.55 * upward) + 0.25 * light_H3 * bounced_H3 * (1 - upward)
         seen = paint_H3 * (light_H3 * (0.95 * sun + 0.10 * front.abs()) + around)
-        haze = 1 - torch.exp(-0.6 * self.pattern_BP[clip_H, 4, None] * distance / unit_B[clip_H, None])
-        return torch.lerp(seen, self.horizon_B3[clip_H], haze)
+        haze = 1 - torch.exp(-0.6 * place.haze[clip_H, None] * distance / unit_B[clip_H, None])
+        return torch.lerp(seen, time.horizon[clip_H], haze)
 
     def behind(self, camera: "Cameras", seconds_F: Tensor, focal: float, shadow_BFHW: Tensor) -> Tensor:
         """Ground and sky, without things but with their shadows: B, F, H, W, 3."""
@@ -96,77 +106,57 @@ class Landscape:
         right, up, back = camera.axes_BF33[:, :, None, None].unbind(-2)
         ray = right * across[:, None] - up * across[:, None, None] - back
         ray = ray / ray.norm(dim=-1, keepdim=True)
-        eye, unit = camera.eye_BF3[:, :, None, None], camera.unit_B[:, None, None, None]
+        eye, unit = camera.eye_BF3[:, :, None, None], _wide(camera.unit_B)
         down = (-ray[..., 1]).clamp(min=1e-4)
         far = eye[..., 1] / down
         spot = (eye[..., ::2] + far[..., None] * ray[..., ::2]) / unit[..., None]
         reach = far / unit * (2 / size / focal) / down  # of a pixel over the ground
-        lit = self.light_B3 * self.sun_B3[:, 1:2]
-        shade = self._ground(spot, reach, seconds_F[:, None, None])
-        light = self.ambient_B3[:, None, None, None] + lit[:, None, None, None] * (1 - 0.9 * shadow_BFHW[..., None])
-        haze = 1 - torch.exp(-self.pattern_BP[:, 4, None, None, None] * far / unit)
+        lit = _wide(self.time.sun * self.way_B3[:, 1:2]) * (1 - 0.9 * shadow_BFHW[..., None])
+        haze = 1 - torch.exp(-_wide(self.place.haze) * far / unit)
         haze = torch.where(ray[..., 1] < -1e-4, haze, 1.0)[..., None]
-        return torch.lerp(shade * light, self._sky(ray), haze)
+        ground = self._ground(spot, reach, seconds_F[:, None, None]) * (_wide(self.time.ambient) + lit)
+        return torch.lerp(ground, self._sky(ray), haze)
 
     def _ground(self, spot: Tensor, reach: Tensor, seconds: Tensor) -> Tensor:
-        patches, grain, ripples, tiles, _, water = self.pattern_BP[:, :, None, None, None].unbind(1)
-        large, small = _noise(spot * 0.35), _noise(spot * 2.3)
-        finest = _noise(spot * 9.0)
-        mix = 0.5 + patches * (large - 0.5) * 1.6
-        mix = mix + grain * ((small - 0.5) * 0.9 / (1 + (reach * 20) ** 2) + (finest - 0.5) * 1.2 / (1 + (reach * 90) ** 2))
+        place = Place(*map(_wide, self.place))
+        large, small, finest = _noise(spot * 0.35), _noise(spot * 2.3), _noise(spot * 9.0)
+        mix = 0.5 + place.patches * (large - 0.5) * 1.6
+        grain = (small - 0.5) * 0.9 / (1 + (reach * 20) ** 2) + (finest - 0.5) * 1.2 / (1 + (reach * 90) ** 2)
+        mix = mix + place.grain * grain
         waves = torch.sin(26 * (spot[..., 0] * 0.5 + spot[..., 1] * 0.87) + 14 * large)
-        mix = mix + ripples * 0.5 * waves / (1 + (reach * 16) ** 2)
+        mix = mix + place.ripples * 0.5 * waves / (1 + (reach * 16) ** 2)
         board = torch.sin(spot[..., 0] * 7.0) * torch.sin(spot[..., 1] * 7.0)
-        mix = mix + tiles * (board / (0.03 + 7 * reach)).clamp(-0.5, 0.5)
-        one, other = self.ground_B23[:, :, None, None, None].unbind(1)
-        colour = torch.lerp(one, other, mix.clamp(0, 1)[..., None])
+        mix = mix + place.tiles * (board / (0.03 + 7 * reach)).clamp(-0.5, 0.5)
+        colour = torch.lerp(place.one, place.other, mix.clamp(0, 1)[..., None])
         drift = torch.stack([seconds, 0.6 * seconds], -1) * 0.05
         bright = (1 - (_noise(spot * 0.9 + drift) + _noise(spot * 0.9 - drift + 0.37) - 1).abs() * 5).clamp(min=0) ** 3
-        return colour * (1 + water * 0.9 * bright / (1 + (reach * 10) ** 2))[..., None]
+        return colour * (1 + place.water * 0.9 * bright / (1 + (reach * 10) ** 2))[..., None]
 
     def _sky(self, ray: Tensor) -> Tensor:
-        top, horizon, clouds = (colour[:, None, None, None] for colour in (self.top_B3, self.horizon_B3, self.clouds_B3))
+        time, dry = Time(*map(_wide, self.time)), 1 - _wide(self.place.water)
         height = ray[..., 1].clamp(min=0)
-        sky = torch.lerp(horizon, top, (1 - torch.exp(-4.5 * height))[..., None])
+        sky = torch.lerp(time.horizon, time.top, (1 - torch.exp(-4.5 * height))[..., None])
         over = ray[..., ::2] / (height + 0.12)[..., None]
         cloud = ((_noise(over * 0.22) - 0.52) * 5).clamp(0, 1) * (height * 8).clamp(0, 1)
-        dry = 1 - self.pattern_BP[:, 5, None, None, None]
-        sky = torch.lerp(sky, clouds, (0.75 * cloud * dry)[..., None])
+        sky = torch.lerp(sky, time.clouds, (0.75 * cloud * dry)[..., None])
         around = torch.stack([torch.atan2(ray[..., 0], ray[..., 2]), height], -1)
-        star = ((_noise(around * 14.0, 1) - 3.1) * 1.5).clamp(0, 1) * self.stars_B[:, None, None, None] * dry * (1 - cloud)
-        glow = ((ray * self.sun_B3[:, None, None, None]).sum(-1).clamp(min=0) ** 24)[..., None] * self.light_B3[
-            :, None, None, None
-        ]
+        star = ((_noise(around * 14.0, 1) - 3.1) * 1.5).clamp(0, 1) * time.stars * dry * (1 - cloud)
+        glow = ((ray * _wide(self.way_B3)).sum(-1).clamp(min=0) ** 24)[..., None] * time.sun
         return sky + star[..., None] + 0.35 * glow * dry[..., None]
 
 
-def landscape(looks_B2: Tensor, azimuth_B: Tensor) -> Landscape:
-    """The landscapes of scenes whose place and time are given by number, with the sun at this azimuth."""
-    device = looks_B2.device
-    rows = [_row(place, time) for place in PLACES for time in TIMES]
-    chosen_B = looks_B2[:, 0] * len(TIMES) + looks_B2[:, 1]
-    values = torch.tensor(rows, device=device)[chosen_B]
-    height_B, patterns_BP, colours_B73 = values[:, 0], values[:, 1:8], values[:, 8:].view(-1, 7, 3)
-    level_B = height_B.cos()
-    sun_B3 = torch.stack([level_B * azimuth_B.sin(), height_B.sin(), level_B * azimuth_B.cos()], -1)
-    light_B3, ambient_B3, top_B3, horizon_B3, clouds_B3 = colours_B73[:, 2:].unbind(1)
-    sky = (top_B3, horizon_B3, clouds_B3, patterns_BP[:, 6])
-    return Landscape(sun_B3, colours_B73[:, :2], patterns_BP[:, :6], light_B3, ambient_B3, *sky)
+def landscape(looks_B: Tensor, azimuth_B: Tensor) -> Landscape:
+    """The landscapes of scenes whose place and time are given by their number in LOOKS, with the sun at this azimuth."""
+    places, times = zip(*LOOKS.values(), strict=True)
+    place = Place(*(torch.tensor(values, device=looks_B.device)[looks_B] for values in zip(*places, strict=True)))
+    time = Time(*(torch.tensor(values, device=looks_B.device)[looks_B] for values in zip(*times, strict=True)))
+    level_B = time.height.cos()
+    return Landscape(place, time, torch.stack([level_B * azimuth_B.sin(), time.height.sin(), level_B * azimuth_B.cos()], -1))
 
 
-def _row(name: str, hour: str) -> tuple[float, ...]:
-    place, time = PLACES[name], TIMES[hour]
-    sun, ambient, height, top, horizon = time.sun, time.ambient, time.height, time.top, time.horizon
-    if place.water:
-        horizon, top = _DEEP[hour]
-        sun, ambient = _times(sun, (0.72, 0.98, 0.98)), _times(ambient, (0.75, 1.15, 1.2))
-        height = 1.25
-    pattern = (place.patches, place.grain, place.ripples, place.tiles, place.haze, place.water, time.stars)
-    return (height, *pattern, *place.one, *place.other, *sun, *ambient, *top, *horizon, *time.clouds)
-
-
-def _times(one: Colour, other: Colour) -> Colour:
-    return one[0] * other[0], one[1] * other[1], one[2] * other[2]
+def _wide(values: Tensor) -> Tensor:
+    """B values or colours, to be used with all pixels: B, F, H, W."""
+    return values[:, None, None, None]
 
 
 @lru_cache(maxsize=8)

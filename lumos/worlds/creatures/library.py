@@ -7,7 +7,7 @@ import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,31 +41,23 @@ class Body:
     wide: float
     high: float
     long: float
-    gaits: dict[str, Gait]  # action -> ...
+    gaits: dict[str, Gait]  # by action
 
-
-class Surfaces(NamedTuple):
-    """The models' surfaces one after another, as in glb.py's Surface; bones and vertices are counted within each."""
-
-    vertices_V3: Tensor
-    normals_V3: Tensor
-    bones_V4: Tensor
-    weights_V4: Tensor
-    triangles_T3: Tensor
-    colours_T33: Tensor
-    two_sided_T: Tensor
+    @property
+    def size(self) -> float:
+        return max(self.wide, self.high, self.long)
 
 
 @dataclass(frozen=True)
 class Library:
     """All models on one device, with R rows of bones' matrices."""
 
-    surfaces: Surfaces
+    surfaces: Surface  # the models' one after another; bones and vertices are counted within each
     poses_R34: Tensor  # per model, per animation, per pose, per bone
     bodies: dict[str, Body]  # by file, as in subjects.py
 
     def to(self, device: torch.device | str) -> "Library":
-        surfaces = Surfaces(*(values.to(device) for values in self.surfaces))
+        surfaces = Surface(*(values.to(device) for values in self.surfaces))
         return replace(self, surfaces=surfaces, poses_R34=self.poses_R34.to(device))
 
 
@@ -75,27 +67,24 @@ def load_library(source: Path) -> Library:
     ValueError for a file that cannot be read, naming it, and if there is none.
     """
     bodies: dict[str, Body] = {}
-    meshes: list[Mesh] = []
+    surfaces: list[Surface] = []
     rows: list[Floats] = []
-    place = [0, 0, 0]  # vertices, triangles and pose rows so far
+    vertex = triangle = row = 0
     for name, content in _files(source):
-        subject = SUBJECTS[name]
         try:
             mesh = read_glb(content, lambda animation: bool(actions(animation)), is_hidden)
         except ValueError as error:
             raise ValueError(f"{source} {name}.glb: {error}") from None
-        body, poses = _body(mesh, subject, place)
-        if not body.gaits:
+        bodies[name], poses = _body(mesh, SUBJECTS[name], vertex, triangle, row)
+        if not bodies[name].gaits:
             raise ValueError(f"{source} {name}.glb: none of its animations is known; see subjects.py")
-        bodies[name] = body
-        meshes.append(mesh)
+        surfaces.append(mesh.surface)
         rows.append(poses)
-        place = [place[0] + body.vertices, place[1] + body.triangles, place[2] + len(poses)]
-    if not meshes:
+        vertex, triangle, row = vertex + bodies[name].vertices, triangle + bodies[name].triangles, row + len(poses)
+    if not bodies:
         raise ValueError(f"{source} has none of the creatures' GLB files; examples/creatures.md says where they are had")
-    columns = zip(*(mesh.surface for mesh in meshes), strict=True)
-    surfaces = Surfaces(*(torch.from_numpy(np.concatenate(column)) for column in columns))
-    return Library(surfaces, torch.from_numpy(np.concatenate(rows)), bodies)
+    whole = Surface(*(torch.from_numpy(np.concatenate(column)) for column in zip(*surfaces, strict=True)))
+    return Library(whole, torch.from_numpy(np.concatenate(rows)), bodies)
 
 
 def _files(source: Path) -> Iterator[tuple[str, bytes]]:
@@ -116,7 +105,7 @@ def _files(source: Path) -> Iterator[tuple[str, bytes]]:
         raise ValueError(f"creatures come from a folder or a zip of GLB files, got {source} ({error})") from None
 
 
-def _body(mesh: Mesh, subject: Subject, place: list[int]) -> tuple[Body, Floats]:
+def _body(mesh: Mesh, subject: Subject, vertex: int, triangle: int, row: int) -> tuple[Body, Floats]:
     """The body and its pose rows, scaled to metres, and moved so that it stands on the ground."""
     surface = mesh.surface
     still = ("stand",) if subject.kind in ("plant", "cover", "vehicle") else ()  # at rest, all others stretch out their arms
@@ -127,12 +116,10 @@ def _body(mesh: Mesh, subject: Subject, place: list[int]) -> tuple[Body, Floats]
     low, high = points.min(0), points.max(0)
     scale = subject.metres / float((high - low).max())
     shift = np.array([-(low[0] + high[0]) / 2, -low[1], -(low[2] + high[2]) / 2], np.float32)
-    lowest = points[:, 1] < low[1] + 0.06 * (high - low)[1]
-    feet = surface._replace(**{name: getattr(surface, name)[lowest] for name in ("vertices_V3", "bones_V4", "weights_V4")})
-    some = surface._replace(**{name: getattr(surface, name)[::5] for name in ("vertices_V3", "bones_V4", "weights_V4")})
+    feet = _part_of(surface, points[:, 1] < low[1] + 0.06 * (high - low)[1])
+    some = _part_of(surface, slice(None, None, 5))
     gaits: dict[str, Gait] = {}
     rows: list[Floats] = []
-    count = place[2]
     for action, poses in shown:
         if action in gaits:
             continue
@@ -146,17 +133,22 @@ def _body(mesh: Mesh, subject: Subject, place: list[int]) -> tuple[Body, Floats]
         speed = _speed(feet, moved) if pace > 0 else -pace * subject.metres
         extent = np.stack([_posed(some, pose) for pose in moved[:: max(1, len(moved) // 12)]])
         lift = extent[..., 1].min(1).max() / (high - low)[1] / scale
-        if action in ("jump", "leap") and lift < 0.1:
-            continue  # some only start
         reach, top = float(np.hypot(extent[..., 0], extent[..., 2]).max()), float(extent[..., 1].max())
-        if ACTIONS[action].once and reach > 1.1 * subject.metres:
-            continue  # some fall out of the picture
-        gaits[action] = Gait(count, len(poses), (len(poses) - 1) / POSES_PER_SECOND, speed, reach, top)
+        # Some jumps only start, some falls lead out of the picture.
+        if (action in ("jump", "leap") and lift < 0.1) or (ACTIONS[action].once and reach > 1.1 * subject.metres):
+            continue
+        gaits[action] = Gait(row, len(poses), (len(poses) - 1) / POSES_PER_SECOND, speed, reach, top)
         rows.append(moved.reshape(-1, 3, 4))
-        count += len(rows[-1])
+        row += len(rows[-1])
     wide, tall, long = (float(extent) for extent in (high - low) * scale)
-    counts = place[0], len(surface.vertices_V3), place[1], len(surface.triangles_T3), mesh.poses[""].shape[1]
+    counts = vertex, len(surface.vertices_V3), triangle, len(surface.triangles_T3), mesh.poses[""].shape[1]
     return Body(*counts, wide, tall, long, gaits), np.concatenate(rows or [mesh.poses[""][0]])
+
+
+def _part_of(surface: Surface, vertices: Any) -> Surface:
+    """What `_posed` needs of some vertices."""
+    names = ("vertices_V3", "bones_V4", "weights_V4")
+    return surface._replace(**{name: getattr(surface, name)[vertices] for name in names})
 
 
 def _posed(surface: Surface, pose_J34: Floats) -> Floats:

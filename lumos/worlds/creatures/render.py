@@ -5,19 +5,19 @@ their triangles become rows, and rows become samples, each kept by `amax` over (
 Colours are linear light until the last line. Samples are a grid of 2x2 per pixel; only what they show is shaded.
 """
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import astuple, replace
 from itertools import pairwise
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from lumos.worlds.creatures.glb import POSES_PER_SECOND
-from lumos.worlds.creatures.landscape import PLACES, TIMES, landscape
+from lumos.worlds.creatures.landscape import LOOKS, landscape
 from lumos.worlds.creatures.library import Library
-from lumos.worlds.creatures.scene import FOCAL, Scene
+from lumos.worlds.creatures.scene import FOCAL, Camera, Item, Scene, way
 from lumos.worlds.creatures.subjects import ACTIONS
 
 SAMPLES = 2  # per pixel and direction
@@ -26,47 +26,44 @@ MOST_TRIANGLES = 6_000_000  # drawn at once on a card
 MOST_CANDIDATES = 1 << 26  # samples put into the z-buffer at once
 
 
-@dataclass(frozen=True)
-class PackedScenes:
+class Parts(NamedTuple):
+    """Where each body's parts lie in the library: numbers, or tensors of N of them."""
+
+    clip: Any
+    first_vertex: Any
+    vertices: Any
+    first_triangle: Any
+    triangles: Any
+    bones: Any
+    first_pose: Any
+    poses: Any
+    once: Any  # 1: holds its last pose
+
+
+class PackedScenes(NamedTuple):
     """Scenes as tensors. B clips, N bodies in all of them."""
 
-    whole_NI: Tensor  # clip, first vertex, vertices, first triangle, triangles, bones, first pose, poses, once
-    body_NP: Tensor  # x, y, z, heading, speed, turn, phase, rate, scale
-    view_BP: Tensor  # azimuth, elevation, distance, look x, y, z, circling, approach, follow, sun's azimuth
-    looks_B2: Tensor  # place and time of day, by number
-
-    def __len__(self) -> int:
-        return len(self.view_BP)
-
-    def to(self, device: torch.device | str) -> "PackedScenes":
-        return PackedScenes(*(getattr(self, field.name).to(device) for field in fields(self)))
+    parts_NI: Tensor  # as in Parts
+    items_NP: Tensor  # numbers of scene.py's Item
+    cameras_BP: Tensor  # those of Camera, and the sun's azimuth
+    looks_B: Tensor  # place and time of day, by number in LOOKS
 
 
 def pack(scenes: Sequence[Scene], library: Library) -> PackedScenes:
     """The tensors that `render` needs, on the CPU. ValueError if a scene has what the library has not."""
-    whole, bodies, views, looks = [], [], [], []
+    parts, items, views, looks = [], [], [], []
     for clip, scene in enumerate(scenes):
         for item in scene.creatures + scene.scenery:
             body = library.bodies.get(item.file)
             if body is None or item.action not in body.gaits:
                 raise ValueError(f"the library cannot show {item.file!r} do {item.action!r}; draw scenes with this library")
-            gait = body.gaits[item.action]
-            once = int(ACTIONS[item.action].once)
-            place = (body.first_vertex, body.vertices, body.first_triangle, body.triangles, body.bones)
-            whole.append((clip, *place, gait.first_pose, gait.poses, once))
-            motion = (item.speed, item.turn, item.phase, item.rate, item.scale)
-            bodies.append((item.x, item.y, item.z, item.heading, *motion))
-        camera = scene.camera
-        look = (camera.look_x, camera.look_y, camera.look_z)
-        angles = (camera.azimuth, camera.elevation, camera.distance)
-        views.append((*angles, *look, camera.circling, camera.approach, float(camera.follow), scene.sun))
-        looks.append((list(PLACES).index(scene.place), list(TIMES).index(scene.time)))
-    return PackedScenes(
-        torch.tensor(whole),
-        torch.tensor(bodies, dtype=torch.float32),
-        torch.tensor(views, dtype=torch.float32),
-        torch.tensor(looks),
-    )
+            gait, place = body.gaits[item.action], (body.first_vertex, body.vertices, body.first_triangle, body.triangles)
+            parts.append(Parts(clip, *place, body.bones, gait.first_pose, gait.poses, int(ACTIONS[item.action].once)))
+            items.append(astuple(item)[2:])
+        views.append((*astuple(scene.camera), scene.sun))
+        looks.append(list(LOOKS).index((scene.place, scene.time)))
+    items_NP, cameras_BP = (torch.tensor(rows, dtype=torch.float32) for rows in (items, views))
+    return PackedScenes(torch.tensor(parts), items_NP, cameras_BP, torch.tensor(looks))
 
 
 def render(packed: PackedScenes, library: Library, frames: int, size: int = 256, fps: float = 12.0) -> Tensor:
@@ -79,32 +76,30 @@ def render(packed: PackedScenes, library: Library, frames: int, size: int = 256,
     device = library.surfaces.vertices_V3.device
     seconds_F = torch.arange(frames, device=device) / fps
     most = MOST_TRIANGLES if device.type == "cuda" else MOST_TRIANGLES // 64
-    per_clip = torch.zeros(len(packed), dtype=torch.int64).index_add_(0, packed.whole_NI[:, 0], packed.whole_NI[:, 4]) * frames
+    parts = Parts(*packed.parts_NI.unbind(1))
+    per_clip = torch.zeros(len(packed.looks_B), dtype=torch.int64).index_add_(0, parts.clip, parts.triangles) * frames
     chunk_B = (per_clip + frames * size * size // 8).cumsum(0) // most  # pictures cost memory too
-    clips = [
-        _render(_part(packed, torch.nonzero(chunk_B == chunk)[:, 0]), library, seconds_F, size) for chunk in chunk_B.unique()
-    ]
+    clips = []
+    for chunk in chunk_B.unique():
+        held_N, held_B = chunk_B[parts.clip] == chunk, chunk_B == chunk
+        parts_NI = packed.parts_NI[held_N]
+        parts_NI[:, 0] -= int(parts_NI[0, 0])
+        part = PackedScenes(parts_NI, packed.items_NP[held_N], packed.cameras_BP[held_B], packed.looks_B[held_B])
+        clips.append(_render(part, library, seconds_F, size))
     return torch.cat(clips)
 
 
-def _part(packed: PackedScenes, clips: Tensor) -> PackedScenes:
-    """Neighbouring clips alone."""
-    first, last = int(clips[0]), int(clips[-1])
-    held = (packed.whole_NI[:, 0] >= first) & (packed.whole_NI[:, 0] <= last)
-    whole_NI = packed.whole_NI[held].clone()
-    whole_NI[:, 0] -= first
-    return PackedScenes(whole_NI, packed.body_NP[held], packed.view_BP[first : last + 1], packed.looks_B2[first : last + 1])
-
-
 def _render(packed: PackedScenes, library: Library, seconds_F: Tensor, size: int) -> Tensor:
-    device, frames, clips = seconds_F.device, len(seconds_F), len(packed)
-    counts = packed.whole_NI[:, 1:6].clone()
-    on_device = packed.to(device)
-    camera = cameras(on_device, seconds_F)
-    light = landscape(on_device.looks_B2, on_device.view_BP[:, 9])
-    points_MF3, normals_MF3, clip_M = _posed(on_device, library, seconds_F, int(counts[:, 1].sum()), int(counts[:, 4].sum()))
-    number_T, vertex_T = _triangles(on_device, int(counts[:, 3].sum()))
-    corners_T3 = library.surfaces.triangles_T3[number_T] + vertex_T[:, None]
+    device, frames, clips = seconds_F.device, len(seconds_F), len(packed.looks_B)
+    totals = Parts(*packed.parts_NI.sum(0).tolist())
+    packed = PackedScenes(*(values.to(device) for values in packed))
+    parts, items = Parts(*packed.parts_NI.unbind(1)), Item("", "", *packed.items_NP[:, :, None].unbind(1))
+    camera = cameras(packed, seconds_F)
+    light = landscape(packed.looks_B, packed.cameras_BP[:, -1])
+    points_MF3, normals_MF3, clip_M = _posed(parts, items, library, seconds_F, totals.vertices, totals.bones)
+    body_T, number_T, _ = _spread(parts.triangles, totals.triangles)
+    number_T = number_T + parts.first_triangle[body_T]
+    corners_T3 = library.surfaces.triangles_T3[number_T] + (parts.vertices.cumsum(0) - parts.vertices)[body_T, None]
     two_sided_T = library.surfaces.two_sided_T[number_T]
 
     # Bodies: what each sample shows, then its light.
@@ -127,7 +122,7 @@ def _render(packed: PackedScenes, library: Library, seconds_F: Tensor, size: int
     over.index_add_(0, pixel_H, functional.pad(lit_H3, (0, 1), value=1.0) / SAMPLES**2)
 
     # Shadows: bodies flattened along the light onto the ground.
-    way_M13 = light.sun_B3[clip_M][:, None]
+    way_M13 = light.way_B3[clip_M][:, None]
     flat_MF3 = points_MF3 - way_M13 * (points_MF3[..., 1:2] / way_M13[..., 1:2])
     shade_MF3 = project(flat_MF3, eye, axes, size)
     shadow = (_rasterize(shade_MF3, corners_T3, clip_T, two_sided_T, clips, size) > 0).float()
@@ -142,8 +137,7 @@ def _render(packed: PackedScenes, library: Library, seconds_F: Tensor, size: int
     return (linear.clamp(0, 1) ** (1 / 2.2) * 2 - 1).permute(0, 4, 1, 2, 3).contiguous()
 
 
-@dataclass(frozen=True)
-class Cameras:
+class Cameras(NamedTuple):
     """Where each clip's camera is in each frame, and its axes: right, up, and back (away from what it looks at)."""
 
     eye_BF3: Tensor
@@ -151,27 +145,19 @@ class Cameras:
     unit_B: Tensor  # the distance at first: what textures and haze are measured by
 
 
-def moved(body_NP: Tensor, seconds_F: Tensor) -> tuple[Tensor, Tensor]:
-    """How far each body has gone along x and z (N, F): straight on, or along an arc."""
-    speed, turn = body_NP[:, 4, None], body_NP[:, 5, None] * seconds_F
-    way = body_NP[:, 3, None] + turn / 2
-    gone = speed * seconds_F * torch.sinc(turn / (2 * math.pi))
-    return gone * torch.sin(way), gone * torch.cos(way)
-
-
 def cameras(packed: PackedScenes, seconds_F: Tensor) -> Cameras:
     """The cameras at these times, on the scenes' device."""
-    view = packed.view_BP[:, :, None]
-    first_B = torch.searchsorted(packed.whole_NI[:, 0].contiguous(), torch.arange(len(packed), device=packed.view_BP.device))
-    gone_x, gone_z = moved(packed.body_NP[first_B], seconds_F)
-    look = torch.stack([view[:, 3] + view[:, 8] * gone_x, view[:, 4] + 0 * gone_x, view[:, 5] + view[:, 8] * gone_z], -1)
-    azimuth, elevation = view[:, 0] + view[:, 6] * seconds_F, view[:, 1] + 0 * seconds_F
-    distance = view[:, 2] * (1 - view[:, 7] * seconds_F)
-    level, sin, cos = elevation.cos(), azimuth.sin(), azimuth.cos()
-    back = torch.stack([level * sin, elevation.sin(), level * cos], -1)
+    camera = Camera(*packed.cameras_BP[:, :-1, None].unbind(1))
+    clip_N, clips = packed.parts_NI[:, 0].contiguous(), torch.arange(len(packed.looks_B), device=seconds_F.device)
+    first = Item("", "", *packed.items_NP[torch.searchsorted(clip_N, clips), :, None].unbind(1))
+    gone_x, _, gone_z = way(replace(first, x=0.0, z=0.0), seconds_F, torch)
+    look = torch.broadcast_tensors(camera.follow * gone_x, camera.look_y, camera.follow * gone_z)
+    azimuth, distance = camera.azimuth + camera.circling * seconds_F, camera.distance * (1 - camera.approach * seconds_F)
+    sin, cos, rise, level = azimuth.sin(), azimuth.cos(), camera.elevation.sin(), camera.elevation.cos()
+    back = torch.stack([level * sin, rise.expand_as(sin), level * cos], -1)
     right = torch.stack([cos, torch.zeros_like(cos), -sin], -1)
-    up = torch.linalg.cross(back, right)
-    return Cameras(look + back * distance[..., None], torch.stack([right, up, back], -2), packed.view_BP[:, 2])
+    axes = torch.stack([right, torch.linalg.cross(back, right), back], -2)
+    return Cameras(torch.stack(look, -1) + back * distance[..., None], axes, camera.distance[:, 0])
 
 
 def project(points: Tensor, eye: Tensor, axes: Tensor, size: int) -> Tensor:
@@ -181,43 +167,36 @@ def project(points: Tensor, eye: Tensor, axes: Tensor, size: int) -> Tensor:
     return torch.stack([size / 2 * (1 + FOCAL * right * near), size / 2 * (1 - FOCAL * up * near), near], -1)
 
 
-def _posed(packed: PackedScenes, library: Library, seconds_F: Tensor, vertices: int, bones: int) -> tuple[Tensor, Tensor, Tensor]:
+def _posed(
+    parts: Parts, items: Item, library: Library, seconds_F: Tensor, vertices: int, bones: int
+) -> tuple[Tensor, Tensor, Tensor]:
     """Every body's vertices in the world and their normals, M, F, 3, and the clip of each."""
-    whole, body = packed.whole_NI, packed.body_NP
-    steps_N1 = (whole[:, 7, None] - 1).float()
-    at_NF = (body[:, 6, None] + body[:, 7, None] * seconds_F) * POSES_PER_SECOND
-    at_NF = torch.where(whole[:, 8, None] > 0, at_NF.clamp(min=0).minimum(steps_N1), at_NF % steps_N1.clamp(min=1e-6))
-    pose_NF = at_NF.floor().minimum((steps_N1 - 1).clamp(min=0))
+    last_N1 = (parts.poses[:, None] - 1).float()
+    at_NF = (items.phase + items.rate * seconds_F) * POSES_PER_SECOND
+    at_NF = torch.where(parts.once[:, None] > 0, at_NF.clamp(min=0).minimum(last_N1), at_NF % last_N1.clamp(min=1e-6))
+    pose_NF = at_NF.floor().minimum((last_N1 - 1).clamp(min=0))
     share_NF = (at_NF - pose_NF).clamp(0, 1)
-    next_NF = (pose_NF + 1).minimum(steps_N1).long()
+    next_NF = (pose_NF + 1).minimum(last_N1)
 
-    body_J, bone_J, first_N = _spread(whole[:, 5], bones)
-    row_JF = whole[body_J, 6, None] + bone_J[:, None]
-    stride_J1 = whole[body_J, 5, None]
-    matrix_JF34 = torch.lerp(
-        library.poses_R34[row_JF + pose_NF.long()[body_J] * stride_J1],
-        library.poses_R34[row_JF + next_NF[body_J] * stride_J1],
-        share_NF[body_J][..., None, None],
-    )
-    turned_NF = body[:, 3, None] + body[:, 5, None] * seconds_F
-    sin, cos = (turned_NF.sin() * body[:, 8, None])[body_J][..., None], (turned_NF.cos() * body[:, 8, None])[body_J][..., None]
-    x, y, z = matrix_JF34.unbind(2)
-    gone_x, gone_z = moved(body, seconds_F)
-    start = torch.stack([body[:, 0, None] + gone_x, body[:, 1, None] + 0 * gone_x, body[:, 2, None] + gone_z], -1)
-    matrix_JF34 = torch.stack([cos * x + sin * z, y * body[body_J, 8, None, None], cos * z - sin * x], 2)
-    matrix_JF34[..., 3] += start[body_J]
+    body_J, bone_J, first_N = _spread(parts.bones, bones)
+    row_J1, stride_J1 = (parts.first_pose[body_J] + bone_J)[:, None], parts.bones[body_J, None]
+    before, after = (library.poses_R34[row_J1 + pose.long()[body_J] * stride_J1] for pose in (pose_NF, next_NF))
+    x, y, z = torch.lerp(before, after, share_NF[body_J][..., None, None]).unbind(2)
+    turned_NF = items.heading + items.turn * seconds_F
+    sin, cos = ((turned * items.scale)[body_J][..., None] for turned in (turned_NF.sin(), turned_NF.cos()))
+    matrix_JF34 = torch.stack([cos * x + sin * z, y * items.scale[body_J][..., None], cos * z - sin * x], 2)
+    matrix_JF34[..., 3] += torch.stack(torch.broadcast_tensors(*way(items, seconds_F, torch)), -1)[body_J]
 
-    body_M, vertex_M, _ = _spread(whole[:, 2], vertices)
-    vertex_M = vertex_M + whole[body_M, 1]
-    bones_M4 = library.surfaces.bones_V4[vertex_M] + first_N[body_M, None]
-    skin_MF34 = torch.zeros(vertices, len(seconds_F), 3, 4, device=body.device)
+    body_M, vertex_M, _ = _spread(parts.vertices, vertices)
+    vertex_M = vertex_M + parts.first_vertex[body_M]
+    surfaces = library.surfaces
+    bones_M4 = surfaces.bones_V4[vertex_M] + first_N[body_M, None]
+    skin_MF34 = torch.zeros(vertices, len(seconds_F), 3, 4, device=seconds_F.device)
     for influence in range(4):
-        skin_MF34.addcmul_(
-            matrix_JF34[bones_M4[:, influence]], library.surfaces.weights_V4[vertex_M, influence, None, None, None]
-        )
+        skin_MF34.addcmul_(matrix_JF34[bones_M4[:, influence]], surfaces.weights_V4[vertex_M, influence, None, None, None])
     turn_MF33 = skin_MF34[..., :3]
-    points_MF3 = (turn_MF33 * library.surfaces.vertices_V3[vertex_M, None, None]).sum(-1) + skin_MF34[..., 3]
-    return points_MF3, (turn_MF33 * library.surfaces.normals_V3[vertex_M, None, None]).sum(-1), whole[body_M, 0]
+    points_MF3 = (turn_MF33 * surfaces.vertices_V3[vertex_M, None, None]).sum(-1) + skin_MF34[..., 3]
+    return points_MF3, (turn_MF33 * surfaces.normals_V3[vertex_M, None, None]).sum(-1), parts.clip[body_M]
 
 
 def _spread(counts_N: Tensor, total: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -225,14 +204,6 @@ def _spread(counts_N: Tensor, total: int) -> tuple[Tensor, Tensor, Tensor]:
     first_N = counts_N.cumsum(0) - counts_N
     owner = torch.repeat_interleave(counts_N, output_size=total)
     return owner, torch.arange(total, device=counts_N.device) - first_N[owner], first_N
-
-
-def _triangles(packed: PackedScenes, triangles: int) -> tuple[Tensor, Tensor]:
-    """Each body's triangles: their numbers in the library, and the body's first vertex in `_posed`."""
-    whole = packed.whole_NI
-    body_T, number_T, _ = _spread(whole[:, 4], triangles)
-    number_T = number_T + whole[body_T, 3]
-    return number_T, (whole[:, 2].cumsum(0) - whole[:, 2])[body_T]
 
 
 def _rasterize(seen_MF3: Tensor, corners_T3: Tensor, clip_T: Tensor, two_sided_T: Tensor, clips: int, size: int) -> Tensor:

@@ -4,7 +4,7 @@ What a subject can do comes from the names of its file's animations: "Armature|R
 """
 
 import re
-from dataclasses import dataclass
+from typing import NamedTuple
 
 # Folder and kind, then files: greatest extent in metres (0.5), words (the file's name). The first word is the name, the others
 # are as true of what is seen. A plant's name is followed by the numbers of its files.
@@ -48,8 +48,7 @@ nature_pack cover: Flowers 0.6; Grass tuft of grass; Grass_2 tuft of grass; Gras
 """
 
 
-@dataclass(frozen=True)
-class Subject:
+class Subject(NamedTuple):
     """One file. Plants of one name are one subject with several files."""
 
     file: str  # folder/name, without ".glb"
@@ -62,47 +61,56 @@ class Subject:
         return self.words[0]
 
 
-@dataclass(frozen=True)
-class Action:
-    """Something to do, and which animations show it."""
+class Action(NamedTuple):
+    """Something to do, which animations show it, and what it is called."""
 
     pattern: str  # what the animation's name ends with
-    pace: float = 0.0  # 0: stays in place, 1: as fast as its feet, negative: that many body lengths per second
-    once: bool = False  # holds its last pose instead of beginning again
+    pace: float  # 0: stays in place, 1: as fast as its feet, negative: that many body lengths per second
+    once: bool  # holds its last pose instead of beginning again
+    verbs: tuple[str, ...]
 
 
-ACTIONS = {
-    "stand": Action("Idle|Idle_2"),
-    "walk": Action("Walk|Walking|Walking_A", 1.0),
-    "run": Action("Gallop|Run|Running_A", 1.0),
-    "drive": Action("Tank_Forward", -0.3),
-    "swim": Action("Swim|Swim.001|Swimming_Normal", -0.55),
-    "dart": Action("Swimming_Fast", -1.3),
-    "fly": Action("Flying", -0.8),
-    "float": Action("Swim|Swim.001|Swimming_Normal|Flying"),
-    "leap": Action("Gallop_Jump", -1.6),
-    "jump": Action("(?<!Gallop_)Jump|Jump_toIdle|Jump_ToIdle|Jump_Full_Short"),
-    "eat": Action("Eating"),
-    "attack": Action("(?<!Block_)(?<!sword)Attack|Bite_Front"),
-    "butt": Action("Attack_Headbutt"),
-    "kick": Action("Attack_Kick|Kick"),
-    "punch": Action("(?<!_)Punch"),
-    "slash": Action("SwordSlash|1H_Melee_Attack_Slice_Diagonal"),
-    "cast": Action("Spellcast_Long"),
-    "spin": Action("2H_Melee_Attack_Spinning"),
-    "fall": Action("Death|Dead|Death_A", once=True),
-    "flop": Action("Out_Of_Water"),
-    "dance": Action("Dance"),
-    "wave": Action("Wave|Hello"),
-    "cheer": Action("Cheer"),
-    "nod": Action("Yes"),
-    "shake": Action("No"),
-    "roll": Action("Roll", -1.0),
-    "duck": Action("Duck"),
-    "sit": Action("Sit_Floor_Down", once=True),
-    "lie": Action("Lie_Down", once=True),
-    "bow": Action("Pickup|PickUp"),
-}
+# Name, pace (or "once"), animations, verbs.
+_ACTIONS = """
+    stand 0 = Idle|Idle_2 = stand still, stand, stand in place
+    walk 1 = Walk|Walking|Walking_A = walk, walk, stroll
+    run 1 = Gallop|Run|Running_A = run, run, run fast
+    drive -0.3 = Tank_Forward = drive, drive, roll
+    swim -0.55 = Swim|Swim.001|Swimming_Normal = swim, swim, glide
+    dart -1.3 = Swimming_Fast = swim fast, dart, swim quickly
+    fly -0.8 = Flying = fly, fly, buzz
+    float 0 = Swim|Swim.001|Swimming_Normal|Flying = float in place, hover in the water, float
+    leap -1.6 = Gallop_Jump = leap, jump, bound
+    jump 0 = (?<!Gallop_)Jump|Jump_toIdle|Jump_ToIdle|Jump_Full_Short = jump, jump, leap up, hop
+    eat 0 = Eating = eat, eat from the ground, feed
+    attack 0 = (?<!Block_)(?<!sword)Attack|Bite_Front = attack, attack, lunge forward
+    butt 0 = Attack_Headbutt = butt with the head, headbutt, strike with the head
+    kick 0 = Attack_Kick|Kick = kick, kick out
+    punch 0 = (?<!_)Punch = punch, punch, throw a punch
+    slash 0 = SwordSlash|1H_Melee_Attack_Slice_Diagonal = slash, attack, strike
+    cast 0 = Spellcast_Long = cast a spell, cast a spell, do magic
+    spin 0 = 2H_Melee_Attack_Spinning = spin around, spin, whirl around
+    fall once = Death|Dead|Death_A = fall over, fall to the ground, collapse
+    flop 0 = Out_Of_Water = flop around, flop about, flop up and down
+    dance 0 = Dance = dance
+    wave 0 = Wave|Hello = wave, wave hello
+    cheer 0 = Cheer = cheer, cheer, celebrate
+    nod 0 = Yes = nod, nod yes
+    shake 0 = No = shake the head, shake the head no
+    roll -1 = Roll = roll forward, do a roll, somersault
+    duck 0 = Duck = duck, crouch, duck down
+    sit once = Sit_Floor_Down = sit down, sit down on the ground
+    lie once = Lie_Down = lie down, lie down on the ground
+    bow 0 = Pickup|PickUp = bend down, pick something up, reach down
+"""
+
+
+ACTIONS = {}
+for _line in _ACTIONS.strip().splitlines():
+    _head, _pattern, _verbs = _line.strip().split(" = ")
+    _name, _pace = _head.split()
+    _once = _pace == "once"
+    ACTIONS[_name] = Action(_pattern, 0.0 if _once else float(_pace), _once, tuple(_verbs.split(", ")))
 # Those that walk or run without feet, in body lengths per second.
 GLIDING = {"snake": 0.35, "angry snake": 0.35, "flying robot": 0.7}
 _PATTERNS = {action: re.compile(rf"(?:.*\|(?:[A-Za-z]+_)?)?(?:{rule.pattern})") for action, rule in ACTIONS.items()}
