@@ -10,20 +10,17 @@ import asyncio
 import hashlib
 import hmac
 import re
-from collections.abc import Awaitable, Callable, MutableMapping
+import time
 from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lumos.serving.config import ServeConfig
 from lumos.serving.errors import RequestError
-
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[Message, Receive, Send], Awaitable[None]]
+from lumos.serving.metrics import Metrics
 
 COOKIE = "lumos_session"
 SMALL_BODY = 2**20  # bytes of anything that is no upload
@@ -44,39 +41,33 @@ SAFETY = [
 class Access:
     """ASGI middleware before everything else; `config` says what is allowed."""
 
-    def __init__(self, app: App, config: ServeConfig) -> None:
-        self.app, self.config = app, config
+    def __init__(self, app: ASGIApp, config: ServeConfig, metrics: Metrics) -> None:
+        self.app, self.config, self.metrics = app, config, metrics
 
-    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":  # no web sockets
             await send({"type": "websocket.close", "code": 1008})
             return
-        policy = LOOSE if scope["path"] in ("/docs", "/redoc") else POLICY
+        begin, request = time.perf_counter(), Request(scope)
+        if scope["method"] == "HEAD":  # every GET route answers it: the HTTP library leaves out the body
+            scope = {**scope, "method": "GET", "is_head": True}
 
         async def send_safely(message: Message) -> None:
             if message["type"] == "http.response.start":
-                own = [item for item in message.get("headers", []) if not item[0].lower().startswith(b"access-control-")]
-                message = {**message, "headers": [*own, (b"content-security-policy", policy.encode()), *SAFETY]}
+                policy = LOOSE if scope["path"] in ("/docs", "/redoc") else POLICY
+                message["headers"] = [*message["headers"], (b"content-security-policy", policy.encode()), *SAFETY]
+                self.metrics.count(scope, message["status"], time.perf_counter() - begin)
             await send(message)
 
-        request = Request(scope)
-        room = SMALL_BODY
-        if request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
-            room += self.config.upload_bytes
+        app = self.app
         try:
             self._check_origin(request)
-            length = request.headers.get("content-length", "")
-            if length.isdigit() and int(length) > room:
-                raise self._too_large()
             if scope["path"] not in OPEN_PATHS:
                 self._check_key(request)
         except RequestError as error:
             wants_page = error.status == 401 and scope["path"] == "/" and "text/html" in request.headers.get("accept", "")
-            await (RedirectResponse("/login", 303) if wants_page else error.answer())(scope, receive, send_safely)
-            return
-        if scope["method"] == "HEAD":  # every GET route answers it: the HTTP library leaves out the body
-            scope = {**scope, "method": "GET", "is_head": True}
-        await self.app(scope, self._limited(receive, room), send_safely)
+            app = RedirectResponse("/login", 303) if wants_page else error.answer()
+        await app(scope, self._limited(receive, request), send_safely)
 
     def _check_origin(self, request: Request) -> None:
         """Refuse what another web site makes a browser send."""
@@ -105,9 +96,10 @@ class Access:
             words = "this server needs its API key; send the header Authorization: Bearer KEY"
             raise RequestError(401, words, code="no_key", headers={"www-authenticate": "Bearer"})
 
-    def _limited(self, receive: Receive, room: int) -> Receive:
+    def _limited(self, receive: Receive, request: Request) -> Receive:
         """`receive`, which gives up on a body that is too large, too slow or cut off."""
-        came, whole = 0, False
+        is_form = request.headers.get("content-type", "").lower().startswith("multipart/form-data")
+        most, came, whole = self.config.upload_bytes, 0, False
         deadline = asyncio.get_running_loop().time() + self.config.upload_seconds
 
         async def limited() -> Message:
@@ -124,15 +116,12 @@ class Access:
                 raise RequestError(400, "the connection was closed before the request was whole", code="closed")
             came += len(message.get("body", b""))
             whole = not message.get("more_body", False)
-            if came > room:
-                raise self._too_large()
+            if came > SMALL_BODY + most * is_form:
+                words = f"a file may have at most {most // 2**20} MiB, and anything else 1 MiB; send a smaller one"
+                raise RequestError(413, words, code="too_large")
             return message
 
         return limited
-
-    def _too_large(self) -> RequestError:
-        most = f"{self.config.upload_bytes // 2**20} MiB"
-        return RequestError(413, f"a file may have at most {most}, and anything else 1 MiB; send a smaller one", code="too_large")
 
 
 def add_login(app: FastAPI, config: ServeConfig) -> None:

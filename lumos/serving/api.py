@@ -20,7 +20,7 @@ from fastapi_offline import FastAPIOffline
 from prometheus_client import generate_latest
 
 from lumos import __version__
-from lumos.serving.access import App, add_login
+from lumos.serving.access import Access, add_login
 from lumos.serving.errors import ERRORS, HANDLERS, RequestError, refusing
 from lumos.serving.queue import Client
 from lumos.serving.request import body_schema, complete, read_body, read_form, start_from
@@ -38,8 +38,8 @@ status is `completed`, then fetch its content. With a key, send `Authorization: 
 router = APIRouter()
 
 
-def create_app(service: Service) -> App:
-    """The page and the API, counted. They are served behind Access only."""
+def create_app(service: Service) -> Access:
+    """The page and the API, behind what guards them."""
     app = FastAPIOffline(
         title="Lumos",
         version=__version__,
@@ -51,7 +51,7 @@ def create_app(service: Service) -> App:
     app.state.service = service
     app.include_router(router)
     add_login(app, service.config)
-    return service.metrics.around(app)
+    return Access(app, service.config, service.metrics)
 
 
 async def _service(request: Request) -> Any:
@@ -115,7 +115,8 @@ async def index(
     order: Literal["asc", "desc"] = "desc",
     after: Annotated[str | None, Query(max_length=64, description="id of the last one that is known")] = None,
 ) -> dict[str, Any]:
-    mine = [video for video in service.store.known.values() if video.client == client.digest]  # the oldest first
+    digest = client.digest
+    mine = [video for video in service.store.known.values() if video.client == digest]  # the oldest first
     mine = mine if order == "asc" else mine[::-1]
     ids = [None, *(video.id for video in mine)]
     if after not in ids:

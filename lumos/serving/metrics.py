@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from lumos import __version__
-from lumos.serving.access import App, Message, Receive, Send
 
 METHODS = ("GET", "POST", "DELETE")  # labels are kept for ever, and a method is whatever a stranger calls it
 SECONDS = (0.1, 0.5, 1, 2, 5, 10, 20, 60, 120, 300, 600)
 
 
 class Metrics:
-    """Counters and histograms for whoever has something to count; `around` counts requests as ASGI middleware."""
+    """Counters and histograms for whoever has something to count."""
 
     def __init__(self, model: str) -> None:
         self.registry = to = CollectorRegistry()
@@ -33,20 +32,9 @@ class Metrics:
     def gauge(self, name: str, meaning: str, read: Callable[[], float]) -> None:
         Gauge(f"lumos_{name}", meaning, registry=self.registry).set_function(read)
 
-    def around(self, app: App) -> App:
-        async def counted(scope: Message, receive: Receive, send: Send) -> None:
-            begin = time.perf_counter()
-
-            async def watch(message: Message) -> None:
-                if message["type"] == "http.response.start":
-                    # a route's pattern, known once it has been found, never the path, which a stranger may have made up
-                    route = getattr(scope.get("route"), "path", "other")
-                    method = scope["method"] if scope["method"] in METHODS else "other"
-                    self.requests.labels(method, route, message["status"]).inc()
-                    self.seconds.labels(route).observe(time.perf_counter() - begin)
-                    self.refused.inc(message["status"] >= 400)
-                await send(message)
-
-            await app(scope, receive, watch)
-
-        return counted
+    def count(self, scope: Mapping[str, Any], status: int, seconds: float) -> None:
+        """An answered request. Its route is the pattern that was found, never the path, which a stranger may have made up."""
+        route = getattr(scope.get("route"), "path", "other")
+        self.requests.labels(scope["method"] if scope["method"] in METHODS else "other", route, status).inc()
+        self.seconds.labels(route).observe(seconds)
+        self.refused.inc(status >= 400)

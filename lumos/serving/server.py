@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import resource
 import signal
 import socket
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import nullcontext, suppress
 from typing import Any
 
 import h11
@@ -16,7 +17,6 @@ import python_multipart  # noqa: F401 - a form would miss it only when it comes
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from lumos.serving.access import Access
 from lumos.serving.api import create_app
 from lumos.serving.config import ServeConfig
 from lumos.serving.processes import start_processes
@@ -45,7 +45,8 @@ async def serve(config: ServeConfig, ready: Callable[[str], None], stop: asyncio
         start_processes()
         log.info("loading the model")
         service = Service(config, Store(config.data, config.keep_seconds, config.keep_bytes))
-        server = _Server(_settings(config, service))
+        server = uvicorn.Server(_settings(config, service))
+        server.capture_signals = nullcontext  # type: ignore[assignment] # they are ours; it would raise them again at its end
         life = asyncio.create_task(service.run())
         listening = asyncio.create_task(server.serve([listener]))
         loaded, ended = asyncio.create_task(service.loaded.wait()), asyncio.create_task(stop.wait())
@@ -66,7 +67,7 @@ async def serve(config: ServeConfig, ready: Callable[[str], None], stop: asyncio
 
 def _settings(config: ServeConfig, service: Service) -> uvicorn.Config:
     return uvicorn.Config(
-        Access(create_app(service), config),
+        create_app(service),
         http=_connections(config),
         log_config=None,
         access_log=False,  # paths hold nothing secret, but nobody asked for them
@@ -83,14 +84,6 @@ def _settings(config: ServeConfig, service: Service) -> uvicorn.Config:
 def _log_fault(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
     if not str(context.get("message")).startswith("socket.accept()"):  # it is tried again, a thousand times a second
         loop.default_exception_handler(context)
-
-
-class _Server(uvicorn.Server):
-    """Signals are ours: this one would raise them again at its end."""
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
 
 
 def _connections(config: ServeConfig) -> type[H11Protocol]:
@@ -140,15 +133,11 @@ def _connections(config: ServeConfig) -> type[H11Protocol]:
 def _listener(config: ServeConfig) -> socket.socket:
     host = config.host.strip("[]")
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, config.port, type=socket.SOCK_STREAM)[0]
+        family, _, _, _, address = socket.getaddrinfo(host, config.port, type=socket.SOCK_STREAM)[0]
     except (socket.gaierror, UnicodeError) as error:
         raise ValueError(f"host must be an address of this machine, got {host!r} ({error}); use 127.0.0.1") from None
-    listener = socket.socket(family, kind, protocol)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        listener.bind(address)
-        listener.listen(BACKLOG)  # a port is taken only by this
+        return socket.create_server(address, family=family, backlog=BACKLOG, dualstack_ipv6=family == socket.AF_INET6)
     except OSError as error:
-        listener.close()
-        raise ValueError(f"cannot listen on {host}:{config.port} ({error.strerror}); use another --port") from None
-    return listener
+        why = os.strerror(error.errno or 0)
+        raise ValueError(f"cannot listen on {host}:{config.port} ({why}); use another --port") from None

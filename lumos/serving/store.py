@@ -15,6 +15,7 @@ import re
 import secrets
 import shutil
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TextIO
@@ -102,7 +103,7 @@ class Store:
         found = [video for path in self.videos.iterdir() if (video := _read_record(path))]
         self.known = {video.id: video for video in sorted(found, key=lambda video: video.created_at)}  # the oldest first
         for video in found:
-            self._recover(video)
+            self._bring_to_an_end(video)
 
     def close(self) -> None:
         shutil.rmtree(self.temporary, ignore_errors=True)
@@ -137,10 +138,11 @@ class Store:
         """Write the record; when the video is finished, also note its size and the time of its end of life."""
         folder = self.videos / video.id
         if video.is_finished:
+            if video.completed_at is None:
+                video.completed_at = int(time.time())
+                video.expires_at = video.completed_at + int(self.keep_seconds) if self.keep_seconds < 1e12 else None
             self.tidy(video.id)
-            video.completed_at = video.completed_at or int(time.time())
-            video.expires_at = video.completed_at + int(self.keep_seconds) if self.keep_seconds < 1e12 else None
-            self._measure(video)
+            video.bytes = sum((folder / name).stat().st_size for name in FILES if (folder / name).is_file())
         partial = folder / f".{RECORD}.partial"
         partial.write_bytes(RECORDS.dump_json(video))  # not forced to the disk, which may take long
         os.replace(partial, folder / RECORD)
@@ -158,47 +160,36 @@ class Store:
 
     def expire(self, now: float) -> list[str]:
         """Delete what is too old, then the oldest until the rest fits; returns the ids. What is not finished stays."""
-        finished = sorted(
-            (video for video in self.known.values() if video.is_finished), key=lambda video: video.completed_at or 0
-        )
-        gone = [video for video in finished if video.expires_at is not None and video.expires_at <= now]
-        kept = [video for video in finished if video not in gone]
+        kept = [video for video in self.known.values() if video.is_finished]
+        kept.sort(key=lambda video: video.completed_at or 0)
+        gone = [video.id for video in kept if video.expires_at is not None and video.expires_at <= now]
+        kept = [video for video in kept if video.id not in gone]
         while sum(video.bytes for video in kept) > self.keep_bytes:
-            gone.append(kept.pop(0))
-        for video in gone:
-            self.delete(video.id)
-        return [video.id for video in gone]
+            gone.append(kept.pop(0).id)
+        for id in gone:
+            self.delete(id)
+        return gone
 
-    def _measure(self, video: Video) -> None:
-        files = [self.videos / video.id / name for name in FILES]
-        video.bytes = sum(file.stat().st_size for file in files if file.is_file())
-
-    def _recover(self, video: Video) -> None:
-        """Bring a video of the server before to an end, and its folder into order."""
-        was_finished, folder = video.is_finished, self.videos / video.id
-        if not was_finished:
+    def _bring_to_an_end(self, video: Video) -> None:
+        """What the server before has left."""
+        if not video.is_finished:
             video.fail("server_stopped", "the server stopped before this video was finished; send it again")
-        elif video.status == "completed" and not all((folder / name).is_file() for name in FILES):
+        elif video.status == "completed" and not all((self.videos / video.id / name).is_file() for name in FILES):
             video.fail("files_missing", "the files of this video are gone; make it again")
-        self.tidy(video.id)
-        self._measure(video)
-        if not was_finished:
-            try:
-                self.save(video)
-            except OSError as error:  # it is as finished without
-                log.error("cannot save %s: %s", video.id, error.strerror)
+        try:
+            self.save(video)
+        except OSError as error:  # it is as finished without
+            log.error("cannot save %s: %s", video.id, error.strerror)
 
 
 def _read_record(folder: Path) -> Video | None:
     """The record in a folder that has its name, written by this version or an earlier one."""
-    try:
+    with suppress(OSError, ValueError):
         video = RECORDS.validate_json((folder / RECORD).read_bytes())
-    except (OSError, ValueError):
-        video = None
-    if video is None or video.id != folder.name:
-        log.warning("leaving %s alone: it holds no record of a video", folder)
-        return None
-    return video
+        if video.id == folder.name:
+            return video
+    log.warning("leaving %s alone: it holds no record of a video", folder)
+    return None
 
 
 def _remove(folder: Path, keep: tuple[str, ...] = ()) -> None:

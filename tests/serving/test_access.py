@@ -15,12 +15,13 @@ from fastapi import FastAPI
 
 from lumos.serving.access import COOKIE, Access, add_login
 from lumos.serving.config import ServeConfig
+from lumos.serving.metrics import Metrics
 
 KEY = "correct horse battery"
 
 
 async def inside(scope: Any, receive: Any, send: Any) -> None:
-    await send({"type": "http.response.start", "status": 200, "headers": [(b"access-control-allow-origin", b"*")]})
+    await send({"type": "http.response.start", "status": 200, "headers": []})
     await send({"type": "http.response.body", "body": b"inside"})
 
 
@@ -33,7 +34,7 @@ def application(config: ServeConfig) -> Any:
 
 def ask(config: ServeConfig, method: str, path: str, **rest: Any) -> httpx.Response:
     async def send() -> httpx.Response:
-        transport = httpx.ASGITransport(Access(application(config), config))
+        transport = httpx.ASGITransport(Access(application(config), config, Metrics("toy")))
         async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:7860") as http:
             return await http.request(method, path, **rest)
 

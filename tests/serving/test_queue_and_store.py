@@ -82,9 +82,9 @@ def test_only_what_agrees_shares_a_batch(change: dict[str, int]) -> None:
     assert [item.video.id for item in queue.next_batch(5)] == ["1"]
 
 
-def record(status: str = "completed", completed_at: int = 100) -> Video:
+def record(status: str = "completed", completed_at: int = 100, lives: int = 60) -> Video:
     made = Video(new_id("video"), "digest", "toy", ASKED, 50)
-    made.status, made.completed_at = status, completed_at  # type: ignore[assignment]
+    made.status, made.completed_at, made.expires_at = status, completed_at, completed_at + lives  # type: ignore[assignment]
     return made
 
 
@@ -198,7 +198,7 @@ def test_a_clock_that_is_set_forward_makes_nothing_old(tmp_path: Path, monkeypat
     monkeypatch.setattr("lumos.serving.store.time.time", lambda: clock["wall"])
     monkeypatch.setattr("lumos.serving.store.time.monotonic", lambda: clock["running"])
     store = Store(tmp_path, 7200, 10**6)
-    made = keep(store, record(completed_at=10**9))
+    made = keep(store, record(completed_at=10**9, lives=7200))
     clock.update(wall=2e9, running=4000.0)  # a wrong clock, an hour later
     assert store.expire(store.now()) == []
     clock.update(wall=10**9 - 1e6, running=8000.0)  # and one set back
@@ -207,7 +207,7 @@ def test_a_clock_that_is_set_forward_makes_nothing_old(tmp_path: Path, monkeypat
     assert store.expire(store.now()) == [made.id]
     store.close()
 
-    old = keep(again := Store(tmp_path, 1, 10**6), record(completed_at=100))
+    old = keep(again := Store(tmp_path, 60, 10**6), record())
     assert again.expire(again.now()) == []  # the clock may be wrong: not in the first hour
     clock["running"] += 3600
     assert again.expire(again.now()) == [old.id]
@@ -226,12 +226,18 @@ def test_the_old_and_then_the_oldest_go(tmp_path: Path) -> None:
     store.close()
 
 
-def test_what_is_kept_for_ever_is_kept(tmp_path: Path) -> None:
-    store = Store(tmp_path, float("inf"), float("inf"))
-    made = keep(store, record())
-    assert made.expires_at is None and made.document()["expires_at"] is None
-    assert store.expire(now=10**12) == []
+@pytest.mark.parametrize(("seconds", "lives"), [(60, 60), (float("inf"), None)])
+def test_a_video_is_kept_as_long_as_was_said_when_it_ended(tmp_path: Path, seconds: float, lives: int | None) -> None:
+    store = Store(tmp_path, seconds, float("inf"))
+    made = record()
+    made.completed_at = made.expires_at = None
+    keep(store, made)
+    assert made.completed_at and made.expires_at == (lives and made.completed_at + lives)
     store.close()
+    again = Store(tmp_path, 7, float("inf"))
+    assert again.known[made.id].expires_at == made.expires_at
+    assert again.expire(now=10**12) == [made.id] * (lives is not None)
+    again.close()
 
 
 def test_a_full_disk_leaves_nothing_of_a_new_video(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
