@@ -1,6 +1,5 @@
 """What strangers may not do: too much, too slowly, too often; and a server whose own disk is full says so."""
 
-import io
 import socket
 from typing import Any
 
@@ -8,32 +7,22 @@ import pytest
 
 pytest.importorskip("fastapi", reason="the server needs the extra: pip install 'lumos[serve]'")
 
-from PIL import Image
-
 LONG = {"frames": 129, "steps": 16}
 
 
-def picture() -> bytes:
-    file = io.BytesIO()
-    Image.new("RGB", (48, 48)).save(file, "PNG")
-    return file.getvalue()
-
-
 def test_too_many_bytes_announced_or_not(server: Any) -> None:
-    answer = server.http.post("/v1/uploads", files={"file": bytes(3 * 2**20)})
-    assert answer.status_code == 413 and "1 MiB" in server.error(answer)["message"]
-
     def drip() -> Any:
         yield b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
         for _ in range(40):
             yield bytes(2**16)
 
-    answer = server.http.post("/v1/uploads", content=drip(), headers={"Content-Type": "multipart/form-data; boundary=x"})
-    assert answer.status_code == 413
-    assert (
-        server.http.post("/v1/videos", content=b"{" + b" " * 2**21, headers={"Content-Type": "application/json"}).status_code
-        == 413
-    )
+    for path, sent in (
+        ("/v1/uploads", {"files": {"file": bytes(3 * 2**20)}}),
+        ("/v1/uploads", {"content": drip(), "headers": {"Content-Type": "multipart/form-data; boundary=x"}}),
+        ("/v1/videos", {"content": b"{" + b" " * 2**21}),
+    ):
+        answer = server.http.post(path, **sent)
+        assert answer.status_code == 413 and "1 MiB" in server.error(answer)["message"]
 
 
 def test_a_form_that_is_cut_off_is_refused(server: Any) -> None:
@@ -57,8 +46,8 @@ def test_a_full_disk_is_told_in_words_and_nothing_stays(server: Any, monkeypatch
     known = server.http.get("/v1/videos").json()["data"]
     for broken, path, sent in (
         ("store.os.replace", "/v1/videos", {"json": {"prompt": "a"}}),
-        ("uploads.shutil.copyfileobj", "/v1/uploads", {"files": {"file": picture()}}),
-        ("uploads.tempfile.mkdtemp", "/v1/videos", {"data": {"prompt": "a"}, "files": {"input_reference": picture()}}),
+        ("uploads.shutil.copyfileobj", "/v1/uploads", {"files": {"file": b"any"}}),
+        ("uploads.tempfile.mkdtemp", "/v1/videos", {"data": {"prompt": "a"}, "files": {"input_reference": b"any"}}),
     ):
         with monkeypatch.context() as patch:
             patch.setattr(f"lumos.serving.{broken}", full)

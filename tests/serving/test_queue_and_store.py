@@ -1,8 +1,10 @@
 """Fairness, room, and what is on disk after a kill at any moment: no worker and no HTTP here."""
 
 import json
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -13,7 +15,7 @@ from lumos.serving.config import ServeConfig
 from lumos.serving.errors import RequestError
 from lumos.serving.queue import Client, FairQueue, Job
 from lumos.serving.request import VideoRequest
-from lumos.serving.store import FILES, RECORD, Store, Video, new_id
+from lumos.serving.store import FILES, MARKER, RECORD, Store, Video, new_id
 
 ASKED = VideoRequest("a red circle", 5, 32, 32, 8.0, 1, 2, 2.0, 1.0)
 
@@ -82,6 +84,22 @@ def test_only_what_agrees_shares_a_batch(change: dict[str, int]) -> None:
     assert [item.video.id for item in queue.next_batch(5)] == ["1"]
 
 
+@pytest.fixture
+def open_store(tmp_path: Path) -> Iterator[Callable[..., Store]]:
+    """A store in `tmp_path`; the one before it ends as by a kill."""
+    stores: list[Store] = []
+
+    def start(seconds: float = 60, most: float = 10**6) -> Store:
+        for store in stores:
+            store.lock.close()
+        stores.append(Store(tmp_path, seconds, most))
+        return stores[-1]
+
+    yield start
+    stores[-1].close()
+    assert not stores[-1].temporary.exists()
+
+
 def record(status: str = "completed", completed_at: int = 100, lives: int = 60) -> Video:
     made = Video(new_id("video"), "digest", "toy", ASKED, 50)
     made.status, made.completed_at, made.expires_at = status, completed_at, completed_at + lives  # type: ignore[assignment]
@@ -98,26 +116,24 @@ def keep(store: Store, made: Video, size: int = 1000) -> Video:
     return made
 
 
-def test_a_record_comes_back_as_it_was(tmp_path: Path) -> None:
-    store = Store(tmp_path, 60, 10**6)
+@pytest.mark.parametrize("of", ["this version", "an earlier one"])
+def test_a_record_comes_back_as_it_was(open_store: Any, of: str) -> None:
+    store = open_store()
     made = keep(store, record())
-    store.close()
-    again = Store(tmp_path, 60, 10**6)
-    assert again.known == {made.id: made}
-    again.close()
+    file = store.folder(made.id) / RECORD
+    if of == "an earlier one":
+        file.write_text(json.dumps({**json.loads(file.read_text()), "number": 1, "files": ["video.mp4"], "bytes": 0}))
+    assert open_store().known == {made.id: made}
 
 
-def test_after_a_kill_everything_is_whole_or_a_failure(tmp_path: Path) -> None:
-    store = Store(tmp_path, 60, 10**6)
+def test_after_a_kill_everything_is_whole_or_a_failure(open_store: Any) -> None:
+    store = open_store()
     done, half, lost = keep(store, record()), keep(store, record("queued")), keep(store, record())
     (store.folder(half.id) / ".video.gif.partial").write_bytes(b"half")
     partial_of(store.folder(half.id) / "video.mp4").write_bytes(b"half")  # as the worker writes it
     (store.folder(lost.id) / "video.mp4").unlink()
     (store.scratch / "upload").write_text("half an upload")
-    temporary = store.temporary
-    store.lock.close()  # as a kill would
-
-    again = Store(tmp_path, 60, 10**6)
+    again = open_store()
     states = {id: (found.status, (found.error or {}).get("code")) for id, found in again.known.items()}
     assert states == {
         done.id: ("completed", None),
@@ -125,79 +141,49 @@ def test_after_a_kill_everything_is_whole_or_a_failure(tmp_path: Path) -> None:
         lost.id: ("failed", "files_missing"),
     }
     assert [path.name for path in again.folder(half.id).iterdir()] == [RECORD]
-    assert not temporary.exists() and not list(again.scratch.iterdir())
-    again.close()
-    assert not again.temporary.exists()
+    assert not store.temporary.exists() and not list(again.scratch.iterdir())
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.mark.parametrize(
-    "names",
-    [
-        ["videos/holiday/a.mp4", "videos/holiday.mp4"],
-        ["uploads/thesis.txt"],
-        ["scratch/notes.txt"],
-        ["lock"],
-        ["videos"],
-        ["readme.txt"],
-        [f"videos/{new_id('video')}/record.json"],
-        [f"videos/{new_id('video')}/video.mp4", "lock", "uploads/a", "scratch/b"],
-        [".lumos-serve", "videos/a.mp4"],
-    ],
-)
-def test_a_folder_that_is_no_servers_is_refused_and_untouched(tmp_path: Path, names: list[str]) -> None:
+def lay(folder: Path, names: list[str]) -> None:
     for name in names:
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text("precious")
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("precious")
+
+
+@pytest.mark.parametrize("names", [["readme.txt"], ["videos/holiday/a.mp4"], ["lock"], [MARKER, "videos/a.mp4"]])
+def test_a_folder_that_is_no_servers_is_refused_and_untouched(tmp_path: Path, names: list[str]) -> None:
+    lay(tmp_path, names)
     before = snapshot(tmp_path)
     with pytest.raises(ValueError, match="--data"):
         Store(tmp_path, 60, 10**6)
     assert snapshot(tmp_path) == before
 
 
-def test_nothing_without_a_record_is_deleted_and_nothing_that_a_server_does_not_name(tmp_path: Path) -> None:
-    store = Store(tmp_path, 60, 10**6)
+def test_nothing_without_a_record_is_deleted_and_nothing_that_a_server_does_not_name(open_store: Any, tmp_path: Path) -> None:
+    store = open_store()
     old, kept, failed = keep(store, record()), keep(store, record(completed_at=10**12)), keep(store, record("failed"))
-    torn = store.videos / new_id("video")
     theirs = ["thesis.txt", "uploads/a", "scratch/b", "lock", "videos/holiday.mp4", "videos/holiday/video.mp4"]
-    theirs += [f"videos/{torn.name}/{RECORD}", *(f"videos/{of.id}/notes.txt" for of in (old, kept, failed))]
-    for name in theirs:
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text("precious")
-    store.lock.close()
-
-    again = Store(tmp_path, 60, 10**6)
+    theirs += [f"videos/{new_id('video')}/{RECORD}", *(f"videos/{of.id}/notes.txt" for of in (old, kept, failed))]
+    lay(tmp_path, theirs)
+    again = open_store()
     again.expire(now=10**9)
     again.tidy(failed.id)
     again.delete(kept.id)
-    again.close()
-    assert set(again.known) == set()
+    assert again.known == {}
     left = snapshot(tmp_path)
     assert {name for name, content in left.items() if content == b"precious"} == set(theirs)
     assert not any(name.endswith("video.mp4") for name in set(left) - set(theirs))
 
 
-def test_a_record_of_an_earlier_version_is_read(tmp_path: Path) -> None:
-    store = Store(tmp_path, 60, 10**6)
-    made = keep(store, record())
-    store.close()
-    file = tmp_path / "videos" / made.id / RECORD
-    values = json.loads(file.read_text())
-    del values["bytes"]
-    file.write_text(json.dumps({**values, "number": 1, "files": ["video.mp4"]}))
-    again = Store(tmp_path, 60, 10**6)
-    assert again.known == {made.id: made}
-    again.close()
-
-
-def test_a_clock_that_is_set_forward_makes_nothing_old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_clock_that_is_set_forward_makes_nothing_old(open_store: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = {"wall": 10**9 + 0.0, "running": 5.0}
     monkeypatch.setattr("lumos.serving.store.time.time", lambda: clock["wall"])
     monkeypatch.setattr("lumos.serving.store.time.monotonic", lambda: clock["running"])
-    store = Store(tmp_path, 7200, 10**6)
+    store = open_store()
     made = keep(store, record(completed_at=10**9, lives=7200))
     clock.update(wall=2e9, running=4000.0)  # a wrong clock, an hour later
     assert store.expire(store.now()) == []
@@ -205,17 +191,15 @@ def test_a_clock_that_is_set_forward_makes_nothing_old(tmp_path: Path, monkeypat
     assert store.expire(store.now()) == []
     clock.update(wall=10**9 + 7995.0)
     assert store.expire(store.now()) == [made.id]
-    store.close()
 
-    old = keep(again := Store(tmp_path, 60, 10**6), record())
+    old = keep(again := open_store(), record())
     assert again.expire(again.now()) == []  # the clock may be wrong: not in the first hour
     clock["running"] += 3600
     assert again.expire(again.now()) == [old.id]
-    again.close()
 
 
-def test_the_old_and_then_the_oldest_go(tmp_path: Path) -> None:
-    store = Store(tmp_path, 60, 2500)
+def test_the_old_and_then_the_oldest_go(open_store: Any) -> None:
+    store = open_store(most=2500)
     old, first, second, third = (keep(store, record(completed_at=at)) for at in (10, 100, 110, 120))
     running = keep(store, record("in_progress"), 10**4)
     assert store.expire(now=130) == [old.id, first.id]
@@ -223,25 +207,21 @@ def test_the_old_and_then_the_oldest_go(tmp_path: Path) -> None:
     assert not (store.videos / first.id).exists()
     with pytest.raises(KeyError):
         store.folder("../../etc")
-    store.close()
 
 
 @pytest.mark.parametrize(("seconds", "lives"), [(60, 60), (float("inf"), None)])
-def test_a_video_is_kept_as_long_as_was_said_when_it_ended(tmp_path: Path, seconds: float, lives: int | None) -> None:
-    store = Store(tmp_path, seconds, float("inf"))
+def test_a_video_is_kept_as_long_as_was_said_when_it_ended(open_store: Any, seconds: float, lives: int | None) -> None:
     made = record()
     made.completed_at = made.expires_at = None
-    keep(store, made)
+    keep(open_store(seconds), made)
     assert made.completed_at and made.expires_at == (lives and made.completed_at + lives)
-    store.close()
-    again = Store(tmp_path, 7, float("inf"))
+    again = open_store(7)
     assert again.known[made.id].expires_at == made.expires_at
     assert again.expire(now=10**12) == [made.id] * (lives is not None)
-    again.close()
 
 
-def test_a_full_disk_leaves_nothing_of_a_new_video(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    store = Store(tmp_path, 60, 10**6)
+def test_a_full_disk_leaves_nothing_of_a_new_video(open_store: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = open_store()
 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
@@ -250,14 +230,12 @@ def test_a_full_disk_leaves_nothing_of_a_new_video(tmp_path: Path, monkeypatch: 
     with pytest.raises(OSError, match="No space"):
         store.add(record("queued"))
     assert store.known == {} and list(store.videos.iterdir()) == []
-    store.close()
 
 
-def test_two_servers_do_not_share_a_folder(tmp_path: Path) -> None:
-    store = Store(tmp_path, 60, 10**6)
+def test_two_servers_do_not_share_a_folder(open_store: Any, tmp_path: Path) -> None:
+    open_store()
     with pytest.raises(ValueError, match="used by another server"):
         Store(tmp_path, 60, 10**6)
-    store.close()
 
 
 @pytest.mark.parametrize(
