@@ -154,10 +154,6 @@ def _local(path: str) -> Iterator[Path]:
         try:
             with fsspec.open(path, "rb") as remote, open(copy, "wb") as local:
                 shutil.copyfileobj(remote, local, 2**22)
-        except ImportError as error:
-            raise ValueError(f"{path} needs a package to be read ({error}); install it") from error
-        except FileNotFoundError as error:
-            raise FileNotFoundError(f"there is no file {path}; check the URL") from error
         except Exception as error:  # every fsspec file system has errors of its own
-            raise OSError(f"cannot fetch {path} ({type(error).__name__}: {error}); try again later") from error
+            raise OSError(f"cannot fetch {path} ({type(error).__name__}: {error}); check the URL, or try again later") from error
         yield copy

@@ -6,6 +6,7 @@ sources, so that no clip of a held-out video is ever trained on.
 
 import hashlib
 import random
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from lumos.data.shards import PIXELS, ByteCache, ShardIndex, ShardReader, open_shards
+from lumos.data.shards import PIXELS, ShardIndex, ShardReader, open_shards
 
 CACHE_BYTES = 2**31  # decoded clips that a worker keeps
 
@@ -27,7 +28,9 @@ class PixelBatches(Dataset[Tensor]):
     def __init__(self, folder: str, batch: int, frames: int, size: int, seed: int, rank: int = 0, world: int = 1) -> None:
         self.index = open_pixels(folder, size)
         self.batch, self.frames, self.size, self.place = batch, frames, size, f"{seed}/{rank}/{world}"
-        self.reader, self.clips = ShardReader(self.index, ["clip"], 2**29), ByteCache(CACHE_BYTES)
+        reader = ShardReader(self.index, ["clip"], 2**29)
+        clip_bytes = 3 * int(self.index.sizes_N3.prod(1).max())
+        self.clip = lru_cache(max(1, CACHE_BYTES // clip_bytes))(lambda row: reader.row(row)["clip"])
         self.trained, _ = split_rows(self.index)
         if not len(self.trained):
             raise ValueError(f"{folder} must hold more than a few videos, got none to train on besides the held-out; add some")
@@ -38,7 +41,7 @@ class PixelBatches(Dataset[Tensor]):
 
     def _clip(self, rng: random.Random) -> NDArray[np.uint8]:
         row = int(self.trained[rng.randrange(len(self.trained))])
-        rgb_FHWC: NDArray[np.uint8] = self.clips.get(row, lambda: self.reader.row(row)["clip"])
+        rgb_FHWC: NDArray[np.uint8] = self.clip(row)
         F, H, W, _ = rgb_FHWC.shape
         top, left = rng.randint(0, H - self.size), rng.randint(0, W - self.size)
         start = rng.randint(0, max(0, F - self.frames))

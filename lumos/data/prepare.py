@@ -32,6 +32,7 @@ from lumos.data.shards import (
     CODES,
     PIXELS,
     PREPARED,
+    ShardIndex,
     ShardReader,
     open_shards,
     pack_codes,
@@ -122,29 +123,29 @@ def dry_run(manifest: Path, config: PrepareConfig, latent: tuple[int, int] | Non
     problems = [f"row {entry.row}: {entry.problem}" for entry in entries if entry.problem]
     looked = [entry for entry in entries if not entry.problem and not is_url(entry.path)][:LONGEST_DRY_LOOK]
     stored = open_shards(manifest) if entries[0].stored >= 0 else None
-    totals = {"unreadable": 0, "clips": 0, "ids": 0, "bytes": 0}
-    hours = 0.0
+    seconds, unreadable, clips, ids, codes = 0.0, 0, 0, 0, 0
     for entry in looked:
         try:
-            if stored is not None:
-                F, height, width = stored.sizes_N3[entry.stored].tolist()
-                header = Header("video", width, height, F / stored.fps)
-            else:
-                header = read_header(entry.path)
+            header = read_header(entry.path) if stored is None else _header(stored, entry.stored)
         except (ValueError, OSError):
-            totals["unreadable"] += 1
+            unreadable += 1
             continue
         length = max(0.0, min(header.seconds, entry.end or math.inf) - (entry.start or 0.0))
         lengths = expected_lengths(length, config.cut) * (2 if latent and _mirrored(config, entry) else 1)
-        totals["clips"], hours = totals["clips"] + len(lengths), hours + length / 3600
+        clips, seconds = clips + len(lengths), seconds + length
         if latent:
             rows, columns = (side // latent[1] for side in nearest_size(header.width, header.height, config.cut.sizes))
             T = sum(latent_frames(frames, latent[0]) for frames in lengths)
-            totals["ids"] += T * (rows * (columns + 1) + 4)
-            totals["bytes"] += 2 * T * rows * columns
-    document: dict[str, Any] = {"rows": len(entries), "problems": len(problems), "looked_at": len(looked), **totals}
-    document |= {"shards": -(-len(entries) // config.rows), "hours": round(hours, 4), "first_problems": problems[:20]}
-    return document if latent else {key: value for key, value in document.items() if key not in ("ids", "bytes")}
+            ids, codes = ids + T * (rows * (columns + 1) + 4), codes + T * rows * columns
+    document = {"rows": len(entries), "problems": len(problems), "unreadable": unreadable, "looked_at": len(looked)}
+    document |= {"shards": -(-len(entries) // config.rows), "clips": clips}
+    document |= {"ids": ids, "bytes": 2 * codes} if latent else {}
+    return {**document, "hours": round(seconds / 3600, 4), "first_problems": problems[:20]}
+
+
+def _header(stored: ShardIndex, number: int) -> Header:
+    F, height, width = stored.sizes_N3[number].tolist()
+    return Header("video", width, height, F / stored.fps)
 
 
 def shard_path(out: Path, number: int) -> Path:
@@ -248,8 +249,10 @@ def _read_ahead(made: Iterator[Made], threads: ThreadPoolExecutor) -> Iterator[M
 
 
 def _begin(out: Path, parts: Sequence[Sequence[Entry]], config: PrepareConfig, mark: str, name: str) -> None:
-    """Write down what this folder is made from, or check that what is there was made from the same."""
-    # What a look at the files told is left out; rows of shards that are not there may have changed: rejected ones are mended so.
+    """Write down what this folder is made from, or check that what is there was made from the same.
+
+    What a look at the files told does not count; rows of shards that are not there may have changed: rejected ones are mended so.
+    """
     rows = [repr([replace(entry, problem="") for entry in part]) for part in parts]
     digests = [hashlib.sha256(row.encode()).hexdigest()[:16] for row in rows]
     settings = {"manifest": digests, "tokenizer": mark, "shards": len(parts), "config": asdict(config), "name": name}
@@ -259,19 +262,18 @@ def _begin(out: Path, parts: Sequence[Sequence[Entry]], config: PrepareConfig, m
     before = read_json(out / PREPARED) if (out / PREPARED).exists() else {}
     if not before and not all(path.name.startswith(".") for path in out.iterdir()):
         raise FileExistsError(f"{out} must be a new or empty folder, got one that holds something else; choose another")
-    if before:
-        now = json.loads(json.dumps({**asdict(config), **asdict(config.cut)}))
-        then = {**before.get("config", {}), **before.get("config", {}).get("cut", {})}
-        changed = [f"{key} = {then.get(key)}" for key in now if key != "cut" and then.get(key) != now[key]]
-        made_from, done = before.get("manifest", []), [i for i in range(len(parts)) if shard_path(out, i).exists()]
-        if len(made_from) != len(digests) or any(made_from[i] != digests[i] for i in done):
-            changed = changed or ["manifest"]
-        if before.get("tokenizer") != mark:
-            changed = changed or ["tokenizer"]
-        if changed:
-            rule = f"{out} was begun with another {', '.join(changed)}"
-            raise ValueError(f"{rule}; give the command that began it, or choose a new folder")
-    if before.get("manifest") != digests:
+    made_from, then = before.get("manifest"), before.get("config", {})
+    now, then = json.loads(json.dumps({**asdict(config.cut), **asdict(config)})), {**then.get("cut", {}), **then}
+    changed = [f"{key} = {then.get(key)}" for key in now if key != "cut" and then.get(key) != now[key]]
+    if not changed and before.get("tokenizer") != mark:
+        changed = ["tokenizer"]
+    differ = [i for i, digest in enumerate(digests) if made_from and made_from[i : i + 1] != [digest]]
+    if not changed and (len(made_from or []) != len(parts) or any(shard_path(out, i).exists() for i in differ)):
+        changed = ["manifest"]
+    if before and changed:
+        rule = f"{out} was begun with another {', '.join(changed)}"
+        raise ValueError(f"{rule}; give the command that began it, or choose a new folder")
+    if made_from != digests:
         write_text(out / PREPARED, json.dumps(settings, indent=1))
 
 

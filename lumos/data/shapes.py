@@ -8,7 +8,7 @@ each time with other masks: rendering and tokenising then cost little beside tra
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Annotated, NamedTuple
+from typing import Annotated
 
 import torch
 from torch import Tensor
@@ -51,26 +51,23 @@ class SceneBatches(Dataset[PackedScenes]):
         return pack([sample_scene(random.Random(f"{self.seed} {n}"), self.held_out) for n in range(first, first + self.batch)])
 
 
-class _Half(NamedTuple):
-    scenes: PackedScenes
-    text_BS: Tensor
-    length_B: Tensor
+Half = tuple[PackedScenes, Tensor, Tensor]  # of a chunk: scenes, text_BS, length_B
 
 
-class Chunks(Dataset[tuple[_Half, _Half]]):
+class Chunks(Dataset[tuple[Half, Half]]):
     """Chunk i of this rank: scenes and prompt ids of videos, and of images."""
 
     def __init__(self, config: ShapesConfig, text: TextTokenizer, vocabulary: Vocabulary, slots: int, schedule: Schedule) -> None:
         self.config, self.text, self.vocabulary, self.slots, self.schedule = config, text, vocabulary, slots, schedule
 
-    def __getitem__(self, number: int) -> tuple[_Half, _Half]:
+    def __getitem__(self, number: int) -> tuple[Half, Half]:
         rng = random.Random(f"{self.schedule.seed}/{self.schedule.rank}/{number}")
         return self._half(rng, image=False), self._half(rng, image=True)
 
-    def _half(self, rng: random.Random, image: bool) -> _Half:
+    def _half(self, rng: random.Random, image: bool) -> Half:
         scenes = [sample_image(rng) if image else sample_scene(rng) for _ in range(self.config.chunk)]
         prompts = [self.text.encode(caption(scene, rng, image=image)) for scene in scenes]
-        return _Half(pack(scenes), *text_batch(self.vocabulary, prompts, self.slots))
+        return pack(scenes), *text_batch(self.vocabulary, prompts, self.slots)
 
 
 class ShapesStream:
@@ -90,23 +87,19 @@ class ShapesStream:
     def batch(self, step: int, draw: torch.Generator) -> Batch:
         """Clips of random chunks of the pool."""
         while self.next_chunk <= step // self.steps_per_chunk + self.config.pool - 1:
-            self._add_chunk()
-        image = self.schedule.is_image(step)
-        pool = [halves[image] for halves in self.pool]
-        which = torch.randint(len(pool) * self.config.chunk, (self.schedule.size(image),), generator=draw)
+            video, image = next(self.chunks)
+            chunk = (self._tokenised(video, self.config.frames), self._tokenised(image, 1))
+            self.pool = [*self.pool, chunk][-self.config.pool :]
+            self.next_chunk += 1
+        images = self.schedule.is_image(step)
+        pool = [halves[images] for halves in self.pool]
+        which = torch.randint(len(pool) * self.config.chunk, (self.schedule.size(images),), generator=draw)
         which = which.to(self.device, non_blocking=True)
         return Batch(*(torch.cat(parts)[which] for parts in zip(*pool, strict=True)))
 
-    def _add_chunk(self) -> None:
-        video, image = next(self.chunks)
-        self.pool.append((self._finish(video, self.config.frames), self._finish(image, 1)))
-        self.pool = self.pool[-self.config.pool :]
-        self.next_chunk += 1
-
-    def _finish(self, half: _Half, frames: int) -> Batch:
-        codes_BTHW = self.tokenise(half.scenes.to(self.device, non_blocking=True), frames)
+    def _tokenised(self, half: Half, frames: int) -> Batch:
         text_BS, length_B = (part.to(self.device, non_blocking=True) for part in half[1:])
-        return Batch(text_BS, length_B, codes_BTHW)
+        return Batch(text_BS, length_B, self.tokenise(half[0].to(self.device, non_blocking=True), frames))
 
 
 def make_tokeniser(

@@ -9,11 +9,11 @@ import hashlib
 import io
 import json
 import math
-import threading
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,7 @@ class ShardIndex:
     digest: str  # changes with any change of the files
     frames_N: NDArray[np.int64]  # frames of the clip as a video
     made_by: str = ""  # folder of the tokenizer, as `prepare` wrote it down
+    group_bytes: int = 2**20  # of the largest row group
 
     def __len__(self) -> int:
         return len(self.sizes_N3)
@@ -64,17 +65,13 @@ class ShardIndex:
 def check_tokenizer(index: ShardIndex, tokenizer: VideoTokenizer) -> None:
     """ValueError unless `tokenizer` made the codes of these shards."""
     if index.form == PIXELS:
-        raise ValueError(
-            f"{index.folder} holds pictures, not codes; tokenise them: lumos prepare {index.folder} NEW --tokenizer ..."
-        )
+        rule = f"{index.folder} holds pictures, not codes"
+        raise ValueError(f"{rule}; tokenise them: lumos prepare {index.folder} NEW --tokenizer ...")
     if index.tokenizer == COSMOS and isinstance(tokenizer.config, CosmosConfig):
         return
-    found = fingerprint(tokenizer)
-    if index.tokenizer != found:
-        raise ValueError(
-            f"{index.folder} must be made with this tokenizer ({found}), got shards of another one ({index.tokenizer}); "
-            "prepare them again with it, or give theirs with --tokenizer"
-        )
+    if (found := fingerprint(tokenizer)) != index.tokenizer:
+        rule = f"{index.folder} must be made with this tokenizer ({found}), got shards of another one ({index.tokenizer})"
+        raise ValueError(f"{rule}; prepare them again with it, or give theirs with --tokenizer")
 
 
 def pack_codes(codes_THW: Tensor) -> bytes:
@@ -167,26 +164,27 @@ def open_shards(folder: str | Path) -> ShardIndex:
 
     Raises FileNotFoundError for a folder without shards, ValueError for an unfinished one, or shards that do not fit together.
     """
-    names, settings = _listed(str(folder))
+    folder = str(folder)
+    names, settings = _listed(folder)
     found: dict[str, set[Any]] = {"form": set(), "tokenizer": set(), "frame rate": set()}
-    sizes, places = [], []
+    sizes, places, group_bytes = [], [], 1
     for number, name in enumerate(names):
-        with _parquet(str(folder), name) as file:
+        with _parquet(folder, name) as file:
             form = (file.schema_arrow.metadata or {}).get(b"format", b"").decode("ascii", "replace")
             if form not in CONTENT:
                 raise ValueError(f"{name} must be a shard that lumos wrote, got another Parquet file; give a folder of shards")
+            found["form"].add(form)
             sides = [*CONTENT[form][1:], "frames"]
             for group in range(file.num_row_groups):
                 table = _columns(file, name, group, [*sides, "fps", "tokenizer"])
-                size_N4 = np.stack([table[side].to_numpy() for side in sides], 1).astype(np.int64)
-                if (size_N4 < 1).any():
-                    raise ValueError(f"{name} must hold clips of at least 1x1x1, got {size_N4.min(0)[:3].tolist()}")
-                sizes.append(size_N4)
-                rows = np.arange(len(size_N4))
+                sizes.append(np.stack([table[side].to_numpy() for side in sides], 1).astype(np.int64))
+                if (sizes[-1] < 1).any():
+                    raise ValueError(f"{name} must hold clips of at least 1x1x1, got {sizes[-1].min(0)[:3].tolist()}")
+                rows = np.arange(len(sizes[-1]))
                 places.append(np.stack([np.full_like(rows, number), np.full_like(rows, group), rows], 1))
+                group_bytes = max(group_bytes, file.metadata.row_group(group).total_byte_size)
                 found["tokenizer"].update(table["tokenizer"].to_pylist())
                 found["frame rate"].update(table["fps"].to_pylist() if form != TOKENS else [])
-        found["form"].add(form)
     if not sum(map(len, places)):
         raise ValueError(f"{folder} must hold at least one clip, got none; see its rejected.csv")
     for what, values in found.items():
@@ -198,33 +196,9 @@ def open_shards(folder: str | Path) -> ShardIndex:
         raise ValueError(f"{folder} must be finished, got {len(names)} of {planned} shards; give the same prepare command again")
     size_N4, (form,), (tokenizer,) = np.concatenate(sizes), found["form"], found["tokenizer"]
     digest = hashlib.sha256(size_N4[:, :3].astype("<i4").tobytes() + tokenizer.encode()).hexdigest()[:16]
-    fps, size_N3, made_by = float(next(iter(found["frame rate"]), 0.0)), size_N4[:, :3], str(settings.get("name") or "")
-    place_N3 = np.concatenate(places)
-    return ShardIndex(str(folder), tuple(names), form, tokenizer, fps, size_N3, place_N3, digest, size_N4[:, 3], made_by)
-
-
-class ByteCache:
-    """Values that take at most so many bytes, the least used ones forgotten; may be used by several threads."""
-
-    def __init__(self, most: int) -> None:
-        self.most, self.bytes = most, 0
-        self.values: OrderedDict[Any, Any] = OrderedDict()
-        self.lock = threading.Lock()
-
-    def get(self, key: Any, make: Callable[[], Any]) -> Any:
-        """The value of a key, made if it is not there; its `nbytes` count."""
-        with self.lock:
-            if key in self.values:
-                self.values.move_to_end(key)
-                return self.values[key]
-        value = make()
-        with self.lock:
-            if key not in self.values:
-                self.values[key] = value
-                self.bytes += value.nbytes
-            while self.bytes > self.most and len(self.values) > 1:
-                self.bytes -= self.values.popitem(last=False)[1].nbytes
-        return value
+    fps, made_by = float(next(iter(found["frame rate"]), 0.0)), str(settings.get("name") or "")
+    arrays = (size_N4[:, :3], np.concatenate(places), digest, size_N4[:, 3])
+    return ShardIndex(folder, tuple(names), form, tokenizer, fps, *arrays, made_by, group_bytes)
 
 
 class ShardReader:
@@ -234,13 +208,13 @@ class ShardReader:
         self.index, self.codebook, self.unpacked = index, codebook, "clip" in columns
         # "clip" stands for the content: codes_THW int64, all below `codebook`, or rgb_FHWC uint8
         self.columns = [part for name in columns for part in (CONTENT[index.form] if name == "clip" else (name,))]
-        self.groups = ByteCache(cache_bytes)
+        self.group = lru_cache(max(1, cache_bytes // index.group_bytes))(self._read)
         self.footers: dict[int, Any] = {}
 
     def row(self, number: int) -> dict[str, Any]:
         """Row `number` of the index, with the columns asked for. ValueError for codes that the codebook does not have."""
         file, group, place = self.index.place_N3[number].tolist()
-        table = self.groups.get((file, group), lambda: self._read(file, group))
+        table = self.group(file, group)
         row = {name: table[name][place].as_py() for name in self.columns}
         if self.unpacked:
             content, F, H, W = (row.pop(name) for name in CONTENT[self.index.form])
@@ -252,10 +226,9 @@ class ShardReader:
         return row
 
     def _read(self, file: int, group: int) -> Any:
-        name = self.index.files[file]
-        with _parquet(self.index.folder, name, self.footers.get(file)) as opened:
+        with _parquet(self.index.folder, self.index.files[file], self.footers.get(file)) as opened:
             self.footers[file] = opened.metadata
-            return _columns(opened, name, group, self.columns)
+            return _columns(opened, self.index.files[file], group, self.columns)
 
 
 def _file_system(folder: str) -> tuple[Any, str]:
@@ -275,7 +248,7 @@ def _listed(folder: str) -> tuple[list[str], dict[str, Any]]:
         raise FileNotFoundError(f"there is no folder {folder}; make it with lumos prepare") from error
     except NotADirectoryError as error:
         raise ValueError(f"{folder} must be a folder of shards, got a file; give the folder") from error
-    names = sorted(name for name in listed if name.endswith(".parquet") and not name.rpartition("/")[2].startswith("."))
+    names = sorted(name for name in listed if re.search(r"(^|/)[^./][^/]*\.parquet$", name))
     if not names:
         raise FileNotFoundError(f"{folder} must hold shards (.parquet), got none; make some with lumos prepare")
     written = next((name for name in listed if name.endswith(f"/{PREPARED}")), None)

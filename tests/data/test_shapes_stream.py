@@ -28,9 +28,7 @@ def chunks(seed: int = 0, rank: int = 0, size: int = 2, image_every: int = 2, wo
 
 def tensors(number: int, seed: int = 0, rank: int = 0) -> list[Tensor]:
     halves = chunks(seed, rank)[number]
-    return [
-        tensor for half in halves for tensor in (half.scenes.objects_BNP, half.scenes.background_BP, half.text_BS, half.length_B)
-    ]
+    return [tensor for scenes, *words in halves for tensor in (scenes.objects_BNP, scenes.background_BP, *words)]
 
 
 def stream(first_step: int, **settings: int) -> ShapesStream:
@@ -100,9 +98,9 @@ def test_prompts_and_codes_belong_together() -> None:
     for image in (False, True):
         expected: dict[tuple[int, ...], Tensor] = {}
         for number in range(CONFIG.pool):
-            half = chunks()[number][image]
-            codes_BTHW = source.tokenise(half.scenes, 1 if image else CONFIG.frames)
-            expected |= {tuple(text): codes for text, codes in zip(half.text_BS.tolist(), codes_BTHW, strict=True)}
+            scenes, words_BS, _ = chunks()[number][image]
+            codes_BTHW = source.tokenise(scenes, 1 if image else CONFIG.frames)
+            expected |= {tuple(text): codes for text, codes in zip(words_BS.tolist(), codes_BTHW, strict=True)}
         assert len(expected) == CONFIG.pool * CONFIG.chunk
         text_BS, _, codes_BTHW = take(source, int(image))
         assert all(torch.equal(expected[tuple(text)], codes) for text, codes in zip(text_BS.tolist(), codes_BTHW, strict=True))
