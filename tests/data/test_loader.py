@@ -4,7 +4,6 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import numpy as np
 import pytest
 import torch
@@ -13,11 +12,9 @@ from hypothesis import strategies as st
 
 from lumos.data.batch import Batch, Schedule
 from lumos.data.loader import EpochPlan, LoaderConfig, ShardStream, caption_report, captions_by_clip
-from lumos.data.shards import CODES, COSMOS, ShardIndex, check_tokenizer, open_shards, pack_codes, write_shard
+from lumos.data.shards import CODES, ShardIndex, open_shards, pack_codes, write_shard
 from lumos.sequence.text import train_text_tokenizer
 from lumos.sequence.vocabulary import small_vocabulary
-from lumos.tokenizer.model import TokenizerConfig, VideoTokenizer
-from lumos.weights import fingerprint
 
 WORDS = ["one", "two", "three", "red", "blue"]
 TEXT = train_text_tokenizer([" ".join(WORDS)], 80)
@@ -66,13 +63,6 @@ def same(one: Batch, other: Batch) -> bool:
     return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
-def test_an_index_holds_sizes_alone(shards: Path) -> None:
-    index = open_shards(shards)
-    assert (len(index), index.form, index.tokenizer, index.fps, len(index.files)) == (56, CODES, "t", 8.0, 6)
-    assert Counter(map(tuple, index.sizes_N3.tolist())) == {(3, 4, 6): 28, (3, 4, 4): 19, (1, 4, 4): 9}
-    assert len({tuple(place) for place in index.place_N3.tolist()}) == 56
-
-
 def test_codes_and_one_of_the_captions_belong_together(shards: Path) -> None:
     source = stream(shards)
     chosen: dict[int, set[tuple[int, ...]]] = {}
@@ -95,14 +85,12 @@ def test_batches_have_one_shape_and_images_one_frame(shards: Path) -> None:
 
 def test_an_epoch_shows_everything_once(shards: Path) -> None:
     source = stream(shards, videos=1, images=1)
-    seen = {image: Counter() for image in (False, True)}
-    video_steps = [step for step in range(200) if step % 3 != 2][:47]
-    for step in range(video_steps[-1] + 1):
-        image = step % 3 == 2
-        if not image or sum(seen[True].values()) < 9:
-            seen[image].update(numbers(take(source, step)))
-    assert seen[False] == {number: 1 for number in range(56) if number % 6 != 5}
-    assert seen[True] == {number: 1 for number in range(56) if number % 6 == 5}
+    found = [numbers(take(source, step)) for step in range(72)]
+    videos, images = (
+        [number for i, batch in enumerate(found) if (i % 3 == 2) == image for number in batch] for image in (False, True)
+    )
+    assert sorted(videos[:47]) == [number for number in range(56) if number % 6 != 5]
+    assert sorted(images[:9]) == [number for number in range(56) if number % 6 == 5]
 
 
 def test_epochs_differ_in_order_and_repeat_with_the_seed(shards: Path) -> None:
@@ -180,6 +168,8 @@ def test_fewer_clips_than_a_batch_or_than_ranks_are_repeated(tmp_path: Path) -> 
     assert {row for plan in plans for row in plan.rows(0).tolist()} <= {0, 1}
     with pytest.raises(ValueError, match="got 2; use --set videos=2, or more clips"):
         stream(index.folder, videos=6)
+    with pytest.raises(ValueError, match="hold the 4 videos of a step on all GPUs, got 0; use image_every=1, or more clips"):
+        stream(write(tmp_path / "images", [row(0, T=1)]))
 
 
 class Other:
@@ -219,56 +209,10 @@ def test_captions_as_people_write_them(tmp_path: Path) -> None:
     assert list(captions_by_clip(open_shards(folder), 3)) == [[words]] * 3
 
 
-def test_urls(shards: Path) -> None:
-    memory = fsspec.filesystem("memory")
-    for path in shards.iterdir():
-        memory.pipe_file(f"/s/{path.name}", path.read_bytes())
-    local, remote = stream(shards), stream("memory://s")
-    assert all(same(take(local, step), take(remote, step)) for step in range(8))
-    memory.rm("/s", recursive=True)
-
-
 def test_rows_stay_right_when_the_cache_is_too_small(shards: Path) -> None:
     large, small = stream(shards), stream(shards, cache_mib=0)
     assert all(same(take(large, step), take(small, step)) for step in range(12))
     assert small.reader.group.cache_info().maxsize == 1
-
-
-def tokenizer(seed: int) -> VideoTokenizer:
-    made = VideoTokenizer(TokenizerConfig((5, 5), (8, 8), (1, 1), (8, 8), (1, 1)))
-    made.initialise(torch.Generator().manual_seed(seed))
-    return made
-
-
-def test_shards_of_another_tokenizer_are_refused(shards: Path) -> None:
-    with pytest.raises(ValueError, match="must be made with this tokenizer"):
-        check_tokenizer(open_shards(shards), tokenizer(0))
-    none = np.zeros((0, 3))
-    index = ShardIndex("-", (), CODES, fingerprint(tokenizer(0)), 8.0, none, none, "", none[:, 0])
-    check_tokenizer(index, tokenizer(0).bfloat16().float())  # a folder in half precision holds the same tokenizer
-    with pytest.raises(ValueError, match="another one"):
-        check_tokenizer(index, tokenizer(1))
-    with pytest.raises(ValueError, match=COSMOS):
-        check_tokenizer(ShardIndex("-", (), CODES, COSMOS, 8.0, none, none, "", none[:, 0]), tokenizer(0))
-
-
-def test_shards_that_do_not_fit_together(tmp_path: Path) -> None:
-    write(tmp_path / "rates", [row(0), {**row(1), "fps": 12.0}])
-    with pytest.raises(ValueError, match="must have one frame rate, got 12.0, 8.0"):
-        open_shards(tmp_path / "rates")
-    write(tmp_path / "makers", [row(0), {**row(1), "tokenizer": "u"}])
-    with pytest.raises(ValueError, match="must have one tokenizer, got t, u"):
-        open_shards(tmp_path / "makers")
-    write(tmp_path / "none", [row(0)])
-    write_shard(tmp_path / "none" / "000000.parquet", CODES, "t", [], [])
-    with pytest.raises(ValueError, match="at least one clip, got none"):
-        open_shards(tmp_path / "none")
-    write(tmp_path / "broken", [row(0)])
-    (tmp_path / "broken" / "000000.parquet").write_bytes(b"PAR1")
-    with pytest.raises(ValueError, match="damaged or is no Parquet file"):
-        open_shards(tmp_path / "broken")
-    with pytest.raises(ValueError, match="hold the 4 videos of a step on all GPUs, got 0; use image_every=1, or more clips"):
-        stream(write(tmp_path / "images", [row(0, T=1)]))
 
 
 def test_codes_beyond_the_codebook_are_refused_by_name(tmp_path: Path) -> None:

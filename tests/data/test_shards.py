@@ -3,25 +3,42 @@
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pyarrow
 import pyarrow.parquet as parquet
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from lumos.data.shards import CODES, ShardReader, clip_schema, open_shards, pack_codes, unpack_codes, write_shard
+from lumos.data.shards import (
+    CODES,
+    COSMOS,
+    ShardIndex,
+    ShardReader,
+    check_tokenizer,
+    clip_schema,
+    open_shards,
+    pack_codes,
+    pack_picture,
+    unpack_codes,
+    unpack_picture,
+    write_shard,
+)
+from lumos.tokenizer.model import TokenizerConfig, VideoTokenizer
+from lumos.weights import fingerprint
 
-COLUMNS = ["clip", "captions", "source", "start"]
 
-
-def row(number: int) -> dict[str, Any]:
+def row(number: int, **more: Any) -> dict[str, Any]:
     codes_THW = torch.randint(0, 1000, (2, 4, 4), generator=torch.Generator().manual_seed(number))
     facts = {"codes": pack_codes(codes_THW), "T": 2, "H": 4, "W": 4, "fps": 8.0, "frames": 5, "source": f"{number}.mp4"}
-    return {**facts, "captions": [f"clip {number}"], "start": 0.5 * number, "mirrored": False, "tokenizer": "t"}
+    facts |= {"captions": [f"clip {number}"], "start": 0.5 * number, "mirrored": False, "tokenizer": "t"}
+    return {**facts, **more}
 
 
-def content(folder: Path) -> list[dict[str, Any]]:
-    reader = ShardReader(open_shards(folder), COLUMNS)
+def content(folder: Path | str) -> list[dict[str, Any]]:
+    reader = ShardReader(open_shards(folder), ["clip", "captions", "source", "start"])
     rows = [reader.row(number) for number in range(len(reader.index))]
     return [{**row, "clip": row["clip"].tolist()} for row in rows]
 
@@ -45,15 +62,16 @@ def test_no_flipped_bit_gives_other_data(tmp_path: Path) -> None:
     assert refused > 100
 
 
+def set_column(table: Any, name: str, values: Any) -> Any:
+    return table.set_column(table.schema.names.index(name), name, values)
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
         (lambda table: table.drop_columns(["T"]), 'Field "T" does not exist'),
         (lambda table: table.drop_columns(["tokenizer"]), 'Field "tokenizer" does not exist'),
-        (
-            lambda table: table.set_column(0, "codes", pyarrow.array(["x"] * 3)),
-            "a.parquet: a clip of 2x4x4 codes must take 64 bytes, got 1",
-        ),
+        (lambda table: set_column(table, "codes", pyarrow.array(["x"] * 3)), "2x4x4 codes must take 64 bytes, got 1"),
         (lambda table: set_column(table, "T", pyarrow.array([1, None, 2], "int32")), "empty fields in T"),
         (lambda table: set_column(table, "captions", pyarrow.array([["a"], None, ["b"]])), "empty fields in captions"),
         (lambda table: set_column(table, "captions", pyarrow.array(["a", "b", "c"])), "captions.* as lumos writes them"),
@@ -70,10 +88,6 @@ def test_strange_columns_are_named(change: Any, words: str, tmp_path: Path) -> N
     assert "a.parquet" in str(caught.value) and "\n" not in str(caught.value)
 
 
-def set_column(table: Any, name: str, values: Any) -> Any:
-    return table.set_column(table.schema.names.index(name), name, values)
-
-
 @pytest.mark.parametrize("settings", ["null", "[]", '{"shards": "many"}', "{", "[" * 100_000])
 def test_settings_that_prepare_did_not_write(settings: str, tmp_path: Path) -> None:
     write_shard(tmp_path / "000000.parquet", CODES, "t", [row(0)], [])
@@ -82,13 +96,43 @@ def test_settings_that_prepare_did_not_write(settings: str, tmp_path: Path) -> N
         open_shards(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ([row(0), row(1, fps=12.0)], "must have one frame rate, got 12.0, 8.0"),
+        ([row(0), row(1, tokenizer="u")], "must have one tokenizer, got t, u"),
+        ([], "at least one clip, got none"),
+        (b"PAR1", "damaged or is no Parquet file"),
+        (None, r"must hold shards \(.parquet\), got none"),
+    ],
+)
+def test_shards_that_do_not_fit_together(rows: Any, words: str, tmp_path: Path) -> None:
+    if isinstance(rows, list):
+        write_shard(tmp_path / "000000.parquet", CODES, "t", rows, [])
+    elif rows:
+        (tmp_path / "000000.parquet").write_bytes(rows)
+    (tmp_path / ".000001.parquet").write_bytes(b"half")
+    with pytest.raises((ValueError, FileNotFoundError), match=words):
+        open_shards(tmp_path)
+
+
+def test_a_folder_behind_a_url_is_read_like_any_other(tmp_path: Path) -> None:
+    write_shard(tmp_path / "000000.parquet", CODES, "t", [row(number) for number in range(70)], [])
+    memory = fsspec.filesystem("memory")
+    memory.pipe_file("/s/000000.parquet", (tmp_path / "000000.parquet").read_bytes())
+    assert content("memory://s") == content(tmp_path)
+    memory.rm("/s", recursive=True)
+    index = open_shards(tmp_path)
+    assert (len(index), index.form, index.tokenizer, index.fps) == (70, CODES, "t", 8.0)
+    assert len({tuple(place) for place in index.place_N3.tolist()}) == 70 and index.place_N3[:, 1].max() == 1
+
+
 def test_codes_that_the_codebook_does_not_have() -> None:
     codes_THW = torch.tensor([[[0, 999]]])
     assert torch.equal(unpack_codes(pack_codes(codes_THW), 1, 1, 2, 1000), codes_THW)
-    with pytest.raises(ValueError, match="codes must be below 999, got 999"):
-        unpack_codes(pack_codes(codes_THW), 1, 1, 2, 999)
-    with pytest.raises(ValueError, match="1x2x2 codes must take 8 bytes, got 4"):
-        unpack_codes(pack_codes(codes_THW), 1, 2, 2)
+    for sides, codebook, words in (((1, 1, 2), 999, "codes must be below 999, got 999"), ((1, 2, 2), 2**16, "must take 8 bytes")):
+        with pytest.raises(ValueError, match=words):
+            unpack_codes(pack_codes(codes_THW), *sides, codebook)
 
 
 def test_files_are_read_without_python_objects(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,6 +140,42 @@ def test_files_are_read_without_python_objects(tmp_path: Path, monkeypatch: pyte
     write_shard(tmp_path / "000000.parquet", CODES, "t", [row(0)], [])
     opened: list[Any] = []
     real = parquet.ParquetFile
-    monkeypatch.setattr(parquet, "ParquetFile", lambda source, **more: opened.append(source) or real(source, **more))
+
+    def noted(source: Any, filesystem: Any = None, **more: Any) -> Any:
+        opened.append((type(source), filesystem))
+        return real(source, filesystem=filesystem, **more)
+
+    monkeypatch.setattr(parquet, "ParquetFile", noted)
     content(tmp_path)
-    assert opened and all(isinstance(source, str) for source in opened)
+    assert set(opened) == {(str, None)}
+
+
+@given(st.integers(1, 40), st.integers(1, 3), st.integers(1, 3))
+def test_pictures_hold_clips(frames: int, rows: int, columns: int) -> None:
+    smooth = np.linspace(0, 255, frames * rows * columns).reshape(frames, rows, columns).repeat(16, 1).repeat(16, 2)
+    rgb_FHWC = smooth[..., None].repeat(3, -1).astype(np.uint8)
+    again = unpack_picture(pack_picture(rgb_FHWC), *rgb_FHWC.shape[:3])
+    assert again.shape == rgb_FHWC.shape and np.abs(again.astype(int) - rgb_FHWC).mean() < 4
+
+
+def test_long_clips_take_several_rows_of_a_picture() -> None:
+    rgb_FHWC = np.arange(40, dtype=np.uint8)[:, None, None, None].repeat(8, 1).repeat(600, 2).repeat(3, 3) * 6
+    again = unpack_picture(pack_picture(np.ascontiguousarray(rgb_FHWC)), *rgb_FHWC.shape[:3])
+    assert np.abs(again.astype(int) - rgb_FHWC).max() <= 6
+    with pytest.raises(ValueError, match="fewer --frames"):
+        pack_picture(np.zeros((300, 4096, 2048, 3), np.uint8))
+
+
+def test_shards_of_another_tokenizer_are_refused() -> None:
+    def tokenizer(seed: int) -> VideoTokenizer:
+        made = VideoTokenizer(TokenizerConfig((5, 5), (8, 8), (1, 1), (8, 8), (1, 1)))
+        made.initialise(torch.Generator().manual_seed(seed))
+        return made
+
+    none = np.zeros((0, 3))
+    index = ShardIndex("-", (), CODES, fingerprint(tokenizer(0)), 8.0, none, none, "", none[:, 0])
+    check_tokenizer(index, tokenizer(0).bfloat16().float())  # a folder in half precision holds the same tokenizer
+    with pytest.raises(ValueError, match="must be made with this tokenizer"):
+        check_tokenizer(index, tokenizer(1))
+    with pytest.raises(ValueError, match=COSMOS):
+        check_tokenizer(ShardIndex("-", (), CODES, COSMOS, 8.0, none, none, "", none[:, 0]), tokenizer(0))
