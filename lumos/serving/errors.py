@@ -6,6 +6,7 @@ import errno
 import logging
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, Literal
 
@@ -19,26 +20,24 @@ from starlette.routing import Match
 log = logging.getLogger("lumos.serving")
 
 
+@dataclass(eq=False)
 class RequestError(Exception):
-    """An answer with an error: HTTP status, message, the field that is wrong, a word for programs; seconds to wait; headers."""
+    """A request that is answered with an error."""
 
-    def __init__(
-        self,
-        status: int,
-        message: str,
-        field: str | None = None,
-        code: str = "invalid_request",
-        retry: int | None = None,
-        headers: Mapping[str, str] | None = None,
-    ) -> None:
-        super().__init__(message if retry is None else f"{message}; come back in {retry} s")
-        self.status, self.field, self.code = status, field, code
-        self.headers = headers if retry is None else {"retry-after": str(retry)}
+    status: int  # of HTTP
+    message: str
+    field: str | None = None  # that is wrong
+    code: str = "invalid_request"  # a word for programs
+    retry: int | None = None  # seconds after which to come back
+    headers: Mapping[str, str] | None = None
 
     def answer(self) -> JSONResponse:
+        message, headers = self.message, self.headers
+        if self.retry is not None:
+            message, headers = f"{message}; come back in {self.retry} s", {"retry-after": str(self.retry)}
         kind = "server_error" if self.status >= 500 else "invalid_request_error"
-        error = {"message": str(self), "type": kind, "param": self.field, "code": self.code}
-        return JSONResponse({"error": error}, self.status, self.headers)
+        error = {"message": message, "type": kind, "param": self.field, "code": self.code}
+        return JSONResponse({"error": error}, self.status, headers)
 
 
 @contextmanager

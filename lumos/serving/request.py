@@ -172,22 +172,14 @@ def complete(body: VideoBody, config: ServeConfig, about: Mapping[str, Any], pro
     with refusing("frames" if body.seconds is None else "seconds"):
         frames = _frames(body, config, about)
     most = min(config.max_steps, (height // about["spatial"]) * (width // about["spatial"]))
-    usual = min(about["steps"], most)
-    if body.steps is not None and body.steps > most:
-        raise RequestError(400, f"steps must be at most {most} here, got {quoted(body.steps)}; use {usual}", "steps")
+    settings = {"seed": secrets.randbelow(MOST_SEED + 1), "steps": min(about["steps"], most)}
+    settings |= {name: about[name] for name in ("guidance", "temperature")}
+    settings |= body.model_dump(include={"seed", "steps", "guidance", "temperature"}, exclude_none=True)
+    if settings["steps"] > most:
+        raise RequestError(400, f"steps must be at most {most} here, got {quoted(body.steps)}; use {most}", "steps")
     with refusing("prompt", "invalid_prompt"):
         prompts.ids(body.prompt, frames, height, width)
-    return VideoRequest(
-        prompt=body.prompt,
-        frames=frames,
-        height=height,
-        width=width,
-        fps=float(about["fps"]),
-        seed=secrets.randbelow(MOST_SEED + 1) if body.seed is None else body.seed,
-        steps=usual if body.steps is None else body.steps,
-        guidance=about["guidance"] if body.guidance is None else body.guidance,
-        temperature=about["temperature"] if body.temperature is None else body.temperature,
-    )
+    return VideoRequest(body.prompt, frames, height, width, float(about["fps"]), **settings)
 
 
 def _size(size: str, config: ServeConfig, about: Mapping[str, Any]) -> tuple[int, int]:

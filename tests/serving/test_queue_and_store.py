@@ -70,7 +70,7 @@ def test_room_is_of_everybody_of_a_client_and_of_an_address(
         queue_of(waiting, *room).check_room(client, 7)
         found = None
     except RequestError as error:
-        assert error.headers == {"retry-after": "7"}
+        assert error.retry == 7
         found = error.status
     assert found == status
 
