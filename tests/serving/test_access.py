@@ -126,6 +126,7 @@ def test_nothing_of_the_page_is_elsewhere(server: Any) -> None:
     for name in {*found, "stage.js", "client.js"} - {"docs"}:
         answer = server.http.get(f"/{name}")
         assert answer.status_code == 200 and "//" not in re.sub(r"http://www.w3.org|// .*", "", answer.text), name
+    assert page.headers["x-content-type-options"] == "nosniff"
     policy = page.headers["content-security-policy"]
     assert "default-src 'self'" in policy and "http" not in policy and "unsafe" not in policy
     docs = server.http.get("/docs").text
@@ -146,12 +147,16 @@ def test_openapi_names_every_route_and_its_errors(server: Any) -> None:
 
 def test_health_and_metrics(server: Any) -> None:
     assert server.http.get("/health").json()["status"] == "ok"
+    server.http.get("/v1/videos/made_up")
     text = server.http.get("/metrics").text
-    for name in (
-        "lumos_queue_waiting",
-        "lumos_videos_total",
-        "lumos_made_seconds_bucket",
+    for line in (
+        "lumos_queue_waiting 0.0",
+        'lumos_videos_total{outcome="cancelled"}',
+        'lumos_made_seconds_bucket{le="0.1"}',
         'model="toy"',
         "lumos_worker_ready 1.0",
+        'lumos_http_requests_total{method="GET",route="/v1/videos/{id}",status="404"}',
+        'lumos_http_seconds_count{route="/health"}',
     ):
-        assert name in text
+        assert line in text, line
+    assert "made_up" not in text and "lumos_refused_requests_total 0.0" not in text

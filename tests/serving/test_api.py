@@ -120,7 +120,7 @@ def test_the_same_seed_gives_the_same_file_and_no_seed_gives_others(server: Any)
 
 
 def test_a_picture_comes_to_life_sent_with_the_request_or_before(server: Any) -> None:
-    form = {"prompt": "a red circle", "frames": "5", "steps": "1", "guidance": "1.5"}
+    form = {"prompt": "a red circle", "frames": "5", "steps": "1", "guidance": "1.5", "seed": ""}
     answer = server.http.post("/v1/videos", data=form, files={"input_reference": ("../../x.png", picture())})
     video = answer.json()
     assert (video["given_frames"], video["steps"], video["guidance"]) == (1, 1, 1.5)
@@ -237,6 +237,22 @@ def test_what_is_wrong_is_said(server: Any, body: bytes, says: str) -> None:
     answer = server.http.post("/v1/videos", content=body, headers={"Content-Type": "application/json"})
     assert answer.status_code == 400, answer.text
     assert says in server.error(answer)["message"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "files", "says"),
+    [
+        ({"prompt": ["a", "b"]}, {}, "prompt is given twice"),
+        ({"prompt": "a", "input_reference": "upload_0"}, {"input_reference": b"x"}, "input_reference is given twice"),
+        ({"prompt": "a"}, {"size": b"x"}, "size must not be a file"),
+        ({"prompt": "a", "frames": "5.5"}, {}, "frames"),
+        ({"prompt": ""}, {}, "words"),
+        ({"prompt": "a", "frames": "1"}, {"input_reference": picture()}, "frames must be more than the 1 given ones"),
+    ],
+)
+def test_what_is_wrong_with_a_form_is_said(server: Any, fields: dict[str, Any], files: dict[str, bytes], says: str) -> None:
+    answer = server.http.post("/v1/videos", data=fields, files=files)
+    assert answer.status_code == 400 and says in server.error(answer)["message"]
 
 
 def huge_png() -> bytes:

@@ -61,10 +61,11 @@ async def end(service: Service, record: Video) -> Video:
     return last
 
 
-async def first_frames(service: Service, record: Video) -> None:
-    async for word, _ in service.follow(record):
+async def first_frames(service: Service, record: Video, seen: int = 0) -> int:
+    async for word, news in service.follow(record, seen):
         if word == "frames":
-            return
+            return int(news[0])
+    raise AssertionError("it ended without frames")
 
 
 def test_a_killed_worker_costs_its_video_and_no_more(config: ServeConfig) -> None:
@@ -102,7 +103,7 @@ def test_a_video_that_takes_too_long_is_stopped_even_when_the_worker_hangs(
 def test_a_cancelled_video_makes_room_at_once_and_leaves_no_files(config: ServeConfig) -> None:
     async def act(service: Service, life: asyncio.Task[None]) -> None:
         long, quick = (service.submit(asked, ME) for asked in (LONG, QUICK))
-        await first_frames(service, long)
+        assert [await first_frames(service, long, seen) for seen in (1, 0)] == [1, 0]
         service.cancel(long)
         assert long.is_finished and long.error and long.error["code"] == "cancelled"
         assert (await end(service, quick)).status == "completed"
@@ -218,14 +219,6 @@ def test_weights_that_change_on_disk_change_nothing_until_they_would_be_loaded(
             await life
 
     with_service(replace(config, weights=str(weights)), act)
-
-
-def test_what_is_kept_for_ever_can_be_made(config: ServeConfig) -> None:
-    async def act(service: Service, life: asyncio.Task[None]) -> None:
-        video = await end(service, service.submit(QUICK, ME))
-        assert video.status == "completed" and video.expires_at is None
-
-    with_service(replace(config, keep_seconds=float("inf"), keep_bytes=float("inf")), act)
 
 
 def test_a_video_that_cannot_be_saved_ends_in_words(config: ServeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
