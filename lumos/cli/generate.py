@@ -102,37 +102,24 @@ def visible(history: str | None) -> dict[str, Any]:
 def check(args: GenerateArgs) -> None:
     """UsageError for options that do not go together."""
     starts = [name for name in ("image", "video", "from-tokens") if getattr(args, name.replace("-", "_"))]
-    only_decodes = args.from_tokens and args.branch is None
-    new = args.prompt or args.prompts or args.frames or args.save_tokens
-    for wrong, message in (
-        (len(starts) > 1, f"give one thing to start from, got {' and '.join(starts)}; leave one out"),
-        (
-            args.branch is not None and not args.from_tokens,
-            "--branch needs --from-tokens, the file with the frames to keep; add it",
-        ),
-        (
-            only_decodes and new,
-            "--from-tokens alone only decodes, got also a prompt, --frames or --save-tokens; say with --branch how many to keep",
-        ),
-        (
-            args.from_tokens and (args.height or args.width),
-            "--from-tokens has its own height and width, got others; leave them out",
-        ),
-        (
-            args.save_tokens and args.save_tokens.suffix not in (".safetensors", ".tokens"),
-            f"--save-tokens must end in .safetensors, got {args.save_tokens and args.save_tokens.name!r}; rename it",
-        ),
-    ):
-        if wrong:
-            raise UsageError(message)
+    if len(starts) > 1:
+        raise UsageError(f"give one thing to start from, got {' and '.join(starts)}; leave one out")
+    if args.branch is not None and not args.from_tokens:
+        raise UsageError("--branch needs --from-tokens, the file with the frames to keep; add it")
+    if args.from_tokens and args.branch is None and (args.prompt or args.prompts or args.frames or args.save_tokens):
+        rule = "--from-tokens alone only decodes, got also a prompt, --frames or --save-tokens"
+        raise UsageError(f"{rule}; say with --branch how many frames to keep")
+    if args.from_tokens and (args.height or args.width):
+        raise UsageError("--from-tokens has its own height and width, got others; leave them out")
+    if args.save_tokens and args.save_tokens.suffix not in (".safetensors", ".tokens"):
+        raise UsageError(f"--save-tokens must end in .safetensors, got {args.save_tokens.name!r}; rename it")
 
 
 def read_prompts(words: Sequence[str], file: Path | None) -> list[str]:
     """The prompts of a command line: those given, or the lines of a file. ValueError for none, both or an empty one."""
     if bool(words) == bool(file):
-        raise UsageError(
-            f'give either prompts or --prompts FILE, got {"both" if words else "neither"}; for example "a red circle"'
-        )
+        got = "both" if words else "neither"
+        raise UsageError(f'give either prompts or --prompts FILE, got {got}; for example "a red circle"')
     prompts = list(words)
     if len(words) > 1 and not any(" " in word.strip() for word in words):
         prompts = [" ".join(words)]
