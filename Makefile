@@ -6,7 +6,7 @@ PROMPT ?= a red circle moves to the right
 OUT ?= demo.mp4
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench gpu clean
+.PHONY: help setup demo test check bench mutants gpu clean
 
 help:  ## this list
 	@grep -E '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
@@ -36,6 +36,9 @@ check: setup  ## lint, formatting, types, layers
 
 bench: setup  ## seconds and memory of the weights in the package on this machine (benchmarks/ holds the others)
 	$(BIN)/lumos bench
+
+mutants: setup  ## put small faults into the code and count those that the tests notice (30 minutes)
+	nice $(BIN)/python -m research.mutants
 
 gpu: setup  ## run the tests that need a GPU
 	$(BIN)/python -m pytest -m gpu

@@ -1,0 +1,256 @@
+"""Mutation testing: small faults are put into the package one at a time, and the tests that enter the code around it are run.
+
+    python -m research.mutants                  # a seeded sample of every package, under 30 minutes on two cores
+    python -m research.mutants model data/loader --sample 80 --seed 1
+
+A mutant that no test notices is a survivor: its line is not held by any test, or does nothing. First all tests run once on a
+copy of the tree, to learn which functions each of them enters and how long it takes. Prints the share killed and the survivors.
+"""
+
+import argparse
+import ast
+import bisect
+import itertools
+import json
+import multiprocessing
+import os
+import random
+import re
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed, wait
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("sequence", "model", "diffusion", "tokenizer", "training", "data", "serving")
+NOT_RUN = ("tests/gpu", "tests/research", "tests/serving/test_browser.py", "tests/test_budgets.py")
+MOST_SECONDS = 25.0  # of tests per mutant, by what they take without it: quick ones first
+PAIRS: list[tuple[type, type]] = [(ast.Lt, ast.LtE), (ast.Gt, ast.GtE), (ast.Eq, ast.NotEq), (ast.In, ast.NotIn)]
+PAIRS += [(ast.Is, ast.IsNot), (ast.Add, ast.Sub), (ast.Mult, ast.Div), (ast.And, ast.Or)]
+FLIPPED: dict[type, Any] = {old: new for pair in PAIRS for old, new in (pair, pair[::-1])}
+FLIPPED |= {ast.FloorDiv: ast.Mult, ast.Mod: ast.Mult}
+FORK = multiprocessing.get_context("fork")
+Functions = dict[str, list[tuple[float, str]]]  # "file:first line" -> (seconds, name) of the tests that enter it
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A change of one place in one file."""
+
+    file: str  # from the root of the tree
+    line: int
+    start: int  # of what is replaced, in the file's text
+    end: int
+    new: str
+    functions: tuple[str, ...]  # "file:first line" of the functions around it, the innermost first
+
+
+def mutants_of(file: str, text: str) -> Iterator[Mutant]:
+    """Every mutant of a module's source."""
+    starts = [0]
+    for line in text.splitlines(keepends=True):
+        starts.append(starts[-1] + len(line))
+
+    def visit(node: ast.AST, functions: tuple[str, ...]) -> Iterator[Mutant]:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            first = min([node.lineno, *(decorator.lineno for decorator in getattr(node, "decorator_list", []))])
+            functions = (f"{file}:{first}", *functions)
+        for new in changes(node):
+            assert isinstance(node, ast.expr | ast.stmt) and node.end_lineno and node.end_col_offset is not None
+            start, end = starts[node.lineno - 1] + node.col_offset, starts[node.end_lineno - 1] + node.end_col_offset
+            yield Mutant(file, node.lineno, start, end, new, functions)
+        for child in parts(node):
+            yield from visit(child, functions)
+
+    yield from visit(ast.parse(text), ())
+
+
+def parts(node: ast.AST) -> Iterator[ast.AST]:
+    """What is inside a node and may be changed: no annotations, decorators, messages, assertions or default texts."""
+    if isinstance(node, ast.Assert | ast.JoinedStr | ast.Raise | ast.Import | ast.ImportFrom):
+        return
+    for name, value in ast.iter_fields(node):
+        if name not in ("annotation", "returns", "decorator_list", "bases"):
+            yield from (child for child in (value if isinstance(value, list) else [value]) if isinstance(child, ast.AST))
+
+
+def changes(node: ast.AST) -> Iterator[str]:
+    """Sources that a node is replaced by, each a mutant."""
+    match node:
+        case ast.Compare(ops=[op]):
+            yield ast.unparse(ast.Compare(node.left, [FLIPPED[type(op)]()], node.comparators))
+        case ast.BinOp(op=op) if type(op) in FLIPPED:
+            yield f"({ast.unparse(ast.BinOp(node.left, FLIPPED[type(op)](), node.right))})"
+        case ast.BoolOp(op=op):
+            yield f"({ast.unparse(ast.BoolOp(FLIPPED[type(op)](), node.values))})"
+        case ast.UnaryOp(op=ast.Not() | ast.USub()):
+            yield f"({ast.unparse(node.operand)})"
+        case ast.Constant(value=bool() as value):
+            yield repr(not value)
+        case ast.Constant(value=int() as value):
+            yield from (str(value + 1), f"({value - 1})")
+        case ast.Constant(value=float() as value):
+            yield repr(value * 2 or 1.0)
+        case ast.Raise() | ast.AugAssign() | ast.Continue() | ast.Break() | ast.Expr(value=ast.Call() | ast.Await()):
+            yield "pass"
+        case ast.Call(keywords=[_, *_]):
+            for keyword in node.keywords:
+                if keyword.arg:
+                    yield ast.unparse(ast.Call(node.func, node.args, [other for other in node.keywords if other is not keyword]))
+
+
+class Entered:
+    """A pytest plugin: which functions of the package each test enters, and its seconds."""
+
+    def __init__(self, tree: Path) -> None:
+        self.inside, self.tests = f"{tree}/", dict[str, tuple[float, list[str]]]()
+
+    def pytest_runtest_logstart(self, nodeid: str, location: Any) -> None:
+        self.begin, self.seen, self.passed = time.monotonic(), set[str](), True
+        sys.settrace(self.enter)
+
+    def enter(self, frame: Any, event: str, _: Any) -> None:
+        code = frame.f_code
+        if code.co_filename.startswith(self.inside):
+            self.seen.add(f"{code.co_filename.removeprefix(self.inside)}:{code.co_firstlineno}")
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        self.passed &= not report.failed
+
+    def pytest_runtest_logfinish(self, nodeid: str, location: Any) -> None:
+        sys.settrace(None)
+        if self.passed:
+            self.tests[nodeid] = (time.monotonic() - self.begin, sorted(self.seen))
+
+
+def run_pytest(tree: Path, words: list[str], out: Path | None = None) -> int:
+    """Run tests of a copy, in a process of its own; `out`: where to write what each of them enters."""
+    os.chdir(tree)
+    sys.path[0] = os.environ["PYTHONPATH"] = str(tree)
+    for stream in (1, 2):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
+    import pytest
+
+    plugin = Entered(tree)
+    words = ["-q", "-p", "no:cacheprovider", "-m", "not gpu", *words, *([] if out else ["-x"])]
+    status = int(pytest.main(words, plugins=[plugin] if out else []))
+    if out:
+        out.write_text(json.dumps(plugin.tests))
+    return status
+
+
+def in_child(limit: float, target: Any, *arguments: Any) -> int | None:
+    """The exit status of a function in a forked process and session of its own; None where it takes more than `limit` seconds."""
+
+    def run() -> None:
+        os.setsid()
+        sys.exit(target(*arguments))
+
+    child = FORK.Process(target=run)
+    child.start()
+    child.join(limit)
+    late = child.is_alive()
+    with suppress(ProcessLookupError):
+        os.killpg(child.pid or 0, signal.SIGKILL)  # also what the tests have started
+    child.join()
+    return None if late else child.exitcode
+
+
+def entered_functions(parts: Sequence[str], place: Path, processes: int) -> Functions:
+    """Run all tests of some parts once: the tests that enter each function or module, the quickest first."""
+    packages = [part.partition("/")[0] for part in parts]
+    names = re.compile(rf"\blumos\.({'|'.join(packages)})\b")
+    files = {str(path.relative_to(ROOT)): path for path in sorted((ROOT / "tests").rglob("test_*.py"))}
+    chosen = [file for file, path in files.items() if path.parent.name in packages or names.search(path.read_text())]
+    outs = {file: place / f"{number}.json" for number, file in enumerate(chosen) if not file.startswith(NOT_RUN)}
+    tree = place / "all"
+    shutil.copytree(ROOT, tree, ignore=shutil.ignore_patterns(".*", "__pycache__", "runs"))
+    functions: Functions = defaultdict(list)
+    with ProcessPoolExecutor(processes, FORK) as pool:
+        wait([pool.submit(in_child, 600, run_pytest, tree, [file], out) for file, out in outs.items()])
+    for file, out in outs.items():
+        if not out.exists():
+            print(f"the tests in {file} did not end; they are left out", flush=True)
+            continue
+        for name, (seconds, seen) in json.loads(out.read_text()).items():
+            for function in {*seen, *(each.partition(":")[0] for each in seen)}:
+                functions[function].append((seconds, name))
+    return {function: sorted(tests) for function, tests in functions.items()}
+
+
+def tests_for(mutant: Mutant, functions: Functions) -> list[tuple[float, str]]:
+    """Tests that enter the innermost function around a mutant, or else its module, the quickest first."""
+    tests = next((functions[place] for place in (*mutant.functions, mutant.file) if place in functions), [])
+    totals = list(itertools.accumulate(seconds for seconds, _ in tests))
+    return tests[: max(1, bisect.bisect(totals, MOST_SECONDS))]
+
+
+def is_killed(mutant: Mutant, tests: list[tuple[float, str]], place: Path) -> bool:
+    """Run tests on a copy of the tree with the mutant in it; tests that take far too long have noticed it, too."""
+    if not tests:
+        return False
+    tree = place / str(os.getpid())
+    if not tree.exists():
+        shutil.copytree(place / "all", tree)
+    file = tree / mutant.file
+    whole = file.read_text()
+
+    def put(text: str) -> None:
+        file.write_text(text)
+        shutil.rmtree(file.parent / "__pycache__", ignore_errors=True)  # it tells texts apart by size and second alone
+
+    put(whole[: mutant.start] + mutant.new + whole[mutant.end :])
+    status = in_child(20 + 4 * sum(seconds for seconds, _ in tests), run_pytest, tree, [name for _, name in tests])
+    put(whole)
+    return status != 0
+
+
+def sample_mutants(part: str, count: int, seed: int) -> list[Mutant]:
+    """A seeded sample of the mutants of a package of lumos (`model`) or of one module of it (`model/rope`)."""
+    folder = ROOT / "lumos" / part
+    paths = sorted(folder.rglob("*.py")) if folder.is_dir() else [folder.with_suffix(".py")]
+    found = [mutant for path in paths for mutant in mutants_of(str(path.relative_to(ROOT)), path.read_text())]
+    return random.Random(f"{seed} {part}").sample(found, min(count, len(found)))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", default=PACKAGES, help="packages or modules of lumos (default: seven packages)")
+    parser.add_argument("--sample", type=int, default=40, help="mutants of each (default: 40)")
+    parser.add_argument("--seed", type=int, default=0, help="of the sample")
+    parser.add_argument("--processes", type=int, default=2)
+    args = parser.parse_args()
+    os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+    import torch  # noqa: F401  # once, for all forks
+
+    with tempfile.TemporaryDirectory() as name:
+        place, killed = Path(name), dict.fromkeys(args.parts, 0)
+        functions = entered_functions(args.parts, place, args.processes)
+        samples = {part: sample_mutants(part, args.sample, args.seed) for part in args.parts}
+        with ProcessPoolExecutor(args.processes, FORK) as pool:
+            jobs = {
+                pool.submit(is_killed, mutant, tests_for(mutant, functions), place): (part, mutant)
+                for part, sample in samples.items()
+                for mutant in sample
+            }
+            for job in as_completed(jobs):
+                part, mutant = jobs[job]
+                killed[part] += job.result()
+                if not job.result():
+                    old = (ROOT / mutant.file).read_text()[mutant.start : mutant.end]
+                    shown = [f"{' '.join(text.split()):.90}" for text in (old, mutant.new)]
+                    print(f"survived {mutant.file}:{mutant.line}: {' -> '.join(shown)}", flush=True)
+    for part, sample in samples.items():
+        print(f"{part}: {killed[part]} of {len(sample)} killed ({killed[part] / len(sample):.0%})")
+
+
+if __name__ == "__main__":
+    main()
