@@ -6,7 +6,7 @@ PROMPT ?= a red circle moves to the right
 OUT ?= demo.mp4
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench mutants gpu clean
+.PHONY: help setup demo test check bench mutants fuzz gpu clean
 
 help:  ## this list
 	@grep -E '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
@@ -39,6 +39,9 @@ bench: setup  ## seconds and memory of the weights in the package on this machin
 
 mutants: setup  ## put small faults into the code and count those that the tests notice (30 minutes)
 	nice $(BIN)/python -m research.mutants
+
+fuzz: setup  ## read 10,000 damaged files of every kind; each must be read or refused in words
+	$(BIN)/python -m research.fuzz
 
 gpu: setup  ## run the tests that need a GPU
 	$(BIN)/python -m pytest -m gpu

@@ -277,7 +277,7 @@ def _parquet(folder: str, name: str, footer: Any = None) -> Iterator[Any]:
             yield file
     except FileNotFoundError:
         raise
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         problem = " ".join(str(error).split())
         raise ValueError(f"{name} is damaged or is no Parquet file ({problem}); delete it and prepare it again") from error
 

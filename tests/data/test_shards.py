@@ -60,6 +60,9 @@ def test_no_flipped_bit_gives_other_data(tmp_path: Path) -> None:
         else:
             assert found == expected, place
     assert refused > 100
+    path.write_bytes(whole.replace(b"captions", b"\x80aptions"))
+    with pytest.raises(ValueError, match=r"000000\.parquet is damaged"):
+        content(tmp_path)
 
 
 def set_column(table: Any, name: str, values: Any) -> Any:
