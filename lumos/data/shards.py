@@ -97,7 +97,9 @@ def pack_picture(rgb_FHWC: NDArray[np.uint8]) -> bytes:
     columns = min(F, LARGEST_SIDE // W)
     rows = math.ceil(F / columns)
     if rows * H > LARGEST_SIDE:
-        raise ValueError(f"a clip must fit into {LARGEST_SIDE} pixels a side, got {F} frames of {W}x{H}; use fewer --frames")
+        raise ValueError(
+            f"a stored clip must fit into {LARGEST_SIDE} pixels a side, got {F} frames of {W}x{H}; use fewer --frames"
+        )
     filled = np.concatenate([rgb_FHWC, np.repeat(rgb_FHWC[-1:], rows * columns - F, 0)])
     sheet = filled.reshape(rows, columns, H, W, 3).transpose(0, 2, 1, 3, 4).reshape(rows * H, columns * W, 3)
     content = io.BytesIO()
