@@ -98,6 +98,8 @@ def gather_parts(
     text, vocabulary, initial = _words(config, tokenizer.codebook_size, index, init, text_file)
     model = replace(config.model, vocabulary=vocabulary.size, sub_codes=vocabulary.sub_codes)
     config = replace(config, model=model, video=replace(config.video, temporal=tokenizer.temporal, spatial=tokenizer.spatial))
+    if config.lora.rank and config.parallel.recompute != "off":  # compiled, adapters are not computed again as they were
+        config = replace(config, parallel=replace(config.parallel, compile="off"))
     config.parallel.check(ranks.world)
     _check_memory(config, vocabulary, ranks)
     schedule = Schedule(config.videos, config.images, config.image_every, config.seed, ranks.rank, ranks.world)
