@@ -3,8 +3,7 @@
     python -m research.mutants                  # a seeded sample of every package, under 30 minutes on two cores
     python -m research.mutants model data/loader --sample 80 --seed 1
 
-A mutant that no test notices is a survivor: its line is not held by any test, or does nothing. First all tests run once on a
-copy of the tree, to learn which functions each of them enters and how long it takes. Prints the share killed and the survivors.
+First the tests run once on a copy of the tree, to learn which functions each enters. A survivor's line is not held by any test.
 """
 
 import argparse
@@ -55,9 +54,7 @@ class Mutant:
 
 def mutants_of(file: str, text: str) -> Iterator[Mutant]:
     """Every mutant of a module's source."""
-    starts = [0]
-    for line in text.splitlines(keepends=True):
-        starts.append(starts[-1] + len(line))
+    starts = [0, *itertools.accumulate(map(len, text.splitlines(keepends=True)))]
 
     def visit(node: ast.AST, functions: tuple[str, ...]) -> Iterator[Mutant]:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
@@ -236,11 +233,8 @@ def main() -> None:
         functions = entered_functions(args.parts, place, args.processes)
         samples = {part: sample_mutants(part, args.sample, args.seed) for part in args.parts}
         with ProcessPoolExecutor(args.processes, FORK) as pool:
-            jobs = {
-                pool.submit(is_killed, mutant, tests_for(mutant, functions), place): (part, mutant)
-                for part, sample in samples.items()
-                for mutant in sample
-            }
+            run, drawn = pool.submit, [(part, mutant) for part, sample in samples.items() for mutant in sample]
+            jobs = {run(is_killed, mutant, tests_for(mutant, functions), place): (part, mutant) for part, mutant in drawn}
             for job in as_completed(jobs):
                 part, mutant = jobs[job]
                 killed[part] += job.result()
