@@ -237,15 +237,14 @@ async def _events(service: Service, video: Video, seen: int) -> AsyncIterator[st
 @router.post("/v1/uploads", summary="Send an image or video to start from, and see it as the model will", openapi_extra=FORM_BODY)
 async def upload(request: Request, service: TheService, client: TheClient) -> dict[str, Any]:
     service.check_loaded()
-    about = service.about
+    size = service.about["height"], service.about["width"], service.about["fps"]
     async with read_form(request, "file") as (values, file):
         if file is None or values:
             raise RequestError(400, "send one field, file, with an image or video in it", "file")
         with refusing("file", "unusable_file"):
-            kept = await service.uploads.add(file, (about["height"], about["width"], about["fps"]), client.address)
-    kind, note = "video" if kept.decoded.is_video else "image", kept.decoded.note or None
-    shown = {"kind": kind, "frames": kept.decoded.frames, "note": note, "preview": _data_url(kept.preview)}
-    return {"id": kept.id, "object": "upload", **shown}
+            id, decoded, preview = await service.uploads.add(file, size, client.address)
+    shown = {"kind": "video" if decoded.is_video else "image", "frames": decoded.frames, "note": decoded.note or None}
+    return {"id": id, "object": "upload", **shown, "preview": _data_url(preview)}
 
 
 def _data_url(picture: bytes) -> str:

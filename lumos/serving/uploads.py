@@ -30,12 +30,9 @@ Size = tuple[int, int, float]  # height, width, fps
 
 @dataclass(frozen=True)
 class Upload:
-    """A file that was sent: where it lies, what it is, and who sent it when."""
+    """A file that was sent: where it lies, and who sent it when."""
 
-    id: str
     file: Path
-    decoded: Decoded
-    preview: bytes
     address: str
     created: float
     bytes: int
@@ -49,14 +46,14 @@ class Uploads:
         self.known: dict[str, Upload] = {}
         self._places = asyncio.Semaphore(2)  # files that are decoded at a time; others wait
 
-    async def add(self, source: BinaryIO, size: Size, address: str) -> Upload:
-        """Keep a file and look into it. ValueError in words for one that cannot be used."""
+    async def add(self, source: BinaryIO, size: Size, address: str) -> tuple[str, Decoded, bytes]:
+        """Keep a file: its id, what it is, and a small picture. ValueError in words for one that cannot be used."""
         self._make_room()
         async with self.decoded(source, size) as (decoded, start):
             id, preview = new_id("upload"), (start.parent / PREVIEW).read_bytes()
             file = (start.parent / "file").rename(self.folder / id)
-        self.known[id] = Upload(id, file, decoded, preview, address, time.monotonic(), file.stat().st_size)
-        return self.known[id]
+        self.known[id] = Upload(file, address, time.monotonic(), file.stat().st_size)
+        return id, decoded, preview
 
     @asynccontextmanager
     async def decoded(self, source: Path | BinaryIO, size: Size) -> AsyncIterator[tuple[Decoded, Path]]:
@@ -106,15 +103,15 @@ class Uploads:
 
     def _make_room(self) -> None:
         held: Counter[str] = Counter()
-        for upload in list(self.known.values()):
+        for id, upload in list(self.known.items()):
             held[upload.address] += upload.bytes
             if upload.created + KEEP_SECONDS < time.monotonic():
-                self._remove(upload, held)
+                self._remove(id, held)
         while held.total() > ROOM:
             [(address, _)] = held.most_common(1)
-            self._remove(next(upload for upload in self.known.values() if upload.address == address), held)
+            self._remove(next(id for id, upload in self.known.items() if upload.address == address), held)
 
-    def _remove(self, upload: Upload, held: Counter[str]) -> None:
+    def _remove(self, id: str, held: Counter[str]) -> None:
+        upload = self.known.pop(id)
         held[upload.address] -= upload.bytes
-        del self.known[upload.id]
         upload.file.unlink(missing_ok=True)

@@ -169,12 +169,14 @@ def test_nothing_without_a_record_is_deleted_and_nothing_that_a_server_does_not_
     theirs = ["thesis.txt", "uploads/a", "scratch/b", "lock", "videos/holiday.mp4", "videos/holiday/video.mp4"]
     theirs += [f"videos/{new_id('video')}/{RECORD}", *(f"videos/{of.id}/notes.txt" for of in (old, kept, failed))]
     lay(tmp_path, theirs)
+    store.folder(keep(store, record()).id).rename(store.videos / "moved")
     again = open_store()
     again.expire(now=10**9)
     again.tidy(failed.id)
     again.delete(kept.id)
     assert again.known == {}
     left = snapshot(tmp_path)
+    assert left.pop("videos/moved/video.mp4")
     assert {name for name, content in left.items() if content == b"precious"} == set(theirs)
     assert not any(name.endswith("video.mp4") for name in set(left) - set(theirs))
 

@@ -29,8 +29,14 @@ LONG = replace(QUICK, frames=129, steps=16)
 ME = Client("here")
 
 
-def with_service(config: ServeConfig, act: Callable[[Service, asyncio.Task[None]], Awaitable[Any]]) -> Any:
-    async def run() -> Any:
+Act = Callable[[Service, "asyncio.Task[None]"], Awaitable[Any]]
+
+
+@pytest.fixture
+def with_service(toy_config: ServeConfig, tmp_path: Path) -> Callable[..., Any]:
+    """What `act` gives with a service that has its model, and with the task that is its life."""
+
+    async def run(config: ServeConfig, act: Act) -> Any:
         service = Service(config, Store(config.data, config.keep_seconds, config.keep_bytes))
         life, loaded = asyncio.create_task(service.run()), asyncio.create_task(service.loaded.wait())
         try:
@@ -41,12 +47,7 @@ def with_service(config: ServeConfig, act: Callable[[Service, asyncio.Task[None]
             loaded.cancel()
             await asyncio.gather(life, return_exceptions=True)
 
-    return asyncio.run(run())
-
-
-@pytest.fixture
-def config(toy_config: ServeConfig, tmp_path: Path) -> ServeConfig:
-    return replace(toy_config, data=tmp_path / "data")
+    return lambda act, **settings: asyncio.run(run(replace(toy_config, data=tmp_path / "data", **settings), act))
 
 
 def worker(service: Service) -> int:
@@ -61,6 +62,10 @@ async def end(service: Service, record: Video) -> Video:
     return last
 
 
+async def frames_of(service: Service, video: Video) -> list[bytes]:
+    return [picture async for word, news in service.follow(video) if word == "frames" for picture in news[2]]
+
+
 async def first_frames(service: Service, record: Video, seen: int = 0) -> int:
     async for word, news in service.follow(record, seen):
         if word == "frames":
@@ -68,7 +73,7 @@ async def first_frames(service: Service, record: Video, seen: int = 0) -> int:
     raise AssertionError("it ended without frames")
 
 
-def test_a_killed_worker_costs_its_video_and_no_more(config: ServeConfig) -> None:
+def test_a_killed_worker_costs_its_video_and_no_more(with_service: Any) -> None:
     async def act(service: Service, life: asyncio.Task[None]) -> None:
         long, waiting = (service.submit(asked, ME) for asked in (LONG, QUICK))
         await first_frames(service, long)
@@ -80,11 +85,11 @@ def test_a_killed_worker_costs_its_video_and_no_more(config: ServeConfig) -> Non
         assert (await end(service, waiting)).status == "completed"
         assert service.metrics.registry.get_sample_value("lumos_worker_restarts_total") == 1
 
-    with_service(config, act)
+    with_service(act)
 
 
 def test_a_video_that_takes_too_long_is_stopped_even_when_the_worker_hangs(
-    config: ServeConfig, monkeypatch: pytest.MonkeyPatch
+    with_service: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(service_module, "GRACE", 0.1)
 
@@ -97,10 +102,10 @@ def test_a_video_that_takes_too_long_is_stopped_even_when_the_worker_hangs(
         service.config = replace(service.config, time_limit=60)
         assert (await end(service, after)).status == "completed"
 
-    with_service(replace(config, time_limit=1.0), act)
+    with_service(act, time_limit=1.0)
 
 
-def test_a_cancelled_video_makes_room_at_once_and_leaves_no_files(config: ServeConfig) -> None:
+def test_a_cancelled_video_makes_room_at_once_and_leaves_no_files(with_service: Any) -> None:
     async def act(service: Service, life: asyncio.Task[None]) -> None:
         long, quick = (service.submit(asked, ME) for asked in (LONG, QUICK))
         assert [await first_frames(service, long, seen) for seen in (1, 0)] == [1, 0]
@@ -110,10 +115,10 @@ def test_a_cancelled_video_makes_room_at_once_and_leaves_no_files(config: ServeC
         assert [path.name for path in service.store.folder(long.id).iterdir()] == ["record.json"]
         assert service.metrics.registry.get_sample_value("lumos_worker_restarts_total") == 0
 
-    with_service(config, act)
+    with_service(act)
 
 
-def test_requests_that_agree_share_a_batch_and_a_cancelled_one_does_not_stop_it(config: ServeConfig) -> None:
+def test_requests_that_agree_share_a_batch_and_a_cancelled_one_does_not_stop_it(with_service: Any) -> None:
     free = replace(LONG, frames=21)
 
     async def act(service: Service, life: asyncio.Task[None]) -> None:
@@ -128,37 +133,33 @@ def test_requests_that_agree_share_a_batch_and_a_cancelled_one_does_not_stop_it(
         assert ends == ["completed", "failed", "completed", "completed"]
         assert {path.name for path in service.store.folder(same[1].id).iterdir()} == {"record.json"}
 
-    with_service(replace(config, batch=4), act)
+    with_service(act, batch=4)
 
 
-def test_a_prompt_and_its_seed_give_the_same_frames_alone_and_in_a_batch(config: ServeConfig) -> None:
+def test_a_prompt_and_its_seed_give_the_same_frames_alone_and_in_a_batch(with_service: Any) -> None:
     requests = [replace(QUICK, prompt=prompt, seed=7 + n) for n, prompt in enumerate(["red", "a red circle moves", "two"])]
 
-    async def frames(service: Service, video: Video) -> list[bytes]:
-        shown = [news async for word, news in service.follow(video) if word == "frames"]
-        return [picture for _, _, pictures in shown for picture in pictures]
-
     async def act(service: Service, life: asyncio.Task[None]) -> None:
-        alone = [await frames(service, service.submit(one, ME)) for one in requests]
+        alone = [await frames_of(service, service.submit(one, ME)) for one in requests]
         long = service.submit(LONG, ME)  # so that the others wait together
         videos = [service.submit(one, ME) for one in requests]
         service.cancel(long)
-        together = await asyncio.gather(*(frames(service, video) for video in videos))
+        together = await asyncio.gather(*(frames_of(service, video) for video in videos))
         assert together == alone and len({tuple(pictures) for pictures in alone}) == 3
         assert {video.together for video in videos} == {3}
 
-    with_service(replace(config, batch=4), act)
+    with_service(act, batch=4)
 
 
-def test_a_stop_ends_everything_and_a_restart_knows_it(config: ServeConfig) -> None:
+def test_a_stop_ends_everything_and_a_restart_knows_it(with_service: Any, tmp_path: Path) -> None:
     async def act(service: Service, life: asyncio.Task[None]) -> tuple[str, str]:
         done, long = (service.submit(asked, ME) for asked in (QUICK, LONG))
         assert (await end(service, done)).status == "completed"
         await first_frames(service, long)
         return done.id, long.id
 
-    done, long = with_service(config, act)
-    store = Store(config.data, 60, 2**30)
+    done, long = with_service(act)
+    store = Store(tmp_path / "data", 60, 2**30)
     assert store.known[done].status == "completed"
     assert (store.folder(done) / "video.mp4").read_bytes()[4:8] == b"ftyp"
     assert store.known[long].error and store.known[long].error["code"] == "server_stopped"
@@ -166,7 +167,7 @@ def test_a_stop_ends_everything_and_a_restart_knows_it(config: ServeConfig) -> N
 
 
 def test_workers_that_die_again_and_again_are_replaced_after_a_pause_and_in_the_end_not(
-    config: ServeConfig, monkeypatch: pytest.MonkeyPatch
+    with_service: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(service_module, "MOST_RESTARTS", 2)
     pauses: list[float] = []
@@ -175,7 +176,8 @@ def test_workers_that_die_again_and_again_are_replaced_after_a_pause_and_in_the_
         sleep, loop = asyncio.sleep, asyncio.get_running_loop()
 
         async def watched(delay: float) -> None:
-            pauses.extend([delay] * (asyncio.get_running_loop() is loop))  # another server sleeps, too
+            if asyncio.get_running_loop() is loop and delay < 1:  # neither another server nor the cleaner
+                pauses.append(delay)
             await sleep(delay)
 
         monkeypatch.setattr(asyncio, "sleep", watched)
@@ -188,40 +190,34 @@ def test_workers_that_die_again_and_again_are_replaced_after_a_pause_and_in_the_
             await life
         assert pauses == [0.01, 0.02]
 
-    with_service(config, act)
+    with_service(act)
 
 
 def test_weights_that_change_on_disk_change_nothing_until_they_would_be_loaded(
-    config: ServeConfig, toy_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    with_service: Any, toy_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     weights = shutil.copytree(toy_folder, tmp_path / "toy")
 
-    async def frames(service: Service) -> list[bytes]:
-        video = service.submit(QUICK, ME)
-        shown = [picture async for word, news in service.follow(video) if word == "frames" for picture in news[2]]
-        assert video.status == "completed"
-        return shown
-
     async def act(service: Service, life: asyncio.Task[None]) -> None:
-        first = await frames(service)
+        first = await frames_of(service, service.submit(QUICK, ME))
         assert "weights were changed" not in caplog.text
         for file in (weights / "model.safetensors", weights / "tokenizer" / "model.safetensors"):
             with open(file, "r+b") as target:  # in place, as cp and rsync --inplace do
                 target.seek(-1000, os.SEEK_END)
                 target.write(bytes(1000))
-        assert await frames(service) == first and "weights were changed" in caplog.text
+        assert await frames_of(service, service.submit(QUICK, ME)) == first and "weights were changed" in caplog.text
         for file in (weights / "model.safetensors", weights / "tokenizer" / "model.safetensors"):
             os.truncate(file, 100)  # what is still mapped ends a process with SIGBUS
-        assert await frames(service) == first
+        assert await frames_of(service, service.submit(QUICK, ME)) == first
         shutil.copytree(toy_folder, weights, dirs_exist_ok=True, copy_function=shutil.copyfile)  # of another time
         os.kill(worker(service), signal.SIGKILL)
         with pytest.raises(ValueError, match="weights were changed while the server ran"):
             await life
 
-    with_service(replace(config, weights=str(weights)), act)
+    with_service(act, weights=str(weights))
 
 
-def test_a_video_that_cannot_be_saved_ends_in_words(config: ServeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_video_that_cannot_be_saved_ends_in_words(with_service: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     async def act(service: Service, life: asyncio.Task[None]) -> None:
         video, after = (service.submit(QUICK, ME) for _ in range(2))
 
@@ -234,7 +230,7 @@ def test_a_video_that_cannot_be_saved_ends_in_words(config: ServeConfig, monkeyp
         assert error and error["code"] == "disk"
         assert (await end(service, after)).status == "completed"
 
-    with_service(config, act)
+    with_service(act)
 
 
 def test_too_little_memory_is_known_by_its_words() -> None:
@@ -245,7 +241,7 @@ def test_too_little_memory_is_known_by_its_words() -> None:
     assert is_memory_error(error.value) and not is_memory_error(RuntimeError("shapes differ"))
 
 
-def test_a_decoder_gives_up_its_rights_first(config: ServeConfig) -> None:
+def test_a_decoder_gives_up_its_rights_first() -> None:
     words = "import resource, torch; from pathlib import Path; from lumos.serving.config import ServeConfig; "
     words += "from lumos.serving.decode import limit_process; limit_process(ServeConfig(Path('x'), decode_bytes=2**26))\n"
     words += "print([resource.getrlimit(kind) for kind in (resource.RLIMIT_CPU, resource.RLIMIT_FSIZE, resource.RLIMIT_CORE)])\n"
@@ -254,8 +250,8 @@ def test_a_decoder_gives_up_its_rights_first(config: ServeConfig) -> None:
     assert done.stdout.splitlines() == [f"[(20, 22), ({2**30}, {2**30}), (0, 0)]", "limited"]
 
 
-def test_weights_that_cannot_be_loaded_are_told_in_words(config: ServeConfig, tmp_path: Path) -> None:
+def test_weights_that_cannot_be_loaded_are_told_in_words(with_service: Any, tmp_path: Path) -> None:
     async def nothing(service: Service, life: asyncio.Task[None]) -> None: ...
 
     with pytest.raises(ValueError, match="no weights named"):
-        with_service(replace(config, weights=str(tmp_path / "none")), nothing)
+        with_service(nothing, weights=str(tmp_path / "none"))
