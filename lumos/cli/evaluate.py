@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from lumos.generate import Generator
 
 PUBLIC = ("geneval", "vbench", "vbench-i2v")
-Documents = tuple[dict[str, Any], dict[str, Any]]  # all that was found, and what is shown of it
 
 
 @dataclass(frozen=True)
@@ -62,36 +61,35 @@ def run_evaluate(args: EvaluateArgs) -> None:
         meant = [name for names in re.findall(r"\[(.*?)\]", option.help) for name in names.split(", ")]
         if meant and args.what not in meant and getattr(args, option.field):
             raise UsageError(f"{option.shown} has no meaning for {args.what}; leave it out")
-    report_file = args.out / f"{args.what}.json"
-    if run in (_distances, _tokenizer) and report_file.exists():
-        raise FileExistsError(f"{report_file} exists; name another folder with --out")
-    document, shown = run(args)
-    if run in (_distances, _tokenizer):
+    file = args.out / f"{args.what}.json"
+    measures = run in (_distances, _tokenizer)
+    if measures and file.exists():
+        raise FileExistsError(f"{file} exists; name another folder with --out")
+    document = run(args)
+    if measures:
         args.out.mkdir(parents=True, exist_ok=True)
-        write_text(report_file, json.dumps(document, indent=1) + "\n")
-        document = shown = {**document, "report": str(report_file)}
+        write_text(file, json.dumps(document, indent=1) + "\n")
+        document["report"] = str(file)
     if document:
-        report(document if args.json else shown, args.json)
+        report(table(document) if run is _shapes and not args.json else document, args.json)
 
 
-def _shapes(args: EvaluateArgs) -> Documents:
+def _shapes(args: EvaluateArgs) -> dict[str, Any]:
     from lumos.evaluation.card import write_card
     from lumos.evaluation.shapes import evaluate_shapes
 
     generator, sampler = _model(args, args.device)
-    scores = evaluate_shapes(
-        generator, args.out, args.quick, args.only, args.prompts, sampler, args.seed, args.batch, args.workers
-    )
+    chosen = (args.quick, args.only, args.prompts)
+    scores = evaluate_shapes(generator, args.out, *chosen, sampler, args.seed, args.batch, args.workers)
     files = {"report": str(args.out / "report.html")}
-    if not (args.quick or args.only or args.prompts):
+    if not any(chosen):
         own = Path(args.weights)
         # weights of the package are left as they are installed
         files["card"] = str(write_card(own if own.is_dir() else args.out, args.out, generator, scores))
-    kept = ("settings", "overall", "splits", "tasks", "classes", "seconds")
-    return {name: scores[name] for name in kept} | files, table(scores) | files
+    return {name: scores[name] for name in ("settings", "overall", "splits", "tasks", "classes", "seconds")} | files
 
 
-def _suite(args: EvaluateArgs) -> Documents:
+def _suite(args: EvaluateArgs) -> dict[str, Any]:
     from lumos.evaluation.public import SuiteRun, generate_suite, place_of_process
     from lumos.generate import pick_device
 
@@ -102,10 +100,10 @@ def _suite(args: EvaluateArgs) -> Documents:
     generator, sampler = _model(args, device)
     run = SuiteRun(args.what, args.prompts, args.out, args.samples, args.rewrites, args.images, args.seed, args.batch)
     done = generate_suite(generator, run, sampler, rank, world)
-    return ({}, {}) if rank else (done, {"wrote": f"{done['files']} of {done['of']} files in {done['folder']}"})
+    return {} if rank else done
 
 
-def _distances(args: EvaluateArgs) -> Documents:
+def _distances(args: EvaluateArgs) -> dict[str, Any]:
     from lumos.evaluation.distances import efficientnet_features, i3d_features, measure_distances
     from lumos.evaluation.prompts import benchmark, prompts_in, smaller
 
@@ -114,17 +112,17 @@ def _distances(args: EvaluateArgs) -> Documents:
     network = i3d_features(args.features, generator.device) if args.features else efficientnet_features(generator.device)
     name = "I3D" if args.features else "EfficientNet-Lite0"
     chosen = smaller(prompts) if args.quick else prompts
-    return measure_distances(generator, chosen, network, name, sampler, args.seed, args.batch), {}
+    return measure_distances(generator, chosen, network, name, sampler, args.seed, args.batch)
 
 
-def _tokenizer(args: EvaluateArgs) -> Documents:
+def _tokenizer(args: EvaluateArgs) -> dict[str, Any]:
     from lumos.evaluation.distances import measure_tokenizer
     from lumos.generate import pick_device
     from lumos.tokenizer.model import load_tokenizer
     from lumos.weights import find_weights
 
     tokenizer = load_tokenizer(find_weights(args.weights, "tokenizer"))
-    return measure_tokenizer(tokenizer, pick_device(args.device), 8 if args.quick else 64, seed=args.seed), {}
+    return measure_tokenizer(tokenizer, pick_device(args.device), 8 if args.quick else 64, seed=args.seed)
 
 
 def _model(args: EvaluateArgs, device: str | None) -> tuple["Generator", "SamplerConfig"]:
@@ -135,9 +133,9 @@ def _model(args: EvaluateArgs, device: str | None) -> tuple["Generator", "Sample
 
 
 def table(scores: dict[str, Any]) -> dict[str, str]:
-    """Scores as lines for the eye."""
+    """Scores as lines for the eye, and the files that were made."""
     lines = {}
     for name, entry in {"overall": scores["overall"], **scores["splits"], **scores["classes"]}.items():
         of = sum(entry[mark] for mark in ("right", "wrong", "unclear"))
         lines[name] = f"{100 * entry['score']:.1f} % ({100 * entry['low']:.0f} to {100 * entry['high']:.0f}) of {of}"
-    return lines
+    return lines | {name: scores[name] for name in ("report", "card") if name in scores}

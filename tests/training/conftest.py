@@ -1,5 +1,6 @@
 """What the tests of training runs share."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_toy_tokenizer(tmp_path_factory.mktemp("tokenizer") / "small")
 
 
-@pytest.fixture(autouse=True)
-def few_captions(monkeypatch: pytest.MonkeyPatch) -> None:
-    use_few_captions(monkeypatch)
+@pytest.fixture(scope="package", autouse=True)
+def few_captions() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        use_few_captions(patch)
+        yield

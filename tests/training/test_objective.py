@@ -18,7 +18,7 @@ from lumos.sequence.vocabulary import small_vocabulary
 from lumos.training import parallel
 from lumos.training.clock import Clock
 from lumos.training.config import TrainModelConfig
-from lumos.training.objective import MaskedBatch, attention, backward, generator_of, mask_batch, target_places, work_of
+from lumos.training.objective import MaskedBatch, attention, backward, generator_of, mask_batch, work_of
 from lumos.training.optim import OptimConfig
 from lumos.training.parallel import ParallelConfig, Ranks, whole
 from tests.training.toys import ALONE, two
@@ -100,6 +100,7 @@ def test_gradients_are_those_of_the_mean_over_all_masked_codes() -> None:
     loss_M = cross_entropy(logits, batch.codes_BTHW[target_BTHW], reduction="none")
     loss_M.mean().backward()
     check_equal(*({name: p.grad for name, p in each.named_parameters() if p.grad is not None} for each in (model, plain)))
+    assert work_of(batch, CONFIG, VOCABULARY).targets == round(len(loss_M) / 4)
     frame_M = target_BTHW.nonzero()[:, 1]
     torch.testing.assert_close(loss_T, torch.stack([loss_M[frame_M == t].mean() for t in range(2)]).detach())
 
@@ -131,17 +132,6 @@ def test_recomputation_keeps_less() -> None:
             gradients(config)
         kept.append(sum(stored.values()))
     assert kept[0] > 1.3 * kept[1] > 1.3 * kept[2]
-
-
-def test_every_masked_code_is_found_at_its_place() -> None:
-    batch = masked_batch()
-    content = torch.where(batch.mask, VOCABULARY.mask, content_ids(VOCABULARY, batch.codes_BTHW))
-    ids_BL, _, _ = pack(VOCABULARY, GRID, batch.text_BS, batch.length_B, content, 1, 8)
-    index_M, code_M, frame_M = target_places(batch.target_BTHW, 64, GRID)
-    assert (ids_BL.flatten()[index_M] == VOCABULARY.mask).all()
-    assert torch.equal(frame_M, code_M // 16 % 2)
-    assert torch.equal(code_M, batch.mask[..., :-1].flatten().nonzero()[:, 0])
-    assert work_of(batch, CONFIG, VOCABULARY).targets == round(len(code_M) / 4)
 
 
 PLANS = {

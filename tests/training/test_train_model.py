@@ -21,15 +21,13 @@ from lumos.training.lora import LoraSettings
 from lumos.training.parallel import ParallelConfig
 from lumos.training.train_model import train_model
 from lumos.training.train_tokenizer import TrainTokenizerConfig
-from tests.training.toys import TOY, save_toy_tokenizer, stopped_after_two, use_few_captions
+from tests.training.toys import TOY, save_toy_tokenizer, stopped_after_two
 
 
 @pytest.fixture(scope="module")
 def whole(tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a whole run."""
-    with pytest.MonkeyPatch.context() as patch:
-        use_few_captions(patch)
-        return train_model(TOY, tmp_path_factory.mktemp("run"), tokenizer).parent
+    return train_model(TOY, tmp_path_factory.mktemp("run"), tokenizer).parent
 
 
 def metrics(run: Path) -> list[dict[str, Any]]:
