@@ -221,7 +221,7 @@ def sample_mutants(part: str, count: int, seed: int) -> list[Mutant]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", default=PACKAGES, help="packages or modules of lumos (default: seven packages)")
-    parser.add_argument("--sample", type=int, default=40, help="mutants of each (default: 40)")
+    parser.add_argument("--sample", type=int, default=30, help="mutants of each (default: 30)")
     parser.add_argument("--seed", type=int, default=0, help="of the sample")
     parser.add_argument("--processes", type=int, default=2)
     args = parser.parse_args()

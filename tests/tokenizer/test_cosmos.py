@@ -14,59 +14,10 @@ from torch.nn.functional import avg_pool2d, conv3d, pad
 from lumos.published.cosmos import from_released, import_cosmos, released_name
 from lumos.tokenizer.cosmos import DV4X8X8, DV8X8X8, DV8X16X16, CosmosConfig
 from lumos.tokenizer.cosmos_layers import Downsample, FrameNorm, SpaceAttention, TimeAttention, Upsample
-from lumos.tokenizer.layers import unpatch
 from lumos.tokenizer.model import VideoTokenizer, load_tokenizer, save_tokenizer
+from tests.tokenizer.small import COSMOS, clip, made, randomise, some_codes
 
 GOLDEN = Path(__file__).parents[1] / "golden"
-SMALL = CosmosConfig(levels=(8, 5, 5), channels=8, multipliers=(1, 2, 2), blocks=1, latent_channels=4)
-COMPRESSIONS = {
-    name: (config.temporal, config.spatial) for name, config in (("4x8x8", DV4X8X8), ("8x8x8", DV8X8X8), ("8x16x16", DV8X16X16))
-}
-
-
-def randomise(module: nn.Module) -> nn.Module:
-    """Weights that keep variances, and norms and biases that are neither 0 nor 1."""
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, parameter in module.named_parameters():
-            bound = (3 / parameter[0].numel()) ** 0.5 if parameter.ndim > 1 else 0.3
-            parameter.uniform_(-bound, bound, generator=generator)
-            if "norm" in name and name.endswith("weight"):
-                parameter += 1
-    return module.eval()
-
-
-def small(name: str = "4x8x8", **changes: int) -> VideoTokenizer:
-    temporal, spatial = COMPRESSIONS[name]
-    tokenizer = VideoTokenizer(replace(SMALL, temporal=temporal, spatial=spatial, **changes))
-    randomise(tokenizer)
-    with torch.no_grad():
-        tokenizer.quant_conv.weight *= 3  # so that codes differ from place to place
-        tokenizer.decoder.conv_out.time.weight *= 0.04  # pixels that mostly need no clamping
-    return tokenizer
-
-
-@pytest.fixture(scope="module", params=list(COMPRESSIONS))
-def tokenizer(request: pytest.FixtureRequest) -> VideoTokenizer:
-    return small(request.param)
-
-
-def clip(tokenizer: VideoTokenizer, latent_frames: int, rows: int = 2, columns: int = 3, batch: int = 2) -> Tensor:
-    frames = 1 + tokenizer.temporal * (latent_frames - 1)
-    generator = torch.Generator().manual_seed(latent_frames)
-    return torch.rand(batch, 3, frames, rows * tokenizer.spatial, columns * tokenizer.spatial, generator=generator) * 2 - 1
-
-
-def some_codes(tokenizer: VideoTokenizer, latent_frames: int, batch: int = 2) -> Tensor:
-    generator = torch.Generator().manual_seed(latent_frames)
-    return torch.randint(tokenizer.codebook_size, (batch, latent_frames, 2, 3), generator=generator)
-
-
-def whole_decode(tokenizer: VideoTokenizer, codes: Tensor) -> Tensor:
-    with torch.no_grad():
-        latents = tokenizer.post_quant_conv(tokenizer.fsq.values(codes))
-        patches = tokenizer.decoder(latents, None)  # without any memory: the slow twin of every stream
-        return unpatch(patches, first=True)
 
 
 def test_the_published_size_and_names() -> None:
@@ -86,50 +37,8 @@ def test_other_compressions_have_the_same_parameters(config: CosmosConfig) -> No
     assert {name: tensor.shape for name, tensor in ours.items()} == {name: tensor.shape for name, tensor in published.items()}
 
 
-def test_shapes_and_ranges(tokenizer: VideoTokenizer) -> None:
-    pixels = clip(tokenizer, 3)
-    codes = tokenizer.encode(pixels)
-    assert codes.shape == (2, 3, 2, 3) and codes.dtype == torch.int64
-    assert codes.min() >= 0 and codes.max() < tokenizer.codebook_size == 200
-    assert codes.unique().numel() > 10
-    again = tokenizer.decode(codes)
-    assert again.shape == pixels.shape and again.dtype == torch.float32 and again.abs().max() <= 1
-
-
-@pytest.mark.parametrize("latent_frames", [1, 2, 7, 13])
-def test_streaming_decode_equals_whole_decode(tokenizer: VideoTokenizer, latent_frames: int) -> None:
-    codes = some_codes(tokenizer, latent_frames)
-    whole = whole_decode(tokenizer, codes).clamp(-1, 1)
-    assert whole.std() > 0.1 and (whole.abs() < 1).float().mean() > 0.2
-    state = tokenizer.start_stream()
-    parts = [tokenizer.decode_next(codes[:, t], state) for t in range(latent_frames)]
-    assert [part.shape[2] for part in parts] == [1] + [tokenizer.temporal] * (latent_frames - 1)
-    streamed = torch.cat(parts, dim=2)
-    torch.testing.assert_close(streamed, whole, rtol=0, atol=1e-5)
-    assert torch.equal(tokenizer.decode(codes), streamed)
-    torch.testing.assert_close(tokenizer.decode(codes, at_once=3), whole, rtol=0, atol=1e-5)
-
-
-@pytest.mark.parametrize("latent_frames", [1, 2, 7])
-def test_streaming_encode_equals_whole_encode(tokenizer: VideoTokenizer, latent_frames: int) -> None:
-    pixels = clip(tokenizer, latent_frames)
-    with torch.no_grad():
-        whole = tokenizer.latents(pixels, tokenizer.start_stream())
-        state, latents, codes = tokenizer.start_stream(), [], []
-        for piece in (pixels[:, :, :1], *pixels[:, :, 1:].split(tokenizer.temporal, dim=2)):
-            if piece.shape[2]:
-                latents.append(tokenizer.latents(piece, state))
-    torch.testing.assert_close(torch.cat(latents, dim=1), whole, rtol=0, atol=1e-5)
-    state = tokenizer.start_stream()
-    for piece in (pixels[:, :, :1], *pixels[:, :, 1:].split(tokenizer.temporal, dim=2)):
-        if piece.shape[2]:
-            codes.append(tokenizer.encode_next(piece, state))
-    assert torch.equal(torch.stack(codes, dim=1), tokenizer.encode(pixels))
-    assert torch.equal(tokenizer.encode(pixels), tokenizer.encode(pixels, at_once=3))
-
-
 def test_a_streams_memory_stops_growing_at_the_window() -> None:
-    tokenizer = small(window=3)
+    tokenizer = made(replace(COSMOS, window=3))
     codes = some_codes(tokenizer, 8)
     state, sizes, parts = tokenizer.start_stream(), [], []
     for t in range(8):
@@ -137,34 +46,11 @@ def test_a_streams_memory_stops_growing_at_the_window() -> None:
         sizes.append(sum(tensor.untyped_storage().nbytes() for tensor in state.memory.values()))
     growth = [after - before for before, after in itertools.pairwise(sizes)]
     assert growth == [2 * 2 * 3 * 16 * 4] + [0] * 6  # one more frame of B, H, W, C float32 numbers, then no more
-    whole = whole_decode(tokenizer, codes).clamp(-1, 1)
-    torch.testing.assert_close(torch.cat(parts, dim=2), whole, rtol=0, atol=1e-5)
-    torch.testing.assert_close(tokenizer.decode(codes, at_once=4), whole, rtol=0, atol=1e-5)
-    unbounded = whole_decode(small(), codes).clamp(-1, 1)
-    torch.testing.assert_close(unbounded[:, :, :9], whole[:, :, :9], rtol=0, atol=1e-5)
-    assert (unbounded - whole).abs().max() > 1e-3
-
-
-def test_a_changed_frame_leaves_earlier_latent_frames_bitwise_equal(tokenizer: VideoTokenizer) -> None:
-    pixels = clip(tokenizer, 3)
-    for frame in (1, tokenizer.temporal, tokenizer.temporal + 1):
-        changed = pixels.clone()
-        changed[:, :, frame] = -changed[:, :, frame]
-        latent = 1 + (frame - 1) // tokenizer.temporal
-        with torch.no_grad():
-            before, after = (tokenizer.latents(video, tokenizer.start_stream()) for video in (pixels, changed))
-        assert torch.equal(before[:, :latent], after[:, :latent])
-        assert (before[:, latent] - after[:, latent]).abs().max() > 1e-3
-
-
-def test_a_changed_latent_frame_leaves_earlier_pixels_bitwise_equal(tokenizer: VideoTokenizer) -> None:
-    codes = some_codes(tokenizer, 3)
-    changed = codes.clone()
-    changed[:, 2] = (changed[:, 2] + 1) % tokenizer.codebook_size
-    before, after = tokenizer.decode(codes), tokenizer.decode(changed)
-    first = 1 + tokenizer.temporal
-    assert torch.equal(before[:, :, :first], after[:, :, :first])
-    assert not torch.equal(before[:, :, first], after[:, :, first])
+    windowed, unbounded = torch.cat(parts, dim=2), made(COSMOS).decode(codes)
+    for at_once in (4, 8):
+        torch.testing.assert_close(tokenizer.decode(codes, at_once), windowed, rtol=0, atol=1e-5)
+    torch.testing.assert_close(unbounded[:, :, :9], windowed[:, :, :9], rtol=0, atol=1e-5)
+    assert (unbounded - windowed).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("frames", [1, 5])
@@ -230,7 +116,7 @@ def test_attention_equals_queries_keys_and_values_written_out(over: str) -> None
 
 
 def test_bf16_is_close_to_float32() -> None:
-    tokenizer = small()
+    tokenizer = made(COSMOS)
     codes, pixels = some_codes(tokenizer, 3), clip(tokenizer, 3)
     exact, exact_codes = tokenizer.decode(codes), tokenizer.encode(pixels)
     with torch.autocast("cpu", torch.bfloat16):
@@ -245,18 +131,8 @@ def test_bf16_is_close_to_float32() -> None:
     assert {tensor.dtype for tensor in state.memory.values()} == {torch.bfloat16}
 
 
-def test_saving_and_loading_is_the_identity(tokenizer: VideoTokenizer, tmp_path: Path) -> None:
-    save_tokenizer(tmp_path / "a", tokenizer)
-    loaded = load_tokenizer(tmp_path / "a")
-    assert isinstance(loaded, VideoTokenizer) and loaded.config == tokenizer.config and not loaded.training
-    codes = some_codes(tokenizer, 2)
-    assert torch.equal(loaded.decode(codes), tokenizer.decode(codes))
-    kernels = [parameter for parameter in loaded.parameters() if parameter.ndim == 4]
-    assert kernels and all(kernel.is_contiguous(memory_format=torch.channels_last) for kernel in kernels)
-
-
 def test_a_wrong_config_is_refused(tmp_path: Path) -> None:
-    save_tokenizer(tmp_path / "a", small())
+    save_tokenizer(tmp_path / "a", made(COSMOS))
     path = tmp_path / "a" / "config.json"
     text = path.read_text()
     for old, new, words in (
@@ -321,7 +197,7 @@ ENCODER = ("encoder.", "quant_conv.", "quantizer.")
 
 @pytest.fixture(scope="module")
 def source() -> VideoTokenizer:
-    return small()
+    return made(COSMOS)
 
 
 @pytest.fixture(scope="module")
@@ -336,7 +212,7 @@ def archives(source: VideoTokenizer, tmp_path_factory: pytest.TempPathFactory) -
 
 
 def test_importing_encoder_and_decoder(source: VideoTokenizer, archives: Path, tmp_path: Path) -> None:
-    import_cosmos(archives, tmp_path / "out", SMALL)
+    import_cosmos(archives, tmp_path / "out", COSMOS)
     loaded = load_tokenizer(tmp_path / "out")
     pixels, codes = clip(source, 3), some_codes(source, 3)
     assert torch.equal(loaded.encode(pixels), source.encode(pixels))
@@ -351,7 +227,7 @@ def test_importing_the_autoencoder(source: VideoTokenizer, tmp_path: Path) -> No
     folder = tmp_path / "in"
     folder.mkdir()
     save_archive(folder / "autoencoder.jit", released_tensors(source))
-    import_cosmos(folder, tmp_path / "out", SMALL)
+    import_cosmos(folder, tmp_path / "out", COSMOS)
     codes = some_codes(source, 2)
     assert torch.equal(load_tokenizer(tmp_path / "out").decode(codes), source.decode(codes))
 
@@ -360,16 +236,16 @@ def test_a_folder_named_after_another_compression_is_refused(archives: Path, tmp
     folder = tmp_path / "Cosmos-Tokenizer-DV8x16x16"
     folder.symlink_to(archives)
     with pytest.raises(ValueError, match="must hold a tokenizer DV4x8x8 by the config, got DV8x16x16 by its name"):
-        import_cosmos(folder, tmp_path / "out", SMALL)
-    import_cosmos(folder, tmp_path / "out", replace(SMALL, temporal=8, spatial=16))
+        import_cosmos(folder, tmp_path / "out", COSMOS)
+    import_cosmos(folder, tmp_path / "out", replace(COSMOS, temporal=8, spatial=16))
 
 
 def test_importing_another_network_is_refused(archives: Path, tmp_path: Path) -> None:
     for config, words in (
-        (replace(SMALL, blocks=2), "lacks encoder.down.0.block.1.norm1.norm.weight"),
-        (replace(SMALL, multipliers=(1, 2)), "has the unknown"),
-        (replace(SMALL, channels=16), r"conv_in.0.conv3d.weight must have shape \[16, 192, 1, 3, 3\]"),
-        (replace(SMALL, levels=(8, 5)), r"quant_conv.conv3d.weight must have shape \[2, 4, 1, 1, 1\]"),
+        (replace(COSMOS, blocks=2), "lacks encoder.down.0.block.1.norm1.norm.weight"),
+        (replace(COSMOS, multipliers=(1, 2)), "has the unknown"),
+        (replace(COSMOS, channels=16), r"conv_in.0.conv3d.weight must have shape \[16, 192, 1, 3, 3\]"),
+        (replace(COSMOS, levels=(8, 5)), r"quant_conv.conv3d.weight must have shape \[2, 4, 1, 1, 1\]"),
     ):
         with pytest.raises(ValueError, match=words):
             import_cosmos(archives, tmp_path / "out", config)
@@ -379,18 +255,18 @@ def test_importing_another_network_is_refused(archives: Path, tmp_path: Path) ->
 def test_importing_incomplete_folders_is_refused(archives: Path, tmp_path: Path) -> None:
     folder = tmp_path / "in"
     with pytest.raises(FileNotFoundError, match="lacks encoder.jit and decoder.jit; download it"):
-        import_cosmos(folder, tmp_path / "out", SMALL)
+        import_cosmos(folder, tmp_path / "out", COSMOS)
     folder.mkdir()
     content = (archives / "encoder.jit").read_bytes()
     (folder / "encoder.jit").write_bytes(content)
     with pytest.raises(FileNotFoundError, match=r"but lacks decoder.jit; download it"):
-        import_cosmos(folder, tmp_path / "out", SMALL)
+        import_cosmos(folder, tmp_path / "out", COSMOS)
     (folder / "decoder.jit").write_bytes(content[:-100])
     with pytest.raises(ValueError, match=r"decoder.jit is truncated"):
-        import_cosmos(folder, tmp_path / "out", SMALL)
+        import_cosmos(folder, tmp_path / "out", COSMOS)
     (folder / "decoder.jit").write_bytes(content)
     with pytest.raises(ValueError, match="lacks .*decoder"):
-        import_cosmos(folder, tmp_path / "out", SMALL)
+        import_cosmos(folder, tmp_path / "out", COSMOS)
     assert not (tmp_path / "out").exists()
 
 
@@ -402,16 +278,16 @@ def test_only_unused_convolutions_may_be_missing(source: VideoTokenizer) -> None
     assert len(unused) == 16
     for name in unused:
         del tensors[name]
-    loaded = VideoTokenizer(SMALL)
-    loaded.load_state_dict(from_released(SMALL, tensors, "test"))
+    loaded = VideoTokenizer(COSMOS)
+    loaded.load_state_dict(from_released(COSMOS, tensors, "test"))
     codes, pixels = some_codes(source, 3), clip(source, 3)
     assert torch.equal(loaded.decode(codes), source.decode(codes)) and torch.equal(loaded.encode(pixels), source.encode(pixels))
     with pytest.raises(ValueError, match=r"lacks encoder.down.0.downsample.conv2.conv3d.weight"):
-        from_released(replace(SMALL, temporal=8), tensors, "test")
+        from_released(replace(COSMOS, temporal=8), tensors, "test")
 
 
 def test_weights_that_are_no_real_numbers_are_refused(source: VideoTokenizer) -> None:
     tensors = released_tensors(source)
     tensors["quant_conv.conv3d.bias"] = torch.zeros(3, dtype=torch.int64)
     with pytest.raises(ValueError, match="quant_conv.conv3d.bias must hold floating point numbers .* got torch.int64"):
-        from_released(SMALL, tensors, "test")
+        from_released(COSMOS, tensors, "test")
