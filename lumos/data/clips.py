@@ -118,9 +118,7 @@ def _drawn(picked: Iterator[tuple[float, Picture]], cut: Cut) -> Iterator[Framed
         if shown is None:
             width, height = picture.width, picture.height
             if max(width, height) > WIDEST * min(width, height):
-                raise ValueError(
-                    f"one side must be at most {WIDEST} times the other, got {width:.0f}x{height:.0f}; crop it first"
-                )
+                raise ValueError(f"a side must be at most {WIDEST} times the other, got {width:.0f}x{height:.0f}; crop it first")
             size = nearest_size(width, height, cut.sizes)
         if picture is not shown:
             shown, rgb_HWC = picture, picture.draw(*size)

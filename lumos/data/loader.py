@@ -104,7 +104,7 @@ class EpochPlan:
     """Which rows make batch number n of one kind on one rank. Pure: the same n gives the same rows."""
 
     def __init__(self, index: ShardIndex, image: bool, schedule: Schedule, set_bytes: int) -> None:
-        self.schedule, self.image, self.set_bytes = schedule, image, set_bytes
+        self.index, self.schedule, self.image, self.set_bytes = index, schedule, image, set_bytes
         self.size = schedule.size(image)
         frames = index.sizes_N3[:, 0]
         chosen = frames == 1 if image else frames > 1
@@ -112,8 +112,6 @@ class EpochPlan:
         sizes_N3 = index.sizes_N3[rows] * [0 if image else 1, 1, 1]
         _, which = np.unique(sizes_N3, axis=0, return_inverse=True)
         self.buckets = [rows[which.ravel() == bucket] for bucket in np.unique(which)]
-        self.groups = [_row_groups(bucket, index) for bucket in self.buckets]
-        self.bytes = [2 * int(index.sizes_N3[bucket[0]].prod()) for bucket in self.buckets]
         # Every rank has as many rows of a bucket as any other; a bucket of fewer rows than ranks is repeated.
         self.share = [max(1, len(bucket) // schedule.world) for bucket in self.buckets]
         self.batches = [-(-share // self.size) for share in self.share]
@@ -148,12 +146,14 @@ class EpochPlan:
         rng = np.random.default_rng(seeds)
         if len(rows) < world:
             return np.array([rng.permutation(np.tile(rows, world))[rank]])
-        if len(rows) * self.bytes[bucket] <= world * self.set_bytes:
+        row_bytes = 2 * int(self.index.sizes_N3[rows[0]].prod())
+        if len(rows) * row_bytes <= world * self.set_bytes:
             return rng.permutation(rows)[rank::world][: self.share[bucket]]
-        groups = self.groups[bucket]
+        place_N2 = self.index.place_N3[rows, :2]
+        groups = np.split(rows, np.flatnonzero((np.diff(place_N2, axis=0) != 0).any(1)) + 1)
         dealt = np.concatenate([groups[number] for number in rng.permutation(len(groups))])
         mine = dealt[rank * self.share[bucket] : (rank + 1) * self.share[bucket]]
-        a_set = max(1, self.set_bytes // self.bytes[bucket])
+        a_set = max(1, self.set_bytes // row_bytes)
         order = np.random.default_rng([*seeds, rank])
         return np.concatenate([order.permutation(mine[first : first + a_set]) for first in range(0, len(mine), a_set)])
 
@@ -187,9 +187,3 @@ def caption_report(index: ShardIndex, text: TextTokenizer, slots: int) -> str:
     fates = {"cut at their end to fit the prompt's slots": cut, "shown without characters that are not known": lost}
     usual = 0.005 * len(found)  # not worth a word
     return "; ".join(f"{n / len(found):.0%} of the captions are {fate}" for fate, n in fates.items() if n and n >= usual)
-
-
-def _row_groups(rows: NDArray[np.int64], index: ShardIndex) -> list[NDArray[np.int64]]:
-    """A bucket's rows by the row group they are stored in."""
-    place_N2 = index.place_N3[rows, :2]
-    return np.split(rows, np.flatnonzero((np.diff(place_N2, axis=0) != 0).any(1)) + 1)

@@ -76,7 +76,10 @@ def open_pixels(folder: str, size: int) -> ShardIndex:
 def split_rows(index: ShardIndex, one_in: int = 20) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """(rows to train on, held-out rows): about one source in `one_in` is held out, by a hash of its file's name."""
     reader = ShardReader(index, ["source"])
-    held = np.array([_hash(reader.row(row)["source"]) % one_in == 0 for row in range(len(index))])
+    sources = [reader.row(row)["source"] for row in range(len(index))]
+    names = [source.partition("#")[0].rpartition("/")[2] for source in sources]  # wherever the files were when prepared
+    digests = [hashlib.sha256(name.encode()).digest()[:4] for name in names]
+    held = np.array([int.from_bytes(digest, "big") % one_in == 0 for digest in digests])
     return np.flatnonzero(~held), np.flatnonzero(held)
 
 
@@ -84,8 +87,3 @@ def stretched(rgb_FHWC: NDArray[np.uint8], frames: int) -> NDArray[np.uint8]:
     """The first `frames` frames; a shorter clip turns back at its ends."""
     more = max(0, frames - len(rgb_FHWC))
     return np.pad(rgb_FHWC[:frames], [(0, more), (0, 0), (0, 0), (0, 0)], "reflect")
-
-
-def _hash(source: str) -> int:
-    name = source.partition("#")[0].rpartition("/")[2]  # wherever the files were when they were prepared
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big")

@@ -32,7 +32,6 @@ from lumos.data.shards import (
     CODES,
     PIXELS,
     PREPARED,
-    ShardIndex,
     ShardReader,
     open_shards,
     pack_codes,
@@ -41,7 +40,6 @@ from lumos.data.shards import (
     write_shard,
 )
 from lumos.files import PARTIAL, write_text
-from lumos.media.picture import Header
 from lumos.media.pixels import clips_to_pixels
 from lumos.media.source import one_line, read_header
 from lumos.tokenizer.compression import latent_frames
@@ -126,26 +124,26 @@ def dry_run(manifest: Path, config: PrepareConfig, latent: tuple[int, int] | Non
     seconds, unreadable, clips, ids, codes = 0.0, 0, 0, 0, 0
     for entry in looked:
         try:
-            header = read_header(entry.path) if stored is None else _header(stored, entry.stored)
+            if stored is None:
+                header = read_header(entry.path)
+                width, height, length = header.width, header.height, header.seconds
+            else:
+                frames, height, width = stored.sizes_N3[entry.stored].tolist()
+                length = frames / stored.fps
         except (ValueError, OSError):
             unreadable += 1
             continue
-        length = max(0.0, min(header.seconds, entry.end or math.inf) - (entry.start or 0.0))
+        length = max(0.0, min(length, entry.end or math.inf) - (entry.start or 0.0))
         lengths = expected_lengths(length, config.cut) * (2 if latent and _mirrored(config, entry) else 1)
         clips, seconds = clips + len(lengths), seconds + length
         if latent:
-            rows, columns = (side // latent[1] for side in nearest_size(header.width, header.height, config.cut.sizes))
+            rows, columns = (side // latent[1] for side in nearest_size(width, height, config.cut.sizes))
             T = sum(latent_frames(frames, latent[0]) for frames in lengths)
             ids, codes = ids + T * (rows * (columns + 1) + 4), codes + T * rows * columns
     document = {"rows": len(entries), "problems": len(problems), "unreadable": unreadable, "looked_at": len(looked)}
     document |= {"shards": -(-len(entries) // config.rows), "clips": clips}
     document |= {"ids": ids, "bytes": 2 * codes} if latent else {}
     return {**document, "hours": round(seconds / 3600, 4), "first_problems": problems[:20]}
-
-
-def _header(stored: ShardIndex, number: int) -> Header:
-    F, height, width = stored.sizes_N3[number].tolist()
-    return Header("video", width, height, F / stored.fps)
 
 
 def shard_path(out: Path, number: int) -> Path:

@@ -97,9 +97,7 @@ def pack_picture(rgb_FHWC: NDArray[np.uint8]) -> bytes:
     columns = min(F, LARGEST_SIDE // W)
     rows = math.ceil(F / columns)
     if rows * H > LARGEST_SIDE:
-        raise ValueError(
-            f"a stored clip must fit into {LARGEST_SIDE} pixels a side, got {F} frames of {W}x{H}; use fewer --frames"
-        )
+        raise ValueError(f"a clip must fit into {LARGEST_SIDE} pixels a side, got {F} frames of {W}x{H}; use fewer --frames")
     filled = np.concatenate([rgb_FHWC, np.repeat(rgb_FHWC[-1:], rows * columns - F, 0)])
     sheet = filled.reshape(rows, columns, H, W, 3).transpose(0, 2, 1, 3, 4).reshape(rows * H, columns * W, 3)
     content = io.BytesIO()
@@ -231,17 +229,11 @@ class ShardReader:
             return _columns(opened, self.index.files[file], group, self.columns)
 
 
-def _file_system(folder: str) -> tuple[Any, str]:
-    """(fsspec's file system, the path in it)."""
+def _listed(folder: str) -> tuple[list[str], dict[str, Any]]:
+    """(Parquet files in a folder; settings that made them)."""
     import fsspec
 
     files, where = fsspec.core.url_to_fs(folder)
-    return files, where
-
-
-def _listed(folder: str) -> tuple[list[str], dict[str, Any]]:
-    """(Parquet files in a folder; settings that made them)."""
-    files, where = _file_system(folder)
     try:
         listed = files.ls(where, detail=False)
     except FileNotFoundError as error:
@@ -267,15 +259,14 @@ def _parquet(folder: str, name: str, footer: Any = None) -> Iterator[Any]:
 
     Arrow itself opens local files: its threads may outlive Python, so what they free must hold no Python objects.
     """
+    import fsspec
     import pyarrow
     import pyarrow.parquet as parquet
-    from fsspec.implementations.local import LocalFileSystem
 
-    files, _ = _file_system(folder)
-    remote = None if isinstance(files, LocalFileSystem) else files
-    options = {"pre_buffer": False, "page_checksum_verification": True}
+    files, _ = fsspec.core.url_to_fs(folder)
+    options = {"pre_buffer": False, "page_checksum_verification": True, "metadata": footer}
     try:
-        with parquet.ParquetFile(name, filesystem=remote, metadata=footer, **options) as file:
+        with parquet.ParquetFile(name, filesystem=None if "local" in files.protocol else files, **options) as file:
             yield file
     except FileNotFoundError:
         raise

@@ -151,9 +151,8 @@ def _timed(container: InputContainer, stream: VideoStream, path: Path, seek: flo
     promised, own = _promised_end(container, stream)
     found = end if own else max(end, reached - zero)
     if found < 0.9 * (promised - zero):
-        raise ValueError(
-            f"{path} is cut off: it holds {found:.2f} of its {promised - zero:.2f} s; copy it again, or read fewer frames"
-        )
+        share = f"{found:.2f} of its {promised - zero:.2f} s"
+        raise ValueError(f"{path} is cut off: it holds {share}; copy it again, or read fewer frames")
 
 
 def _promised_end(container: InputContainer, stream: VideoStream) -> tuple[float, bool]:

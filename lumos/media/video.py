@@ -6,7 +6,6 @@ Pillow are imported where they are used, because training on prepared codes runs
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
@@ -23,7 +22,7 @@ from lumos.files import check_writable, whole_file
 from lumos.media.ffmpeg import ACCURATE
 from lumos.media.picture import Picture
 from lumos.media.pillow import IMAGE_FORMATS, image_header
-from lumos.media.pixels import to_bytes, to_float
+from lumos.media.pixels import clips_to_pixels, to_bytes
 from lumos.media.sheet import contact_sheet
 from lumos.media.source import decoding, pick, read_header, readable_file, timed_pictures
 
@@ -67,7 +66,8 @@ def read_video(
         raise ValueError(f"start must lie within {path}, got {start} s; use a smaller one")
     if header.fps and abs(1 / header.fps - 1 / fps) > header.tick:
         notes = [*notes, f"{header.fps:.4g} -> {fps:.4g} fps"]
-    return Footage(_pixels(frames), ", ".join(notes), header.kind)
+    pixels_BCFHW = clips_to_pixels(torch.from_numpy(np.stack(frames)[None]))
+    return Footage(pixels_BCFHW[0].contiguous(), ", ".join(notes), header.kind)
 
 
 def read_image(path: str | Path, height: int, width: int) -> Footage:
@@ -82,12 +82,9 @@ def read_image(path: str | Path, height: int, width: int) -> Footage:
         if header is None:
             raise ValueError(f"{path} is no readable image; give a {', '.join(IMAGE_FORMATS)} file")
         _, _, picture = next(timed_pictures(path))
+        pixels_BCFHW = clips_to_pixels(torch.from_numpy(picture.draw(height, width)[None, None]))
         first = ["first of several frames"] if header.kind == "video" else []
-        return Footage(_pixels([picture.draw(height, width)]), ", ".join(first + picture.note(height, width)), "image")
-
-
-def _pixels(frames: list[NDArray[np.uint8]]) -> Tensor:
-    return to_float(torch.from_numpy(np.stack(frames))).permute(3, 0, 1, 2).contiguous()
+        return Footage(pixels_BCFHW[0].contiguous(), ", ".join(first + picture.note(height, width)), "image")
 
 
 def write_video(path: str | Path, pixels_CFHW: Tensor, fps: float, overwrite: bool = False) -> Path:
@@ -100,9 +97,7 @@ def write_video(path: str | Path, pixels_CFHW: Tensor, fps: float, overwrite: bo
     if pixels_CFHW.ndim == 5 and len(pixels_CFHW) == 1:  # as a Generator gives one video
         pixels_CFHW = pixels_CFHW[0]
     if pixels_CFHW.ndim != 4 or pixels_CFHW.shape[0] != 3 or pixels_CFHW.numel() == 0:
-        raise ValueError(
-            f"pixels must have shape [3, frames, height, width], got {list(pixels_CFHW.shape)}; add the missing axis"
-        )
+        raise ValueError(f"pixels must have shape [3, frames, height, width], got {list(pixels_CFHW.shape)}")
     fps = read_value(Rate, float(fps), "fps")
     rgb_FHWC = to_bytes(pixels_CFHW).permute(1, 2, 3, 0).contiguous().numpy()
     with whole_file(path) as partial:
@@ -187,13 +182,8 @@ def _write_png(path: Path, rgb_FHWC: NDArray[np.uint8], fps: float) -> None:
     if len(rgb_FHWC) == 1:
         Image.fromarray(rgb_FHWC[0]).save(path, "PNG")
     else:
-        pixels_CFHW = to_float(torch.from_numpy(rgb_FHWC).permute(3, 0, 1, 2))
-        contact_sheet(pixels_CFHW[None], [f"{len(rgb_FHWC)} frames at {fps:.4g} fps"]).save(path, "PNG")
+        pixels_BCFHW = clips_to_pixels(torch.from_numpy(rgb_FHWC[None]))
+        contact_sheet(pixels_BCFHW, [f"{len(rgb_FHWC)} frames at {fps:.4g} fps"]).save(path, "PNG")
 
 
-WRITERS: dict[str, Callable[[Path, NDArray[np.uint8], float], None]] = {
-    ".mp4": _write_mp4,
-    ".gif": _write_gif,
-    ".webp": _write_webp,
-    ".png": _write_png,
-}
+WRITERS = {".mp4": _write_mp4, ".gif": _write_gif, ".webp": _write_webp, ".png": _write_png}

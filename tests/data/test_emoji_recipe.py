@@ -1,6 +1,5 @@
 """The captions that examples/emoji.py makes: as people type them, of the right clip, and never those of the built-in shapes."""
 
-import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -20,16 +19,13 @@ def emoji(load_script: Callable[[Path], ModuleType]) -> ModuleType:
     return load_script(EXAMPLES / "emoji.py")
 
 
-def names() -> list[str]:
+def test_every_name_has_several_short_captions(emoji: ModuleType) -> None:
     """Every name that emoji_seen.txt knows, for `* cook` that of a man."""
     lines = (EXAMPLES / "emoji_seen.txt").read_text("utf-8").splitlines()
-    return [line.split(": ")[0].replace("* ", "man ") for line in lines]
-
-
-def test_every_name_has_several_short_captions(emoji: ModuleType) -> None:
-    assert len(names()) == len(set(names())) > 500
-    shapes = set(itertools.islice(sample_captions(20_000, 0), 20_000))
-    for name in names():
+    names = {line.split(": ")[0].replace("* ", "man ") for line in lines}
+    assert len(names) == len(lines) > 500
+    shapes = set(sample_captions(20_000, 0))
+    for name in names:
         captions = emoji.captions({"label": name, "tags": ["animal", "yolo", "143"]})
         assert len(captions) == len(set(captions)) >= 8, name
         for caption in captions:
@@ -37,24 +33,20 @@ def test_every_name_has_several_short_captions(emoji: ModuleType) -> None:
             assert "yolo" not in caption and caption not in shapes
 
 
-@pytest.mark.parametrize(
-    ("label", "said"),
-    [
-        ("octopus", "an octopus"),
-        ("unicorn", "a unicorn"),
-        ("man getting haircut", "a man getting a haircut"),
-        ("woman cook", "a woman cook"),
-        ("people wrestling", "people wrestling"),
-        ("family: man, woman, boy", "a family of a man, a woman and a boy"),
-        ("person: bald", "a bald person"),
-        ("seven-thirty", "a clock at seven-thirty"),
-    ],
-)
-def test_names_are_said_as_people_say_them(label: str, said: str, emoji: ModuleType) -> None:
-    assert emoji.in_words(label) == said
+IN_WORDS = {
+    "octopus": "an octopus",
+    "unicorn": "a unicorn",
+    "man getting haircut": "a man getting a haircut",
+    "woman cook": "a woman cook",
+    "people wrestling": "people wrestling",
+    "family: man, woman, boy": "a family of a man, a woman and a boy",
+    "person: bald": "a bald person",
+    "seven-thirty": "a clock at seven-thirty",
+}
 
 
-def test_a_name_that_nobody_described_has_its_keywords(emoji: ModuleType) -> None:
+def test_names_are_said_as_people_say_them(emoji: ModuleType) -> None:
+    assert {label: emoji.in_words(label) for label in IN_WORDS} == IN_WORDS
     captions = emoji.captions({"label": "Toaster", "tags": ["bread", "kitchen"]})
     assert "toaster emoji" in captions and "a toaster, bread, kitchen" in captions
 

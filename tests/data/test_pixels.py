@@ -11,7 +11,6 @@ from lumos.data.clips import Cut
 from lumos.data.pixels import PixelBatches, held_out_clips, split_rows, stretched
 from lumos.data.prepare import PrepareConfig, Share, prepare_shards
 from lumos.data.shards import CODES, open_shards, write_shard
-from lumos.media.pixels import clips_to_pixels
 
 COUNT = 60
 
@@ -22,11 +21,10 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pictures")
     (folder / "in").mkdir()
     for number in range(COUNT):
-        frames = []
-        for time in range(7):
-            rgb_HWC = np.zeros((40, 40, 3), np.uint8)
-            rgb_HWC[..., 0], rgb_HWC[..., 1], rgb_HWC[:, 20:, 2] = 4 * number, 10 * time, 200
-            frames.append(Image.fromarray(rgb_HWC))
+        rgb_FHWC = np.zeros((7, 40, 40, 3), np.uint8)
+        rgb_FHWC[..., 0], rgb_FHWC[..., 20:, 2] = 4 * number, 200
+        rgb_FHWC[..., 1] = 10 * np.arange(7)[:, None, None]
+        frames = list(map(Image.fromarray, rgb_FHWC))
         frames[0].save(folder / "in" / f"{number}.webp", save_all=True, append_images=frames[1:], duration=125, lossless=True)
     config = PrepareConfig(Cut(9, 8.0, ((40, 40),), step=1, least=1), rows=COUNT)
     prepare_shards(folder / "in", folder / "out", config, None, Share())
@@ -47,10 +45,6 @@ def test_a_batch_depends_on_seed_rank_and_step_alone(pictures: Path) -> None:
         assert not torch.equal(other, expected)
 
 
-def files(rgb_BFHWC: torch.Tensor) -> set[int]:
-    return {round(float(clip[..., 0].float().mean()) / 4) for clip in rgb_BFHWC}
-
-
 def test_half_are_mirrored_and_all_places_and_times_come_up(pictures: Path) -> None:
     source = batches(pictures)
     clips = torch.cat([source[step] for step in range(30)]).float()
@@ -63,6 +57,9 @@ def test_half_are_mirrored_and_all_places_and_times_come_up(pictures: Path) -> N
 
 
 def test_held_out_files_are_never_trained_on(pictures: Path) -> None:
+    def files(rgb_BFHWC: torch.Tensor) -> set[int]:
+        return {round(float(clip[..., 0].float().mean()) / 4) for clip in rgb_BFHWC}
+
     trained, held = split_rows(open_shards(pictures), one_in=4)
     assert sorted([*trained, *held]) == list(range(COUNT)) and 5 < len(held) < 30
     held_out = held_out_clips(str(pictures), 100, 5, 32)
@@ -79,12 +76,6 @@ def test_short_clips_turn_back(pictures: Path) -> None:
     assert stretched(frames, 2).ravel().tolist() == [0, 1]
     assert stretched(frames[:1], 3).ravel().tolist() == [0, 0, 0]
     assert batches(pictures, frames=17)[0].shape[1] == 17
-
-
-def test_pixels_span_minus_one_to_one() -> None:
-    rgb = torch.tensor([0, 255], dtype=torch.uint8).view(1, 2, 1, 1, 1).expand(1, 2, 4, 5, 3)
-    assert clips_to_pixels(rgb).shape == (1, 3, 2, 4, 5)
-    assert clips_to_pixels(rgb)[0, :, :, 0, 0].tolist() == [[-1, 1]] * 3
 
 
 def test_wrong_shards(pictures: Path, tmp_path: Path) -> None:

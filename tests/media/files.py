@@ -56,26 +56,29 @@ def write_frames(
     times: list[float] | None = None,
     sound: float = 0.0,
     late: int = 0,
+    apart: bool = False,
     **options: str,
 ) -> Path:
-    """Frames at `fps`, or at `times`; with seconds of silence, and the pictures `late` frames after it."""
-    with av.open(str(path), "w", format=format) as container:
+    """Frames at `fps` or `times`, `late` ones after the beginning; with seconds of silence, that come `apart` in the file."""
+    with av.open(str(path), "w", format=format, options={"max_interleave_delta": "1"} if apart else {}) as container:
         stream = container.add_stream(codec, rate=fps, options=options)
         silent = container.add_stream("aac", rate=8000, layout="mono") if sound else None
         first, *rest = frames
         stream.height, stream.width, stream.pix_fmt = *first.shape[:2], pixels
         base = stream.codec_context.time_base = Fraction(1, 1000) if times else Fraction(1, fps)
         edit(stream)
+        packets = []
         for i, rgb_HWC in enumerate([first, *rest]):
             frame = av.VideoFrame.from_ndarray(rgb_HWC, format="rgba" if rgb_HWC.shape[2] == 4 else "rgb24")
             frame.pts, frame.time_base = round(1000 * times[i]) if times else i + late, base
-            container.mux(stream.encode(frame))
+            packets += stream.encode(frame)
+        packets += stream.encode()
         if silent is not None:
             silence = av.AudioFrame.from_ndarray(np.zeros((1, round(8000 * sound)), np.float32), format="fltp", layout="mono")
             silence.sample_rate = 8000
-            container.mux(silent.encode(silence))
-            container.mux(silent.encode())
-        container.mux(stream.encode())
+            quiet = [*silent.encode(silence), *silent.encode()]
+            packets = [*quiet, *packets] if apart else [*packets, *quiet]
+        container.mux(packets)
     return path
 
 
@@ -104,7 +107,7 @@ def turned(path: Path, matrix: tuple[int, int, int, int]) -> Path:
 def replaced(path: Path, old: bytes, new: bytes) -> Path:
     """The file with other bytes in the place of some."""
     content = path.read_bytes()
-    assert old in content
+    assert old and old in content
     path.write_bytes(content.replace(old, new))
     return path
 

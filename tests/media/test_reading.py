@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from lumos.media.picture import Header, of_rgb
-from lumos.media.source import pick, read_header
+from lumos.media.source import pick, read_header, timed_pictures
 from lumos.media.video import read_image, read_video
 from tests.media.files import (
     BLUE,
@@ -80,6 +80,11 @@ def test_a_whole_stream_has_every_third_frame(stream: Path) -> None:
     assert all(abs(number - 3 * i) <= 1 for i, number in enumerate(numbers(stream)))
 
 
+def test_a_part_is_not_searched_from_the_beginning(tmp_path: Path) -> None:
+    path = write_frames(tmp_path / "a.mp4", [bars(i) for i in range(120)], g="15")
+    assert 2.5 < next(timed_pictures(path, 3.0))[0] <= 3.0
+
+
 @pytest.mark.parametrize("codec", ["libx264", "mpeg2video", "libx265", "mpeg4"])
 def test_a_recording_that_begins_inside_a_group_of_pictures(tmp_path: Path, codec: str) -> None:
     """Time counts from the first picture that decodes whole: no still stands for what came before it."""
@@ -116,18 +121,17 @@ def test_whole_files_are_not_cut_off(name: str, shift: float, sound: float, tmp_
     assert numbers(remux(path, tmp_path / name, shift=shift) if shift else path) == [3 * i for i in range(20)]
 
 
-@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".flv", ".avi"])
-def test_half_a_file_is_cut_off_but_what_is_there_can_be_read(suffix: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["a.mkv", "sound.mkv", "a.flv", "a.avi", "a.mp4"])
+def test_half_a_file_is_cut_off_but_what_is_there_can_be_read(name: str, tmp_path: Path) -> None:
+    """Also where the sound, which comes first, is whole."""
     noise = np.random.default_rng(0).integers(0, 255, (90, 48, 64, 3), dtype=np.uint8)
-    options = {} if suffix == ".avi" else {"movflags": "+faststart"}
-    path = write_frames(tmp_path / f"a{suffix}", noise, "mpeg4" if suffix == ".avi" else "libx264", **options)
+    codec, sound = "mpeg4" if name == "a.avi" else "libx264", 3.0 if name == "sound.mkv" else 0.0
+    path = write_frames(tmp_path / name, noise, codec, sound=sound, apart=True)
     whole = read_video(path, 30, 48, 64, 5).pixels_CFHW
-    if suffix == ".mp4":  # the index first, as players on the web want it
-        path = remux(path, tmp_path / "b.mp4")
     shortened(path, 0.6)
     with pytest.raises(ValueError, match="cut off|damaged|no readable video"):
         frames_of(path)
-    if suffix != ".mp4":
+    if name != "a.mp4":  # whose index comes last
         assert torch.equal(read_video(path, 30, 48, 64, 5).pixels_CFHW, whole)
 
 
@@ -160,11 +164,6 @@ def of_two_sizes(path: Path) -> Path:
         content += write_frames(part, [picture] * 5, "mpeg2video", 25, flags="+ildct+ilme", qscale="1").read_bytes()
     path.write_bytes(content)
     return path
-
-
-def test_interlaced_pictures_of_two_sizes(tmp_path: Path) -> None:
-    found = frames_of(of_two_sizes(tmp_path / "a.m2v"), (48, 64), fps=25.0)
-    assert len(found) == 10 and {corners(rgb_HWC) for rgb_HWC in found} == {"RG/BY"}
 
 
 def test_interlaced(tmp_path: Path) -> None:
@@ -347,6 +346,12 @@ def playlist(path: Path) -> Path:
     return path
 
 
+def damaged_inside(path: Path) -> Path:
+    noise = np.random.default_rng(0).integers(0, 255, (60, 48, 64, 3), dtype=np.uint8)
+    content = write_frames(path, noise, g="10").read_bytes()
+    return replaced(path, content[len(content) // 2 :][:5000], bytes(5000))
+
+
 def of_bytes(content: bytes) -> Maker:
     def make(path: Path) -> Path:
         path.write_bytes(content)
@@ -380,6 +385,7 @@ REFUSED: dict[str, tuple[Maker, str]] = {
     "sound.mp4": (sound_alone, "holds only sound; give a video file"),
     "list.m3u8": (playlist, NO_VIDEO),
     "ansi.ans": (of_bytes(b"\x1b[31mhello\x1b[0m\n" * 100), NO_VIDEO),
+    "middle.mp4": (damaged_inside, DAMAGED),
     "half.png": (lambda path: shortened(saved(path, NOISE), 0.5), DAMAGED),
     "broken.png": (lambda path: replaced(saved(path, NOISE), path.read_bytes()[40:80], bytes(40)), f"{DAMAGED}|{NO_VIDEO}"),
     "end.jpg": (lambda path: shortened(saved(path, NOISE), 0.8), DAMAGED),
