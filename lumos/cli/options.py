@@ -161,7 +161,7 @@ def help_of(verb: str, kinds: Sequence[Any]) -> str:
     description, _, examples = (kinds[0].__doc__ or "").partition("\n\n")
     usage = [f"[{option.shown} ...]" if option.many else option.shown for option in options if option.shown[0] != "-"]
     usage += [f"{option.shown} {option.value}" for option in options if option.required and option.shown[0] == "-"]
-    lines = [f"usage: lumos {' '.join([verb, *usage, '[options]'])}", "", *textwrap.wrap(description, 118), ""]
+    lines = [f"usage: lumos {' '.join([verb, *usage, '[options]'])}", "", *textwrap.wrap(" ".join(description.split()), 118), ""]
     lines += [row(f"{option.shown} {option.value}".strip(), option.help) for option in options]
     return "\n".join([*lines, "", "examples:", *(f"  {line.strip()}" for line in examples.strip().splitlines())])
 

@@ -87,6 +87,8 @@ def test_no_numbers_are_bad_from_the_start_and_spikes_once_the_usual_is_known() 
     assert guard.report(patience=5, step=25) == 2.0
     check(guard, *[50.0] * 100)
     assert check(guard, 25.0, 1.0) == [True, False]  # what is skipped does not become the usual
+    check(guard, *[1.0] * 200, *[5.0] * 60)
+    assert check(guard, 40.0) == [False]  # but what has been taken of late does
 
 
 def test_a_run_that_only_skips_ends() -> None:
