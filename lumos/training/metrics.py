@@ -33,7 +33,7 @@ class RunLog:
         self.lines, self.samples, self.enabled, self._now = run / "metrics.jsonl", run / "samples", enabled, now
         self._start: tuple[float, int, float] | None = None  # time, step and progress of the first call
         self._spoken = -PLAIN_SECONDS
-        self._terminal = sys.stderr.isatty()
+        self._begin, self._end, self._every = (CLEAR, "", 0.0) if sys.stderr.isatty() else ("", "\n", PLAIN_SECONDS)
         if enabled:
             run.mkdir(parents=True, exist_ok=True)
             # what a killed run logged after the checkpoint it resumes from, a half-written last line included, is dropped
@@ -55,7 +55,7 @@ class RunLog:
     def say(self, text: str) -> None:
         """A line that stays."""
         if self.enabled:
-            print((CLEAR if self._terminal else "") + text, file=sys.stderr, flush=True)
+            print(self._begin + text, file=sys.stderr, flush=True)
 
     def progress(self, step: int, progress: float, text: str) -> None:
         """Show the progress (0 to 1) of the run, `text` (such as "loss 0.12"), and rate and time left, both since the first call:
@@ -67,17 +67,15 @@ class RunLog:
             left = round((now - begin) * max(0.0, 1 - progress) / (progress - first_progress))
             rate = (step - first_step) / (now - begin)
             line += f"  {rate:.1f} steps/s  {left // 3600}:{left // 60 % 60:02d}:{left % 60:02d} left"
-        if self.enabled and self._terminal:
-            print(CLEAR + line, end="", file=sys.stderr, flush=True)
-        elif self.enabled and now - self._spoken >= PLAIN_SECONDS:
+        if self.enabled and now - self._spoken >= self._every:
             self._spoken = now
-            print(line, file=sys.stderr, flush=True)
+            print(self._begin + line, end=self._end, file=sys.stderr, flush=True)
 
     def __enter__(self) -> "RunLog":
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.enabled and self._terminal and self._start is not None:
+        if self.enabled and self._start is not None and not self._end:
             print(file=sys.stderr)
 
 

@@ -133,8 +133,11 @@ def finish(ranks: Ranks) -> None:
         dist.destroy_process_group()
 
 
-def build(config: ModelConfig, plan: ParallelConfig, ranks: Ranks, seed: int) -> Transformer:
-    """A new model on this rank's device, spread as planned; the same weights for any number of ranks."""
+@torch.no_grad()
+def build(
+    config: ModelConfig, plan: ParallelConfig, ranks: Ranks, seed: int, weights: Mapping[str, Tensor] | None = None
+) -> Transformer:
+    """A model on this rank's device, spread as planned, with `weights`, or new ones: the same for any number of ranks."""
     plan.check(ranks.world)
     with torch.device("meta"):
         model = Transformer(config)
@@ -145,24 +148,16 @@ def build(config: ModelConfig, plan: ParallelConfig, ranks: Ranks, seed: int) ->
     model.to_empty(device=ranks.device)
     model.make_tables(ranks.device)
     generator = torch.Generator(ranks.device).manual_seed(seed)
-    for name, parameter in model.named_parameters():
-        value = torch.empty(parameter.shape, dtype=parameter.dtype, device=ranks.device)  # one at a time
-        model.initialise_one(name, value, generator)
-        _fill_one(parameter, value)
+    for name, parameter in model.named_parameters():  # one at a time
+        if weights is not None:
+            value = weights[name].to(ranks.device, parameter.dtype)
+        else:
+            value = torch.empty(parameter.shape, dtype=parameter.dtype, device=ranks.device)
+            model.initialise_one(name, value, generator)
+        if isinstance(parameter, DTensor):
+            value = distribute_tensor(value, parameter.device_mesh, parameter.placements, src_data_rank=None)
+        local(parameter).copy_(local(value))
     return model
-
-
-def fill(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Overwrite the parameters with whole ones of the same names and shapes, each rank its part."""
-    for name, parameter in model.named_parameters():
-        _fill_one(parameter, weights[name].to(parameter.device, parameter.dtype))
-
-
-@torch.no_grad()
-def _fill_one(parameter: Tensor, value: Tensor) -> None:
-    if isinstance(parameter, DTensor):
-        value = distribute_tensor(value, parameter.device_mesh, parameter.placements, src_data_rank=None)
-    local(parameter).copy_(local(value))
 
 
 def local(tensor: Tensor) -> Tensor:

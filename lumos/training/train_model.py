@@ -23,7 +23,7 @@ from lumos.training.learner import Learner
 from lumos.training.lora import add_adapter, save_adapter, split
 from lumos.training.metrics import Meter, RunLog
 from lumos.training.objective import backward, generator_of, mask_batch, work_of
-from lumos.training.parallel import average_gradients, build, fill, finish, start, tell_of_lost_ranks, together, whole
+from lumos.training.parallel import average_gradients, build, finish, start, tell_of_lost_ranks, together, whole
 from lumos.training.run_parts import RunParts, gather_parts
 
 if TYPE_CHECKING:
@@ -53,9 +53,7 @@ def train_model(
         checkpoints = Checkpoints(out, resume, parts.record(), ranks, config.keep)
         stream = parts.open_stream(checkpoints.step, device)
 
-    model = build(config.model, config.parallel, ranks, config.seed)
-    if parts.initial is not None:
-        fill(model, parts.initial)
+    model = build(config.model, config.parallel, ranks, config.seed, parts.initial)
     if config.lora.rank:
         add_adapter(model, config.lora, config.seed)
     learner = Learner(model, config.optim, config.spike, device)

@@ -1,6 +1,7 @@
 """The run log: lines that can be read back, pictures, progress with the time left; and the meter."""
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -49,6 +50,17 @@ def test_plain_progress_tells_rate_and_time_left_but_not_too_often(tmp_path: Pat
         " 11%  step 11  loss 0.5  1.0 steps/s  0:01:29 left",
         " 21%  step 21  loss 0.5  1.0 steps/s  0:01:19 left",
     ]
+
+
+def test_a_terminal_s_line_is_written_over(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    with RunLog(tmp_path, now=lambda: 0.0) as log:
+        log.progress(1, 0.5, "a")
+        log.say("b")
+        log.progress(2, 0.6, "c")
+    assert capsys.readouterr().err == "\r\x1b[K 50%  step 1  a\r\x1b[Kb\n\r\x1b[K 60%  step 2  c\n"
 
 
 def test_the_meter_gives_means_by_frame_and_rates() -> None:
