@@ -45,9 +45,6 @@ class Access:
         self.app, self.config, self.metrics = app, config, metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":  # no web sockets
-            await send({"type": "websocket.close", "code": 1008})
-            return
         begin, request = time.perf_counter(), Request(scope)
         if scope["method"] == "HEAD":  # every GET route answers it: the HTTP library leaves out the body
             scope = {**scope, "method": "GET", "is_head": True}

@@ -176,18 +176,18 @@ def _file_answer(request: Request, file: FilePath, name: str | None = None, cach
     given, tag = request.headers, answer.headers["etag"]
     changed = parsedate_to_datetime(answer.headers["last-modified"])
 
-    def names(header: str) -> bool:
-        return any(part.strip().removeprefix("W/") in (tag, "*") for part in given[header].split(","))
-
-    def is_newer(header: str) -> bool:
+    def is_named(tags: str, date: str) -> bool | None:
+        """Whether the file is one that these headers name; None when they name none."""
+        if tags in given:
+            return any(part.strip().removeprefix("W/") in (tag, "*") for part in given[tags].split(","))
         try:
-            return changed > parsedate_to_datetime(given[header])
-        except (ValueError, TypeError):  # no date: as if it were not there
-            return header == "if-modified-since"
+            return changed <= parsedate_to_datetime(given[date])
+        except (KeyError, ValueError, TypeError):  # what is no date counts as if it were not there
+            return None
 
-    if not names("if-match") if "if-match" in given else "if-unmodified-since" in given and is_newer("if-unmodified-since"):
+    if is_named("if-match", "if-unmodified-since") is False:
         raise RequestError(412, "the file has changed; ask for it without conditions", code="changed")
-    if names("if-none-match") if "if-none-match" in given else "if-modified-since" in given and not is_newer("if-modified-since"):
+    if is_named("if-none-match", "if-modified-since"):
         return Response(status_code=304, headers={key: answer.headers[key] for key in ("etag", "last-modified", "cache-control")})
     size, ranges = file.stat().st_size, given.get("range", "")
     if not RANGES.fullmatch(ranges):
@@ -228,10 +228,8 @@ async def _events(service: Service, video: Video, seen: int) -> AsyncIterator[st
             number, first, pictures = news
             data = {"index": number, "first_frame": first, "frames": [_data_url(picture) for picture in pictures]}
             yield f"event: frames\nid: {number}\ndata: {json.dumps(data)}\n\n"
-        elif word == "status":
-            yield f"event: status\ndata: {json.dumps(service.document(news))}\n\n"
         else:
-            yield ": still here\n\n"
+            yield f"event: status\ndata: {json.dumps(service.document(news))}\n\n"
 
 
 @router.post("/v1/uploads", summary="Send an image or video to start from, and see it as the model will", openapi_extra=FORM_BODY)

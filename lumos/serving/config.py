@@ -58,26 +58,20 @@ class ServeConfig:
         self._check_access()
 
     def _check_access(self) -> None:
-        key = self.api_key
+        key, url = self.api_key, urlsplit(self.public_url or "https://NAME")
+        if url.scheme not in ("http", "https") or not url.hostname or url.path.strip("/") or url.query:
+            raise ValueError(f"public_url must be https://NAME, without a path, got {self.public_url!r}")
+        if key is None and not self.no_auth and (self.public_url or not self.is_local):
+            where = f"public_url {self.public_url}" if self.public_url else f"host {self.host}"
+            rule = "can be reached from other machines and needs --api-key KEY (or LUMOS_API_KEY)"
+            raise ValueError(f"{where} {rule}; add --no-auth to let everybody in")
         if key is not None and self.no_auth:
             raise ValueError("give either a key or no_auth, got both")
         if key is not None and not re.fullmatch(r"[!-~]([ -~]*[!-~])?", key):
             raise ValueError("the API key must be ASCII without spaces at its ends, as a header carries it")
         if key is not None and len(key) < FEWEST_KEY_LETTERS:
-            raise ValueError(
-                f"the API key must have at least {FEWEST_KEY_LETTERS} letters, got {len(key)}; "
-                "make one with: python -c 'import secrets; print(secrets.token_urlsafe())'"
-            )
-        if self.public_url is not None:
-            parts = urlsplit(self.public_url)
-            if parts.scheme not in ("http", "https") or not parts.hostname or parts.path.strip("/") or parts.query:
-                raise ValueError(f"public_url must be https://NAME, without a path, got {self.public_url!r}")
-        if (not self.is_local or self.public_url) and key is None and not self.no_auth:
-            where = f"public_url {self.public_url}" if self.public_url else f"host {self.host}"
-            raise ValueError(
-                f"{where} can be reached from other machines and needs --api-key KEY (or LUMOS_API_KEY); "
-                "add --no-auth to let everybody in"
-            )
+            make = "make one with: python -c 'import secrets; print(secrets.token_urlsafe())'"
+            raise ValueError(f"the API key must have at least {FEWEST_KEY_LETTERS} letters, got {len(key)}; {make}")
 
     @property
     def weights_name(self) -> str:

@@ -69,6 +69,7 @@ def _settings(config: ServeConfig, service: Service) -> uvicorn.Config:
     return uvicorn.Config(
         create_app(service),
         http=_connections(config),
+        ws="none",
         log_config=None,
         access_log=False,  # paths hold nothing secret, but nobody asked for them
         server_header=False,

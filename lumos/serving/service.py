@@ -61,7 +61,6 @@ class Making:
 class Service:
     """`run` is its life. about, prompts: what the worker says of its model."""
 
-    about: dict[str, Any]
     prompts: PromptReader
     worker: BaseProcess
     pipe: Connection  # to the worker
@@ -72,7 +71,7 @@ class Service:
         self.jobs: dict[str, Job] = {}  # of all videos that are not finished
         self.making: Making | None = None
         self.loaded = asyncio.Event()  # set while the worker holds the model
-        self.about = {}
+        self.about: dict[str, Any] = {}
         self.metrics = Metrics(config.weights_name)
         self.metrics.gauge("queue_waiting", "requests that wait", lambda: len(self.queue.waiting))
         self.metrics.gauge("batch_size", "requests being made now", lambda: len(self.making.jobs) if self.making else 0)
@@ -149,7 +148,7 @@ class Service:
         self.making = making = Making(jobs, [timer])
         videos = [job.video for job in jobs]
         for job in jobs:
-            job.video.status, job.video.together = "in_progress", len(jobs)
+            job.video.status = "in_progress"
             self.metrics.waited.observe(time.monotonic() - job.queued)
         for job in self.jobs.values():  # those that wait move up
             job.tell()
@@ -267,9 +266,9 @@ class Service:
         return video.document(ahead.index(video) + (self.making is not None) if video in ahead else None)
 
     async def follow(self, video: Video, seen: int = 0, pause: float = 15.0) -> AsyncIterator[tuple[str, Any]]:
-        """Yield ("status", video) at every change, ("frames", (n, first, pictures)) from number `seen` on, ("pause", None).
+        """Yield ("frames", (n, first, pictures)) from number `seen` on, and ("status", video) at every change, the last included.
 
-        Ends after the status of a video that is finished.
+        pause: seconds after which the status comes again, so that the connection is not taken for dead.
         """
         job = self.jobs.get(video.id) or Job(video, Client(""))
         while True:
@@ -280,20 +279,14 @@ class Service:
             yield "status", video
             if video.is_finished:
                 return
-            while not news.is_set():
-                try:
-                    await asyncio.wait_for(news.wait(), pause)
-                except TimeoutError:
-                    yield "pause", None
+            with suppress(TimeoutError):
+                await asyncio.wait_for(news.wait(), pause)
 
     async def _clean(self) -> None:
         while True:
-            try:
-                gone = self.store.expire(self.store.now())
-                if gone:
-                    log.info("removed %d stored videos", len(gone))
-            except OSError as error:
-                log.error("cannot remove stored videos: %s", error.strerror)
+            gone = self.store.expire(self.store.now())
+            if gone:
+                log.info("removed %d stored videos", len(gone))
             await asyncio.sleep(30)
 
 

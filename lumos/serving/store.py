@@ -50,7 +50,6 @@ class Video:
     completed_at: int | None = None
     expires_at: int | None = None
     seconds_taken: float | None = None
-    together: int = 1  # how many requests shared its batch
     source: str | None = None  # the video that it continues
     error: dict[str, str] | None = None
     bytes: int = 0  # of its files
