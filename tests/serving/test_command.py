@@ -80,11 +80,14 @@ def maps_of_children(parent: int) -> str:
     return maps
 
 
-def test_ctrl_c_while_it_starts_ends_it_in_words(toy_folder: Path, tmp_path: Path) -> None:
+def command(toy_folder: Path, tmp_path: Path) -> "subprocess.Popen[str]":
     words = ["serve", "--port", "0", "--weights", str(toy_folder), "--data", str(tmp_path / "data"), "--device", "cpu"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "lumos", *words], stderr=subprocess.PIPE, text=True, cwd=ROOT, start_new_session=True
-    )
+    pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen([sys.executable, "-m", "lumos", *words], cwd=ROOT, start_new_session=True, **pipes)
+
+
+def test_ctrl_c_while_it_starts_ends_it_in_words(toy_folder: Path, tmp_path: Path) -> None:
+    process = command(toy_folder, tmp_path)
     assert process.stderr and "loading the model" in process.stderr.readline()
     while "libtorch" not in maps_of_children(process.pid):
         assert process.poll() is None
@@ -96,10 +99,7 @@ def test_ctrl_c_while_it_starts_ends_it_in_words(toy_folder: Path, tmp_path: Pat
 @pytest.mark.slow
 def test_the_command_is_killed_and_started_again(toy_folder: Path, tmp_path: Path) -> None:
     def start() -> tuple["subprocess.Popen[str]", str]:
-        words = ["serve", "--port", "0", "--weights", str(toy_folder), "--data", str(tmp_path / "data"), "--device", "cpu"]
-        process = subprocess.Popen(
-            [sys.executable, "-m", "lumos", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
-        )
+        process = command(toy_folder, tmp_path)
         assert process.stdout
         line = process.stdout.readline()
         found = re.search(r"http://localhost:(\d+)/", line)
