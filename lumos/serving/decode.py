@@ -22,10 +22,10 @@ from lumos.media.video import read_video
 from lumos.serving.config import ServeConfig
 from lumos.serving.request import Decoded
 from lumos.serving.store import START
-from lumos.serving.uploads import PREVIEW, Size
+from lumos.serving.uploads import PREVIEW, Format
 
 
-def run(answer: Connection, file: Path, folder: Path, size: Size, config: ServeConfig) -> None:
+def run(answer: Connection, file: Path, folder: Path, size: Format, config: ServeConfig) -> None:
     """Say one Decoded, ValueError in words for a file that cannot be used, or OSError when the disk fails."""
     limit_process(config)
     try:
@@ -48,7 +48,7 @@ def limit_process(config: ServeConfig) -> None:
     torch.set_num_threads(1)
 
 
-def _decode(file: Path, folder: Path, size: Size, config: ServeConfig) -> Decoded:
+def _decode(file: Path, folder: Path, size: Format, config: ServeConfig) -> Decoded:
     """Read a picture or a video, keep 1 + 4k frames of it, and write them."""
     picture.MAX_PIXELS = config.upload_pixels  # this process reads one stranger's file and ends
     (height, width, fps), most = size, config.max_frames - 4  # at least four new ones

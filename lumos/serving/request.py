@@ -129,7 +129,7 @@ async def read_form(request: Request, file_field: str) -> AsyncIterator[tuple[di
     if not request.headers.get("content-type", "").lower().startswith("multipart/"):
         form, whole = await request.form(), True
     else:
-        parser = _Form(request.headers, request.stream(), max_files=1, max_fields=32, max_part_size=2**18)
+        parser = _CheckedForm(request.headers, request.stream(), max_files=1, max_fields=32, max_part_size=2**18)
         try:
             form, whole = await parser.parse(), parser.ended
         except MultiPartException as error:
@@ -150,7 +150,7 @@ async def read_form(request: Request, file_field: str) -> AsyncIterator[tuple[di
         await form.close()
 
 
-class _Form(MultiPartParser):
+class _CheckedForm(MultiPartParser):
     """The library's parser takes a form that ends too early for whole."""
 
     ended = False

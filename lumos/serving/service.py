@@ -115,7 +115,7 @@ class Service:
         theirs.close()
         self._inbox = asyncio.Queue()
         hearing = (self.pipe, asyncio.get_running_loop(), self._inbox)
-        threading.Thread(target=_hear, args=hearing, daemon=True).start()
+        threading.Thread(target=_listen, args=hearing, daemon=True).start()
         try:
             word, *rest = await self._heard()
             if word == "broken":
@@ -290,7 +290,7 @@ class Service:
             await asyncio.sleep(30)
 
 
-def _hear(pipe: Connection, loop: asyncio.AbstractEventLoop, inbox: asyncio.Queue[tuple[Any, ...] | None]) -> None:
+def _listen(pipe: Connection, loop: asyncio.AbstractEventLoop, inbox: asyncio.Queue[tuple[Any, ...] | None]) -> None:
     """Put everything that the worker says into `inbox`, and None at its end."""
     with pipe, suppress(RuntimeError):  # the loop has ended
         try:

@@ -25,7 +25,7 @@ from lumos.serving.store import START, Store, new_id
 KEEP_SECONDS = 3600
 ROOM = 2**30  # bytes of all uploads
 PREVIEW = "preview.webp"
-Size = tuple[int, int, float]  # height, width, fps
+Format = tuple[int, int, float]  # height, width, fps
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Uploads:
         self.known: dict[str, Upload] = {}
         self._places = asyncio.Semaphore(2)  # files that are decoded at a time; others wait
 
-    async def add(self, source: BinaryIO, size: Size, address: str) -> tuple[str, Decoded, bytes]:
+    async def add(self, source: BinaryIO, size: Format, address: str) -> tuple[str, Decoded, bytes]:
         """Keep a file: its id, what it is, and a small picture. ValueError in words for one that cannot be used."""
         self._make_room()
         async with self.decoded(source, size) as (decoded, start):
@@ -56,7 +56,7 @@ class Uploads:
         return id, decoded, preview
 
     @asynccontextmanager
-    async def decoded(self, source: Path | BinaryIO, size: Size) -> AsyncIterator[tuple[Decoded, Path]]:
+    async def decoded(self, source: Path | BinaryIO, size: Format) -> AsyncIterator[tuple[Decoded, Path]]:
         """What a file is that a video starts from, and the file of its frames, which is there inside only."""
         place = Path(tempfile.mkdtemp(dir=self.scratch))
         try:
@@ -77,7 +77,7 @@ class Uploads:
             raise ValueError("the file is empty; send it again")
         return file
 
-    def _decode(self, file: Path, folder: Path, size: Size) -> Decoded:
+    def _decode(self, file: Path, folder: Path, size: Format) -> Decoded:
         """Have START and PREVIEW written into `folder`. ValueError in words for what cannot be read."""
         here, there = Pipe(duplex=False)
         process = new_process("lumos.serving.decode", there, file, folder, size, self.config)
