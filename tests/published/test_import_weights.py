@@ -114,24 +114,19 @@ def test_export_is_the_way_back(written: Path, tensors: dict[str, Tensor], tmp_p
 
 
 def test_no_more_than_one_parameter_is_held(written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    read, alive, most = importing._read_tensor, 0, 0
-
-    def dead() -> None:
-        nonlocal alive
-        alive -= 1
+    read, held, most = importing._read_tensor, list[weakref.ref[Tensor]](), 0
 
     def counted(name: str, path: Path) -> Tensor:
-        nonlocal alive, most
+        nonlocal most
         tensor = read(name, path)
-        alive += 1
-        most = max(most, alive)
-        weakref.finalize(tensor, dead)
+        held.append(weakref.ref(tensor))
+        most = max(most, sum(reference() is not None for reference in held))
         return tensor
 
     monkeypatch.setattr(importing, "_read_tensor", counted)
     progress: list[tuple[int, int]] = []
     import_weights(written, tmp_path / "out", progress=lambda done, total: progress.append((done, total)))
-    assert most == 3 and alive == 0, "query, key and value, which are joined"
+    assert most == 3, "query, key and value, which are joined"
     assert progress == [(done, 29) for done in range(1, 30)]
 
 
@@ -159,30 +154,23 @@ def test_the_template_is_the_sentence_of_the_authors_records(tmp_path: Path) -> 
     assert text.encode(prompt) == [*fill_numbers(sentence_ids(576, 416), 1, 1), 500, 501]
 
 
-def fake_cosmos(folder: Path, out: Path) -> None:
-    assert (folder / "encoder.jit").is_file()
-    save_folder(out, {"kind": "tokenizer", "format": 1, "config": {}}, {"x": torch.ones(3)})
-
-
 def test_the_cosmos_tokenizer_comes_along_or_alone(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(importing, "import_cosmos", fake_cosmos)
+    header = {"kind": "tokenizer", "format": 1, "config": {}}
+    monkeypatch.setattr(importing, "import_cosmos", lambda _, out: save_folder(out, header, {"x": torch.ones(3)}))
     (tmp_path / "cosmos").mkdir()
     (tmp_path / "cosmos" / "encoder.jit").touch()
-    alone, out, again = tmp_path / "alone", tmp_path / "out", tmp_path / "again"
-    assert main(["import-weights", str(tmp_path / "cosmos"), str(alone), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out) == {"weights": str(alone), "kind": "tokenizer"}
-    assert main(["import-weights", str(tmp_path / "cosmos"), str(out), "--cosmos", str(alone)]) == 2
+    cosmos, alone, out, again = (str(tmp_path / name) for name in ("cosmos", "alone", "out", "again"))
+    assert main(["import-weights", cosmos, alone, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"weights": alone, "kind": "tokenizer"}
+    assert main(["import-weights", cosmos, out, "--cosmos", alone]) == 2
     assert "leave it out" in capsys.readouterr().err
-    words = ["import-weights", str(checkpoint), str(out), "--size", "448x256", "--json", "--cosmos"]
-    assert main([*words, str(tmp_path / "cosmos")]) == 0
-    document = json.loads(capsys.readouterr().out)
-    assert document["has"] == ["decoder", "tokenizer"] and document["size"] == "448x256"
-    words[2] = str(again)
-    assert main([*words, str(alone)]) == 0
-    for folder in (out, again):
-        config, tensors = load_folder(folder / "tokenizer", "tokenizer")
+    for given, made in ((cosmos, out), (alone, again)):
+        assert main(["import-weights", str(checkpoint), made, "--size", "448x256", "--json", "--cosmos", given]) == 0
+        document = json.loads(capsys.readouterr().out)
+        assert document["has"] == ["decoder", "tokenizer"] and document["size"] == "448x256"
+        config, tensors = load_folder(Path(made) / "tokenizer", "tokenizer")
         assert config == {} and torch.equal(tensors["x"], torch.ones(3))
 
 
