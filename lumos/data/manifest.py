@@ -132,7 +132,7 @@ def _captions(values: Values) -> tuple[str, ...]:
 
 def _check_unicode(text: str, name: str) -> None:
     """ValueError for half a character, which is what a file's name of another encoding looks like; no file could hold it."""
-    if any("\ud800" <= letter <= "\udfff" for letter in text):
+    if re.search("[\ud800-\udfff]", text):
         raise ValueError(f"{name} must be text in Unicode, got {text!r:.60}; rename it")
 
 
