@@ -7,6 +7,8 @@ import pytest
 
 pytest.importorskip("fastapi", reason="the server needs the extra: pip install 'lumos[serve]'")
 
+from lumos.serving.config import ServeConfig
+
 LONG = {"frames": 129, "steps": 16}
 
 
@@ -39,11 +41,13 @@ def test_a_form_that_is_cut_off_is_refused(server: Any) -> None:
         server.http.post(f"/v1/videos/{video.json()['id']}/cancel")
 
 
-def test_a_full_disk_is_told_in_words_and_nothing_stays(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_told_in_words_and_nothing_stays(
+    server: Any, toy_config: ServeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    known = server.http.get("/v1/videos").json()["data"]
+    known, folders = server.http.get("/v1/videos").json()["data"], set((toy_config.data / "videos").iterdir())
     for broken, path, sent in (
         ("store.os.replace", "/v1/videos", {"json": {"prompt": "a"}}),
         ("uploads.shutil.copyfileobj", "/v1/uploads", {"files": {"file": b"any"}}),
@@ -53,7 +57,7 @@ def test_a_full_disk_is_told_in_words_and_nothing_stays(server: Any, monkeypatch
             patch.setattr(f"lumos.serving.{broken}", full)
             answer = server.http.post(path, **sent)
         assert answer.status_code == 503 and "disk is full" in server.error(answer)["message"], path
-    assert server.http.get("/v1/videos").json()["data"] == known
+    assert server.http.get("/v1/videos").json()["data"] == known and set((toy_config.data / "videos").iterdir()) == folders
     assert server.http.get("/health").json()["waiting"] == 0
 
 

@@ -222,18 +222,6 @@ def test_a_video_is_kept_as_long_as_was_said_when_it_ended(open_store: Any, seco
     assert again.expire(now=10**12) == [made.id] * (lives is not None)
 
 
-def test_a_full_disk_leaves_nothing_of_a_new_video(open_store: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    store = open_store()
-
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("lumos.serving.store.os.replace", full)
-    with pytest.raises(OSError, match="No space"):
-        store.add(record("queued"))
-    assert store.known == {} and list(store.videos.iterdir()) == []
-
-
 def test_two_servers_do_not_share_a_folder(open_store: Any, tmp_path: Path) -> None:
     open_store()
     with pytest.raises(ValueError, match="used by another server"):
