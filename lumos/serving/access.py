@@ -4,8 +4,6 @@ Plain ASGI around the whole application. A browser signs in at /login and keeps 
 Answers get headers that keep a browser from asking any other machine; nothing allows other sites to read them.
 """
 
-from __future__ import annotations
-
 import asyncio
 import hashlib
 import hmac

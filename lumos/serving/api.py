@@ -4,8 +4,6 @@ Routes only: what a body may be is in request.py, every error in errors.py, the 
 Everything a client sees is JSON, a finished file by a name of ours, or server-sent events.
 """
 
-from __future__ import annotations
-
 import base64
 import json
 import re

@@ -3,8 +3,6 @@
 No torch here or in anything that the HTTP process imports: the model lives in a process of its own (worker.py).
 """
 
-from __future__ import annotations
-
 import ipaddress
 import os
 import re

@@ -4,8 +4,6 @@ It writes start.safetensors (rgb_CFHW) and a small picture, and answers in words
 that process.
 """
 
-from __future__ import annotations
-
 import os
 import resource
 import sys

@@ -1,7 +1,5 @@
 """Every way in which a request is refused, told in one form, OpenAI's: {"error": {"message", "type", "param", "code"}}."""
 
-from __future__ import annotations
-
 import errno
 import logging
 from collections.abc import Iterable, Iterator, Mapping

@@ -1,7 +1,5 @@
 """What Prometheus may ask: requests by route, method and status, how long they took, and the state of queue, worker and store."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from typing import Any
 

@@ -3,8 +3,6 @@
 They are forked from one that has loaded the libraries and holds nothing else. The server itself never imports these modules.
 """
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import signal

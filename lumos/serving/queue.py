@@ -3,8 +3,6 @@
 The next video is one of the address served longest ago, of its clients the one served longest ago, of theirs the oldest.
 """
 
-from __future__ import annotations
-
 import asyncio
 import hashlib
 import time

@@ -4,8 +4,6 @@ VideoBody holds the fields of OpenAI's video API (prompt, model, seconds, size, 
 each keeps by itself; `complete` checks what depends on the model and fills in its defaults. Nothing is silently changed.
 """
 
-from __future__ import annotations
-
 import re
 import secrets
 from collections.abc import AsyncIterator, Mapping
@@ -44,7 +42,7 @@ class VideoRequest:
     given: int = 0  # frames at the beginning that come from a file or another video
     note: str = ""  # what was done to them so that they fit
 
-    def can_batch_with(self, other: VideoRequest) -> bool:
+    def can_batch_with(self, other: "VideoRequest") -> bool:
         """Whether both can be made in one pass: nothing given, and alike in all but prompt and seed."""
         return not (self.given or other.given) and replace(self, prompt="", seed=0) == replace(other, prompt="", seed=0)
 

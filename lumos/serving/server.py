@@ -1,7 +1,5 @@
 """From a configuration to a listening server, and to its end: worker, application and uvicorn in one event loop."""
 
-from __future__ import annotations
-
 import asyncio
 import logging
 import os
@@ -94,7 +92,7 @@ def _connections(config: ServeConfig) -> type[H11Protocol]:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         soft = hard
     most = max(8, min(MOST_CONNECTIONS, (soft if soft != resource.RLIM_INFINITY else 2**16) - OWN_FILES - 3 * BACKLOG))
-    idle: dict[_Connection, None] = {}  # those that wait for a request, in the order in which they began to
+    idle: dict[Any, None] = {}  # those that wait for a request, in the order in which they began to
 
     class _Connection(H11Protocol):
         timer: asyncio.TimerHandle | None = None

@@ -4,8 +4,6 @@ A video's way: `submit` stores it and puts it into the queue; `run` takes it out
 worker's news on to whoever is in `follow`; `_end` completes or fails it. Whatever happens to the worker, every video ends.
 """
 
-from __future__ import annotations
-
 import asyncio
 import logging
 import threading

@@ -6,8 +6,6 @@ restart finished results are there, and what was waiting or running is a failure
 that this module names itself.
 """
 
-from __future__ import annotations
-
 import fcntl
 import logging
 import os

@@ -3,8 +3,6 @@
 A file is never opened by this process. Its own name, which a stranger chose, is not used for anything.
 """
 
-from __future__ import annotations
-
 import asyncio
 import shutil
 import signal

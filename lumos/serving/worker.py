@@ -3,8 +3,6 @@
 A crash of it, or a batch that runs away, costs that batch; service.py starts the next one.
 """
 
-from __future__ import annotations
-
 import os
 import queue
 import signal
