@@ -153,9 +153,9 @@ def worker(rank: int, out: Path) -> None:
     assert parallel.average(torch.tensor([float(rank)]), ranks).item() == 0.5
     assert parallel.agree((float(rank), float(-rank)), ranks) == (1.0, 0.0)
     # the clocks of the two ranks differ, yet both see the same progress and stop together
-    clock = Clock(100, 100.0, ranks, now=iter([0.0] + [50.0 + rank] * 9).__next__)
+    clock = Clock(100, 100.0, ranks, now=iter([0.0, 50.0 + rank, 60.0 + rank]).__next__)
     clock._asked = rank == 1
-    assert (clock.progress(0), clock.progress(1), clock.interrupted) == (0.51, 0.51, True)
+    assert (clock.progress(0), clock.progress(1), clock.progress(10), clock.interrupted) == (0.51, 0.51, 0.61, True)
     # what fails on one rank ends all, and rank 0 tells
     try:
         with parallel.together(ranks):
