@@ -6,7 +6,8 @@ validation curve, by latent frame. A `Variant` is what differs; a `Scale` is wha
 
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -260,29 +261,19 @@ class _Clock:
 
     def __init__(self, device: torch.device) -> None:
         self.device, self.seconds = device, 0.0
-        self._wait()
-        self.since = time.monotonic()
+        self.since = self._now()
 
     def read(self) -> None:
-        self._wait()
-        now = time.monotonic()
+        now = self._now()
         self.seconds, self.since = self.seconds + now - self.since, now
 
-    def stopped(self) -> "_Stopped":
-        return _Stopped(self)
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        self.read()
+        yield
+        self.since = self._now()
 
-    def _wait(self) -> None:
+    def _now(self) -> float:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-
-
-class _Stopped:
-    def __init__(self, clock: _Clock) -> None:
-        self.clock = clock
-
-    def __enter__(self) -> None:
-        self.clock.read()
-
-    def __exit__(self, *_: object) -> None:
-        self.clock._wait()
-        self.clock.since = time.monotonic()
+        return time.monotonic()

@@ -1,7 +1,6 @@
 from collections.abc import Sequence
 
 import numpy as np
-import pytest
 
 from lumos.evaluation.judge.colours import to_lab
 from lumos.evaluation.judge.regions import Blob
@@ -14,7 +13,7 @@ NAMES = {RED: "red", BLUE: "blue", MIXED: "purple", PALE: "red"}
 def blob(frame: int, x: float, rgb: Sequence[int], touches: bool = False, area: float = 0.03, strength: float = 0.8) -> Blob:
     squared = np.square(np.array(rgb) / 255)
     region, ground = np.zeros((64, 64), dtype=bool), np.full(3, 0.8)
-    return Blob(frame, NAMES[(*rgb,)], strength, strength, x, 0.5, area, touches, region, squared, ground, to_lab(squared))  # type: ignore[index]
+    return Blob(frame, NAMES[(*rgb,)], strength, strength, x, 0.5, area, region, squared, ground, to_lab(squared), touches)  # type: ignore[index]
 
 
 def found(*blobs: Blob, frames: int = 17) -> tuple[list[set[str]], int]:
@@ -56,19 +55,10 @@ def test_a_thing_that_fades_is_compared_with_when_it_was_as_faint() -> None:
     assert found(*blobs) == ([{"red"}, {"blue"}], 0)
 
 
-@pytest.mark.parametrize(
-    ("later", "count"),
-    [
-        ({}, 1),
-        ({"rgb": BLUE}, 2),
-        ({"x": 0.95}, 2),
-        ({"area": 0.01}, 2),
-    ],
-)
-def test_parts_of_one_way_are_one_thing_if_they_look_alike(later: dict[str, object], count: int) -> None:
-    blobs = [blob(frame, 0.2, RED) for frame in range(7)]
-    blobs += [blob(frame, **{"x": 0.68, "rgb": RED, **later}) for frame in range(10, 17)]  # type: ignore[arg-type]
-    assert len(found(*blobs)[0]) == count
+def test_parts_of_one_way_are_one_thing_if_they_look_alike() -> None:
+    for rgb, x, count in ((RED, 0.68, 1), (BLUE, 0.68, 2), (RED, 0.95, 2)):
+        later = [blob(frame, x, rgb) for frame in range(10, 17)]
+        assert len(found(*(blob(frame, 0.2, RED) for frame in range(7)), *later)[0]) == count
 
 
 def test_two_things_alike_at_the_same_time_stay_two() -> None:

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lumos.evaluation.scores import Result, score, summary, wilson
+from lumos.evaluation.scores import Result, summary, wilson
 
 
 @pytest.mark.parametrize(
@@ -26,11 +26,6 @@ def test_the_interval_holds_the_share_and_shrinks_with_more_prompts(of: int, sha
 def test_counts_that_cannot_be_are_refused(right: int, of: int) -> None:
     with pytest.raises(ValueError, match="right must be"):
         wilson(right, of)
-
-
-def test_unclear_is_not_right_and_is_counted() -> None:
-    got = score([True, None, False, True])
-    assert [got[name] for name in ("right", "wrong", "unclear", "score")] == [2, 1, 1, 0.5]
 
 
 def result(name: str, split: str, **classes: bool | None) -> Result:

@@ -58,8 +58,12 @@ def test_truth_is_right_in_every_class(random_model: Generator, few: Path, tmp_p
     assert json.loads((tmp_path / "out" / "report.json").read_text()) == report
 
 
-def test_a_random_model_goes_all_the_way_and_is_not_right(random_model: Generator, few: Path, tmp_path: Path) -> None:
-    report = evaluate_shapes(random_model, tmp_path / "out", prompts=few, quiet=True)
+def test_a_random_model_goes_all_the_way_and_is_not_right(
+    random_model: Generator, few: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = evaluate_shapes(random_model, tmp_path / "out", prompts=few)
+    output = capsys.readouterr()
+    assert output.out == "" and "4 of 4 prompts, 0.0 minutes left" in output.err
     assert report["overall"]["right"] <= 1
     assert len(list((tmp_path / "out" / "videos").iterdir())) == 4
 
@@ -116,22 +120,18 @@ def test_a_folder_of_other_settings_is_refused(
     assert (tmp_path / "out" / "results.jsonl").read_bytes() == before
 
 
-def test_a_folder_of_an_older_benchmark_is_refused_in_words(random_model: Generator, few: Path, tmp_path: Path) -> None:
-    evaluate_shapes(Oracle(random_model), tmp_path / "out", prompts=few, quiet=True)
-    settings = tmp_path / "out" / "settings.json"
-    settings.write_text(settings.read_text().replace('"benchmark": 2', '"benchmark": 1'))
-    with pytest.raises(ValueError, match="results of version 1 of the benchmark, this is version 2.*another folder"):
-        evaluate_shapes(Oracle(random_model), tmp_path / "out", prompts=few, quiet=True)
-
-
-def test_a_folder_of_other_weights_is_refused(random_model: Generator, few: Path, tmp_path: Path) -> None:
-    evaluate_shapes(Oracle(random_model), tmp_path / "out", prompts=few, quiet=True)
-    other = Transformer(random_model.config.model)
-    other.initialise(torch.Generator().manual_seed(2))
-    oracle = Oracle(random_model)
-    oracle.model = other
+def test_a_folder_of_other_weights_or_of_an_older_benchmark_is_refused(
+    random_model: Generator, few: Path, tmp_path: Path
+) -> None:
+    out, oracle = tmp_path / "out", Oracle(random_model)
+    evaluate_shapes(oracle, out, prompts=few, quiet=True)
+    oracle.model = Transformer(random_model.config.model)
+    oracle.model.initialise(torch.Generator().manual_seed(2))
     with pytest.raises(ValueError, match=r"other settings \(weights"):
-        evaluate_shapes(oracle, tmp_path / "out", prompts=few, quiet=True)
+        evaluate_shapes(oracle, out, prompts=few, quiet=True)
+    (out / "settings.json").write_text((out / "settings.json").read_text().replace('"benchmark": 2', '"benchmark": 1'))
+    with pytest.raises(ValueError, match="results of version 1 of the benchmark, this is version 2.*another folder"):
+        evaluate_shapes(oracle, out, prompts=few, quiet=True)
 
 
 def test_bad_folders_are_refused_and_left_alone(random_model: Generator, few: Path, tmp_path: Path) -> None:
@@ -187,12 +187,6 @@ def test_batches_are_of_one_length_and_one_image_and_hold_everything() -> None:
     for part in found:
         assert len({(prompt.frames, prompt.given) for prompt in part}) == 1
         assert len(part) <= (32 if part[0].frames == 1 else 8)
-
-
-def test_progress_goes_to_stderr(random_model: Generator, few: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    evaluate_shapes(Oracle(random_model), tmp_path / "out", prompts=few)
-    output = capsys.readouterr()
-    assert output.out == "" and "4 of 4 prompts" in output.err and "minutes left" in output.err
 
 
 def test_one_object_counts_colour_and_direction(random_model: Generator, tmp_path: Path) -> None:

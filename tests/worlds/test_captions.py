@@ -26,6 +26,9 @@ MOTION_WORDS = re.compile(
 )
 
 
+OVER, UNDER = "above|over", "below|under|beneath"
+
+
 def without_background(text: str) -> str:
     names = "|".join(sorted(BACKGROUNDS, key=len, reverse=True))
     ground = rf"(?:{names})(?: (?:and|to) (?:{names}))?(?: gradient)?"
@@ -105,18 +108,18 @@ def test_motions_said_are_true_and_told_apart() -> None:
             assert bool(up) == ("up" in motion) and bool(down) == ("down" in motion), text
 
 
-def test_relations_said_are_true() -> None:
+@pytest.mark.parametrize(
+    ("relation", "words", "opposite"),
+    [("left of", "left of", "right of"), ("right of", "right of", "left of"), ("above", OVER, UNDER), ("below", UNDER, OVER)],
+)
+def test_relations_said_are_true(relation: str, words: str, opposite: str) -> None:
     rng = random.Random(5)
-    words = {"left of": "left of", "right of": "right of", "above": "above|over", "below": "below|under|beneath"}
-    opposite = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
-    for relation in words:
-        for _ in range(100):
-            scene = sample_two(rng, relation)
-            text = without_background(caption(scene, rng))
-            first = (scene.things[0].colour, scene.things[0].shape)
-            said = relation if pairs_said(text)[0] == first else opposite[relation]
-            assert re.search(rf"\b({words[said]})\b", text), (relation, text)
-            assert not re.search(rf"\b({words[opposite[said]]})\b", text), (relation, text)
+    for _ in range(100):
+        scene = sample_two(rng, relation)
+        text = without_background(caption(scene, rng))
+        in_order = pairs_said(text)[0] == (scene.things[0].colour, scene.things[0].shape)
+        said, unsaid = (words, opposite) if in_order else (opposite, words)
+        assert re.search(rf"\b({said})\b", text) and not re.search(rf"\b({unsaid})\b", text), (relation, text)
 
 
 def test_counts_said_are_true() -> None:
@@ -155,25 +158,21 @@ def test_captions_are_plain_short_and_of_great_variety() -> None:
         assert not re.search(r"\b(a|an) (a|an|two|three)\b|\ba [aeio]|\ban [^aeio]|passs|mss\b", text), text
 
 
-def test_one_scene_has_many_wordings_and_one_plain_one() -> None:
+def test_one_scene_has_many_wordings() -> None:
     scene = sample_one(random.Random(10), motion="right")
     assert len({caption(scene, random.Random(n)) for n in range(200)}) > 80
-    assert caption(scene, random.Random(1)) == caption(scene, random.Random(1))
-    assert len({canonical_caption(scene) for _ in range(3)}) == 1
 
 
 def test_plain_captions_are_what_people_type() -> None:
     circle = Thing("circle", "red", "large", "plain", 0.3, 0.5, "right", "normally", 0.4)
-    star = Thing("star", "blue", "small", "plain", 0.2, 0.5)
-    square = Thing("square", "green", "small", "dots", 0.2, 0.5)
+    star, square = (Thing(shape, colour, "small", "dots", 0.2, 0.5) for shape, colour in (("star", "blue"), ("square", "green")))
     heart = Thing("heart", "yellow", "medium", "plain", 0.7, 0.5, "spinning")
-    stars = tuple(Thing("star", "blue", "small", "plain", x, 0.5) for x in (0.2, 0.5, 0.8))
-    ground = Background("light gray")
-    assert canonical_caption(Scene(ground, (circle,))) == "a red circle moves to the right"
-    assert canonical_caption(Scene(ground, (circle,)), image=True) == "a red circle"
-    assert canonical_caption(Scene(ground, stars)) == "three blue stars"
-    related = Scene(ground, (square, heart), "left of")
-    assert canonical_caption(related, image=True) == "a green square to the left of a yellow heart"
-    assert canonical_caption(related) == "a green square to the left of a yellow heart, the yellow heart spins"
-    passing = Scene(ground, (circle, star), "in front of")
-    assert canonical_caption(passing) == "a red circle passes in front of a blue star"
+    related = "a green square to the left of a yellow heart"
+    for things, relation, clip, image in (
+        ((circle,), "none", "a red circle moves to the right", "a red circle"),
+        ((star, star, star), "none", "three blue stars", "three blue stars"),
+        ((square, heart), "left of", f"{related}, the yellow heart spins", related),
+        ((circle, star), "in front of", "a red circle passes in front of a blue star", "a red circle and a blue star"),
+    ):
+        scene = Scene(Background("light gray"), things, relation)
+        assert (canonical_caption(scene), canonical_caption(scene, image=True)) == (clip, image)

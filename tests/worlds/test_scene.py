@@ -126,16 +126,6 @@ def test_a_motion_does_what_its_name_says(motion: str, speed: str) -> None:
     assert (changes > 1) == (motion == "blinking")
 
 
-def test_faster_words_mean_faster_motions() -> None:
-    rng = random.Random(5)
-    for motion in ("right", "up left"):
-        steps = []
-        for speed in SPEEDS:
-            thing = sample_one(rng, motion=motion, speed=speed).things[0]
-            steps.append(math.dist(centre(thing, 0.0), centre(thing, 0.25)))
-        assert steps[1] > 1.4 * steps[0] and steps[2] > 1.4 * steps[1]
-
-
 def test_plain_data_brings_back_an_equal_scene(scenes: list[Scene]) -> None:
     assert all(scene_from(json.loads(json.dumps(asdict(scene)))) == scene for scene in scenes[:300])
 
@@ -158,11 +148,6 @@ def test_bad_data_says_what_is_wrong(scenes: list[Scene], values: dict[str, obje
     for wrong in ([], {}, {"background": 1, "things": 2, "relation": 3}):
         with pytest.raises(ValueError, match="a scene has background"):
             scene_from(wrong)
-
-
-def test_a_seed_gives_the_same_scene_and_another_seed_another() -> None:
-    first, again, other = (sample_scene(random.Random(seed)) for seed in (11, 11, 12))
-    assert first == again and first != other
 
 
 def test_held_out_pairs_come_only_when_asked_for(scenes: list[Scene]) -> None:
@@ -193,8 +178,7 @@ def test_the_mixture_has_all_kinds_of_scenes(scenes: list[Scene]) -> None:
 
 def test_every_thing_stands_out_from_its_background(scenes: list[Scene]) -> None:
     for scene in scenes:
-        grounds = [scene.background.colour] + [scene.background.other] * (scene.background.gradient != "plain")
-        for thing, ground in itertools.product(scene.things, grounds):
+        for thing, ground in itertools.product(scene.things, {scene.background.colour, scene.background.other} - {""}):
             assert contrast(COLOURS[thing.colour], BACKGROUNDS[ground]) >= CONTRAST
 
 

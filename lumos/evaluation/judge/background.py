@@ -17,7 +17,7 @@ from lumos.evaluation.judge.regions import COARSE, Blob, find_blobs
 
 GRID = 32  # the background is fitted to this many places per side
 # Terms of the fit, and the distance at which a place counts little: a plane through most of it, then closer.
-PLANE_TO_CUBIC = ((3, 0.3), (3, 0.12), (6, 0.07), (10, 0.05))
+PLANE_TO_CUBIC = ((3, 0.3), (10, 0.07))
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,6 @@ class View:
 
     grid_FPC: Array  # squared colours on the grid
     ground_FPC: Array  # those of the fitted background
-    squared_FHWC: Array  # squared colours at the coarse resolution
     strength_FHW: Array  # distance to the background, relative to its brightness
     blobs: list[list[Blob]]  # per frame
 
@@ -37,18 +36,16 @@ def look(pixels_CFHW: Tensor) -> View:
         raise ValueError(f"pixels must have shape 3, F, H, W, got {list(pixels_CFHW.shape)}; give one RGB clip")
     height, width = pixels_CFHW.shape[2:]
     if height != width or height % GRID or height < 2 * GRID:
-        raise ValueError(
-            f"frames must be square, their side a multiple of 32 and at least 64, got {width}x{height}; crop and resize them"
-        )
+        raise ValueError(f"frames must be square, their side a multiple of 32 and at least 64, got {width}x{height}")
     squared_FCHW = ((pixels_CFHW.detach().to("cpu", float32).clamp(-1, 1) + 1) / 2).square().transpose(0, 1)
     grid_FPC = _channels_last(avg_pool2d(squared_FCHW, height // GRID)).reshape(len(squared_FCHW), -1, 3)
     coefficients_FKC = _fit_ground(grid_FPC)
     ground_FHWC = _fitted_ground(coefficients_FKC, height)
     strength_FHW = length(beyond_shade(_channels_last(squared_FCHW), ground_FHWC)) / brightness(ground_FHWC)
-    squared_FHWC = _channels_last(avg_pool2d(squared_FCHW, COARSE))
     coarse_FHW = avg_pool2d(from_numpy(strength_FHW), COARSE).numpy()
-    blobs = find_blobs(coarse_FHW, squared_FHWC, _fitted_ground(coefficients_FKC, height // COARSE))
-    return View(grid_FPC, _basis(GRID) @ coefficients_FKC, squared_FHWC, strength_FHW, blobs)
+    colours_FHWC = _channels_last(avg_pool2d(squared_FCHW, COARSE))
+    blobs = find_blobs(coarse_FHW, colours_FHWC, _fitted_ground(coefficients_FKC, height // COARSE))
+    return View(grid_FPC, _basis(GRID) @ coefficients_FKC, strength_FHW, blobs)
 
 
 def _channels_last(values_FCHW: Tensor) -> Array:

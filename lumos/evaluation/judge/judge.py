@@ -133,11 +133,10 @@ def _all_there(wanted: Sequence[str], seen: Sequence[str | None]) -> Mark:
 
 
 def _on_its_way(thing: Thing, each: Followed, fps: float) -> bool:
-    off = []
-    for frame in np.flatnonzero(each.opacity > 0.4):
-        at = thing.at(frame / fps)
-        off.append(math.hypot(each.x[frame] - at.x - at.orbit_x, each.y[frame] - at.y - at.orbit_y))
-    return bool(off) and float(np.median(off)) < OFF_COURSE
+    frames = np.flatnonzero(each.opacity > 0.4)
+    at = thing.at(frames / fps)
+    off = np.hypot(each.x[frames] - at.x - at.orbit_x, each.y[frames] - at.y - at.orbit_y)
+    return len(frames) > 0 and float(np.median(off)) < OFF_COURSE
 
 
 def _binding(things: Sequence[Thing], objects: Sequence[Followed], moving: bool) -> Mark:
@@ -197,8 +196,8 @@ def _lab_of_empty(background: Background) -> Array:
 
 def _worn(each: Followed) -> bool:
     """Whether its outline is not that of its shape in several frames."""
-    steady = each.clean & (each.opacity > 0.8)
-    return int((each.fit[steady] > WORN).sum()) > max(2, steady.sum() // 4)
+    steady = np.flatnonzero(each.clean & (each.opacity > 0.8))
+    return sum(each.wholes[int(frame)].misfit > WORN for frame in steady) > max(2, len(steady) // 4)
 
 
 def _marks_over_time(pairs: Pairs, watched: Watched) -> dict[str, Mark]:

@@ -11,7 +11,7 @@ from numpy import ndarray as Array
 
 from lumos.evaluation.judge.outlines import PERIOD, ROUND, STEP, Placed, of_shape
 from lumos.evaluation.judge.regions import Blob
-from lumos.worlds.shapes.motion import CIRCLES, DIRECTIONS, HOPS, SPEEDS, TRAVEL, TURNS, State, law, state
+from lumos.worlds.shapes.motion import CIRCLES, DIRECTIONS, HOPS, SPEEDS, TRAVEL, TURNS, law, state
 
 LEAST_WAY = 0.07  # frame widths; less is no motion
 UNSEEN = 0.12  # what is less opaque than this cannot be seen
@@ -43,9 +43,8 @@ class Followed:
     opacity: Array  # 0 where it is not seen
     clean: Array  # bool: seen whole, touching nothing
     misfit_FP: Array = field(repr=False)  # of its outline to every template
-    fit: Array = field(repr=False)  # to the best one of its shape
     blobs: dict[int, Blob] = field(repr=False)  # by frame
-    wholes: dict[int, Placed] = field(repr=False)  # its outlines, by frame
+    wholes: dict[int, Placed] = field(repr=False)  # its whole outlines, by frame
     size: str | None = None
     motion: Motion = Motion()
 
@@ -95,7 +94,7 @@ def _fading(thing: Followed, seconds: Array) -> Named | None:
     fits: list[tuple[float, Named | None]] = []
     for motion in ("still", "fading in", "fading out", "blinking"):
         for speed in SPEEDS:
-            wanted = np.array([each.opacity for each in _states(motion, speed, seconds)])
+            wanted = state(law(motion, speed, 0.0, 0.0), 0.0, 0.0, seconds).opacity
             wanted = np.where(wanted < least, least - 0.2, wanted)
             error = float(np.sqrt(np.mean((opacity - wanted) ** 2)))
             fits.append((error, None if motion == "still" else (motion, speed)))
@@ -130,7 +129,7 @@ def _scaling(seconds: Array, radius: Array) -> Named | None:
     """Growing or shrinking."""
     fits = []
     for speed in SPEEDS:
-        scale = np.array([each.scale for each in _states("growing", speed, seconds)])
+        scale = state(law("growing", speed, 0.0, 0.0), 0.0, 0.0, seconds).scale
         start, change, error = _fitted(scale, radius)
         first, last = (max((start + change * at).real, 1e-3) for at in scale[[0, -1]])
         fits.append((error, speed, last / first))
@@ -155,12 +154,6 @@ def _turning(seconds: Array, misfit_FP: Array, shape: str) -> Named | None:
     if turned < 40 or still < CLEARER * cost_R[best] + 0.01:
         return None
     return "spinning", _nearest(abs(float(rates[best])), TURNS)
-
-
-def _states(motion: str, speed: str, seconds: Array) -> list[State]:
-    """The world's own formula at some times."""
-    wanted = law(motion, speed, 0.0, 0.0)
-    return [state(wanted, 0.0, 0.0, float(second)) for second in seconds]
 
 
 def _rates(named: dict[str, float]) -> Array:

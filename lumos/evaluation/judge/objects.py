@@ -67,7 +67,6 @@ def _follow(view: View, track: Track, fps: float) -> Followed:
         opacity=by_frame(_opacity(track), 0.0),
         clean=by_frame(clean_N, 0.0) > 0,
         misfit_FP=by_frame(misfit_NP),
-        fit=by_frame(fit_N),
         blobs=dict(zip(number, track, strict=True)),
         wholes=dict(zip(number, wholes, strict=True)),
     )

@@ -31,11 +31,11 @@ class Blob:
     x: float
     y: float
     area: float
-    touches: bool  # another object or the frame's border, so that its outline may be incomplete
     region_HW: Array = field(repr=False)  # bool, at the coarse resolution
     squared: Array = field(repr=False)  # its middle colour, squared values
     ground: Array = field(repr=False)  # the background's there, squared values
     lab: Array = field(repr=False)  # its middle colour
+    touches: bool = False  # another object or the frame's border, so that its outline may be incomplete
 
 
 class _Frame(NamedTuple):
@@ -46,14 +46,6 @@ class _Frame(NamedTuple):
     squared_HWC: Array
     ground_HWC: Array
     names_HW: Array
-
-
-class _Piece(NamedTuple):
-    """A region of one colour (its number in COLOUR_NAMES), and the inside of it."""
-
-    name: int
-    part: Array
-    core: Array
 
 
 def find_blobs(strength_FHW: Array, squared_FHWC: Array, ground_FHWC: Array) -> list[list[Blob]]:
@@ -75,8 +67,10 @@ def _blobs_of(frame: _Frame) -> list[Blob]:
         regions = _regions(kept)
         if len(regions) > 1:
             regions = [_reclaimed(frame, region, part & ~kept) for region in regions]
-        pieces = [piece for region in regions for piece in _split(frame, region)]
-        found += [_blob(frame, piece, _touches(piece, pieces)) for piece in pieces]
+        blobs = [blob for region in regions for blob in _split(frame, region)]
+        for blob in blobs:
+            blob.touches = _touches(blob, blobs)
+        found += blobs
     return found
 
 
@@ -94,8 +88,8 @@ def _reclaimed(frame: _Frame, region: Array, free: Array) -> Array:
     return ndimage.binary_dilation(region, iterations=4, mask=free)
 
 
-def _split(frame: _Frame, region: Array) -> list[_Piece]:
-    """One piece for a region of one colour; one for each of its colours if there are several that are plainly apart."""
+def _split(frame: _Frame, region: Array) -> list[Blob]:
+    """One blob for a region of one colour; one for each of its colours if there are several that are plainly apart."""
     inside = ndimage.binary_erosion(region)
     core = inside if inside.sum() >= 6 else region & (frame.strength_HW > 0.7 * frame.strength_HW[region].max())
     votes = np.bincount(frame.names_HW[core], minlength=len(COLOUR_NAMES))
@@ -110,10 +104,10 @@ def _split(frame: _Frame, region: Array) -> list[_Piece]:
             kept.append(int(name))
             middles.append(middle)
     if len(kept) == 1:
-        return [_Piece(kept[0], region, core)]
+        return [_blob(frame, kept[0], region, core)]
     nearest = length(to_lab(frame.squared_HWC)[..., None, :] - to_lab(np.stack(middles))).argmin(-1)
     parts = _settled([region & (nearest == i) for i in range(len(kept))], region)
-    return [_Piece(name, part, part & core) for name, part in zip(kept, parts, strict=True) if part.mean() >= LEAST]
+    return [_blob(frame, name, part, core) for name, part in zip(kept, parts, strict=True) if part.mean() >= LEAST]
 
 
 def _is_mixture(middle: Array, others: list[Array]) -> bool:
@@ -133,29 +127,29 @@ def _settled(parts: list[Array], region: Array) -> list[Array]:
     return [region & (labels[row, column] == number) for number in range(1, len(parts) + 1)]
 
 
-def _touches(piece: _Piece, pieces: list[_Piece]) -> bool:
+def _touches(blob: Blob, blobs: list[Blob]) -> bool:
     """Whether it has the frame's border or another colour beside it."""
-    edges = np.concatenate([piece.part[[0, -1]], piece.part[:, [0, -1]].T])
-    around = ndimage.binary_dilation(piece.part, iterations=2) & ~piece.part
-    others = np.any([other.part for other in pieces if other.name != piece.name] or [np.zeros_like(around)], axis=0)
-    return bool(edges.any() or (around & others).sum() > max(4, 0.06 * around.sum()))
+    part = blob.region_HW
+    edges = np.concatenate([part[[0, -1]], part[:, [0, -1]].T])
+    around = ndimage.binary_dilation(part, iterations=2) & ~part
+    beside = sum((around & other.region_HW).sum() for other in blobs if other.colour != blob.colour)
+    return bool(edges.any() or beside > max(4, 0.06 * around.sum()))
 
 
-def _blob(frame: _Frame, piece: _Piece, touches: bool) -> Blob:
-    core, side = piece.core if piece.core.any() else piece.part, len(piece.part)
+def _blob(frame: _Frame, name: int, part: Array, core: Array) -> Blob:
+    core, side = part & core if (part & core).any() else part, len(part)
     middle, weakest = (float(value) for value in np.quantile(frame.strength_HW[core], (0.5, 0.15)))
-    row, column = ndimage.center_of_mass(np.clip(frame.strength_HW / max(middle, 1e-6), 0, 1) * piece.part)
+    row, column = ndimage.center_of_mass(np.clip(frame.strength_HW / max(middle, 1e-6), 0, 1) * part)
     squared = np.median(frame.squared_HWC[core], axis=0)
     return Blob(
         frame=frame.number,
-        colour=COLOUR_NAMES[piece.name],
+        colour=COLOUR_NAMES[name],
         strength=middle,
         weakest=weakest,
         x=(column + 0.5) / side,
         y=(row + 0.5) / side,
-        area=float(piece.part.mean()),
-        touches=touches,
-        region_HW=piece.part,
+        area=float(part.mean()),
+        region_HW=part,
         squared=squared,
         ground=frame.ground_HWC[core].mean(0),
         lab=to_lab(squared),

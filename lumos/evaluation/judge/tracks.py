@@ -1,6 +1,7 @@
 """Blobs of single frames -> the blobs of each object, in order of time."""
 
 import itertools
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -65,10 +66,10 @@ def _joined(tracks: list[Track]) -> list[Track]:
 
 
 def _may_be_one(one: Track, other: Track) -> bool:
-    """Whether two tracks may be of one thing: colour, size, and no further apart than it may move in the time between."""
-    sizes = abs(np.log(max(blob.area for blob in one) / max(blob.area for blob in other)))
-    gap, way = min(((abs(a.frame - b.frame), _way(a, b)) for a in one for b in other if a.frame != b.frame), default=(0, FAR))
-    return _tints_apart(_plainest(one), _plainest(other)) < LIKE and sizes < 0.7 and way < 0.15 + 0.1 * gap
+    """Whether two tracks may be of one thing: its colour, and no further apart than it may move in the time between."""
+    times = [(abs(a.frame - b.frame), _way(a, b)) for a in one for b in other if a.frame != b.frame]
+    gap, way = min(times, default=(0, FAR))
+    return _tints_apart(_plainest(one), _plainest(other)) < LIKE and way < 0.15 + 0.1 * gap
 
 
 def _plainest(track: Track) -> Blob:
@@ -77,7 +78,7 @@ def _plainest(track: Track) -> Blob:
 
 
 def _way(one: Blob, other: Blob) -> float:
-    return float(np.hypot(one.x - other.x, one.y - other.y))
+    return math.hypot(one.x - other.x, one.y - other.y)
 
 
 def _tints_apart(one: Blob, other: Blob) -> float:
