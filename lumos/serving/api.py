@@ -27,24 +27,20 @@ from lumos.serving.store import Video
 
 HERE = FilePath(__file__).parent
 FILE: dict[str, Any] = {"content": {"video/mp4": {}, "image/gif": {}, "image/png": {}}, "description": "the file"}
+STREAM: dict[str, Any] = {"content": {"text/event-stream": {}}, "description": "the events"}
 FORM = {"type": "object", "required": ["file"], "properties": {"file": {"type": "string", "format": "binary"}}}
 FORM_BODY = {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": FORM}}}}
 RANGES = re.compile(r"bytes=\s*(\d+-\d*|-\d+)(\s*,\s*(\d+-\d*|-\d+))*\s*", re.IGNORECASE)
 ABOUT = """Text (and an image, or the start of a video) to video. Send a request, follow its events or ask for it until its
 status is `completed`, then fetch its content. With a key, send `Authorization: Bearer KEY`."""
 
-router = APIRouter()
+router = APIRouter(responses=ERRORS)
 
 
 def create_app(service: Service) -> Access:
     """The page and the API, behind what guards them."""
     app = FastAPIOffline(
-        title="Lumos",
-        version=__version__,
-        description=ABOUT,
-        favicon_url="/icon.svg",
-        responses=ERRORS,
-        exception_handlers=HANDLERS,
+        title="Lumos", version=__version__, description=ABOUT, favicon_url="/icon.svg", exception_handlers=HANDLERS
     )
     app.state.service = service
     app.include_router(router)
@@ -56,19 +52,16 @@ async def _service(request: Request) -> Any:
     return request.app.state.service
 
 
+Name = Annotated[str, Header(alias="X-Client-Id", max_length=64, description="who asks: keeps the queue fair, selects the list")]
+Id = Annotated[str, Path(max_length=64, description="id of a video")]
 TheService = Annotated[Service, Depends(_service)]
 
 
-async def _client(
-    request: Request,
-    name: Annotated[
-        str, Header(alias="X-Client-Id", max_length=64, description="who asks: keeps the queue fair, selects the list")
-    ] = "",
-) -> Client:
+async def _client(request: Request, name: Name = "") -> Client:
     return Client(request.client.host if request.client else "", name)
 
 
-async def _video(service: TheService, id: Annotated[str, Path(max_length=64, description="id of a video")]) -> Video:
+async def _video(service: TheService, id: Id) -> Video:
     if id not in service.store.known:
         raise RequestError(404, "there is no such video; it may have been deleted, or removed after its time", code="not_found")
     return service.store.known[id]
@@ -78,8 +71,8 @@ TheClient = Annotated[Client, Depends(_client)]
 TheVideo = Annotated[Video, Depends(_video)]
 
 
-@router.post("/v1/videos", summary="Make a video", openapi_extra={"requestBody": body_schema()})
-async def create(request: Request, service: TheService, client: TheClient) -> dict[str, Any]:
+@router.post("/v1/videos", openapi_extra={"requestBody": body_schema()})
+async def make_video(request: Request, service: TheService, client: TheClient) -> dict[str, Any]:
     service.check_room(client)  # before a file is decoded for nothing
     async with read_body(request) as (body, file):
         wanted = complete(body, service.config, service.about, service.prompts)
@@ -105,14 +98,15 @@ def _start_of(service: Service, id: str) -> tuple[FilePath | BinaryIO, str | Non
     return service.store.folder(id) / ("video.png" if video.request.frames == 1 else "video.mp4"), id
 
 
-@router.get("/v1/videos", summary="The videos of this client, newest first")
-async def index(
+@router.get("/v1/videos")
+async def list_videos(
     service: TheService,
     client: TheClient,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
     order: Literal["asc", "desc"] = "desc",
     after: Annotated[str | None, Query(max_length=64, description="id of the last one that is known")] = None,
 ) -> dict[str, Any]:
+    """Those of this client, newest first."""
     digest = client.digest
     mine = [video for video in service.store.known.values() if video.client == digest]  # the oldest first
     mine = mine if order == "asc" else mine[::-1]
@@ -125,31 +119,27 @@ async def index(
     return {"object": "list", "data": shown, "first_id": first, "last_id": last, "has_more": len(rest) > limit}
 
 
-@router.get("/v1/videos/{id}", summary="Status of a video")
-async def show(service: TheService, video: TheVideo) -> dict[str, Any]:
+@router.get("/v1/videos/{id}")
+async def show_video(service: TheService, video: TheVideo) -> dict[str, Any]:
     return service.document(video)
 
 
-@router.post("/v1/videos/{id}/cancel", summary="Stop making a video")
-async def cancel(service: TheService, video: TheVideo) -> dict[str, Any]:
+@router.post("/v1/videos/{id}/cancel")
+async def cancel_video(service: TheService, video: TheVideo) -> dict[str, Any]:
     service.cancel(video)
     return service.document(video)
 
 
-@router.delete("/v1/videos/{id}", summary="Stop making a video and forget it")
-async def delete(service: TheService, video: TheVideo) -> dict[str, Any]:
+@router.delete("/v1/videos/{id}")
+async def delete_video(service: TheService, video: TheVideo) -> dict[str, Any]:
+    """Stop making it, and forget it."""
     service.cancel(video)
     service.store.delete(video.id)
     return {"id": video.id, "object": "video.deleted", "deleted": True}
 
 
-@router.get(
-    "/v1/videos/{id}/content",
-    summary="The finished file (range and conditional requests work)",
-    response_class=Response,
-    responses={200: FILE, 206: {**FILE, "description": "a part of it"}},
-)
-async def content(
+@router.get("/v1/videos/{id}/content", response_class=Response, responses={200: FILE, 206: FILE})
+async def download_content(
     request: Request,
     service: TheService,
     video: TheVideo,
@@ -157,6 +147,7 @@ async def content(
     variant: Annotated[Literal["video", "thumbnail", "spritesheet"], Query(description="as in OpenAI's API")] = "video",
     download: Annotated[bool, Query(description="as a file to be saved")] = False,
 ) -> Response:
+    """The finished file. Range and conditional requests work."""
     if video.status != "completed":
         why = "failed" if video.status == "failed" else "not finished yet"
         raise RequestError(409, f"this video is {why}; GET /v1/videos/{video.id} says more", code="not_completed")
@@ -198,20 +189,16 @@ def _file_answer(request: Request, file: FilePath, name: str | None = None, cach
     return answer
 
 
-@router.get(
-    "/v1/videos/{id}/events",
-    summary="Server-sent events: status, and frames as they are made",
-    description="`status`: the video's document. `frames`: {index, first_frame, frames: [data URLs]}; its id lets a client "
-    "that lost the connection go on (Last-Event-ID). Ends after the status `completed` or `failed`.",
-    response_class=StreamingResponse,
-    responses={200: {"content": {"text/event-stream": {}}, "description": "the events"}},
-)
-async def events(
-    request: Request,
-    service: TheService,
-    video: TheVideo,
-    last: Annotated[str, Header(alias="Last-Event-ID", max_length=20)] = "",
-) -> Response:
+LastSeen = Annotated[str, Header(alias="Last-Event-ID", max_length=20)]
+
+
+@router.get("/v1/videos/{id}/events", response_class=StreamingResponse, responses={200: STREAM})
+async def follow_events(request: Request, service: TheService, video: TheVideo, last: LastSeen = "") -> Response:
+    """Server-sent events: status, and frames as they are made.
+
+    `status`: the video's document. `frames`: {index, first_frame, frames: [data URLs]}; its id lets a client that lost the
+    connection go on (Last-Event-ID). Ends after the status `completed` or `failed`.
+    """
     seen = int(last) + 1 if last.isascii() and last.isdigit() else 0
     headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
     if request.scope.get("is_head"):  # the stream itself would only end with the video
@@ -230,8 +217,9 @@ async def _events(service: Service, video: Video, seen: int) -> AsyncIterator[st
             yield f"event: status\ndata: {json.dumps(service.document(news))}\n\n"
 
 
-@router.post("/v1/uploads", summary="Send an image or video to start from, and see it as the model will", openapi_extra=FORM_BODY)
-async def upload(request: Request, service: TheService, client: TheClient) -> dict[str, Any]:
+@router.post("/v1/uploads", openapi_extra=FORM_BODY)
+async def upload_file(request: Request, service: TheService, client: TheClient) -> dict[str, Any]:
+    """Send an image or video to start from, and see it as the model will."""
     service.check_loaded()
     size = service.about["height"], service.about["width"], service.about["fps"]
     async with read_form(request, "file") as (values, file):
@@ -247,13 +235,13 @@ def _data_url(picture: bytes) -> str:
     return f"data:image/webp;base64,{base64.b64encode(picture).decode()}"
 
 
-@router.get("/v1/models", summary="What is served")
-async def models(service: TheService) -> dict[str, Any]:
-    return {"object": "list", "data": [await model(service, service.config.weights_name)]}
+@router.get("/v1/models")
+async def list_models(service: TheService) -> dict[str, Any]:
+    return {"object": "list", "data": [await show_model(service, service.config.weights_name)]}
 
 
-@router.get("/v1/models/{id}", summary="What is served, by its name")
-async def model(service: TheService, id: str) -> dict[str, Any]:
+@router.get("/v1/models/{id}")
+async def show_model(service: TheService, id: str) -> dict[str, Any]:
     config = service.config
     if id != config.weights_name:
         raise RequestError(404, f"there is no such model; this server has {config.weights_name}", code="model_not_found")
@@ -261,28 +249,28 @@ async def model(service: TheService, id: str) -> dict[str, Any]:
     return {"id": id, "object": "model", "owned_by": "lumos", **service.about, **limits, "key_needed": config.api_key is not None}
 
 
-@router.get("/health", summary="Whether videos can be made now")
+@router.get("/health")
 async def health(service: TheService, response: Response) -> dict[str, Any]:
+    """Whether videos can be made now."""
     ready = service.loaded.is_set()
     response.status_code = 200 if ready else 503
     return {"status": "ok" if ready else "starting", "waiting": len(service.queue.waiting), "running": bool(service.making)}
 
 
-@router.get("/live", summary="Whether the server runs, also while its model is loaded")
+@router.get("/live")
 async def live() -> dict[str, Any]:
+    """Whether the server runs, also while its model is loaded."""
     return {"status": "ok"}
 
 
-@router.get("/metrics", summary="Prometheus metrics", response_class=Response)
+@router.get("/metrics", response_class=Response)
 async def metrics(service: TheService) -> Response:
     return Response(generate_latest(service.metrics.registry), media_type="text/plain; version=0.0.4")
 
 
-@router.get("/", include_in_schema=False)
-@router.get("/page.css", include_in_schema=False)
-@router.get("/page.js", include_in_schema=False)
-@router.get("/stage.js", include_in_schema=False)
-@router.get("/client.js", include_in_schema=False)
-@router.get("/icon.svg", include_in_schema=False)
 async def page_file(request: Request) -> Response:
     return _file_answer(request, HERE / (request.url.path[1:] or "page.html"), cache="no-cache")
+
+
+for _name in ("", "page.css", "page.js", "stage.js", "client.js", "icon.svg"):
+    router.add_api_route(f"/{_name}", page_file, include_in_schema=False)

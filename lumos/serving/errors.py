@@ -54,6 +54,7 @@ class Error(BaseModel):
 STATUSES = (400, 401, 403, 404, 408, 409, 412, 413, 416, 429, 503)
 # what the OpenAPI description of every route says of errors
 ERRORS: dict[int | str, dict[str, Any]] = {n: {"model": Error, "description": HTTPStatus(n).phrase} for n in STATUSES}
+ERRORS["default"] = {"model": Error, "description": "any other error"}
 
 
 async def explain(request: Request, error: Exception) -> JSONResponse:
