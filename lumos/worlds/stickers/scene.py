@@ -1,0 +1,163 @@
+"""Scenes of the stickers world: one to three stickers on a coloured ground, moved by the laws of the shapes world.
+
+In: what is known of every sticker (`Sticker`). Out: scenes as plain data, drawn at random; captions.py puts them into words,
+render.py into pixels. Some (noun, motion) pairs are never drawn for training.
+"""
+
+import random
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from lumos.worlds.shapes.motion import DIRECTIONS, SPEEDS, TRAVEL, State, law, state
+from lumos.worlds.shapes.palette import BACKGROUNDS, BLENDING
+from lumos.worlds.shapes.scene import GRADIENTS, Background
+
+WHITE = "white"
+GROUNDS = {WHITE: (255, 255, 255), **BACKGROUNDS}
+RADII = {"small": 0.14, "medium": 0.2, "large": 0.27}  # half the side of the sticker's square, in sides of the frame
+FULL = 0.5  # a sticker that fills the frame
+MARGIN = 0.02
+MOTIONS = ("still", *DIRECTIONS, "bouncing", "circling", "growing", "shrinking", "spinning")
+# motions for which a row of the frame is wide enough, and a column
+IN_ROWS = ("still", "left", "right", "growing", "shrinking", "spinning")
+IN_COLUMNS = ("still", "up", "down", "bouncing", "growing", "shrinking", "spinning")
+HELD_OUT = 12  # one in so many (noun, motion) pairs is kept for judging
+Box = tuple[float, float, float, float]  # left, top, right, bottom
+
+
+@dataclass(frozen=True)
+class Sticker:
+    """What is known of one sticker."""
+
+    # without article, in words that follow "a small": "octopus", "man with beard"; "" where only whole captions are true
+    noun: str
+    # of it alone, filling the frame over white
+    captions: tuple[str, ...]
+    # it has no writing, hands of a clock, left or right
+    mirror: bool = True
+    # it moves by itself
+    animated: bool = True
+
+
+@dataclass(frozen=True)
+class Placed:
+    """One sticker in a scene. x, y: its middle at time 0 (circling: the circle's; bouncing: on the ground)."""
+
+    sticker: int  # its number
+    size: str  # of RADII, or "full"
+    motion: str = "still"
+    speed: str = "normally"
+    x: float = 0.5
+    y: float = 0.5
+    reach: float = 0.0  # straight: way until it rests; circling: radius; bouncing: height
+    phase: float = 0.0  # circling: degrees on the circle at time 0
+    mirrored: bool = False
+    start: float = 0.0  # seconds of its own animation that have passed at time 0
+
+    @property
+    def radius(self) -> float:
+        return FULL if self.size == "full" else RADII[self.size]
+
+    def at(self, seconds: float) -> State:
+        """Place, scale and turn at a time."""
+        return state(law(self.motion, self.speed, self.reach, self.phase), self.x, self.y, seconds)
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Stickers side by side, and the ground behind them. Those of one number are alike; only the first of these may move."""
+
+    ground: Background
+    things: tuple[Placed, ...]
+
+
+def is_held_out(noun: str, motion: str) -> bool:
+    """Whether training never shows this sticker in this motion."""
+    return motion != "still" and zlib.crc32(f"{noun} {motion}".encode()) % HELD_OUT == 0
+
+
+def sample_scene(rng: random.Random, stickers: Sequence[Sticker], held_out: bool = False) -> Scene:
+    """Half the scenes are a sticker as it comes, filling the frame; the others one to three that are placed and moved.
+
+    held_out: False never draws a held-out (noun, motion) pair; True always gives the one sticker such a motion.
+    """
+    draw = 0.6 if held_out else rng.random()
+    if draw < 0.4:
+        number = rng.randrange(len(stickers))
+        thing = Placed(number, "full", start=_start(rng), mirrored=stickers[number].mirror and rng.random() < 0.3)
+        return Scene(Background(WHITE) if rng.random() < 0.7 else _ground(rng), (thing,))
+    if draw < 0.75:
+        things = (_place(rng, (0.0, 0.0, 1.0, 1.0), _draft(rng, stickers, tuple(RADII), MOTIONS, held_out)),)
+    else:
+        motions = rng.choice((IN_ROWS, IN_COLUMNS))
+        boxes = _side_by_side(rng, 2 if draw < 0.94 else 3, motions is IN_ROWS)
+        sizes = ("small",) if len(boxes) == 3 else ("small", "medium")
+        if draw < 0.88:  # two of any kind
+            each = [_draft(rng, stickers, sizes, motions) for _ in boxes]
+        else:  # alike; all move, or only the first
+            first = _draft(rng, stickers, sizes, motions)
+            still = first if rng.random() < 0.5 else replace(first, motion="still", speed="normally")
+            each = [first, *[replace(still, start=_start(rng)) for _ in boxes[1:]]]
+        things = tuple(_place(rng, box, thing) for box, thing in zip(boxes, each, strict=True))
+    return Scene(_ground(rng), things)
+
+
+def _start(rng: random.Random) -> float:
+    return 0.0 if rng.random() < 0.3 else round(rng.uniform(0, 3), 2)
+
+
+def _draft(
+    rng: random.Random, stickers: Sequence[Sticker], sizes: tuple[str, ...], motions: tuple[str, ...], held_out: bool = False
+) -> Placed:
+    """A sticker that can be talked about, with a motion but no place yet."""
+    while True:
+        number = rng.randrange(len(stickers))
+        still = 0.0 if held_out else 0.25 if stickers[number].animated else 0.1
+        motion = "still" if rng.random() < still else rng.choice(motions[1:])
+        noun = stickers[number].noun
+        if noun and is_held_out(noun, motion) == held_out:
+            break
+    speed = "normally" if motion == "still" or rng.random() < 0.5 else rng.choice(SPEEDS)
+    changes = motion in ("growing", "shrinking")  # what is small would become too small to know
+    size = rng.choice(sizes[1:] or sizes) if changes else rng.choice(sizes)
+    mirrored = stickers[number].mirror and rng.random() < 0.3
+    return Placed(number, size, motion, speed, start=_start(rng), mirrored=mirrored)
+
+
+def _place(rng: random.Random, box: Box, thing: Placed) -> Placed:
+    """The sticker somewhere in the box, with a reach that keeps it there."""
+    room = thing.radius + MARGIN
+    left, top, right, bottom = box[0] + room, box[1] + room, box[2] - room, box[3] - room
+    reach = phase = 0.0
+    if thing.motion in DIRECTIONS:
+        way_x, way_y = DIRECTIONS[thing.motion]
+        longest = min((right - left) / abs(way_x) if way_x else 9.0, (bottom - top) / abs(way_y) if way_y else 9.0)
+        second = TRAVEL[thing.speed]
+        reach = rng.uniform(min(1.2 * second, longest), min(2.5 * second, longest))
+        left, right = left + max(-way_x, 0) * reach, right - max(way_x, 0) * reach
+        top, bottom = top + max(-way_y, 0) * reach, bottom - max(way_y, 0) * reach
+    elif thing.motion == "circling":
+        reach = rng.uniform(0.5, 0.9) * min(right - left, bottom - top) / 2
+        phase = round(rng.uniform(0, 360), 1)
+        left, top, right, bottom = left + reach, top + reach, right - reach, bottom - reach
+    elif thing.motion == "bouncing":
+        reach = rng.uniform(0.5, 0.9) * min(0.4, bottom - top)
+        top = top + reach
+    return replace(thing, x=rng.uniform(left, right), y=rng.uniform(top, bottom), reach=round(reach, 4), phase=phase)
+
+
+def _side_by_side(rng: random.Random, count: int, rows: bool) -> list[Box]:
+    """Rows or columns of the frame, in any order."""
+    parts = [(i / count, (i + 1) / count) for i in range(count)]
+    boxes = [(0.0, low, 1.0, high) if rows else (low, 0.0, high, 1.0) for low, high in parts]
+    return rng.sample(boxes, count)
+
+
+def _ground(rng: random.Random) -> Background:
+    """White, one colour, or a gradient of two that go together."""
+    colour = rng.choice((WHITE, *BACKGROUNDS, *BACKGROUNDS))
+    others = [name for name in BACKGROUNDS if colour != WHITE and name in BLENDING[colour]]
+    if others and rng.random() < 0.35:
+        return Background(colour, rng.choice(GRADIENTS[1:]), rng.choice(others))
+    return Background(colour)
