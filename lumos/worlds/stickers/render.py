@@ -12,12 +12,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, grid_sample
 
-from lumos.worlds.shapes.motion import Functions, Law, law, state
+from lumos.worlds.shapes.motion import Law, law, state
 from lumos.worlds.stickers.scene import GROUNDS, Scene
 
 MOST_THINGS = 3
 SMALLER = 4  # sizes in which pictures are kept: each half as large as the one before
-_TENSORS = Functions(torch.cos, torch.sin, torch.minimum, lambda value: value.clamp(0, 1))
 _LAW = len(Law())
 
 
@@ -92,7 +91,7 @@ def render(packed: PackedScenes, pictures: Pictures, frames: int, size: int = 25
 def _over(clips_BFCHW: Tensor, things_BP: Tensor, pictures: Pictures, seconds_F: Tensor, size: int) -> Tensor:
     """One sticker drawn over every clip."""
     sticker, radius, mirrored, start, x, y, *rest = things_BP[..., None].unbind(1)  # each [B, 1]
-    moved = state(Law(*rest), x, y, seconds_F, _TENSORS)
+    moved = state(Law(*rest), x, y, seconds_F, torch)  # type: ignore[arg-type] # tensors in place of numbers
     count = pictures.count_N[sticker.long()]
     frame_BF = pictures.first_N[sticker.long()] + ((seconds_F + start) * pictures.fps + 1e-4).long() % count
     half_BF = radius * moved.scale
