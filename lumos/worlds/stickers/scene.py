@@ -88,7 +88,8 @@ def sample_scene(rng: random.Random, stickers: Sequence[Sticker], held_out: bool
         thing = Placed(number, "full", start=_start(rng), mirrored=stickers[number].mirror and rng.random() < 0.3)
         return Scene(Background(WHITE) if rng.random() < 0.7 else _ground(rng), (thing,))
     if draw < 0.75:
-        things = (_place(rng, (0.0, 0.0, 1.0, 1.0), _draft(rng, stickers, tuple(RADII), MOTIONS, held_out)),)
+        one = _draft(rng, stickers, tuple(RADII), MOTIONS, held_out)
+        things: tuple[Placed, ...] = (_place(rng, (0.0, 0.0, 1.0, 1.0), one),)
     else:
         motions = rng.choice((IN_ROWS, IN_COLUMNS))
         boxes = _side_by_side(rng, 2 if draw < 0.94 else 3, motions is IN_ROWS)
