@@ -134,7 +134,7 @@ def make_clips(
     for first in range(0, count, 32):
         pixels_BCFHW = render(pack(scenes[first : first + 32]).to(device), frames, video.height, video.fps)
         codes.append(tokenizer.encode(pixels_BCFHW))
-    return Batch(text_BS.to(device), length_B.to(device), torch.cat(codes))
+    return Batch(text_BS.to(device), length_B, torch.cat(codes))
 
 
 def train(config: TrainModelConfig, vocabulary: Vocabulary, clips: Batch, seed: int, steps: int, ranks: Ranks) -> dict[str, Any]:
@@ -149,7 +149,7 @@ def train(config: TrainModelConfig, vocabulary: Vocabulary, clips: Batch, seed: 
     trained = len(clips.length_B) - HELD_OUT * config.videos
 
     def loss_of(which: torch.Tensor, draw: torch.Generator) -> torch.Tensor:
-        batch = Batch(*(part[which.to(device)] for part in clips))
+        batch = Batch(*(part[which.to(part.device)] for part in clips))
         masked = mask_batch(batch, config, draw).part(mine)
         loss_T = backward(model, vocabulary, masked, config, us)
         count_T = masked.target_BTHW.sum(dim=(0, 2, 3)).to(loss_T)

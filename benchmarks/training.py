@@ -241,7 +241,7 @@ def random_batch(vocabulary: Vocabulary, video: VideoConfig, samples: int, draw:
     text_BS = torch.randint(vocabulary.text_size, (samples, video.slots), generator=draw)
     shape = (samples, video.window, video.height // 8, video.width // 8)
     codes_BTHW = torch.randint(vocabulary.codes, shape, generator=draw)
-    return Batch(text_BS.to(device), torch.full((samples,), video.slots, device=device), codes_BTHW.to(device))
+    return Batch(text_BS.to(device), torch.full((samples,), video.slots), codes_BTHW.to(device))
 
 
 def measure_attention(model: str, device: torch.device, toy: bool) -> dict[str, Any]:

@@ -154,7 +154,7 @@ class World:
                 pixels = render(packed, self.scale.frames, fps=FPS, height=size[0], width=size[1])
                 codes.append(self.tokenizer.encode(pixels).to(torch.int16))
         text_BS, length_B = text_batch(self.vocabulary, texts, SLOTS)
-        return Batch(text_BS.to(self.device), length_B.to(self.device), torch.cat(codes))
+        return Batch(text_BS.to(self.device), length_B, torch.cat(codes))
 
 
 def batch_of(clips: Batch, which: Tensor) -> Batch:

@@ -17,7 +17,7 @@ class Batch(NamedTuple):
     """Prompts and codes; a batch of images has one latent frame."""
 
     text_BS: Tensor  # right-aligned prompt ids
-    length_B: Tensor
+    length_B: Tensor  # ids of each prompt, on the CPU
     codes_BTHW: Tensor
 
 

@@ -77,8 +77,8 @@ class ShardStream:
         later = (self._place(n) for n in range(step + 1, step + 1 + 4 * self.config.ahead))
         wanted = [place, *[one for one in later if one is not None][: self.config.ahead]]
         self.ready = {one: self.ready.get(one) or self.threads.submit(self._make, *one) for one in wanted}
-        parts = self.ready.pop(place).result()
-        return Batch(*(part.to(self.device, non_blocking=True) for part in parts))
+        text_BS, length_B, codes_BTHW = self.ready.pop(place).result()
+        return Batch(text_BS.to(self.device, non_blocking=True), length_B, codes_BTHW.to(self.device, non_blocking=True))
 
     def _place(self, step: int) -> Nth | None:
         """Which batch of the shards a step gets, None for the other stream's."""

@@ -85,21 +85,29 @@ class ShapesStream:
         self.pool: list[tuple[Batch, Batch]] = []
 
     def batch(self, step: int, draw: torch.Generator) -> Batch:
-        """Clips of random chunks of the pool."""
+        """Clips of random chunks of the pool whose prompts are about equally long: attention is fastest then."""
         while self.next_chunk <= step // self.steps_per_chunk + self.config.pool - 1:
             video, image = next(self.chunks)
             chunk = (self._tokenised(video, self.config.frames), self._tokenised(image, 1))
             self.pool = [*self.pool, chunk][-self.config.pool :]
             self.next_chunk += 1
         images = self.schedule.is_image(step)
-        pool = [halves[images] for halves in self.pool]
-        which = torch.randint(len(pool) * self.config.chunk, (self.schedule.size(images),), generator=draw)
-        which = which.to(self.device, non_blocking=True)
-        return Batch(*(torch.cat(parts)[which] for parts in zip(*pool, strict=True)))
+        pool = Batch(*(torch.cat(parts) for parts in zip(*(halves[images] for halves in self.pool), strict=True)))
+        count, clips = self.schedule.size(images), len(pool.length_B)
+        # a stretch of all clips in the order of length, those of one length in random order: every clip is as likely
+        order = (pool.length_B + torch.rand(clips, generator=draw)).argsort()
+        first = int(torch.randint(clips, (), generator=draw))
+        which = order[(first + torch.arange(count)) % clips]
+        there = which.to(self.device, non_blocking=True)
+        return Batch(pool.text_BS[there], pool.length_B[which], pool.codes_BTHW[there])
 
     def _tokenised(self, half: Half, frames: int) -> Batch:
-        text_BS, length_B = (part.to(self.device, non_blocking=True) for part in half[1:])
-        return Batch(text_BS, length_B, self.tokenise(half[0].to(self.device, non_blocking=True), frames))
+        _, text_BS, length_B = half
+        return Batch(
+            text_BS.to(self.device, non_blocking=True),
+            length_B,
+            self.tokenise(half[0].to(self.device, non_blocking=True), frames),
+        )
 
 
 def make_tokeniser(

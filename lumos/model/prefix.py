@@ -1,10 +1,12 @@
 """The block rule without a mask (paper section 3.1): a frame's queries see a prefix of the keys, and all of it.
 
 Over rows of the form [padding, prompt and header, frames], attention is one small causal call for the prompt and one dense
-call a frame and row, so that the card's fastest kernels serve it (cuDNN, flash). Its slow twin is `attention.dense`.
+call per frame, so that the card's fastest kernels serve it (cuDNN, flash). Neighbouring rows with as much padding share their
+calls. The slow twin is `attention.dense`.
 """
 
 from collections.abc import Sequence
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -20,38 +22,45 @@ def prefix(padding_B: Sequence[int], text: int, frame: int, frames: int) -> Atte
     Outputs of unused places are zero.
     """
     ends = [text + t * frame for t in range(frames + 1)]
+    runs = runs_of(padding_B)
 
     def attend(query_BNLK: Tensor, key_BGSK: Tensor, value_BGSK: Tensor) -> Tensor:
-        spans = [(row, start, end) for row, start in enumerate(padding_B) for end in ends]
+        spans = [(rows, padding, end) for padding, rows in runs for end in ends]
         keys, values = _Spans.apply(key_BGSK, spans), _Spans.apply(value_BGSK, spans)
-        rows = []
-        for row, query_1NLK in enumerate(query_BNLK.split(1)):
-            padding = padding_B[row]
-            unused, prompt, *shown = query_1NLK.split([padding, text - padding, *[frame] * frames], dim=2)
-            first = row * len(ends)
+        found = []
+        for number, (padding, rows) in enumerate(runs):
+            unused, prompt, *shown = query_BNLK[rows].split([padding, text - padding, *[frame] * frames], dim=2)
+            first = number * len(ends)
             outs = [torch.zeros_like(unused), _attend(prompt, keys[first], values[first], causal=True)]
-            with fastest(query_1NLK.device):
+            with fastest(query_BNLK.device):
                 outs += [_attend(q, keys[first + t], values[first + t]) for t, q in enumerate(shown, 1)]
             # put together in the order [id, head], in which the next matrix product reads them
-            rows.append(torch.cat([out.transpose(1, 2) for out in outs], dim=1))
-        return torch.cat(rows).transpose(1, 2)
+            found.append(torch.cat([out.transpose(1, 2) for out in outs], dim=1))
+        return torch.cat(found).transpose(1, 2)
 
     return attend
 
 
+def runs_of(padding_B: Sequence[int]) -> list[tuple[int, slice]]:
+    """Neighbouring rows with equal padding: (padding, rows)."""
+    counts = [(padding, len(list(group))) for padding, group in groupby(padding_B)]
+    starts = [sum(count for _, count in counts[:number]) for number in range(len(counts))]
+    return [(padding, slice(start, start + count)) for start, (padding, count) in zip(starts, counts, strict=True)]
+
+
 class _Spans(torch.autograd.Function):
-    """x[row, :, start:end] for every span, as views; their gradients are added up in float32."""
+    """x[rows, :, start:end] for every span, as views; their gradients are added up in float32."""
 
     @staticmethod
-    def forward(ctx: Any, x_BGSK: Tensor, spans: list[tuple[int, int, int]]) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, x_BGSK: Tensor, spans: list[tuple[slice, int, int]]) -> tuple[Tensor, ...]:
         ctx.shape, ctx.spans = x_BGSK.shape, spans
-        return tuple(x_BGSK[row : row + 1, :, start:end] for row, start, end in spans)
+        return tuple(x_BGSK[rows, :, start:end] for rows, start, end in spans)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         total = torch.zeros(ctx.shape, dtype=torch.float32, device=grads[0].device)
-        for (row, start, end), grad in zip(ctx.spans, grads, strict=True):
-            total[row : row + 1, :, start:end] += grad
+        for (rows, start, end), grad in zip(ctx.spans, grads, strict=True):
+            total[rows, :, start:end] += grad
         return total.to(grads[0].dtype), None
 
 

@@ -15,7 +15,7 @@ from lumos.data.batch import Batch
 from lumos.diffusion.loss import code_loss
 from lumos.diffusion.masking import draw_mask
 from lumos.model.attention import Attend, dense, flex
-from lumos.model.prefix import prefix
+from lumos.model.prefix import prefix, runs_of
 from lumos.model.rope import PLACES
 from lumos.model.transformer import Transformer
 from lumos.sequence.layout import HEADER, Grid, content_ids, content_of, pack
@@ -25,7 +25,7 @@ from lumos.training.config import TrainModelConfig
 from lumos.training.parallel import ParallelConfig, Ranks
 from lumos.training.step_cost import Work
 
-LONG_FRAME = 1024  # above this many ids per frame, one call without a mask per frame is faster than one call with it
+FEW_IDS = 1024  # queries of a call of attention: of more, one call without a mask per frame is faster than one for all with it
 
 
 def generator_of(seed: int, rank: int, step: int) -> torch.Generator:
@@ -38,7 +38,7 @@ class MaskedBatch(NamedTuple):
     """A batch with all random choices made."""
 
     text_BS: Tensor
-    length_B: Tensor  # 0 = prompt dropped
+    length_B: Tensor  # on the CPU, ascending; 0 = prompt dropped
     codes_BTHW: Tensor  # a window in time of the clips
     mask: Tensor  # bool [B, T, H, W + 1] on the CPU: which content (codes and newlines) is masked
     first: int  # latent frame of the clips at which the window starts
@@ -63,9 +63,11 @@ def mask_batch(batch: Batch, config: TrainModelConfig, draw: torch.Generator) ->
     first = int(torch.randint(1, latest_start + 1, (), generator=draw)) if late else 0
     codes_BTHW = batch.codes_BTHW[:, first : first + window]
     B, T, H, W = codes_BTHW.shape
-    dropped = (torch.rand(B, generator=draw) < config.drop_text).to(device, non_blocking=True)
+    length_B = torch.where(torch.rand(B, generator=draw) < config.drop_text, 0, batch.length_B)
     mask = draw_mask(config.mask, B, T, H, W + 1, draw, torch.device("cpu"), config.least_ratio)
-    return MaskedBatch(batch.text_BS, torch.where(dropped, 0, batch.length_B), codes_BTHW, mask, first, frames == 1)
+    order_B = length_B.argsort(stable=True)  # prompts of one length side by side share calls of attention
+    there = order_B.to(device, non_blocking=True)
+    return MaskedBatch(batch.text_BS[there], length_B[order_B], codes_BTHW[there], mask, first, frames == 1)
 
 
 def backward(model: Transformer, vocabulary: Vocabulary, batch: MaskedBatch, config: TrainModelConfig, ranks: Ranks) -> Tensor:
@@ -110,7 +112,8 @@ def states_at_targets(
     grid = Grid(H, W, config.video.temporal, config.video.spatial, PLACES[shape.rope], shape.causal)
     content = torch.where(batch.mask.to(device, non_blocking=True), vocabulary.mask, content_ids(vocabulary, batch.codes_BTHW))
     seconds, fps = clock(1 if batch.image else config.video.frames, config.video.fps)
-    ids_BL, position_BL3, block_BL = pack(vocabulary, grid, batch.text_BS, batch.length_B, content, seconds, fps, batch.first)
+    length_B = batch.length_B.to(device, non_blocking=True)
+    ids_BL, position_BL3, block_BL = pack(vocabulary, grid, batch.text_BS, length_B, content, seconds, fps, batch.first)
     index_M, code_M, frame_M = target_places(batch.target_BTHW, slots, grid).to(device, non_blocking=True)
     hidden_BLD = model(ids_BL, position_BL3, attention(block_BL, batch.length_B, slots, grid, T, config.parallel))
     return hidden_BLD.flatten(0, 1).index_select(0, index_M), code_M, frame_M
@@ -118,9 +121,10 @@ def states_at_targets(
 
 def attention(block_BL: Tensor, length_B: Tensor, slots: int, grid: Grid, frames: int, plan: ParallelConfig) -> Attend:
     """The block rule by what is fastest for this shape and device, or as `plan.attention` says."""
-    kind = plan.attention
+    kind, runs = plan.attention, len(runs_of(length_B.tolist()))
     if kind == "auto":
-        kind = "dense" if not block_BL.is_cuda else "prefix" if grid.frame_length >= LONG_FRAME and not grid.causal else "flex"
+        few = runs * FEW_IDS <= len(length_B) * grid.frame_length  # calls are large enough to be worth their start
+        kind = "dense" if not block_BL.is_cuda else "prefix" if few and not grid.causal else "flex"
     if kind != "prefix":
         return (flex if kind == "flex" else dense)(block_BL, block_BL)
     if grid.causal:

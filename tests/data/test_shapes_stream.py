@@ -2,6 +2,7 @@
 
 import os
 import signal
+from collections import Counter
 from dataclasses import replace
 from multiprocessing import active_children
 
@@ -90,6 +91,19 @@ def test_videos_and_images_have_their_form() -> None:
         for row, length in zip(text_BS, length_B.tolist(), strict=True):
             assert 3 <= length <= SLOTS and row[SLOTS - length] == VOCABULARY.begin and row[-1] == VOCABULARY.separator
             assert (row[SLOTS - length + 1 : -1] < VOCABULARY.text_size).all()
+
+
+def test_batches_are_of_prompts_about_equally_long_and_every_clip_is_as_likely() -> None:
+    source = stream(0, size=3, image_every=0)
+    source.steps_per_chunk = 10**9
+    batches = [take(source, step) for step in range(1, 400)]
+    pool = torch.cat([halves[0].length_B for halves in source.pool]).sort().values
+    places = {length: place for place, length in enumerate(sorted(set(pool.tolist())))}
+    for batch in batches:  # neighbours in the order of length, or the longest and the shortest
+        seen = sorted({places[length] for length in batch.length_B.tolist()})
+        assert seen[-1] - seen[0] <= 2 or seen[-1] - seen[0] >= len(places) - 2
+    counts = Counter(tuple(text) for batch in batches for text in batch.text_BS.tolist())
+    assert len(counts) == len(pool) == 8 and max(counts.values()) < 1.5 * min(counts.values())
 
 
 def test_prompts_and_codes_belong_together() -> None:

@@ -39,7 +39,7 @@ def loss_and_norm(plan: ParallelConfig) -> tuple[float, float]:
     model = build(CONFIG.model, plan, ranks, seed=0)
     text_BS = torch.randint(100, (4, 40), generator=draw)
     codes_BTHW = torch.randint(500, (4, 3, 16, 16), generator=draw)
-    batch = Batch(text_BS.cuda(), torch.tensor([9, 40, 17, 30], device="cuda"), codes_BTHW.cuda())
+    batch = Batch(text_BS.cuda(), torch.tensor([9, 40, 17, 30]), codes_BTHW.cuda())
     config = replace(CONFIG, parallel=plan)
     loss_T = backward(model, VOCABULARY, mask_batch(batch, config, draw), config, ranks)
     return float(loss_T.mean()), float(clip_gradients(model.parameters(), 1e9))

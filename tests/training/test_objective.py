@@ -55,6 +55,16 @@ def test_windows_and_dropped_prompts_come_as_often_as_asked() -> None:
     assert image.codes_BTHW.shape[1] == image.mask.shape[1] == 1 and image.first == 0
 
 
+def test_rows_are_put_in_the_order_of_their_prompts_and_stay_whole() -> None:
+    numbers = torch.arange(20)
+    text_BS, codes_BTHW = numbers[:, None].expand(20, 64), numbers[:, None, None, None].expand(20, 2, 4, 4)
+    length_B = (numbers * 7) % 20 + 2
+    batch = mask_batch(Batch(text_BS, length_B, codes_BTHW), CONFIG, generator_of(0, 0, 1))
+    rows = batch.codes_BTHW[:, 0, 0, 0]
+    assert torch.equal(batch.text_BS[:, 0], rows) and sorted(rows.tolist()) == numbers.tolist()
+    assert (batch.length_B.diff() >= 0).all() and ((batch.length_B == 0) | (batch.length_B == length_B[rows])).all()
+
+
 def masked_batch() -> MaskedBatch:
     """Four samples whose mask ratios differ, so that halves of them have different numbers of masked codes."""
     draw = torch.Generator().manual_seed(1)
