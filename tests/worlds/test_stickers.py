@@ -9,7 +9,7 @@ from lumos.worlds.shapes.motion import DIRECTIONS
 from lumos.worlds.shapes.scene import Background
 from lumos.worlds.stickers.captions import caption, plain_caption
 from lumos.worlds.stickers.render import Pictures, pack, render
-from lumos.worlds.stickers.scene import MOTIONS, WHITE, Placed, Scene, Sticker, is_held_out, sample_scene
+from lumos.worlds.stickers.scene import STICKER_MOTIONS, WHITE, PlacedSticker, Scene, Sticker, is_kept_back, sample_scene
 
 ALONE = ("cat", "an orange cat walking", "a cat on a white background")
 STICKERS = (Sticker("cat", ALONE), Sticker("red heart emoji", ("red heart emoji",), mirror=False), Sticker("", ("people",)))
@@ -41,7 +41,7 @@ def test_a_sticker_moves_as_its_motion_says_and_stays_inside(pictures: Pictures,
         scene = sample_scene(rng, STICKERS)
         if len(scene.things) == 1 and scene.things[0].motion == motion:
             break
-    scene = Scene(Background("dark blue"), (Placed(**{**vars(scene.things[0]), "sticker": 0}),))
+    scene = Scene(Background("dark blue"), (PlacedSticker(**{**vars(scene.things[0]), "sticker": 0}),))
     (x, y), *_, (last_x, last_y) = middle_of(render(pack([scene]), pictures, frames=25, size=64)[0])
     way_x, way_y = DIRECTIONS[motion]
     assert (last_x - x) * way_x + (last_y - y) * way_y > 0.1
@@ -52,12 +52,12 @@ def test_a_sticker_moves_as_its_motion_says_and_stays_inside(pictures: Pictures,
 
 def test_own_animation_mirror_and_opacity_are_seen(pictures: Pictures) -> None:
     ground = Background("dark blue")
-    plain, mirrored = (Scene(ground, (Placed(1, "full", mirrored=value),)) for value in (False, True))
+    plain, mirrored = (Scene(ground, (PlacedSticker(1, "full", mirrored=value),)) for value in (False, True))
     one, other = render(pack([plain, mirrored]), pictures, frames=4, size=32, fps=8.0)
     green = [(clip[1] > 0.5).float().mean(1) for clip in (one, other)]  # share of rows, [frame, column]
     assert green[0][:2].max() == 0 and green[0][2:, :14].min() == 1 and green[0][2:, 18:].max() == 0  # from 0.25 s on
     assert torch.equal(green[1], green[0].flip(1))
-    late = Scene(ground, (Placed(1, "full", start=0.25),))  # this much of the animation is over at time 0
+    late = Scene(ground, (PlacedSticker(1, "full", start=0.25),))  # this much of the animation is over at time 0
     assert (render(pack([late]), pictures, frames=1, size=32)[0, 1, 0, :, :14] > 0.5).all()
     assert one[2, 0, 0, 0] == pytest.approx(84 / 127.5 - 1, abs=0.01)  # unseen parts show the ground
 
@@ -65,7 +65,7 @@ def test_own_animation_mirror_and_opacity_are_seen(pictures: Pictures) -> None:
 def test_small_stickers_are_averaged_not_picked(pictures: Pictures) -> None:
     chequered = pictures.frames.clone()
     chequered[0, :3] = 255 * ((torch.arange(32)[:, None] + torch.arange(32)) % 2)
-    scene = Scene(Background(WHITE), (Placed(0, "small"),))
+    scene = Scene(Background(WHITE), (PlacedSticker(0, "small"),))
     pixels = render(pack([scene]), pictures._replace(frames=chequered), frames=1, size=32)[0, :, 0]
     assert float(pixels[:, 14:18, 14:18].std()) < 0.2 and abs(float(pixels[:, 14:18, 14:18].mean())) < 0.2
 
@@ -78,13 +78,13 @@ def test_captions_are_true_and_held_out_pairs_are_kept() -> None:
         first = scene.things[0]
         assert "white background" not in words or scene.ground.colour == WHITE
         assert first.size == "full" or all(STICKERS[thing.sticker].noun for thing in scene.things)
-        assert not any(is_held_out(STICKERS[thing.sticker].noun, thing.motion) for thing in scene.things)
+        assert not any(is_kept_back(STICKERS[thing.sticker].noun, thing.motion) for thing in scene.things)
         assert not any(thing.mirrored and not STICKERS[thing.sticker].mirror for thing in scene.things)
         opposite = {"left": "right", "right": "left", "up": "down", "down": "up"}.get(first.motion)
         if len(scene.things) == 1 and opposite and "from" not in words:
             assert f"to the {opposite}" not in words and f"{opposite}ward" not in words
         motions.add(first.motion)
         unseen = sample_scene(rng, STICKERS, held_out=True)
-        assert is_held_out(STICKERS[unseen.things[0].sticker].noun, unseen.things[0].motion)
-    assert motions == set(MOTIONS)
+        assert is_kept_back(STICKERS[unseen.things[0].sticker].noun, unseen.things[0].motion)
+    assert motions == set(STICKER_MOTIONS)
     assert plain_caption("octopus", "left") == "an octopus moves to the left"

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from lumos.worlds.english import article, gerund, listed, plural, third_person
 from lumos.worlds.shapes.captions import COUNTS, MOTION_VERBS, TAILS, WORDS
-from lumos.worlds.stickers.scene import WHITE, Placed, Scene, Sticker
+from lumos.worlds.stickers.scene import WHITE, PlacedSticker, Scene, Sticker
 
 JUMPS = ("jump", "jump up and down", "hop", "bounce", "bounce up and down")
 WHITE_GROUND = "on a white background"  # what some of a sticker's own captions say
@@ -46,7 +46,7 @@ def plain_caption(noun: str, motion: str) -> str:
     return article(noun) if motion == "still" else f"{article(noun)} {third_person(verb)}"
 
 
-def _one(thing: Placed, stickers: Sequence[Sticker], rng: random.Random, image: bool) -> str:
+def _one(thing: PlacedSticker, stickers: Sequence[Sticker], rng: random.Random, image: bool) -> str:
     noun = article(_noun(thing, stickers, rng, 0.6))
     if image or (thing.motion == "still" and rng.random() < 0.8):
         return rng.choice(("", "", "", "a picture of ", "a drawing of ")) + noun if image else noun
@@ -65,14 +65,14 @@ def _alike(scene: Scene, stickers: Sequence[Sticker], rng: random.Random, image:
     return f"{many}, one of them {gerund(move)}" if rng.random() < 0.7 else f"{many}, one {third_person(move)}"
 
 
-def _noun(thing: Placed, stickers: Sequence[Sticker], rng: random.Random, detail: float) -> str:
+def _noun(thing: PlacedSticker, stickers: Sequence[Sticker], rng: random.Random, detail: float) -> str:
     noun = stickers[thing.sticker].noun
     if thing.size != "medium" and thing.motion not in ("growing", "shrinking") and rng.random() < detail:
         noun = f"{rng.choice(WORDS[thing.size])} {noun}"
     return noun
 
 
-def _move(thing: Placed, rng: random.Random) -> str:
+def _move(thing: PlacedSticker, rng: random.Random) -> str:
     """What is done to the sticker, in the plain form, with speed."""
     if thing.motion == "bouncing":
         move = rng.choice(JUMPS)

@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d, grid_sample
 
 from lumos.worlds.shapes.motion import Law, law, state
+from lumos.worlds.shapes.render import MOST_THINGS
 from lumos.worlds.stickers.scene import GROUNDS, Scene
 
-MOST_THINGS = 3
 SMALLER = 4  # sizes in which pictures are kept: each half as large as the one before
 _LAW = len(Law())
 

@@ -11,19 +11,18 @@ from dataclasses import dataclass, replace
 
 from lumos.worlds.shapes.motion import DIRECTIONS, SPEEDS, TRAVEL, State, law, state
 from lumos.worlds.shapes.palette import BACKGROUNDS, BLENDING
+from lumos.worlds.shapes.placing import MARGIN, Box
 from lumos.worlds.shapes.scene import GRADIENTS, Background
 
 WHITE = "white"
 GROUNDS = {WHITE: (255, 255, 255), **BACKGROUNDS}
 RADII = {"small": 0.14, "medium": 0.2, "large": 0.27}  # half the side of the sticker's square, in sides of the frame
 FULL = 0.5  # a sticker that fills the frame
-MARGIN = 0.02
-MOTIONS = ("still", *DIRECTIONS, "bouncing", "circling", "growing", "shrinking", "spinning")
+STICKER_MOTIONS = ("still", *DIRECTIONS, "bouncing", "circling", "growing", "shrinking", "spinning")
 # motions for which a row of the frame is wide enough, and a column
 IN_ROWS = ("still", "left", "right", "growing", "shrinking", "spinning")
 IN_COLUMNS = ("still", "up", "down", "bouncing", "growing", "shrinking", "spinning")
 HELD_OUT = 12  # one in so many (noun, motion) pairs is kept for judging
-Box = tuple[float, float, float, float]  # left, top, right, bottom
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ class Sticker:
 
 
 @dataclass(frozen=True)
-class Placed:
+class PlacedSticker:
     """One sticker in a scene. x, y: its middle at time 0 (circling: the circle's; bouncing: on the ground)."""
 
     sticker: int  # its number
@@ -69,10 +68,10 @@ class Scene:
     """Stickers side by side, and the ground behind them. Those of one number are alike; only the first of these may move."""
 
     ground: Background
-    things: tuple[Placed, ...]
+    things: tuple[PlacedSticker, ...]
 
 
-def is_held_out(noun: str, motion: str) -> bool:
+def is_kept_back(noun: str, motion: str) -> bool:
     """Whether training never shows this sticker in this motion."""
     return motion != "still" and zlib.crc32(f"{noun} {motion}".encode()) % HELD_OUT == 0
 
@@ -85,11 +84,11 @@ def sample_scene(rng: random.Random, stickers: Sequence[Sticker], held_out: bool
     draw = 0.6 if held_out else rng.random()
     if draw < 0.4:
         number = rng.randrange(len(stickers))
-        thing = Placed(number, "full", start=_start(rng), mirrored=stickers[number].mirror and rng.random() < 0.3)
+        thing = PlacedSticker(number, "full", start=_start(rng), mirrored=stickers[number].mirror and rng.random() < 0.3)
         return Scene(Background(WHITE) if rng.random() < 0.7 else _ground(rng), (thing,))
     if draw < 0.75:
-        one = _draft(rng, stickers, tuple(RADII), MOTIONS, held_out)
-        things: tuple[Placed, ...] = (_place(rng, (0.0, 0.0, 1.0, 1.0), one),)
+        one = _draft(rng, stickers, tuple(RADII), STICKER_MOTIONS, held_out)
+        things: tuple[PlacedSticker, ...] = (_place(rng, (0.0, 0.0, 1.0, 1.0), one),)
     else:
         motions = rng.choice((IN_ROWS, IN_COLUMNS))
         boxes = _side_by_side(rng, 2 if draw < 0.94 else 3, motions is IN_ROWS)
@@ -110,23 +109,23 @@ def _start(rng: random.Random) -> float:
 
 def _draft(
     rng: random.Random, stickers: Sequence[Sticker], sizes: tuple[str, ...], motions: tuple[str, ...], held_out: bool = False
-) -> Placed:
+) -> PlacedSticker:
     """A sticker that can be talked about, with a motion but no place yet."""
     while True:
         number = rng.randrange(len(stickers))
         still = 0.0 if held_out else 0.25 if stickers[number].animated else 0.1
         motion = "still" if rng.random() < still else rng.choice(motions[1:])
         noun = stickers[number].noun
-        if noun and is_held_out(noun, motion) == held_out:
+        if noun and is_kept_back(noun, motion) == held_out:
             break
     speed = "normally" if motion == "still" or rng.random() < 0.5 else rng.choice(SPEEDS)
     changes = motion in ("growing", "shrinking")  # what is small would become too small to know
     size = rng.choice(sizes[1:] or sizes) if changes else rng.choice(sizes)
     mirrored = stickers[number].mirror and rng.random() < 0.3
-    return Placed(number, size, motion, speed, start=_start(rng), mirrored=mirrored)
+    return PlacedSticker(number, size, motion, speed, start=_start(rng), mirrored=mirrored)
 
 
-def _place(rng: random.Random, box: Box, thing: Placed) -> Placed:
+def _place(rng: random.Random, box: Box, thing: PlacedSticker) -> PlacedSticker:
     """The sticker somewhere in the box, with a reach that keeps it there."""
     room = thing.radius + MARGIN
     left, top, right, bottom = box[0] + room, box[1] + room, box[2] - room, box[3] - room
