@@ -57,7 +57,10 @@ class Clip(NamedTuple):
 def read_clips(entry: Entry, cut: Cut, stored: ShardReader | None = None) -> Iterator[Clip]:
     """The clips of one input, in order. Raises ValueError or OSError, in one line, for one that cannot be read to its end."""
     with _local(entry.path) as path, decoding(entry.path):
-        timed = _stored_pictures(stored, entry.stored) if stored else timed_pictures(path, entry.start or 0.0)
+        timed: Iterator[Timed] = timed_pictures(path, entry.start or 0.0)
+        if stored is not None:
+            fps, rgb_FHWC = stored.index.fps, stored.row(entry.stored)["clip"]
+            timed = ((i / fps, 1 / fps, of_rgb(rgb_HWC)) for i, rgb_HWC in enumerate(rgb_FHWC))
         frames = _drawn(pick(timed, cut.fps, entry.start, entry.end), cut)
         head = list(islice(frames, max(cut.frames, 2)))
         if not head:
@@ -123,20 +126,11 @@ def _drawn(picked: Iterator[tuple[float, Picture]], cut: Cut) -> Iterator[Framed
         if picture is not shown:
             shown, rgb_HWC = picture, picture.draw(*size)
             if cut.scenes is not None:
-                before, shares = shares, _colour_shares(rgb_HWC)
+                # Shares of 64 colours: moving things change them little, another scene much.
+                colours = (rgb_HWC[::2, ::2] >> 6).astype(np.int64) @ [16, 4, 1]
+                before, shares = shares, np.bincount(colours.ravel(), minlength=64) / colours.size
                 scene += before is not None and bool(0.5 * np.abs(shares - before).sum() > cut.scenes)
         yield scene, seconds, rgb_HWC
-
-
-def _colour_shares(rgb_HWC: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """Shares of 64 colours: moving things change them little, another scene much."""
-    colours = (rgb_HWC[::2, ::2] >> 6).astype(np.int64) @ [16, 4, 1]
-    return np.bincount(colours.ravel(), minlength=64) / colours.size
-
-
-def _stored_pictures(stored: ShardReader, number: int) -> Iterator[Timed]:
-    fps = stored.index.fps
-    return ((i / fps, 1 / fps, of_rgb(rgb_HWC)) for i, rgb_HWC in enumerate(stored.row(number)["clip"]))
 
 
 @contextmanager

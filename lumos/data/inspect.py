@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from lumos.data.loader import captions_by_clip
 from lumos.data.shards import PIXELS, TOKENS, ShardIndex, ShardReader, check_tokenizer
 from lumos.media.pixels import clips_to_pixels
 from lumos.tokenizer.model import load_tokenizer
@@ -19,8 +20,7 @@ SHEET_SIDE = 192  # pixels per side of a frame in the sheet, at most
 
 def describe(index: ShardIndex) -> dict[str, Any]:
     """Counts and sizes of all clips; captions of up to SAMPLE of them, spread over all."""
-    reader = ShardReader(index, [index.words])
-    sampled = [reader.row(row)[index.words] for row in _spread(len(index), SAMPLE)]
+    sampled = list(captions_by_clip(index, SAMPLE))
     captions = [caption for caption, _ in Counter(word for words in sampled for word in words).most_common()]
     sizes = Counter(map(tuple, index.sizes_N3.tolist()))
     images = int((index.sizes_N3[:, 0] == 1).sum())
@@ -40,13 +40,13 @@ def draw_clips(index: ShardIndex, count: int, tokenizer: str | None) -> tuple[Te
     """(pixels_BCFHW, captions) of `count` clips spread over all, of the commonest size. Errors where the tokenizer is another."""
     sizes, counts = np.unique(index.sizes_N3, axis=0, return_counts=True)
     same = np.flatnonzero((index.sizes_N3 == sizes[counts.argmax()]).all(1))
-    rows = [int(same[place]) for place in _spread(len(same), count)]
+    rows = same[np.linspace(0, len(same) - 1, min(count, len(same))).round().astype(int)]
     model = None
     if index.form != PIXELS:
         model = load_tokenizer(find_weights(tokenizer or index.made_by or "tiny", "tokenizer"))
         check_tokenizer(index, model)
     reader = ShardReader(index, ["clip", index.words, "source"], codebook=model.codebook_size if model else 2**16)
-    found = [reader.row(row) for row in rows]
+    found = [reader.row(row) for row in rows.tolist()]
     captions = [row["source"] if index.form == TOKENS else " / ".join(row["captions"])[:120] for row in found]
     if model:
         pixels_BCFHW = torch.cat([model.decode(row["clip"][None]) for row in found])
@@ -56,8 +56,3 @@ def draw_clips(index: ShardIndex, count: int, tokenizer: str | None) -> tuple[Te
     if (side := max(H, W)) > SHEET_SIDE:
         pixels_BCFHW = interpolate(pixels_BCFHW, (F, H * SHEET_SIDE // side, W * SHEET_SIDE // side), mode="area")
     return pixels_BCFHW, captions
-
-
-def _spread(total: int, count: int) -> list[int]:
-    """At most `count` of `total` numbers, evenly."""
-    return np.linspace(0, total - 1, min(count, total)).round().astype(int).tolist()

@@ -159,11 +159,9 @@ class EpochPlan:
 
 
 def captions_by_clip(index: ShardIndex, limit: int = SAMPLED) -> Iterator[list[str]]:
-    """The captions of each of up to `limit` clips, spread over all."""
-    reader = ShardReader(index, ["captions"])
-    count = min(limit, len(index))
-    for i in range(count):
-        yield reader.row(i * len(index) // count)["captions"]
+    """The captions (or text ids) of each of up to `limit` clips, spread over all."""
+    reader, count = ShardReader(index, [index.words]), min(limit, len(index))
+    return (reader.row(i * len(index) // count)[index.words] for i in range(count))
 
 
 def known_ids(text: TextTokenizer, caption: str) -> tuple[list[int], bool]:

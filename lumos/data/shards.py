@@ -121,10 +121,8 @@ def write_parquet(path: Path, schema: Any, groups: Iterable[Sequence[dict[str, A
     import pyarrow
     import pyarrow.parquet as parquet
 
-    with (
-        whole_file(path) as partial,
-        parquet.ParquetWriter(partial, schema, compression="zstd", write_page_checksum=True) as writer,
-    ):
+    options = {"compression": "zstd", "write_page_checksum": True}
+    with whole_file(path) as partial, parquet.ParquetWriter(partial, schema, **options) as writer:
         for rows in groups:
             writer.write_table(pyarrow.Table.from_pylist(list(rows), schema=schema))
 
@@ -234,15 +232,10 @@ def _listed(folder: str) -> tuple[list[str], dict[str, Any]]:
     import fsspec
 
     files, where = fsspec.core.url_to_fs(folder)
-    try:
-        listed = files.ls(where, detail=False)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"there is no folder {folder}; make it with lumos prepare") from error
-    except NotADirectoryError as error:
-        raise ValueError(f"{folder} must be a folder of shards, got a file; give the folder") from error
+    listed = files.ls(where, detail=False) if files.isdir(where) else []
     names = sorted(name for name in listed if re.search(r"(^|/)[^./][^/]*\.parquet$", name))
     if not names:
-        raise FileNotFoundError(f"{folder} must hold shards (.parquet), got none; make some with lumos prepare")
+        raise FileNotFoundError(f"{folder} must be a folder of shards (.parquet), got none; make one with lumos prepare")
     written = next((name for name in listed if name.endswith(f"/{PREPARED}")), None)
     try:
         settings = json.loads(files.cat_file(written)) if written else {}

@@ -88,11 +88,11 @@ def _stream(container: InputContainer, path: Path) -> VideoStream:
     """The pictures that players show; ValueError when there are none, or ones of an impossible size."""
     from av.stream import Disposition
 
+    best = container.streams.best("video")
     streams = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
     if not streams:
         held = "only sound" if container.streams.audio else "no pictures"
         raise ValueError(f"{path} holds {held}; give a video file")
-    best = container.streams.best("video")
     stream = best if best in streams else streams[0]
     if stream.codec_context is None:
         raise ValueError(f"{path} holds pictures of an unknown codec; convert it to .mp4")

@@ -394,8 +394,8 @@ def test_inspect_says_what_is_there(whole: Path, material: Path, tmp_path: Path,
     for more, said in (
         (words, "--force"),
         ([*words[:4], "--tokenizer", "tiny", "--force"], "must be made with this tokenizer"),
-        (["inspect", str(tmp_path)], "must hold shards (.parquet), got none"),
-        (["inspect", str(tmp_path / "no")], "there is no folder"),
+        (["inspect", str(tmp_path)], "must be a folder of shards (.parquet), got none"),
+        (["inspect", str(tmp_path / "no")], "must be a folder of shards"),
     ):
         assert main(more) == 2
         assert said in capsys.readouterr().err

@@ -106,7 +106,7 @@ def test_settings_that_prepare_did_not_write(settings: str, tmp_path: Path) -> N
         ([row(0), row(1, tokenizer="u")], "must have one tokenizer, got t, u"),
         ([], "at least one clip, got none"),
         (b"PAR1", "damaged or is no Parquet file"),
-        (None, r"must hold shards \(.parquet\), got none"),
+        (None, r"must be a folder of shards \(.parquet\), got none"),
     ],
 )
 def test_shards_that_do_not_fit_together(rows: Any, words: str, tmp_path: Path) -> None:

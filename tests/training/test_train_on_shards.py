@@ -112,7 +112,7 @@ def test_runs_that_cannot_start(tokenizer: Path, shards: Path, tmp_path: Path) -
         (replace(TOY, shapes=None), None, "trains on shards, got none; give --data FOLDER"),
         (replace(TOY, shapes=None, video=replace(TOY.video, fps=12)), str(shards), "video.fps must be 8, as in"),
         (replace(TOY, lora=LoraSettings(rank=2)), str(shards), "give --init NAME or FOLDER"),
-        (TOY, "nowhere", "there is no folder nowhere"),
+        (TOY, "nowhere", "nowhere must be a folder of shards"),
         (replace(TOY, videos=13), str(shards), "13 videos of a step on all GPUs, got 12; use --set videos=12, or more"),
     ):
         with pytest.raises((ValueError, FileNotFoundError), match=words):
