@@ -219,7 +219,7 @@ def _make_moments(names: Iterable[str], learner: Learner) -> None:
         parameter.grad = torch.zeros_like(parameter) if name in moved else None
     set_learning_rate(learner.optimizer, 0.0)
     learner.optimizer.step()
-    learner.optimizer.zero_grad(set_to_none=True)
+    learner.optimizer.zero_grad()
 
 
 def _first_line(error: BaseException) -> str:

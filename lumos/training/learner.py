@@ -32,7 +32,7 @@ class Learner:
         set_learning_rate(self.optimizer, self.rate)
         norm = clip_gradients(self.module.parameters(), self.config.clip)
         step_unless(self.guard.check(norm), self.optimizer)
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad()
         if self.ema is not None:
             self.ema.update(self.module, step)
         return norm

@@ -107,7 +107,7 @@ def test_what_comes_back_is_what_was_there_while_training_went_on(tmp_path: Path
 
 def test_the_newest_are_kept_leftovers_of_a_kill_are_deleted_and_nothing_can_run_code(tmp_path: Path) -> None:
     folder = tmp_path / "checkpoints"
-    for name in ("thesis.partial", "step_old.partial", "step_00000001.partial"):
+    for name in ("thesis.partial", "step_old.partial", "step_00000009.partial"):
         (folder / name).mkdir(parents=True)
     assert latest(tmp_path) is None
     saved(tmp_path, [1, 2, 3])
@@ -157,7 +157,8 @@ def test_everything_is_on_the_disk_before_it_gets_its_name(tmp_path: Path, monke
 def test_a_run_is_neither_overwritten_nor_resumed_as_another(tmp_path: Path) -> None:
     run, record = tmp_path / "run", {"lr": 0.1, "batch": 4, "max_steps": 3, "parallel": {"shard": True}}
     for resume in (True, False):
-        assert Checkpoints(run, resume, record, ALONE, 2).path is None
+        new = Checkpoints(run, resume, record, ALONE, 2)
+        assert (new.path, new.step, new.seconds) == (None, 0, 0.0)
     saved(run, [2], record=record)
     begun = Checkpoints(run, True, record | {"max_steps": 4, "parallel": {"shard": False}}, ALONE, 2)  # may change
     assert (begun.path, begun.step, begun.seconds) == (run / "checkpoints/step_00000002", 2, 1.5)

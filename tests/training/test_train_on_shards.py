@@ -12,14 +12,17 @@ from safetensors.torch import load_file
 from lumos.data.batch import Schedule
 from lumos.data.loader import EpochPlan, LoaderConfig, ShardStream
 from lumos.data.shards import CODES, open_shards, pack_codes, write_shard
+from lumos.generate import Generator
 from lumos.model_folder import load_model
 from lumos.tokenizer.model import load_tokenizer
 from lumos.training import train_model as module
 from lumos.training.lora import LoraSettings
+from lumos.training.parallel import ParallelConfig
+from lumos.training.run_parts import gather_parts
 from lumos.training.train_model import train_model
 from lumos.weights import fingerprint
+from tests.training.toys import ALONE, save_toy_tokenizer
 from tests.training.toys import TOY as SMALL
-from tests.training.toys import save_toy_tokenizer
 
 TOY = replace(SMALL, optim=replace(SMALL.optim, schedule="constant"), sample_every=100)
 
@@ -99,7 +102,10 @@ def test_adapters_leave_the_weights_alone_and_resume(tokenizer: Path, shards: Pa
     changed = {name.rpartition(".")[2] for name in before if not torch.equal(before[name], after[name])}
     assert changed == {"query_key_value", "attention_out", "ffn_gate_up", "ffn_down"}
 
-    from lumos.generate import Generator
+    for recompute, compiled in (("off", "static"), ("full", "off")):
+        plan = ParallelConfig(recompute=recompute)  # type: ignore[arg-type]
+        parts = gather_parts(replace(tuned, parallel=plan), tokenizer, base, None, None, ALONE)
+        assert parts.config.parallel.compile == compiled
 
     merged = Generator.from_folder(tmp_path / "one" / "model", "cpu")("a red circle", seed=1)
     beside = Generator.from_folder(base, "cpu", lora=tmp_path / "one" / "lora")("a red circle", seed=1)
