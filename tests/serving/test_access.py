@@ -15,6 +15,7 @@ from fastapi import FastAPI
 
 from lumos.serving.access import COOKIE, Access, add_login
 from lumos.serving.config import ServeConfig
+from lumos.serving.errors import RequestError
 from lumos.serving.metrics import Metrics
 
 KEY = "correct horse battery"
@@ -116,6 +117,22 @@ def test_a_proxy_with_another_name(tmp_path: Path) -> None:
         assert ask(config, "POST", "/v1/videos", headers={**bearer, **headers}).status_code == 200
     assert ask(config, "POST", "/v1/videos", headers={**bearer, **rewritten, "Origin": "https://b.org"}).status_code == 403
     assert ask(config, "GET", "/", headers={**bearer, "Host": "other.example.org"}).status_code == 403
+
+
+@pytest.mark.parametrize(
+    ("message", "status"), [({"type": "http.disconnect"}, 400), ({"type": "http.request", "body": bytes(2**20 + 1)}, 413)]
+)
+def test_a_body_that_is_cut_off_or_too_large_is_given_up(local: ServeConfig, message: Any, status: int) -> None:
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+
+    async def receive() -> Any:
+        return message
+
+    scope = {"type": "http", "method": "POST", "path": "/", "headers": [(b"host", b"localhost")]}
+    with pytest.raises(RequestError) as error:
+        asyncio.run(Access(application, local, Metrics("toy"))(scope, receive, receive))  # type: ignore[arg-type]
+    assert error.value.status == status
 
 
 def test_nothing_of_the_page_is_elsewhere(server: Any) -> None:
