@@ -76,13 +76,13 @@ def run_evaluate(args: EvaluateArgs) -> None:
 
 def _shapes(args: EvaluateArgs) -> dict[str, Any]:
     from lumos.evaluation.card import write_card
-    from lumos.evaluation.shapes import evaluate_shapes
+    from lumos.evaluation.shapes import chosen_prompts, evaluate_shapes
 
     generator, sampler = _model(args, args.device)
-    chosen = (args.quick, args.only, args.prompts)
-    scores = evaluate_shapes(generator, args.out, *chosen, sampler, args.seed, args.batch, args.workers)
+    prompts = chosen_prompts(args.quick, args.only, args.prompts)
+    scores = evaluate_shapes(generator, args.out, prompts, sampler, args.seed, args.batch, args.workers)
     files = {"report": str(args.out / "report.html")}
-    if not any(chosen):
+    if not (args.quick or args.only or args.prompts):
         own = Path(args.weights)
         # weights of the package are left as they are installed
         files["card"] = str(write_card(own if own.is_dir() else args.out, args.out, generator, scores))

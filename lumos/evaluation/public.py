@@ -67,7 +67,7 @@ class SuiteFile(NamedTuple):
 
 
 def generate_suite(
-    generator: Generator, run: SuiteRun, sampler: SamplerConfig | None = None, rank: int = 0, world: int = 1, quiet: bool = False
+    generator: Generator, run: SuiteRun, sampler: SamplerConfig | None = None, rank: int = 0, world: int = 1
 ) -> dict[str, Any]:
     """Make the files of one process (every `world`-th from `rank` on) that are not there; returns how many there are.
 
@@ -105,8 +105,7 @@ def generate_suite(
             for file, pixels_CFHW in zip(part, pixels_BCFHW, strict=True):
                 write_video(file.path, pixels_CFHW, video.fps, overwrite=True)
             done += len(part)
-            if not quiet:
-                tell_progress(f"process {rank}: {done} of {len(mine)} files", done / len(mine), time.monotonic() - began)
+            tell_progress(f"process {rank}: {done} of {len(mine)} files", done / len(mine), time.monotonic() - began)
     return {"files": sum(file.path.exists() for file in files), "of": len(files), "folder": str(run.out), **settings}
 
 

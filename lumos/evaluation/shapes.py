@@ -6,7 +6,7 @@ report.json, report.html with the videos, and a contact sheet. The same command 
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -27,33 +27,27 @@ SIZE, FPS = 128, 8
 def evaluate_shapes(
     generator: Generator,
     out: Path,
-    quick: bool = False,
-    only: str | None = None,
-    prompts: Path | None = None,
+    prompts: Sequence[Prompt],
     sampler: SamplerConfig | None = None,
     seed: int = 0,
     batch: int | None = None,
     workers: int | None = None,
-    quiet: bool = False,
 ) -> dict[str, Any]:
     """Score a model; returns what it writes to out/report.json.
 
-    quick: about a sixth of the prompts. only: one class ("counting") or task ("text to image") of the benchmark, or
-    "one-object". prompts: a file of own prompts in the form of the folder's prompts.jsonl. batch: videos at a time (default
-    104 on CUDA, else 4; images four times as many); part of the settings, as another may be rounded otherwise.
-    workers: processes that judge and write files (default: 0 on the CPU, up to 14 with a GPU); changes no result.
-    Raises ValueError for a model of another size, prompts that are none, and a folder of other settings.
+    batch: videos at a time (default 104 on CUDA, else 4; images four times as many); part of the settings, as another may be
+    rounded otherwise. workers: processes that judge and write files (default: 0 on the CPU, up to 14 with a GPU); changes no
+    result. Raises ValueError for a model of another size, too long a prompt, and a folder of other settings.
     """
     check_model(generator)
-    chosen = chosen_prompts(quick, only, prompts)
-    for prompt in chosen:
-        generator.prompt_ids(prompt.text, prompt.frames, SIZE, SIZE)  # too long a prompt shows before the work
+    for prompt in prompts:
+        generator.prompt_ids(prompt.text, prompt.frames, SIZE, SIZE)
     batch = usual_batch(generator.device) if batch is None else batch
-    parts = batches(chosen, batch)
+    parts = batches(prompts, batch)
     settings = {
         "benchmark": VERSION,
-        "prompts": digest_of(chosen),
-        "count": len(chosen),
+        "prompts": digest_of(prompts),
+        "count": len(prompts),
         "sampler": asdict(sampler or generator.config.sampler),
         "seed": seed,
         "batch": batch,
@@ -62,7 +56,7 @@ def evaluate_shapes(
     }
     if not is_continued(out, settings):
         (out / "videos").mkdir(exist_ok=True)
-        write_text(out / "prompts.jsonl", to_lines(chosen))
+        write_text(out / "prompts.jsonl", to_lines(prompts))
     try:
         done = {line["id"]: Result(**line) for line in read_lines(out / "results.jsonl")}
     except (TypeError, KeyError) as error:
@@ -77,9 +71,8 @@ def evaluate_shapes(
                 add_line(out / "results.jsonl", asdict(result))
                 done[result.id] = result
             ready += sum(prompt.frames for prompt in part)
-            if not quiet:
-                tell_progress(f"{len(done)} of {len(chosen)} prompts", ready / work, time.monotonic() - began)
-    results = [done[prompt.id] for prompt in chosen]
+            tell_progress(f"{len(done)} of {len(prompts)} prompts", ready / work, time.monotonic() - began)
+    results = [done[prompt.id] for prompt in prompts]
     report = {"settings": settings, "seconds": round(time.monotonic() - began, 1), **summary(results)}
     report["prompts"] = [asdict(result) for result in results]
     write_text(out / "report.json", json.dumps(report, indent=1))
@@ -87,13 +80,17 @@ def evaluate_shapes(
     return report
 
 
-def chosen_prompts(quick: bool, only: str | None, prompts: Path | None) -> list[Prompt]:
-    """The prompts to run."""
+def chosen_prompts(quick: bool, only: str | None, file: Path | None) -> list[Prompt]:
+    """The prompts to run.
+
+    quick: about a sixth of them. only: one class ("counting") or task ("text to image"), or "one-object". file: own prompts in
+    the form of the folder's prompts.jsonl, instead of the benchmark's. ValueError for what is none.
+    """
     if only == "one-object":
-        if prompts is not None:
-            raise ValueError(f"--only one-object has its own prompts, got also {prompts}; leave one out")
+        if file is not None:
+            raise ValueError(f"--only one-object has its own prompts, got also {file}; leave one out")
         return one_object(16 if quick else 64)
-    chosen = prompts_in(prompts) if prompts else benchmark()
+    chosen = prompts_in(file) if file else benchmark()
     if only is not None:
         names = sorted({name for prompt in chosen for name in (prompt.task, *prompt.checks)})
         if only not in names:

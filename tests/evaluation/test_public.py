@@ -59,7 +59,7 @@ def vbench(tmp_path: Path) -> Path:
 def files(
     painter: Painter, suite: str, prompts: Path, out: Path, rank: int = 0, world: int = 1, sampler: Any = None, **settings: Any
 ) -> dict[str, Any]:
-    return generate_suite(painter, SuiteRun(suite, prompts, out, **settings), sampler, rank, world, quiet=True)
+    return generate_suite(painter, SuiteRun(suite, prompts, out, **settings), sampler, rank, world)
 
 
 def tree(folder: Path) -> list[str]:

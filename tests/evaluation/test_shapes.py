@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lumos.diffusion.sampler import SamplerConfig
-from lumos.evaluation.prompts import Prompt, benchmark, one_object, to_lines
+from lumos.evaluation.prompts import Prompt, benchmark, one_object
 from lumos.evaluation.run import batches
 from lumos.evaluation.shapes import chosen_prompts, evaluate_shapes
 from lumos.generate import Generator
@@ -42,117 +42,100 @@ class Oracle(Generator):
         return torch.cat([render(pack([self.wrong or self.scenes[text, frames]]), frames) for text in prompts])
 
 
-@pytest.fixture
-def few(tmp_path: Path) -> Path:
-    file = tmp_path / "few.jsonl"
-    file.write_text(to_lines(FEW), "utf-8")
-    return file
-
-
-def test_truth_is_right_in_every_class(random_model: Generator, few: Path, tmp_path: Path) -> None:
+def test_truth_is_right_in_every_class(random_model: Generator, tmp_path: Path) -> None:
     firsts = {(prompt.split, name): prompt for prompt in reversed(benchmark()) for name in prompt.checks}
-    few.write_text(to_lines(list({prompt.id: prompt for prompt in firsts.values()}.values())), "utf-8")
-    report = evaluate_shapes(Oracle(random_model), tmp_path / "out", prompts=few, quiet=True)
+    report = evaluate_shapes(Oracle(random_model), tmp_path / "out", list({each.id: each for each in firsts.values()}.values()))
     assert report["overall"]["score"] == 1.0, [prompt for prompt in report["prompts"] if not all(prompt["classes"].values())]
     assert len(report["classes"]) == 16 and all({"seen", "held-out"} <= set(entry) for entry in report["classes"].values())
     assert json.loads((tmp_path / "out" / "report.json").read_text()) == report
 
 
 def test_a_random_model_goes_all_the_way_and_is_not_right(
-    random_model: Generator, few: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    random_model: Generator, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    report = evaluate_shapes(random_model, tmp_path / "out", prompts=few)
+    report = evaluate_shapes(random_model, tmp_path / "out", FEW)
     output = capsys.readouterr()
     assert output.out == "" and "4 of 4 prompts, 0.0 minutes left" in output.err
     assert report["overall"]["right"] <= 1
     assert len(list((tmp_path / "out" / "videos").iterdir())) == 4
 
 
-def test_the_same_seed_gives_the_same_files(random_model: Generator, few: Path, tmp_path: Path) -> None:
-    few.write_text(to_lines(FEW[:1]), "utf-8")
-    reports = [
-        evaluate_shapes(random_model, tmp_path / f"{i}", prompts=few, seed=seed, quiet=True) for i, seed in enumerate((0, 0, 1))
-    ]
+def test_the_same_seed_gives_the_same_files(random_model: Generator, tmp_path: Path) -> None:
+    reports = [evaluate_shapes(random_model, tmp_path / f"{i}", FEW[:1], seed=seed) for i, seed in enumerate((0, 0, 1))]
     files = [(tmp_path / f"{i}" / report["prompts"][0]["file"]).read_bytes() for i, report in enumerate(reports)]
     assert files[0] == files[1] != files[2]
     assert reports[0]["prompts"] == reports[1]["prompts"]
 
 
-def test_the_report_is_one_file_with_the_videos_and_words_made_safe(random_model: Generator, few: Path, tmp_path: Path) -> None:
+def test_the_report_is_one_file_with_the_videos_and_words_made_safe(random_model: Generator, tmp_path: Path) -> None:
     out = tmp_path / "out"
     spiked = [replace(FEW[1], text=FEW[1].text + " & it's 4 < 5"), *FEW[:1]]
-    few.write_text(to_lines(spiked), "utf-8")
     oracle = Oracle(random_model, spiked)
     oracle.prompt_ids = lambda *arguments: [0]  # type: ignore[method-assign]  # these signs are not in its vocabulary
-    evaluate_shapes(oracle, out, prompts=few, quiet=True)
+    evaluate_shapes(oracle, out, spiked)
     page = (out / "report.html").read_text()
     assert page.count("data:image/webp;base64,") == 1 and page.count("data:image/png;base64,") == 1
     assert "&amp; it&#x27;s 4 &lt; 5" in page and "http" not in page
     assert (out / "sheet_images.png").exists() and (out / "sheet_videos.png").exists()
 
 
-def test_an_interrupted_run_goes_on_and_ends_as_a_whole_one(random_model: Generator, few: Path, tmp_path: Path) -> None:
-    whole = evaluate_shapes(Oracle(random_model), tmp_path / "whole", prompts=few, batch=1, quiet=True)
+def test_an_interrupted_run_goes_on_and_ends_as_a_whole_one(random_model: Generator, tmp_path: Path) -> None:
+    whole = evaluate_shapes(Oracle(random_model), tmp_path / "whole", FEW, batch=1)
     with pytest.raises(KeyboardInterrupt):
-        evaluate_shapes(Oracle(random_model, fails=3), tmp_path / "half", prompts=few, batch=1, quiet=True)
+        evaluate_shapes(Oracle(random_model, fails=3), tmp_path / "half", FEW, batch=1)
     results = tmp_path / "half" / "results.jsonl"
     assert len(results.read_text().splitlines()) == 2
     results.write_text(results.read_text() + '{"id": "cut off in the mid')
     rest = Oracle(random_model)
-    report = evaluate_shapes(rest, tmp_path / "half", prompts=few, batch=1, quiet=True)
+    report = evaluate_shapes(rest, tmp_path / "half", FEW, batch=1)
     assert rest.calls == 2
     assert report["prompts"] == whole["prompts"]
     nothing = Oracle(random_model)
-    assert evaluate_shapes(nothing, tmp_path / "half", prompts=few, batch=1, quiet=True)["classes"] == whole["classes"]
+    assert evaluate_shapes(nothing, tmp_path / "half", FEW, batch=1)["classes"] == whole["classes"]
     assert nothing.calls == 0
 
 
-@pytest.mark.parametrize(
-    "change", [{"seed": 1}, {"batch": 2}, {"sampler": SamplerConfig(steps=3)}, {"prompts": None, "only": "speed"}]
-)
-def test_a_folder_of_other_settings_is_refused(
-    random_model: Generator, few: Path, tmp_path: Path, change: dict[str, Any]
-) -> None:
-    evaluate_shapes(Oracle(random_model), tmp_path / "out", prompts=few, batch=1, quiet=True)
+@pytest.mark.parametrize("change", [{"seed": 1}, {"batch": 2}, {"sampler": SamplerConfig(steps=3)}, {"prompts": FEW[:2]}])
+def test_a_folder_of_other_settings_is_refused(random_model: Generator, tmp_path: Path, change: dict[str, Any]) -> None:
+    settings = {"prompts": FEW, "batch": 1}
+    evaluate_shapes(Oracle(random_model), tmp_path / "out", **settings)  # type: ignore[arg-type]
     before = (tmp_path / "out" / "results.jsonl").read_bytes()
     with pytest.raises(ValueError, match="other settings"):
-        evaluate_shapes(Oracle(random_model), tmp_path / "out", **{"prompts": few, "batch": 1, "quiet": True, **change})
+        evaluate_shapes(Oracle(random_model), tmp_path / "out", **{**settings, **change})
     assert (tmp_path / "out" / "results.jsonl").read_bytes() == before
 
 
-def test_a_folder_of_other_weights_or_of_an_older_benchmark_is_refused(
-    random_model: Generator, few: Path, tmp_path: Path
-) -> None:
+def test_a_folder_of_other_weights_or_of_an_older_benchmark_is_refused(random_model: Generator, tmp_path: Path) -> None:
     out, oracle = tmp_path / "out", Oracle(random_model)
-    evaluate_shapes(oracle, out, prompts=few, quiet=True)
+    evaluate_shapes(oracle, out, FEW)
     oracle.model = Transformer(random_model.config.model)
     oracle.model.initialise(torch.Generator().manual_seed(2))
     with pytest.raises(ValueError, match=r"other settings \(weights"):
-        evaluate_shapes(oracle, out, prompts=few, quiet=True)
+        evaluate_shapes(oracle, out, FEW)
     (out / "settings.json").write_text((out / "settings.json").read_text().replace('"benchmark": 2', '"benchmark": 1'))
     with pytest.raises(ValueError, match="results of version 1 of the benchmark, this is version 2.*another folder"):
-        evaluate_shapes(oracle, out, prompts=few, quiet=True)
+        evaluate_shapes(oracle, out, FEW)
 
 
-def test_bad_folders_are_refused_and_left_alone(random_model: Generator, few: Path, tmp_path: Path) -> None:
+def test_bad_folders_are_refused_and_left_alone(random_model: Generator, tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_text("mine")
     with pytest.raises(ValueError, match="must be a folder"):
-        evaluate_shapes(random_model, file, prompts=few)
+        evaluate_shapes(random_model, file, FEW)
     foreign = tmp_path / "foreign"
     foreign.mkdir()
     (foreign / "thesis.txt").write_text("mine")
     with pytest.raises(ValueError, match="new or empty folder"):
-        evaluate_shapes(random_model, foreign, prompts=few)
+        evaluate_shapes(random_model, foreign, FEW)
     assert [path.name for path in foreign.iterdir()] == ["thesis.txt"]
     done = tmp_path / "done"
-    evaluate_shapes(Oracle(random_model), done, prompts=few, quiet=True)
+    evaluate_shapes(Oracle(random_model), done, FEW)
     (done / "results.jsonl").write_text("what\n")
     with pytest.raises(ValueError, match="must have one JSON object per line"):
-        evaluate_shapes(Oracle(random_model), done, prompts=few, quiet=True)
+        evaluate_shapes(Oracle(random_model), done, FEW)
     (done / "settings.json").write_text("{")
     with pytest.raises(ValueError, match="not readable JSON"):
-        evaluate_shapes(Oracle(random_model), done, prompts=few, quiet=True)
+        evaluate_shapes(Oracle(random_model), done, FEW)
 
 
 def test_a_model_of_another_size_or_rate_is_refused(random_model: Generator, tmp_path: Path) -> None:
@@ -160,24 +143,26 @@ def test_a_model_of_another_size_or_rate_is_refused(random_model: Generator, tmp
         oracle = Oracle(random_model)
         oracle.config = replace(random_model.config, video=replace(random_model.config.video, **change))
         with pytest.raises(ValueError, match="needs a model for 128x128 at 8 fps, got"):
-            evaluate_shapes(oracle, tmp_path / "out")
+            evaluate_shapes(oracle, tmp_path / "out", FEW)
     assert not (tmp_path / "out").exists()
 
 
-def test_bad_choices_are_refused(random_model: Generator, few: Path, tmp_path: Path) -> None:
+def test_bad_choices_are_refused(random_model: Generator, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="known: one-object, .*colour binding"):
         chosen_prompts(False, "beauty", None)
     with pytest.raises(ValueError, match="leave one out"):
-        chosen_prompts(False, "one-object", few)
-    few.write_text("")
-    with pytest.raises(ValueError, match="at least one prompt"):
-        evaluate_shapes(random_model, tmp_path / "out", prompts=few)
+        chosen_prompts(False, "one-object", tmp_path / "few.jsonl")
     with pytest.raises(ValueError, match="batch must be"):
-        evaluate_shapes(random_model, tmp_path / "out", batch=0)
-    few.write_text(to_lines([replace(FEW[0], text="red " * 99)]))
+        evaluate_shapes(random_model, tmp_path / "out", FEW, batch=0)
     with pytest.raises(ValueError, match="at most 62 text ids"):
-        evaluate_shapes(random_model, tmp_path / "out", prompts=few)
+        evaluate_shapes(random_model, tmp_path / "out", [replace(FEW[0], text="red " * 99)])
     assert not (tmp_path / "out").exists()
+
+
+def test_parts_of_the_benchmark() -> None:
+    assert {tuple(prompt.checks) for prompt in chosen_prompts(False, "speed", None)} == {("speed",)}
+    assert {prompt.task for prompt in chosen_prompts(True, "text to image", None)} == {"text to image"}
+    assert len(chosen_prompts(True, "one-object", None)) == 16
 
 
 def test_batches_are_of_one_length_and_one_image_and_hold_everything() -> None:

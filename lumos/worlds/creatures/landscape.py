@@ -3,13 +3,12 @@
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
     from lumos.worlds.creatures.render import Cameras
-
-Colour = tuple[float, float, float]  # red, green, blue of linear light
 
 
 class Place(NamedTuple):
@@ -62,14 +61,10 @@ _DEEP = {  # horizon and top of the water
 _NOISE = 256
 
 
-def _times(one: Colour, other: Colour) -> Colour:
-    return one[0] * other[0], one[1] * other[1], one[2] * other[2]
-
-
 def _under_water(time: str) -> Time:
     above, (horizon, top) = TIMES[time], _DEEP[time]
-    sun, ambient = _times(above.sun, (0.72, 0.98, 0.98)), _times(above.ambient, (0.75, 1.15, 1.2))
-    return above._replace(sun=sun, ambient=ambient, height=1.25, top=top, horizon=horizon)
+    sun, ambient = np.multiply(above.sun, (0.72, 0.98, 0.98)), np.multiply(above.ambient, (0.75, 1.15, 1.2))
+    return above._replace(sun=tuple(sun), ambient=tuple(ambient), height=1.25, top=top, horizon=horizon)
 
 
 # Every place at every time.
@@ -147,9 +142,14 @@ class Landscape(NamedTuple):
 
 def landscape(looks_B: Tensor, azimuth_B: Tensor) -> Landscape:
     """The landscapes of scenes whose place and time are given by their number in LOOKS, with the sun at this azimuth."""
-    places, times = zip(*LOOKS.values(), strict=True)
-    place = Place(*(torch.tensor(values, device=looks_B.device)[looks_B] for values in zip(*places, strict=True)))
-    time = Time(*(torch.tensor(values, device=looks_B.device)[looks_B] for values in zip(*times, strict=True)))
+    places, times = (
+        [
+            torch.tensor(np.array(values), dtype=torch.float32, device=looks_B.device)[looks_B]
+            for values in zip(*rows, strict=True)
+        ]
+        for rows in zip(*LOOKS.values(), strict=True)
+    )
+    place, time = Place(*places), Time(*times)
     level_B = time.height.cos()
     return Landscape(place, time, torch.stack([level_B * azimuth_B.sin(), time.height.sin(), level_B * azimuth_B.cos()], -1))
 

@@ -89,18 +89,13 @@ def load_library(source: Path) -> Library:
 
 def _files(source: Path) -> Iterator[tuple[str, bytes]]:
     """Name without ".glb" and content of each file that belongs to a subject."""
-    if source.is_dir():
-        for name in SUBJECTS:
-            path = source / f"{name}.glb"
-            if path.is_file() and path.stat().st_size <= MOST_BYTES:
-                yield name, path.read_bytes()
-        return
     try:
-        with zipfile.ZipFile(source) as packed:
-            sizes = {member.filename: member.file_size for member in packed.infolist()}
-            for name in SUBJECTS:
-                if sizes.get(f"{name}.glb", MOST_BYTES + 1) <= MOST_BYTES:
-                    yield name, packed.read(f"{name}.glb")
+        root = source if source.is_dir() else zipfile.Path(source)
+        for name in SUBJECTS:
+            path = root / f"{name}.glb"
+            if path.is_file():
+                with path.open("rb") as file:
+                    yield name, file.read(MOST_BYTES + 1)  # a zip may hold much more than its size; glb.py refuses the rest
     except (OSError, zipfile.BadZipFile) as error:
         raise ValueError(f"creatures come from a folder or a zip of GLB files, got {source} ({error})") from None
 
