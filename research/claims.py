@@ -6,10 +6,12 @@ and the command ends by itself in time. `research/claims_report.py` makes tables
 """
 
 import argparse
+import itertools
 import json
+import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -121,38 +123,32 @@ CLAIMS: dict[str, Claim] = {
 }
 
 
-class Deadline:
-    """Whether there is time for something that takes so many seconds."""
-
-    def __init__(self, minutes: float) -> None:
-        self.end = time.monotonic() + 60 * minutes
-
-    def allows(self, seconds: float) -> bool:
-        return time.monotonic() + seconds < self.end
-
-
 def run_claim(
     name: str,
     out: Path,
     world: World,
-    minutes: float = float("inf"),
+    end: float = math.inf,
     workers: int | None = None,
     seeds: int | None = None,
     first_seed: int = 0,
     say: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True),
 ) -> bool:
-    """Train and judge what a claim needs and `out` has not yet; True when all of it is there. ValueError for another `out`."""
-    claim, deadline, scale = CLAIMS[name], Deadline(minutes), world.scale
+    """Train and judge what a claim needs and `out` has not yet; True when all of it is there. ValueError for another `out`.
+
+    end: time (`time.monotonic`) to be done at: nothing is begun that would take longer.
+    """
+    claim, scale = CLAIMS[name], world.scale
     out.mkdir(parents=True, exist_ok=True)
     _same_scale(out, scale)
     runs = {(line["variant"], line["seed"]) for line in read_lines(out / RUNS)}
     scores = {(line["variant"], line["seed"], line["label"], json.dumps(line["sampler"])) for line in read_lines(out / SCORES)}
     prompts, longest, slack = claim_prompts(scale.prompts), 0.0, 0.25 * scale.seconds
     with worker_pool(usual_workers(world.device) if workers is None else workers) as judges:
-        for variant, seed in _models(claim, first_seed, seeds or claim.seeds):
+        # Seed after seed, so that a run that ends early has compared everything at least once.
+        for seed, variant in itertools.product(range(first_seed, first_seed + (seeds or claim.seeds)), claim.variants):
             folder = out / "models" / f"{variant.name}_{seed}"
             if (variant.name, seed) not in runs:
-                if not deadline.allows(scale.seconds + slack):
+                if time.monotonic() + scale.seconds + slack > end:
                     return _out_of_time(say)
                 began = time.monotonic()
                 curve = train(variant, seed, world, folder, say)
@@ -163,7 +159,7 @@ def run_claim(
                 sampler = replace(scale.sampler, **setting.changes)
                 if (variant.name, seed, setting.label, json.dumps(asdict(sampler))) in scores:
                     continue
-                if not deadline.allows(1.5 * longest):
+                if time.monotonic() + 1.5 * longest > end:
                     return _out_of_time(say)
                 began = time.monotonic()
                 generator = generator or generator_from(folder, world.device)
@@ -218,27 +214,12 @@ def judged(prompt: Prompt, rgb_CFHW: np.ndarray) -> dict[str, bool | None]:
     return {"all": verdict.all_of(ALL_RIGHT), **{name: verdict.marks[name] for name in SEEN if name in verdict.marks}}
 
 
-def _models(claim: Claim, first_seed: int, seeds: int) -> Iterator[tuple[Variant, int]]:
-    """Seed after seed, so that a run that ends early has compared everything at least once."""
-    for seed in range(first_seed, first_seed + seeds):
-        for variant in claim.variants:
-            yield variant, seed
-
-
 def _same_scale(out: Path, scale: Scale) -> None:
-    values = json.loads(json.dumps(asdict(scale)))
-    path = out / "scale.json"
+    path, text = out / "scale.json", json.dumps(asdict(scale), indent=1)
     if not path.exists():
-        path.write_text(json.dumps(values, indent=1), "utf-8")
-        return
-    try:
-        same = json.loads(path.read_text("utf-8")) == values
-    except ValueError:
-        same = False
-    if not same:
-        raise ValueError(
-            f"{out} holds models of another scale (see scale.json there); use the same --toy and --seconds, or another folder"
-        )
+        path.write_text(text, "utf-8")
+    if path.read_text("utf-8") != text:
+        raise ValueError(f"{out} holds models of another scale (see scale.json there); use the same options, or another folder")
 
 
 def _out_of_time(say: Callable[[str], None]) -> bool:
@@ -255,22 +236,18 @@ def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("claims", nargs="+", choices=names, metavar="CLAIM", help=f"what to test: {', '.join(names)}")
     parser.add_argument("--out", type=Path, required=True, help="folder of results; several claims share one, and their models")
-    parser.add_argument(
-        "--minutes", type=float, default=float("inf"), help="stop by itself in this time (default: when all is done)"
-    )
+    parser.add_argument("--minutes", type=float, default=math.inf, help="stop by itself in this time (default: when all is done)")
     parser.add_argument("--seconds", type=float, default=None, help="training time of each model (default: 36)")
     parser.add_argument("--seeds", type=int, default=None, help="models of each kind (default: 3)")
     parser.add_argument("--first-seed", type=int, default=0, help="to share seeds between cards or runs (default: 0)")
     parser.add_argument("--toy", action="store_true", help="sizes that show in seconds on a CPU that everything works")
     parser.add_argument("--tokenizer", default="tiny", help="visual tokenizer: name of weights in the package, or a folder")
-    parser.add_argument(
-        "--workers", type=int, default=None, help="judging processes (default: 0 on the CPU, up to 14 with a GPU)"
-    )
+    parser.add_argument("--workers", type=int, help="judging processes (default: 0 on the CPU, up to 14 with a GPU)")
     parser.add_argument("--device", default=None, help="cpu or cuda (default: cuda if there is one)")
     args = parser.parse_args(words)
     scale = TOY if args.toy else FULL
     scale = replace(scale, seconds=args.seconds or scale.seconds)
-    deadline, done = Deadline(args.minutes), True
+    end, done = time.monotonic() + 60 * args.minutes, True
     try:
         device = pick_device(args.device)
         if {"latency", "all"} & set(args.claims):
@@ -278,8 +255,7 @@ def main(words: Sequence[str] | None = None) -> None:
             add_line(args.out / LATENCY, measure_latency(device, args.toy))
         world = World.make(load_tokenizer(find_weights(args.tokenizer, "tokenizer")), scale, device)
         for name in CLAIMS if "all" in args.claims else [name for name in args.claims if name != "latency"]:
-            minutes = (deadline.end - time.monotonic()) / 60
-            done &= run_claim(name, args.out, world, minutes, args.workers, args.seeds, args.first_seed)
+            done &= run_claim(name, args.out, world, end, args.workers, args.seeds, args.first_seed)
     except (ValueError, OSError) as error:
         sys.exit(f"claims: {error}")
     except KeyboardInterrupt:

@@ -53,9 +53,7 @@ def settings_of(own: SamplerConfig, over: Sequence[str]) -> list[SamplerConfig]:
     for words in over:
         name, equals, values = words.partition("=")
         if not equals or name not in asdict(own) or not all(value.strip() for value in values.split(",")):
-            raise ValueError(
-                f"--over must be NAME=V1,V2,... with NAME one of {', '.join(asdict(own))}, got {words!r}; correct it"
-            )
+            raise ValueError(f"--over must be NAME=V1,V2,... with NAME one of {', '.join(asdict(own))}, got {words!r}")
         axes.append([(name, _value(value.strip())) for value in values.split(",")])
     return [read_config(SamplerConfig, {**asdict(own), **dict(chosen)}, "--over") for chosen in itertools.product(*axes)]
 
@@ -156,27 +154,16 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--one-objects", type=int, default=64, help="one-object prompts, 0 for none (default: 64)")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="stop in time (default: when all is done)")
     parser.add_argument("--seed", type=int, default=0, help="(default: 0)")
-    parser.add_argument("--batch", type=int, default=None, help="clips at a time (default: 104 on CUDA, else 4 or 1 a core)")
-    parser.add_argument(
-        "--workers", type=int, default=None, help="judging processes (default: 0 on the CPU, up to 14 with a GPU)"
-    )
+    parser.add_argument("--batch", type=int, default=None, help="clips at a time (default: 104 on CUDA, else 4)")
+    parser.add_argument("--workers", type=int, help="judging processes (default: 0 on the CPU, up to 14 with a GPU)")
     parser.add_argument("--device", default=None, help="cpu or cuda (default: cuda if there is one)")
     args = parser.parse_args(words)
     try:
         generator = Generator.from_folder(args.weights, args.device)
         own = generator.config.sampler
         settings = settings_of(own, args.over) if args.over else settings_around(own)
-        points = run_grid(
-            generator,
-            args.out,
-            settings,
-            PARTS[args.benchmark](),
-            args.one_objects,
-            args.seed,
-            args.batch,
-            args.workers,
-            args.minutes,
-        )
+        amount = (PARTS[args.benchmark](), args.one_objects)
+        points = run_grid(generator, args.out, settings, *amount, args.seed, args.batch, args.workers, args.minutes)
     except (ValueError, OSError) as error:
         sys.exit(f"grid: {error}")
     (args.out / "table.txt").write_text(table(points) + "\n", "utf-8")

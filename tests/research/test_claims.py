@@ -39,7 +39,7 @@ def quick_claim(monkeypatch: pytest.MonkeyPatch) -> str:
 
 def test_a_claim_trains_and_judges_everything_once_and_goes_on(world: World, quick_claim: str, tmp_path: Path) -> None:
     said: list[str] = []
-    assert run_claim(quick_claim, tmp_path, world, minutes=0, say=said.append) is False
+    assert run_claim(quick_claim, tmp_path, world, end=0, say=said.append) is False
     assert said == ["out of time; the same command goes on"] and not read_lines(tmp_path / "runs.jsonl")
     assert run_claim(quick_claim, tmp_path, world, say=said.append) is True
     runs, scores = read_lines(tmp_path / "runs.jsonl"), read_lines(tmp_path / "scores.jsonl")
@@ -90,7 +90,7 @@ def test_the_page_says_what_its_lines_say(tmp_path: Path) -> None:
 
 
 def test_another_scale_in_the_same_folder_is_refused(world: World, quick_claim: str, tmp_path: Path) -> None:
-    run_claim(quick_claim, tmp_path, world, minutes=0, say=lambda line: None)
+    run_claim(quick_claim, tmp_path, world, end=0, say=lambda line: None)
     world.scale = replace(SMALL, seconds=3.0)
     with pytest.raises(ValueError, match="another scale"):
         run_claim(quick_claim, tmp_path, world)
