@@ -14,6 +14,7 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from torch import Tensor
 
 from lumos.cli.main import main
+from lumos.diffusion.sampler import SamplerConfig
 from lumos.model.transformer import ModelConfig
 from lumos.model_folder import load_decoder, load_model
 from lumos.published import import_weights as importing
@@ -88,7 +89,8 @@ def test_the_imported_model_has_the_released_numbers(checkpoint: Path, tensors: 
     config, model = load_decoder(tmp_path / "out")
     assert config.model == CONFIG and config.vocabulary == LUMOS and config.video.template == TEMPLATE
     assert (config.video.width, config.video.height, config.video.frames, config.video.fps) == (672, 384, 25, 12)
-    assert config.video.window >= 7 and (config.sampler.sampler, config.sampler.steps) == ("released", 50)
+    assert config.sampler == SamplerConfig(sampler="released", steps=50, guidance=15.0, history=0.7)
+    assert (config.video.window, config.video.latest) == (22, 21)
     assert torch.equal(model.head, expected["head"].float())
 
 

@@ -55,6 +55,7 @@ def test_what_a_config_may_leave_out_or_say_elsewhere() -> None:
     nested = {**values, "rope_parameters": {"rope_type": "default", "rope_theta": theta}, "model_type": "anything", "x": [1]}
     assert config_from_official(nested, "here") == LUMOS_1B
     unused = {"sliding_window": 4096, "use_sliding_window": False, "partial_rotary_factor": 1.0, "layer_types": None}
+    unused |= {"logit_scale": 1, "num_experts": 0, "use_bias": False, "hidden_activation": "swish", "clip_qkv": None}
     assert config_from_official({**nested, **unused}, "here") == LUMOS_1B
     del values["head_dim"], values["hidden_act"], values["tie_word_embeddings"]
     assert config_from_official({**values, "rope_theta": theta, "rope_scaling": None}, "here") == LUMOS_1B
