@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from lumos.data.batch import Batch
-from lumos.data.shapes import ShapesConfig
+from lumos.data.worlds import WorldsConfig
 from lumos.files import add_line
 from lumos.model.transformer import ModelConfig
 from lumos.model_folder import VideoConfig, load_model
@@ -113,8 +113,8 @@ def config_of(model: ModelConfig, toy: bool, batch: int) -> TrainModelConfig:
     )
     if not toy:
         return config
-    small = ShapesConfig(size=64, frames=9)
-    return replace(config, shapes=small, video=VideoConfig(64, 64, 9, 8, config.video.slots, 3, 2))
+    small = WorldsConfig(size=64, frames=9)
+    return replace(config, worlds=small, video=VideoConfig(64, 64, 9, 8, config.video.slots, 3, 2))
 
 
 @torch.no_grad()

@@ -1,6 +1,6 @@
 """Every named configuration, as Python: what `lumos train NAME` and `lumos train-tokenizer NAME` run."""
 
-from lumos.data.shapes import ShapesConfig
+from lumos.data.worlds import WorldsConfig
 from lumos.diffusion.sampler import SamplerConfig
 from lumos.model.transformer import LUMOS_1B, LUMOS_3B, ModelConfig
 from lumos.model_folder import VideoConfig
@@ -26,7 +26,7 @@ def published(shape: ModelConfig, stage: str, lr: float) -> TrainModelConfig:
     return TrainModelConfig(
         model=shape,
         video=VideoConfig(height, width, frames=25, fps=12, slots=512, window=7, latest=6, template=TEMPLATE),
-        shapes=None,
+        worlds=None,
         optim=OptimConfig(lr=lr, clip=4.0, warmup_steps=100, schedule="constant", ema=0.0),
         parallel=ParallelConfig(shard=True, recompute="selective", compile="dynamic"),
         sampler=SamplerConfig(steps=50, guidance=15.0),
@@ -46,7 +46,7 @@ MODELS: dict[str, TrainModelConfig] = {
     "shapes-tiny": TrainModelConfig(
         model=TINY_SHAPE,
         video=VideoConfig(height=128, width=128, frames=17, fps=8, slots=64, window=5, latest=8),
-        shapes=ShapesConfig(),
+        worlds=WorldsConfig(),
         optim=OptimConfig(lr=1e-3, warmup_steps=150, ema=0.999, decay_share=0.5, muon=2.5),
         sampler=SamplerConfig(steps=8, guidance=3.0, temperature=0.6, noise=2.0, history=0.7, guidance_until=0.5, first=4.0),
         mask="nested",
@@ -58,7 +58,7 @@ MODELS: dict[str, TrainModelConfig] = {
     "shapes-toy": TrainModelConfig(
         model=ModelConfig(vocabulary=0, layers=3, width=128, heads=2, kv_heads=1, head_width=64, ffn=256),
         video=VideoConfig(height=64, width=64, frames=9, fps=8, slots=64, window=3, latest=4),
-        shapes=ShapesConfig(size=64, frames=17, chunk=32, pool=8, workers=1),
+        worlds=WorldsConfig(size=64, frames=17, chunk=32, pool=8, workers=1),
         optim=OptimConfig(lr=2e-3, warmup_steps=50, ema=0.99),
         sampler=SamplerConfig(steps=8),
         videos=8,

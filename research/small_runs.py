@@ -172,7 +172,7 @@ def config_of(variant: Variant, world: World) -> TrainModelConfig:
     return TrainModelConfig(
         model=shape,
         video=VideoConfig(height, width, scale.frames, FPS, SLOTS, latent, latent - 1),
-        shapes=None,
+        worlds=None,
         optim=scale.optim if variant.muon else replace(scale.optim, muon=0.0),
         sampler=scale.sampler,
         mask=variant.mask,

@@ -27,6 +27,8 @@ class TrainArgs:
 
     tokenizer: str = "tiny"  # visual tokenizer: name of weights in the package, or a folder
     text: Path | None = None  # text_tokenizer.json of the published models, for their vocabulary without --init
+    stickers: Path | None = None  # manifest of the stickers world (examples/emoji.md), for presets with it
+    creatures: Path | None = None  # folder or zip of the creatures' GLB files (examples/creatures.md), for presets with them
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,8 @@ def run_train(args: TrainArgs, run: RunArgs) -> None:
     init = None if run.init is None else find_weights(run.init, "model")
     tokenizer = find_weights(args.tokenizer, "tokenizer")
     restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0  # torchrun has started the same command again
-    folder = train_model(config, run.out, tokenizer, run.resume or restarted, init, run.data, args.text)
+    sources = (run.data, args.text, args.stickers, args.creatures)
+    folder = train_model(config, run.out, tokenizer, run.resume or restarted, init, *sources)
     report({"weights": str(folder)} | ({"lora": str(run.out / "lora")} if config.lora.rank else {}), run.json)
 
 

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from lumos.config import Range, Scale, Share, Size, SomeShare, Whole
 from lumos.data.loader import LoaderConfig
-from lumos.data.shapes import ShapesConfig
+from lumos.data.worlds import WorldsConfig
 from lumos.diffusion.masking import LEAST_RATIO, MaskKind
 from lumos.diffusion.sampler import SamplerConfig
 from lumos.model.transformer import ModelConfig
@@ -22,13 +22,13 @@ class TrainModelConfig:
 
     model: ModelConfig  # its vocabulary 0 = as many ids as text, structure and codes need
     video: VideoConfig
-    shapes: ShapesConfig | None  # the built-in world; without it a run needs shards
+    worlds: WorldsConfig | None  # the built-in worlds; without them a run needs shards
     optim: OptimConfig
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     sampler: SamplerConfig = field(default_factory=SamplerConfig)  # of the samples, kept with the weights
     loader: LoaderConfig = field(default_factory=LoaderConfig)
     lora: LoraSettings = field(default_factory=LoraSettings)
-    data_share: SomeShare = 1.0  # of the steps that train on shards, if there are any; the rest are shapes
+    data_share: SomeShare = 1.0  # of the steps that train on shards, if there are any; the rest are of the worlds
     text_vocabulary: Size = 768  # most text ids of a new vocabulary
     new_words: bool = False  # give a trained model (--init) a new text vocabulary
     mask: MaskKind = "tube"  # law by which codes are masked
@@ -59,12 +59,12 @@ class TrainModelConfig:
             raise ValueError("lora.rank must be 0 with parallel.shard, got both; set parallel.shard=false")
         if self.optim.muon and self.parallel.shard:
             raise ValueError("optim.muon needs whole matrices, got parallel.shard=true; set one of them to 0 or false")
-        if self.shapes is None:
+        if self.worlds is None:
             return
-        for name, value in (("height", self.shapes.size), ("width", self.shapes.size), ("fps", self.shapes.fps)):
+        for name, value in (("height", self.worlds.size), ("width", self.worlds.size), ("fps", self.worlds.fps)):
             if getattr(self.video, name) != value:
-                raise ValueError(f"video.{name} must be {value}, as in shapes, got {getattr(self.video, name)}; change one")
-        last = (self.shapes.frames - 1) // self.video.temporal
+                raise ValueError(f"video.{name} must be {value}, as in worlds, got {getattr(self.video, name)}; change one")
+        last = (self.worlds.frames - 1) // self.video.temporal
         if self.video.latest > last:
             rule = f"video.latest must be a latent frame of the clips, at most {last}"
-            raise ValueError(f"{rule}, got {self.video.latest}; make shapes.frames longer")
+            raise ValueError(f"{rule}, got {self.video.latest}; make worlds.frames longer")

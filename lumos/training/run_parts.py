@@ -4,6 +4,7 @@ All that can be wrong with it is found here, before anything is written: foreign
 not fit, too few clips, too little memory.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -14,8 +15,8 @@ from torch import Tensor
 
 from lumos.data.batch import Schedule, Stream
 from lumos.data.loader import ShardStream, caption_report, captions_by_clip, fits_as_prompt
-from lumos.data.shapes import Chunks, ShapesStream, sample_captions
 from lumos.data.shards import TOKENS, ShardIndex, check_tokenizer, open_shards
+from lumos.data.worlds import Chunks, World, WorldsStream, open_worlds, sample_captions
 from lumos.model_folder import FolderConfig, load_model
 from lumos.sequence.prompt_template import check_text
 from lumos.sequence.text import TextTokenizer, train_text_tokenizer
@@ -40,6 +41,7 @@ class RunParts:
     tokenizer: VideoTokenizer
     initial: dict[str, Tensor] | None  # weights to start from
     schedule: Schedule
+    worlds: dict[str, World]
     shards: ShardStream | None
 
     @property
@@ -62,40 +64,49 @@ class RunParts:
             return SAMPLE_PROMPTS
         clips, slots = captions_by_clip(self.shards.index, 6), self.config.video.slots
         fitting = ([caption for caption in clip if fits_as_prompt(self.text, caption, slots)] for clip in clips)
-        own = SAMPLE_PROMPTS[:3] if self.config.shapes is not None and self.config.data_share < 1 else ()
+        own = SAMPLE_PROMPTS[:3] if self.config.worlds is not None and self.config.data_share < 1 else ()
         return (*own, *(captions[0] for captions in fitting if captions)) or SAMPLE_PROMPTS
 
     def open_stream(self, step: int, device: torch.device) -> Stream:
-        """Batches from `step` on: of shapes, shards or both."""
+        """Batches from `step` on: of the worlds, shards or both."""
         config = self.config
-        if self.shards is not None and (config.shapes is None or config.data_share == 1):
+        if self.shards is not None and (config.worlds is None or config.data_share == 1):
             return self.shards
-        assert config.shapes is not None
-        chunks = Chunks(config.shapes, self.text, self.vocabulary, config.video.slots, self.schedule)
-        shapes = ShapesStream(chunks, self.tokenizer, step, device)
+        assert config.worlds is not None
+        chunks = Chunks(config.worlds, self.worlds, self.text, self.vocabulary, config.video.slots, self.schedule)
+        stream = WorldsStream(chunks, self.tokenizer, step, device)
         if self.shards is None:
-            return shapes
-        self.shards.other = shapes
+            return stream
+        self.shards.other = stream
         return self.shards
 
 
 def gather_parts(
-    config: TrainModelConfig, tokenizer_folder: Path, init: Path | None, data: str | None, text_file: Path | None, ranks: Ranks
+    config: TrainModelConfig,
+    tokenizer_folder: Path,
+    init: Path | None,
+    data: str | None,
+    text_file: Path | None,
+    stickers: Path | None,
+    creatures: Path | None,
+    ranks: Ranks,
 ) -> RunParts:
     """The parts of a run, checked against each other. ValueError or OSError for those that do not fit."""
-    if config.shapes is None and data is None:
+    if config.worlds is None and data is None:
         raise ValueError("this preset trains on shards, got none; give --data FOLDER (lumos prepare makes one)")
     if config.lora.rank and init is None:
         raise ValueError("lora.rank must be 0 without weights to start from, got none; give --init NAME or FOLDER")
     tokenizer, index = load_tokenizer(tokenizer_folder), None if data is None else open_shards(data)
-    if isinstance(tokenizer.config, CosmosConfig) and config.shapes is not None and (data is None or config.data_share < 1):
-        raise ValueError("the built-in world needs a tokenizer trained on it, got a Cosmos one; give --tokenizer")
+    drawn = config.worlds is not None and (data is None or config.data_share < 1)
+    if drawn and isinstance(tokenizer.config, CosmosConfig):
+        raise ValueError("the built-in worlds need a tokenizer trained on them, got a Cosmos one; give --tokenizer")
+    worlds = open_worlds(config.worlds, stickers, creatures) if config.worlds is not None and drawn else {}
     if index is not None:
         check_tokenizer(index, tokenizer)
         if index.form != TOKENS and index.fps != config.video.fps:
             rule = f"video.fps must be {index.fps:g}, as in {data}, got {config.video.fps}"
             raise ValueError(f"{rule}; change it, or prepare again")
-    text, vocabulary, initial = _words(config, tokenizer.codebook_size, index, init, text_file)
+    text, vocabulary, initial = _words(config, list(worlds.values()), tokenizer.codebook_size, index, init, text_file)
     model = replace(config.model, vocabulary=vocabulary.size, sub_codes=vocabulary.sub_codes)
     config = replace(config, model=model, video=replace(config.video, temporal=tokenizer.temporal, spatial=tokenizer.spatial))
     if config.lora.rank and config.parallel.recompute != "off":  # compiled, adapters are not computed again as they were
@@ -103,14 +114,19 @@ def gather_parts(
     config.parallel.check(ranks.world)
     _check_memory(config, vocabulary, ranks)
     schedule = Schedule(config.videos, config.images, config.image_every, config.seed, ranks.rank, ranks.world)
-    share, shards = config.data_share if config.shapes is not None else 1.0, None
+    share, shards = config.data_share if config.worlds is not None else 1.0, None
     if index is not None:
         shards = ShardStream(index, text, vocabulary, config.video.slots, schedule, config.loader, ranks.device, share)
-    return RunParts(config, text, vocabulary, tokenizer, initial, schedule, shards)
+    return RunParts(config, text, vocabulary, tokenizer, initial, schedule, worlds, shards)
 
 
 def _words(
-    config: TrainModelConfig, codes: int, index: ShardIndex | None, init: Path | None, text_file: Path | None
+    config: TrainModelConfig,
+    worlds: Sequence[World],
+    codes: int,
+    index: ShardIndex | None,
+    init: Path | None,
+    text_file: Path | None,
 ) -> tuple[TextTokenizer, Vocabulary, dict[str, Tensor] | None]:
     """The vocabulary: that of the weights to start from, the published one, or a new one; and those weights."""
     if init is not None:
@@ -135,9 +151,9 @@ def _words(
         text = TextTokenizer.from_file(text_file)
         check_text(text)
         return text, LUMOS, None
-    shapes = [] if config.shapes is None else sample_captions(20_000, config.seed)
+    drawn = sample_captions(worlds, 20_000, config.seed) if worlds else []
     shards = [] if index is None or index.form == TOKENS else chain.from_iterable(captions_by_clip(index))
-    new_text = train_text_tokenizer(chain(shapes, shards), config.text_vocabulary)
+    new_text = train_text_tokenizer(chain(drawn, shards), config.text_vocabulary)
     vocabulary = small_vocabulary(new_text.size, codes)
     if init is None:
         return new_text, vocabulary, None

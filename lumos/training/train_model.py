@@ -38,17 +38,19 @@ def train_model(
     init: Path | None = None,
     data: str | None = None,
     text_file: Path | None = None,
+    stickers: Path | None = None,
+    creatures: Path | None = None,
 ) -> Path:
     """Train until the budget is used or Ctrl-C; returns the weights folder. ValueError for a run that cannot start.
 
     init: a weights folder to start from instead of random weights; its text vocabulary is kept, or carried over to
-    config.new_words. data: shards to train on, a folder or URL. With config.lora only adapters are trained, and RUN/lora holds
-    them beside RUN/model, where they are merged.
+    config.new_words. data: shards to train on, a folder or URL. stickers, creatures: files of these worlds, see `open_worlds`.
+    With config.lora only adapters are trained, and RUN/lora holds them beside RUN/model, where they are merged.
     """
     ranks = start()
     device = ranks.device
     with together(ranks):
-        parts = gather_parts(config, tokenizer_folder, init, data, text_file, ranks)
+        parts = gather_parts(config, tokenizer_folder, init, data, text_file, stickers, creatures, ranks)
         config, vocabulary = parts.config, parts.vocabulary
         checkpoints = Checkpoints(out, resume, parts.record(), ranks, config.keep)
         stream = parts.open_stream(checkpoints.step, device)
@@ -97,10 +99,10 @@ def train_model(
                 log.progress(step, clock.progress(step), f"loss {loss:.3f}  {values['ids_per_second']:,.0f} ids/s")
             if step % config.save_every == 0:
                 save()
-            if config.shapes is not None and step % config.sample_every == 0:
+            if config.worlds is not None and step % config.sample_every == 0:
                 samples()
         save()
-        if config.shapes is not None and step % config.sample_every and not clock.interrupted:
+        if config.worlds is not None and step % config.sample_every and not clock.interrupted:
             samples()
         checkpoints.close()
         if clock.interrupted:

@@ -17,7 +17,7 @@ from torch import Tensor
 from lumos.config import Range, Scale, Size, SomeShare, Whole
 from lumos.data.batch import drawn_ahead
 from lumos.data.pixels import PixelBatches, held_out_clips
-from lumos.data.shapes import SceneBatches
+from lumos.data.worlds import SceneBatches
 from lumos.media.pixels import clips_to_pixels
 from lumos.media.sheet import contact_sheet
 from lumos.tokenizer.losses import LossConfig, codes_used, psnr, reconstruction_loss

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from lumos.data.manifest import read_manifest
-from lumos.data.shapes import sample_captions
+from lumos.data.worlds import Shapes, sample_captions
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -24,7 +24,7 @@ def test_every_name_has_several_short_captions(emoji: ModuleType) -> None:
     lines = (EXAMPLES / "emoji_seen.txt").read_text("utf-8").splitlines()
     names = {line.split(": ")[0].replace("* ", "man ") for line in lines}
     assert len(names) == len(lines) > 500
-    shapes = set(sample_captions(20_000, 0))
+    shapes = set(sample_captions([Shapes()], 20_000, 0))
     for name in names:
         captions = emoji.captions({"label": name, "tags": ["animal", "yolo", "143"]})
         assert len(captions) == len(set(captions)) >= 8, name

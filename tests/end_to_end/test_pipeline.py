@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-import lumos.data.shapes as data
-from lumos.data.shapes import ShapesConfig
+import lumos.worlds.shapes.scene as scenes
+from lumos.data.worlds import WorldsConfig
 from lumos.diffusion.sampler import SamplerConfig
 from lumos.generate import Generator
 from lumos.model.transformer import ModelConfig
@@ -38,7 +38,7 @@ TOKENIZER = TrainTokenizerConfig(
 MODEL = TrainModelConfig(
     model=ModelConfig(vocabulary=0, layers=2, width=64, heads=2, kv_heads=1, head_width=32, ffn=96),
     video=VideoConfig(height=32, width=32, frames=9, fps=8, slots=48, window=3, latest=3),
-    shapes=ShapesConfig(size=32, frames=13, chunk=8, pool=2, reuse=4, workers=0),
+    worlds=WorldsConfig(size=32, frames=13, chunk=8, pool=2, reuse=4, workers=0),
     optim=OptimConfig(lr=5e-3, warmup_steps=5, ema=0.9),
     sampler=SamplerConfig(steps=4),
     videos=8,
@@ -63,7 +63,7 @@ def generator(tmp_path_factory: pytest.TempPathFactory) -> Generator:
     """Both networks, trained for a moment, as they come back from the disk."""
     run = tmp_path_factory.mktemp("run")
     with pytest.MonkeyPatch.context() as patch:
-        for module, name in ((data, "sample_scene"), (data, "sample_image")):
+        for module, name in ((scenes, "sample_scene"), (scenes, "sample_image")):
             patch.setattr(module, name, day_or_night)
         train_tokenizer(TOKENIZER, run / "tokenizer")
         folder = train_model(MODEL, run / "model", run / "tokenizer/tokenizer")

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from lumos.config import read_config
-from lumos.data.shapes import ShapesConfig
+from lumos.data.worlds import WorldsConfig
 from lumos.model_folder import load_model
 from lumos.training import checkpoint
 from lumos.training import train_model as module
@@ -131,8 +131,8 @@ def test_a_trained_model_goes_on_with_new_words(whole: Path, tmp_path: Path, tok
         ({"new_words": True, "lora": LoraSettings(rank=4)}, "adapters leave the words as they are"),
         ({"lora": LoraSettings(rank=4), "parallel": ParallelConfig(shard=True)}, "set parallel.shard=false"),
         ({"optim": replace(TOY.optim, muon=1.0), "parallel": ParallelConfig(shard=True)}, r"optim\.muon needs whole matrices"),
-        ({"shapes": ShapesConfig(size=64)}, r"video\.height must be 64, as in shapes, got 32"),
-        ({"shapes": replace(TOY.shapes, frames=5)}, r"video\.latest must be a latent frame of the clips, at most 1"),
+        ({"worlds": WorldsConfig(size=64)}, r"video\.height must be 64, as in worlds, got 32"),
+        ({"worlds": replace(TOY.worlds, frames=5)}, r"video\.latest must be a latent frame of the clips, at most 1"),
     ],
 )
 def test_settings_that_do_not_fit_together_are_refused(change: dict[str, Any], words: str) -> None:
@@ -157,8 +157,8 @@ def test_numbers_outside_their_range_are_refused_by_name(config: TrainModelConfi
 
 
 def test_the_loss_falls_on_a_few_clips(tmp_path: Path, tokenizer: Path) -> None:
-    few = ShapesConfig(size=32, frames=9, chunk=4, pool=1, reuse=1000, workers=0)
-    config = replace(TOY, shapes=few, videos=4, image_every=0, max_steps=30, log_every=5, sample_every=99, save_every=99)
+    few = WorldsConfig(size=32, frames=9, chunk=4, pool=1, reuse=1000, workers=0)
+    config = replace(TOY, worlds=few, videos=4, image_every=0, max_steps=30, log_every=5, sample_every=99, save_every=99)
     train_model(config, tmp_path, tokenizer)
     losses = [line["loss_video"] for line in metrics(tmp_path)]
     assert losses[-1] < 0.7 * losses[0]

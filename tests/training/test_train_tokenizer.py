@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lumos.data.clips import Cut
 from lumos.data.prepare import PrepareConfig, Share, prepare_shards
-from lumos.data.shapes import SceneBatches
+from lumos.data.worlds import SceneBatches
 from lumos.tokenizer.model import TokenizerConfig, load_tokenizer
 from lumos.training import checkpoint
 from lumos.training import train_tokenizer as module

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import multiprocessing
 
-from lumos.data.shapes import ShapesConfig, sample_captions
+from lumos.data.worlds import WorldsConfig, sample_captions
 from lumos.diffusion.sampler import SamplerConfig
 from lumos.model.transformer import ModelConfig
 from lumos.model_folder import VideoConfig
@@ -25,7 +25,7 @@ ALONE = Ranks(0, 1, torch.device("cpu"))
 TOY = TrainModelConfig(
     model=ModelConfig(vocabulary=0, layers=1, width=32, heads=1, kv_heads=1, head_width=32, ffn=32),
     video=VideoConfig(height=32, width=32, frames=5, fps=8, slots=64, window=2, latest=2),
-    shapes=ShapesConfig(size=32, frames=9, chunk=4, pool=2, reuse=1, workers=0),
+    worlds=WorldsConfig(size=32, frames=9, chunk=4, pool=2, reuse=1, workers=0),
     optim=OptimConfig(lr=1e-2, warmup_steps=2, ema=0.9),
     sampler=SamplerConfig(steps=2),
     videos=2,
@@ -48,7 +48,7 @@ def save_toy_tokenizer(folder: Path, seed: int = 0) -> Path:
 
 def use_few_captions(patch: pytest.MonkeyPatch) -> None:
     """Enough to make a text vocabulary from."""
-    patch.setattr(run_parts, "sample_captions", lambda count, seed: sample_captions(300, seed))
+    patch.setattr(run_parts, "sample_captions", lambda worlds, count, seed: sample_captions(worlds, 300, seed))
 
 
 @contextmanager

@@ -28,6 +28,9 @@ class Pictures(NamedTuple):
     count_N: Tensor  # how many it has; they repeat
     fps: float
 
+    def to(self, device: torch.device) -> "Pictures":
+        return Pictures(self.frames.to(device), self.first_N.to(device), self.count_N.to(device), self.fps)
+
 
 @dataclass(frozen=True)
 class PackedScenes:

@@ -1,4 +1,4 @@
-"""The stream of shapes batches: every chunk is a function of (seed, rank, number), so a resumed run meets the same data."""
+"""The stream of the worlds' batches: every chunk is a function of (seed, rank, number), so a resumed run meets the same data."""
 
 import os
 import signal
@@ -11,34 +11,34 @@ import torch
 from torch import Tensor
 
 from lumos.data.batch import Batch, Schedule
-from lumos.data.shapes import Chunks, ShapesConfig, ShapesStream, sample_captions
+from lumos.data.worlds import Chunks, Shapes, WorldsConfig, WorldsStream, sample_captions
 from lumos.sequence.text import train_text_tokenizer
 from lumos.sequence.vocabulary import small_vocabulary
 from lumos.tokenizer.model import TokenizerConfig, VideoTokenizer
 
 SLOTS = 64
-CONFIG = ShapesConfig(size=16, frames=5, chunk=4, pool=2, reuse=1, workers=0)
-TEXT = train_text_tokenizer(sample_captions(300, 0), 768)
+CONFIG = WorldsConfig(size=16, frames=5, chunk=4, pool=2, reuse=1, workers=0)
+TEXT = train_text_tokenizer(sample_captions([Shapes()], 300, 0), 768)
 VOCABULARY = small_vocabulary(TEXT.size, 25)
 
 
 def chunks(seed: int = 0, rank: int = 0, size: int = 2, image_every: int = 2, workers: int = 0) -> Chunks:
     schedule = Schedule(size, size, image_every, seed, rank)
-    return Chunks(replace(CONFIG, workers=workers), TEXT, VOCABULARY, SLOTS, schedule)
+    return Chunks(replace(CONFIG, workers=workers), {"shapes": Shapes()}, TEXT, VOCABULARY, SLOTS, schedule)
 
 
 def tensors(number: int, seed: int = 0, rank: int = 0) -> list[Tensor]:
-    halves = chunks(seed, rank)[number]
-    return [tensor for scenes, *words in halves for tensor in (scenes.objects_BNP, scenes.background_BP, *words)]
+    _, *halves = chunks(seed, rank)[number]
+    return [tensor for (scenes,), *words in halves for tensor in (scenes.objects_BNP, scenes.background_BP, *words)]
 
 
-def stream(first_step: int, **settings: int) -> ShapesStream:
+def stream(first_step: int, **settings: int) -> WorldsStream:
     tokenizer = VideoTokenizer(TokenizerConfig((5, 5), (8, 8), (1, 1), (8, 8), (1, 1)))
     tokenizer.initialise(torch.Generator().manual_seed(0))
-    return ShapesStream(chunks(**settings), tokenizer, first_step, torch.device("cpu"))
+    return WorldsStream(chunks(**settings), tokenizer, first_step, torch.device("cpu"))
 
 
-def take(source: ShapesStream, step: int) -> Batch:
+def take(source: WorldsStream, step: int) -> Batch:
     return source.batch(step, torch.Generator().manual_seed(step))
 
 
@@ -112,8 +112,8 @@ def test_prompts_and_codes_belong_together() -> None:
     for image in (False, True):
         expected: dict[tuple[int, ...], Tensor] = {}
         for number in range(CONFIG.pool):
-            scenes, words_BS, _ = chunks()[number][image]
-            codes_BTHW = source.tokenise(scenes, 1 if image else CONFIG.frames)
+            name, *halves = chunks()[number]
+            words_BS, _, codes_BTHW = source.tokenised(name, halves[image], 1 if image else CONFIG.frames)
             expected |= {tuple(text): codes for text, codes in zip(words_BS.tolist(), codes_BTHW, strict=True)}
         assert len(expected) == CONFIG.pool * CONFIG.chunk
         text_BS, _, codes_BTHW = take(source, int(image))

@@ -1,0 +1,228 @@
+"""An endless stream of clips and images of the built-in worlds: scenes -> captions and pixels -> text ids and codes_BTHW.
+
+Worker processes draw scenes and captions (small tensors); the device renders and tokenises them. Chunk number i of a rank
+depends on (seed, rank, i) alone, so a resumed run meets the same data. A pool of the latest chunks is used several times over,
+each time with other masks: rendering and tokenising then cost little beside training.
+"""
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+import lumos.worlds.creatures.captions as creature_words
+import lumos.worlds.creatures.render as creature_pictures
+import lumos.worlds.creatures.scene as creature_scenes
+import lumos.worlds.shapes.captions as shape_words
+import lumos.worlds.shapes.render as shape_pictures
+import lumos.worlds.shapes.scene as shape_scenes
+import lumos.worlds.stickers.captions as sticker_words
+import lumos.worlds.stickers.render as sticker_pictures
+import lumos.worlds.stickers.scene as sticker_scenes
+from lumos.config import Range, Share, Size, Whole
+from lumos.data.batch import Batch, Schedule, drawn_ahead
+from lumos.sequence.layout import text_batch
+from lumos.sequence.text import TextTokenizer
+from lumos.sequence.vocabulary import Vocabulary
+from lumos.tokenizer.model import VideoTokenizer
+from lumos.worlds.creatures.library import Library, load_library
+from lumos.worlds.stickers.library import load_stickers
+
+RENDERED = 32  # clips rendered and tokenised at once: pixels are large
+
+
+@dataclass(frozen=True)
+class WorldsConfig:
+    """The built-in worlds' clips and images, and how often they are used."""
+
+    size: Size = 128  # pixels of a side
+    frames: Whole = 33  # of a clip, 1 + 4k
+    fps: Whole = 8  # frames per second
+    shapes: Share = 1.0  # share of the chunks that are of the shapes world,
+    stickers: Share = 0.0  # of stickers (which need --stickers),
+    creatures: Share = 0.0  # and of creatures (which need --creatures)
+    chunk: Whole = 256  # clips, and as many images, of one world that are made at a time
+    pool: Whole = 16  # latest chunks that are kept
+    reuse: Whole = 4  # times that a clip is used, about
+    workers: Annotated[int, Range(0, 1000)] = 6  # processes that draw scenes
+
+    def __post_init__(self) -> None:
+        total = self.shapes + self.stickers + self.creatures
+        if abs(total - 1) > 1e-6:
+            raise ValueError(f"the shares of shapes, stickers and creatures must add up to 1, got {total:g}; change one")
+
+
+class World(Protocol):
+    """What a stream needs of a world."""
+
+    def draw(self, rng: random.Random, count: int, image: bool) -> tuple[Any, list[str]]:
+        """Random scenes, packed on the CPU, and a caption of each; of images nothing is said that one frame does not show."""
+
+    def render(self, packed: Any, frames: int, config: WorldsConfig, device: torch.device) -> Tensor:
+        """Their clips: pixels_BCFHW in [-1, 1] on the device."""
+
+
+class Shapes:
+    """The shapes world."""
+
+    def draw(self, rng: random.Random, count: int, image: bool) -> tuple[shape_pictures.PackedScenes, list[str]]:
+        scenes = [shape_scenes.sample_image(rng) if image else shape_scenes.sample_scene(rng) for _ in range(count)]
+        return shape_pictures.pack(scenes), [shape_words.caption(scene, rng, image=image) for scene in scenes]
+
+    def render(self, packed: shape_pictures.PackedScenes, frames: int, config: WorldsConfig, device: torch.device) -> Tensor:
+        draw = _compiled_shapes() if device.type == "cuda" else shape_pictures.render
+        return draw(packed.to(device, non_blocking=True), frames, config.size, config.fps)
+
+
+@cache
+def _compiled_shapes() -> Callable[..., Tensor]:
+    return torch.compile(shape_pictures.render, dynamic=False)
+
+
+class Stickers:
+    """The stickers world with these stickers, whose pictures go to the device when they are first needed."""
+
+    def __init__(self, stickers: Sequence[sticker_scenes.Sticker], pictures: sticker_pictures.Pictures) -> None:
+        self.stickers, self.pictures = stickers, pictures
+
+    def draw(self, rng: random.Random, count: int, image: bool) -> tuple[sticker_pictures.PackedScenes, list[str]]:
+        scenes = [sticker_scenes.sample_scene(rng, self.stickers) for _ in range(count)]
+        return sticker_pictures.pack(scenes), [sticker_words.caption(scene, self.stickers, rng, image=image) for scene in scenes]
+
+    def render(self, packed: sticker_pictures.PackedScenes, frames: int, config: WorldsConfig, device: torch.device) -> Tensor:
+        self.pictures = self.pictures.to(device)
+        return sticker_pictures.render(packed.to(device, non_blocking=True), self.pictures, frames, config.size, config.fps)
+
+
+class Creatures:
+    """The creatures world with these bodies."""
+
+    def __init__(self, library: Library) -> None:
+        self.library = library
+
+    def draw(self, rng: random.Random, count: int, image: bool) -> tuple[creature_pictures.PackedScenes, list[str]]:
+        scenes = [creature_scenes.sample_scene(self.library.bodies, rng.getrandbits(48), 0) for _ in range(count)]
+        return creature_pictures.pack(scenes, self.library), [creature_words.caption(scene, rng, image=image) for scene in scenes]
+
+    def render(self, packed: creature_pictures.PackedScenes, frames: int, config: WorldsConfig, device: torch.device) -> Tensor:
+        if self.library.surfaces.vertices_V3.device != device:
+            self.library = self.library.to(device)
+        return creature_pictures.render(packed, self.library, frames, config.size, config.fps)
+
+
+def open_worlds(config: WorldsConfig, stickers: Path | None, creatures: Path | None) -> dict[str, World]:
+    """The worlds that have a share, by name. stickers: a manifest; creatures: a folder or zip of GLB files.
+
+    ValueError for a world whose files are not given or cannot be read.
+    """
+    worlds: dict[str, World] = {"shapes": Shapes()} if config.shapes else {}
+    for name, source, what in (("stickers", stickers, "MANIFEST"), ("creatures", creatures, "FOLDER")):
+        if getattr(config, name) and source is None:
+            rule = f"worlds.{name} must be 0 without the {name}' files, got {getattr(config, name):g}"
+            raise ValueError(f"{rule}; give --{name} {what} (examples/ says where they are had), or set the share of shapes to 1")
+    if config.stickers and stickers is not None:
+        worlds["stickers"] = Stickers(*load_stickers(stickers, config.size, config.fps, config.workers))
+    if config.creatures and creatures is not None:
+        worlds["creatures"] = Creatures(load_library(creatures))
+    return worlds
+
+
+Half = tuple[list[Any], Tensor, Tensor]  # of a chunk: packed scenes, RENDERED at a time; text_BS, length_B
+
+
+class Chunks(Dataset[tuple[str, Half, Half]]):
+    """Chunk i of this rank: the name of its world, scenes and prompt ids of videos, and of images."""
+
+    def __init__(
+        self,
+        config: WorldsConfig,
+        worlds: dict[str, World],
+        text: TextTokenizer,
+        vocabulary: Vocabulary,
+        slots: int,
+        schedule: Schedule,
+    ) -> None:
+        self.config, self.worlds, self.text, self.vocabulary = config, worlds, text, vocabulary
+        self.slots, self.schedule = slots, schedule
+
+    def __getitem__(self, number: int) -> tuple[str, Half, Half]:
+        rng = random.Random(f"{self.schedule.seed}/{self.schedule.rank}/{number}")
+        (name,) = rng.choices(list(self.worlds), [getattr(self.config, name) for name in self.worlds])
+        return name, self._half(self.worlds[name], rng, image=False), self._half(self.worlds[name], rng, image=True)
+
+    def _half(self, world: World, rng: random.Random, image: bool) -> Half:
+        parts, prompts = [], []
+        for first in range(0, self.config.chunk, RENDERED):
+            packed, captions = world.draw(rng, min(RENDERED, self.config.chunk - first), image)
+            parts.append(packed)
+            prompts += [self.text.encode(words)[: self.slots - 2] for words in captions]
+        return parts, *text_batch(self.vocabulary, prompts, self.slots)
+
+
+class WorldsStream:
+    """Batches of videos or images for training steps `first_step`, first_step + 1, ... on one rank.
+
+    `batch(step, ...)` must be asked for in order.
+    """
+
+    def __init__(self, chunks: Chunks, tokenizer: VideoTokenizer, first_step: int, device: torch.device) -> None:
+        self.config, self.schedule, self.device, self.worlds = chunks.config, chunks.schedule, device, chunks.worlds
+        self.tokenizer = tokenizer.to(device).eval()
+        # Apart from the renderer: as one graph, torch 2.11's compiler made a kernel that reads out of bounds.
+        self.encode = torch.compile(tokenizer.encode, dynamic=False) if device.type == "cuda" else tokenizer.encode
+        self.steps_per_chunk = max(1, self.config.chunk * self.config.reuse // self.schedule.videos)
+        self.next_chunk = first_step // self.steps_per_chunk  # the oldest of the pool that this step is drawn from
+        self.chunks = drawn_ahead(chunks, self.next_chunk, self.config.workers, 2, device)
+        self.pool: list[tuple[Batch, Batch]] = []
+
+    def batch(self, step: int, draw: torch.Generator) -> Batch:
+        """Clips of random chunks of the pool whose prompts are about equally long: attention is fastest then."""
+        while self.next_chunk <= step // self.steps_per_chunk + self.config.pool - 1:
+            name, video, image = next(self.chunks)
+            chunk = (self.tokenised(name, video, self.config.frames), self.tokenised(name, image, 1))
+            self.pool = [*self.pool, chunk][-self.config.pool :]
+            self.next_chunk += 1
+        images = self.schedule.is_image(step)
+        pool = Batch(*(torch.cat(parts) for parts in zip(*(halves[images] for halves in self.pool), strict=True)))
+        count, clips = self.schedule.size(images), len(pool.length_B)
+        # a stretch of all clips in the order of length, those of one length in random order: every clip is as likely
+        order = (pool.length_B + torch.rand(clips, generator=draw)).argsort()
+        first = int(torch.randint(clips, (), generator=draw))
+        which = order[(first + torch.arange(count)) % clips]
+        there = which.to(self.device, non_blocking=True)
+        return Batch(pool.text_BS[there], pool.length_B[which], pool.codes_BTHW[there])
+
+    @torch.no_grad()
+    def tokenised(self, name: str, half: Half, frames: int) -> Batch:
+        """The codes of half a chunk; in bf16 on CUDA."""
+        parts, text_BS, length_B = half
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+            clips = (self.worlds[name].render(packed, frames, self.config, self.device) for packed in parts)
+            codes_BTHW = torch.cat([self.encode(pixels_BCFHW) for pixels_BCFHW in clips])
+        return Batch(text_BS.to(self.device, non_blocking=True), length_B, codes_BTHW)
+
+
+class SceneBatches(Dataset[shape_pictures.PackedScenes]):
+    """Batch number `step` of one rank, to train a tokenizer: scenes of the numbers that are its share of the step's."""
+
+    def __init__(self, seed: int, batch: int, rank: int = 0, world: int = 1, held_out: bool = False) -> None:
+        self.seed, self.batch, self.rank, self.world, self.held_out = seed, batch, rank, world, held_out
+
+    def __getitem__(self, step: int) -> shape_pictures.PackedScenes:
+        first = (step * self.world + self.rank) * self.batch
+        rngs = [random.Random(f"{self.seed} {number}") for number in range(first, first + self.batch)]
+        return shape_pictures.pack([shape_scenes.sample_scene(rng, self.held_out) for rng in rngs])
+
+
+def sample_captions(worlds: Sequence[World], count: int, seed: int) -> Iterator[str]:
+    """Captions of random scenes, videos and images of all worlds in turn: what the text vocabulary is made from."""
+    rng = random.Random(f"captions/{seed}")
+    for number in range(count):
+        _, (words,) = worlds[number // 2 % len(worlds)].draw(rng, 1, image=bool(number % 2))
+        yield words
