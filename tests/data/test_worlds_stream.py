@@ -5,13 +5,15 @@ import signal
 from collections import Counter
 from dataclasses import replace
 from multiprocessing import active_children
+from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from lumos.data.batch import Batch, Schedule
-from lumos.data.worlds import Chunks, Shapes, WorldsConfig, WorldsStream, sample_captions
+from lumos.data.worlds import Chunks, Shapes, WorldsConfig, WorldsStream, open_worlds, sample_captions
 from lumos.sequence.text import train_text_tokenizer
 from lumos.sequence.vocabulary import small_vocabulary
 from lumos.tokenizer.model import TokenizerConfig, VideoTokenizer
@@ -118,6 +120,25 @@ def test_prompts_and_codes_belong_together() -> None:
         assert len(expected) == CONFIG.pool * CONFIG.chunk
         text_BS, _, codes_BTHW = take(source, int(image))
         assert all(torch.equal(expected[tuple(text)], codes) for text, codes in zip(text_BS.tolist(), codes_BTHW, strict=True))
+
+
+def test_worlds_come_as_often_as_asked_and_need_their_files(tmp_path: Path) -> None:
+    Image.new("RGBA", (8, 8), (200, 100, 0, 128)).save(tmp_path / "cat.png")
+    (tmp_path / "one.jsonl").write_text('{"path": "cat.png", "noun": "cat", "captions": ["a cat"], "mirror": true}')
+    config = replace(CONFIG, shapes=0.25, stickers=0.75, chunk=2)
+    with pytest.raises(ValueError, match="worlds.stickers must be 0 without the stickers' files, got 0.75; give --stickers"):
+        open_worlds(config, None, None)
+    worlds = open_worlds(config, tmp_path / "one.jsonl", None)
+    found = Chunks(config, worlds, TEXT, VOCABULARY, SLOTS, Schedule(2, 2, 2))
+    names = [found[number][0] for number in range(200)]
+    assert names.count("stickers") / 200 == pytest.approx(0.75, abs=0.1)
+    source = stream(0)
+    source.worlds, source.config = worlds, config
+    name, video, _ = found[names.index("stickers")]
+    assert source.tokenised(name, video, 5).codes_BTHW.shape == (2, 2, 2, 2)
+    assert set(sample_captions(list(worlds.values()), 100, 0)) & {"a cat"}
+    with pytest.raises(ValueError, match="must add up to 1, got 1.75"):
+        replace(config, shapes=1.0)
 
 
 def test_ctrl_c_does_not_kill_the_workers() -> None:

@@ -1,13 +1,17 @@
 """The stickers world, on pictures made here: what captions say is what is seen."""
 
+import json
 import random
+from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from lumos.worlds.shapes.motion import DIRECTIONS
 from lumos.worlds.shapes.scene import Background
 from lumos.worlds.stickers.captions import caption, plain_caption
+from lumos.worlds.stickers.library import load_stickers
 from lumos.worlds.stickers.render import Pictures, pack, render
 from lumos.worlds.stickers.scene import STICKER_MOTIONS, WHITE, PlacedSticker, Scene, Sticker, is_kept_back, sample_scene
 
@@ -68,6 +72,40 @@ def test_small_stickers_are_averaged_not_picked(pictures: Pictures) -> None:
     scene = Scene(Background(WHITE), (PlacedSticker(0, "small"),))
     pixels = render(pack([scene]), pictures._replace(frames=chequered), frames=1, size=32)[0, :, 0]
     assert float(pixels[:, 14:18, 14:18].std()) < 0.2 and abs(float(pixels[:, 14:18, 14:18].mean())) < 0.2
+
+
+def manifest(folder: Path, **changes: object) -> Path:
+    """Of a half transparent picture, and of an animation of three frames of 0.1, 0.2 and 0.1 s."""
+    Image.new("RGBA", (8, 8), (200, 100, 0, 128)).save(folder / "still.png")
+    frames = [Image.new("RGBA", (8, 8), (shade, 0, 0, 255)) for shade in (50, 150, 250)]
+    frames[0].save(folder / "moving.webp", save_all=True, append_images=frames[1:], duration=[100, 200, 100], lossless=True)
+    known = {"noun": "cat", "captions": ["a cat"], "mirror": True}
+    rows = [{"path": "still.png", **known}, {"path": "moving.webp", **known, **changes}]
+    (folder / "stickers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder / "stickers.jsonl"
+
+
+def test_pictures_are_read_at_their_times_with_their_opacity(tmp_path: Path) -> None:
+    stickers, pictures = load_stickers(manifest(tmp_path), size=4, fps=10.0)
+    assert [sticker.animated for sticker in stickers] == [False, True]
+    assert pictures.first_N.tolist() == [0, 1] and pictures.count_N.tolist() == [1, 4]
+    assert pictures.frames[0, :, 0, 0].tolist() == pytest.approx([100, 50, 0, 128], abs=1)  # colours are multiplied by their opacity
+    assert pictures.frames[1:, 0, 0, 0].tolist() == [50, 150, 150, 250]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"noun": 3}, "line 2 must be an object"),
+        ({"captions": []}, "line 2 must be an object"),
+        ({"mirror": "yes"}, "line 2 must be an object"),
+        ({"path": "nothing.webp"}, "nothing.webp must be a picture"),
+        ({"path": "stickers.jsonl"}, "stickers.jsonl must be a picture"),
+    ],
+)
+def test_a_manifest_that_is_wrong_is_refused(tmp_path: Path, changes: dict[str, object], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        load_stickers(manifest(tmp_path, **changes), size=4, fps=10.0)
 
 
 def test_captions_are_true_and_held_out_pairs_are_kept() -> None:
