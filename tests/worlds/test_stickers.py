@@ -89,7 +89,7 @@ def test_pictures_are_read_at_their_times_with_their_opacity(tmp_path: Path) -> 
     stickers, pictures = load_stickers(manifest(tmp_path), size=4, fps=10.0)
     assert [sticker.animated for sticker in stickers] == [False, True]
     assert pictures.first_N.tolist() == [0, 1] and pictures.count_N.tolist() == [1, 4]
-    assert pictures.frames[0, :, 0, 0].tolist() == pytest.approx([100, 50, 0, 128], abs=1)  # colours are multiplied by their opacity
+    assert pictures.frames[0, :, 0, 0].tolist() == pytest.approx([100, 50, 0, 128], abs=1)  # times opacity
     assert pictures.frames[1:, 0, 0, 0].tolist() == [50, 150, 150, 250]
 
 

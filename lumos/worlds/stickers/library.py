@@ -79,7 +79,7 @@ def _animation(path: Path, size: int, fps: float) -> NDArray[np.uint8]:
                 break
     if len(shown) == 1:
         return shown[0][None]
-    wanted = np.arange(max(1, round(seconds * fps))) / fps
+    wanted = np.arange(max(1, round(seconds * fps))) / fps + 1e-6  # times are sums of rounded numbers
     return np.stack([shown[place - 1] for place in np.searchsorted(times, wanted, side="right")])
 
 
