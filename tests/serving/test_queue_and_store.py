@@ -1,6 +1,7 @@
 """Fairness, room, and what is on disk after a kill at any moment: no worker and no HTTP here."""
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,8 +15,9 @@ from lumos.files import partial_of
 from lumos.serving.config import ServeConfig
 from lumos.serving.errors import RequestError
 from lumos.serving.queue import Client, FairQueue, Job
-from lumos.serving.request import VideoRequest
+from lumos.serving.request import VideoRequest, _size
 from lumos.serving.store import FILES, MARKER, RECORD, Store, Video, new_id
+from lumos.serving.uploads import Upload, Uploads
 
 ASKED = VideoRequest("a red circle", 5, 32, 32, 8.0, 1, 2, 2.0, 1.0)
 
@@ -98,6 +100,13 @@ def open_store(tmp_path: Path) -> Iterator[Callable[..., Store]]:
     yield start
     stores[-1].close()
     assert not stores[-1].temporary.exists()
+
+
+def test_a_picture_is_at_most_four_times_as_long_as_wide(tmp_path: Path) -> None:
+    config, about = ServeConfig(data=tmp_path, size_factor=100), {"width": 32, "height": 32, "size_step": 32}
+    assert _size("128x32", config, about) == (128, 32)
+    with pytest.raises(ValueError, match="four times"):
+        _size("160x32", config, about)
 
 
 def record(status: str = "completed", completed_at: int = 100, lives: int = 60) -> Video:
@@ -220,6 +229,17 @@ def test_a_video_is_kept_as_long_as_was_said_when_it_ended(open_store: Any, seco
     again = open_store(7)
     assert again.known[made.id].expires_at == made.expires_at
     assert again.expire(now=10**12) == [made.id] * (lives is not None)
+
+
+def test_uploads_go_after_an_hour_and_who_has_most_loses_the_oldest(open_store: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lumos.serving.uploads.ROOM", 10)
+    store = open_store()
+    uploads = Uploads(store, ServeConfig(data=store.temporary))
+    for id, address, age, size in (("late", "b", 3601, 1), ("one", "a", 60, 6), ("two", "a", 50, 4), ("three", "b", 100, 3)):
+        (store.uploads / id).touch()
+        uploads.known[id] = Upload(store.uploads / id, address, time.monotonic() - age, size)
+    uploads._make_room()
+    assert {path.name for path in store.uploads.iterdir()} == set(uploads.known) == {"two", "three"}
 
 
 def test_two_servers_do_not_share_a_folder(open_store: Any, tmp_path: Path) -> None:

@@ -82,7 +82,7 @@ def test_a_killed_worker_costs_its_video_and_no_more(with_service: Any) -> None:
             "code": "worker_crashed",
             "message": "the worker stopped while making this video; send it again",
         }
-        assert (await end(service, waiting)).status == "completed"
+        assert (await end(service, waiting)).status == "completed" and service._deaths == 0
         assert service.metrics.registry.get_sample_value("lumos_worker_restarts_total") == 1
 
     with_service(act)
