@@ -109,11 +109,16 @@ def test_a_video_that_takes_too_long_is_stopped_even_when_the_worker_hangs(
 
 def test_a_cancelled_video_makes_room_at_once_and_leaves_no_files(with_service: Any) -> None:
     async def act(service: Service, life: asyncio.Task[None]) -> None:
-        long, quick = (service.submit(asked, ME) for asked in (LONG, QUICK))
+        long, quick, last = (service.submit(asked, ME) for asked in (LONG, QUICK, QUICK))
         assert [await first_frames(service, long, seen) for seen in (1, 0)] == [1, 0]
+        news, places = service.follow(last, pause=1000), []
+        places.append(service.document((await anext(news))[1])["queue_position"])
         service.cancel(long)
+        places.append(service.document((await anext(news))[1])["queue_position"])
+        assert places == [2, 1]  # told when those before it move up
         assert long.is_finished and long.error and long.error["code"] == "cancelled"
-        assert (await end(service, quick)).status == "completed"
+        assert [(await end(service, video)).status for video in (quick, last)] == ["completed", "completed"]
+        assert service.metrics.registry.get_sample_value("lumos_made_seconds_count") == 2  # `long` was not made to its end
         assert [path.name for path in service.store.folder(long.id).iterdir()] == ["record.json"]
         assert service.metrics.registry.get_sample_value("lumos_worker_restarts_total") == 0
 
