@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -60,7 +61,18 @@ def test_a_whole_folder_comes_back(folder: Path, random_model: Generator) -> Non
     config, model, text, tokenizer = load_model(folder)
     assert config == random_model.config and tokenizer.config == random_model.tokenizer.config
     assert text.encode("a red circle") == random_model.text.encode("a red circle")
-    assert {name for name, _ in model.named_parameters()} == set(random_model.model.state_dict())
+    found, saved = model.state_dict(), random_model.model.state_dict()
+    assert found.keys() == saved.keys() and all(torch.equal(found[name], saved[name].bfloat16()) for name in saved)
+
+
+def test_a_template_names_what_a_video_has(random_model: Generator) -> None:
+    video = random_model.config.video
+    assert dataclasses.replace(video, template="{width}x{height}, {frames} at {fps}: {caption}")
+    for template in ("{size}", "{caption.x}", "{0}", "{", "{fps!x}"):
+        with pytest.raises(ValueError, match="template may name width, height, frames, fps and caption, got"):
+            dataclasses.replace(video, template=template)
+    with pytest.raises(ValueError, match=r"window must be 1 to latest \+ 1 = 9 latent frames, got 10"):
+        dataclasses.replace(video, window=10)
 
 
 def test_parts_of_another_model_are_refused(random_model: Generator, tmp_path: Path) -> None:

@@ -18,8 +18,8 @@ GRAYS = [20 + 8 * i for i in range(18)]  # levels that can be told apart after H
 
 
 def write_gray(path: Path, levels: list[int]) -> Path:
-    """Frames of one gray each, 8 a second."""
-    return write_frames(path, [np.full((48, 48, 3), level, np.uint8) for level in levels], fps=8, crf="1")
+    """Frames of one gray each, 8 a second, with a point to seek to in every half second."""
+    return write_frames(path, [np.full((48, 48, 3), level, np.uint8) for level in levels], fps=8, crf="1", g="4")
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +72,11 @@ def test_scenes_are_split_and_not_mixed(tmp_path: Path) -> None:
     assert [clip.start for clip in clips] == [0, 7 / 8, 15 / 8]
     assert all(np.ptp(clip.rgb_FHWC) <= 2 for clip in clips)
     assert any(np.ptp(clip.rgb_FHWC) > 20 for clip in clips_of(path, CUT))
+    moving = np.full((10, 48, 48, 3), 25, np.uint8)
+    for number, frame in enumerate(moving):
+        frame[20:32, 4 * number : 4 * number + 12] = 240
+    clips = clips_of(write_frames(tmp_path / "moving.mp4", list(moving), fps=8), Cut(5, 8.0, SQUARE, scenes=0.5))
+    assert [clip.start for clip in clips] == [0, 5 / 8], "what moves is no new scene"
 
 
 @given(st.floats(0.2, 5), st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=6))

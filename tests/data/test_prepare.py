@@ -89,7 +89,7 @@ def rejected_of(out: Path) -> list[dict[str, str]]:
 
 @pytest.fixture(scope="module")
 def whole(material: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("whole") / "shards"
+    out = tmp_path_factory.mktemp("whole") / "new" / "shards"
     run(material, out)
     return out
 
