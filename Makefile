@@ -37,7 +37,7 @@ check: setup  ## lint, formatting, types, layers
 bench: setup  ## seconds and memory of the weights in the package on this machine (benchmarks/ holds the others)
 	$(BIN)/lumos bench
 
-mutants: setup  ## put small faults into the code and count those that the tests notice (30 minutes)
+mutants: setup  ## put small faults into the code and list those that no test notices
 	nice $(BIN)/python -m research.mutants
 
 fuzz: setup  ## read 10,000 damaged files of every kind; each must be read or refused in words

@@ -1,6 +1,6 @@
 """Mutation testing: small faults are put into the package one at a time, and the tests that enter the code around it are run.
 
-    python -m research.mutants                  # a seeded sample of every package, under 30 minutes on two cores
+    python -m research.mutants                  # a seeded sample of each of seven packages
     python -m research.mutants model data/loader --sample 80 --seed 1
 
 First the tests run once on a copy of the tree, to learn which functions each enters. A survivor's line is not held by any test.
