@@ -149,7 +149,7 @@ def train(config: TrainModelConfig, vocabulary: Vocabulary, clips: Batch, seed: 
     trained = len(clips.length_B) - HELD_OUT * config.videos
 
     def loss_of(which: torch.Tensor, draw: torch.Generator) -> torch.Tensor:
-        batch = Batch(*(part[which.to(part.device)] for part in clips))
+        batch = clips.rows(which)
         masked = mask_batch(batch, config, draw).part(mine)
         loss_T = backward(model, vocabulary, masked, config, us)
         count_T = masked.target_BTHW.sum(dim=(0, 2, 3)).to(loss_T)

@@ -159,8 +159,8 @@ class World:
 
 def batch_of(clips: Batch, which: Tensor) -> Batch:
     """Some clips, ready for a step."""
-    text_BS, length_B, codes_BTHW = (part[which.to(part.device)] for part in clips)
-    return Batch(text_BS, length_B, codes_BTHW.long())
+    rows = clips.rows(which)
+    return rows._replace(codes_BTHW=rows.codes_BTHW.long())
 
 
 def config_of(variant: Variant, world: World) -> TrainModelConfig:

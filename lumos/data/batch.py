@@ -19,6 +19,15 @@ class Batch(NamedTuple):
     text_BS: Tensor  # right-aligned prompt ids
     length_B: Tensor  # ids of each prompt, on the CPU
     codes_BTHW: Tensor
+    # of sources that can give them: codes of a later frame as a picture of its own, and which pixel frame it is
+    key_BHW: Tensor | None = None
+    key_at_B: Tensor | None = None
+
+    def rows(self, which_B: Tensor) -> "Batch":
+        """Some rows. which_B: on the CPU."""
+        there = which_B.to(self.codes_BTHW.device, non_blocking=True)
+        parts = (part if part is None else part[which_B if part is self.length_B else there] for part in self)
+        return Batch(*parts)  # type: ignore[arg-type]
 
 
 class Stream(Protocol):

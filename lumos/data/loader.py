@@ -77,8 +77,9 @@ class ShardStream:
         later = (self._place(n) for n in range(step + 1, step + 1 + 4 * self.config.ahead))
         wanted = [place, *[one for one in later if one is not None][: self.config.ahead]]
         self.ready = {one: self.ready.get(one) or self.threads.submit(self._make, *one) for one in wanted}
-        text_BS, length_B, codes_BTHW = self.ready.pop(place).result()
-        return Batch(text_BS.to(self.device, non_blocking=True), length_B, codes_BTHW.to(self.device, non_blocking=True))
+        made = self.ready.pop(place).result()
+        text_BS, codes_BTHW = (part.to(self.device, non_blocking=True) for part in (made.text_BS, made.codes_BTHW))
+        return Batch(text_BS, made.length_B, codes_BTHW)
 
     def _place(self, step: int) -> Nth | None:
         """Which batch of the shards a step gets, None for the other stream's."""
@@ -91,8 +92,8 @@ class ShardStream:
         rows = [self.reader.row(int(row)) for row in self.plans[image].rows(number)]
         codes_BTHW = torch.stack([row["clip"][: 1 if image else None] for row in rows])
         prompts = [self._prompt(row[self.index.words], rng) for row in rows]
-        batch = Batch(*text_batch(self.vocabulary, prompts, self.slots), codes_BTHW)
-        return Batch(*(part.pin_memory() for part in batch)) if self.device.type == "cuda" else batch
+        parts = (*text_batch(self.vocabulary, prompts, self.slots), codes_BTHW)
+        return Batch(*(part.pin_memory() for part in parts) if self.device.type == "cuda" else parts)
 
     def _prompt(self, words: Sequence[str] | Sequence[int], rng: random.Random) -> list[int]:
         if self.index.form == TOKENS:

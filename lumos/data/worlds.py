@@ -133,7 +133,7 @@ def open_worlds(config: WorldsConfig, stickers: Path | None, creatures: Path | N
     return worlds
 
 
-Half = tuple[list[Any], Tensor, Tensor]  # of a chunk: packed scenes, RENDERED at a time; text_BS, length_B
+Half = tuple[list[Any], Tensor, Tensor, Tensor]  # of a chunk: packed scenes, RENDERED at a time; text_BS, length_B, key_at_B
 
 
 class Chunks(Dataset[tuple[str, Half, Half]]):
@@ -162,7 +162,8 @@ class Chunks(Dataset[tuple[str, Half, Half]]):
             packed, captions = world.draw(rng, min(RENDERED, self.config.chunk - first), image)
             parts.append(packed)
             prompts += [self.text.encode(words)[: self.slots - 2] for words in captions]
-        return parts, *text_batch(self.vocabulary, prompts, self.slots)
+        key_at_B = torch.tensor([0 if image else rng.randrange(1, max(2, self.config.frames)) for _ in prompts])
+        return parts, *text_batch(self.vocabulary, prompts, self.slots), key_at_B
 
 
 class WorldsStream:
@@ -194,18 +195,22 @@ class WorldsStream:
         # a stretch of all clips in the order of length, those of one length in random order: every clip is as likely
         order = (pool.length_B + torch.rand(clips, generator=draw)).argsort()
         first = int(torch.randint(clips, (), generator=draw))
-        which = order[(first + torch.arange(count)) % clips]
-        there = which.to(self.device, non_blocking=True)
-        return Batch(pool.text_BS[there], pool.length_B[which], pool.codes_BTHW[there])
+        return pool.rows(order[(first + torch.arange(count)) % clips])
 
     @torch.no_grad()
     def tokenised(self, name: str, half: Half, frames: int) -> Batch:
         """The codes of half a chunk; in bf16 on CUDA."""
-        parts, text_BS, length_B = half
+        parts, text_BS, length_B, key_at_B = half
+        codes, keys = [], []
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
-            clips = (self.worlds[name].render(packed, frames, self.config, self.device) for packed in parts)
-            codes_BTHW = torch.cat([self.encode(pixels_BCFHW) for pixels_BCFHW in clips])
-        return Batch(text_BS.to(self.device, non_blocking=True), length_B, codes_BTHW)
+            for packed, at_B in zip(parts, key_at_B.split(RENDERED), strict=True):
+                pixels_BCFHW = self.worlds[name].render(packed, frames, self.config, self.device)
+                codes.append(self.encode(pixels_BCFHW))
+                each = torch.arange(len(at_B), device=self.device)
+                pictures_BCHW = pixels_BCFHW[each, :, at_B.clamp(max=frames - 1).to(self.device)]
+                keys.append(self.encode(pictures_BCHW[:, :, None].contiguous())[:, 0])
+        text_BS, key_at_B = (part.to(self.device, non_blocking=True) for part in (text_BS, key_at_B))
+        return Batch(text_BS, length_B, torch.cat(codes), torch.cat(keys), key_at_B)
 
 
 class SceneBatches(Dataset[shape_pictures.PackedScenes]):

@@ -56,6 +56,13 @@ class PackedBatch(NamedTuple):
     block_BL: Tensor
 
 
+class Keyframe(NamedTuple):
+    """One picture per row that shows a later frame of its video."""
+
+    content_BHW: Tensor  # ids with newlines; codes of the picture alone, as of a video's first frame
+    at_B: Tensor  # pixel frame that it shows, from 1 on
+
+
 def prompt_row(vocabulary: Vocabulary, text_ids: Sequence[int], slots: int) -> list[int]:
     """begin + text + separator; empty text gives nothing at all (the unconditional branch starts at the video)."""
     if not text_ids:
@@ -100,32 +107,37 @@ def pack(
     fps: int,
     first_latent: int = 0,
     tail: bool = False,
+    key: Keyframe | None = None,
 ) -> PackedBatch:
     """A whole batch: right-aligned prompts, header, frames (`content_BTHW` holds ids with newlines, masked or not).
 
     `first_latent` says which latent frame of its video the first one is (a window of a longer video). `tail` adds the two
     ids that end a sample; nothing sees or predicts them, so training leaves them out. T = 0 gives prompt and header alone.
+    `key`: a later frame that is given before the others, a block at its true time.
     """
     B, S = text_BS.shape
     T = content_BTHW.shape[1]
     device = text_BS.device
     header = text_BS.new_tensor([vocabulary.video_start, vocabulary.number(seconds), vocabulary.number(fps)]).expand(B, HEADER)
-    parts = [text_BS, header, frame_ids(vocabulary, grid, content_BTHW).flatten(1)]
+    shown_BTHW = content_BTHW if key is None else torch.cat([key.content_BHW[:, None], content_BTHW], dim=1)
+    blocks_of_frames = shown_BTHW.shape[1]
+    parts = [text_BS, header, frame_ids(vocabulary, grid, shown_BTHW).flatten(1)]
     if tail:
         parts.append(text_BS.new_tensor([vocabulary.video_end, vocabulary.separator]).expand(B, 2))
     start_B = S - length_B
     prefix = torch.arange(S + HEADER, device=device)
     position_BP3 = (prefix - start_B[:, None]).clamp(min=0)[:, :, None].expand(B, S + HEADER, 3)
     block_BP = torch.where(prefix < start_B[:, None], PADDING_BLOCK, prefix)
-    positions = [position_BP3, frame_positions(grid, length_B, first_latent, T)]
-    ids = torch.arange(T * grid.frame_length, device=device)
+    positions = [position_BP3, *([] if key is None else [key_positions(grid, length_B, key.at_B)])]
+    positions.append(frame_positions(grid, length_B, first_latent, T))
+    ids = torch.arange(blocks_of_frames * grid.frame_length, device=device)
     frame_block = S + HEADER + (ids if grid.causal else ids // grid.frame_length)
     blocks = [block_BP, frame_block.expand(B, -1)]
     if tail:
         places = torch.arange(2, device=device)
         after = HEADER + (first_latent + T) * grid.frame_length
         positions.append((length_B[:, None] + after + places)[:, :, None].expand(B, 2, 3))
-        blocks.append((S + HEADER + T * grid.frame_length + places).expand(B, 2))
+        blocks.append((S + HEADER + blocks_of_frames * grid.frame_length + places).expand(B, 2))
     return PackedBatch(torch.cat(parts, dim=1), torch.cat(positions, dim=1), torch.cat(blocks, dim=1))
 
 
@@ -155,6 +167,19 @@ def frame_positions(grid: Grid, length_B: Tensor, first_latent: int, latent_fram
     )
     position_TN3[:, FRAME_HEAD:-1] = content_THW3.flatten(1, 2) + (HEADER + FRAME_HEAD)
     return position_TN3.flatten(0, 1) + length_B[:, None, None]
+
+
+def key_positions(grid: Grid, length_B: Tensor, at_B: Tensor) -> Tensor:
+    """position_BL3 of a frame that shows pixel frame `at_B` of its video: there in time for content, and structure ids as those
+    of the latent frame that holds it."""
+    position_BN3 = frame_positions(grid, length_B, 0, 1)
+    latent_B = (at_B + grid.temporal - 1) // grid.temporal
+    structure_BN3 = position_BN3 + (latent_B * grid.frame_length)[:, None, None]
+    if grid.places == "index":
+        return structure_BN3
+    time_B = at_B if grid.places == "pixel" else latent_B
+    content_BN3 = position_BN3 + torch.stack([time_B, 0 * time_B, 0 * time_B], dim=-1)[:, None]
+    return torch.cat([structure_BN3[:, :FRAME_HEAD], content_BN3[:, FRAME_HEAD:-1], structure_BN3[:, -1:]], dim=1)
 
 
 def content_of(grid: Grid, values_BLX: Tensor, slots: int, latent_frames: int) -> Tensor:

@@ -38,6 +38,7 @@ class TrainModelConfig:
     accumulate: Whole = 1  # parts that a step's batch is computed in
     image_every: Annotated[int, Range(0, 10**9)] = 4  # every which step is one of images; 0 = none
     drop_text: Share = 0.1  # share of samples that lose their prompt, for guidance
+    keyframes: Share = 0.0  # share of video steps that give a later frame first, so that the model can end where it is told to
     late_windows: Share = 0.3  # share of video steps whose window starts later than the first frame
     spike: Spike = 20.0  # a step whose gradient is so many times its usual size, or no number, is skipped
     patience: Whole = 10  # so many skipped steps in a row end the run

@@ -18,7 +18,7 @@ from lumos.model.attention import Attend, dense, flex
 from lumos.model.prefix import prefix, runs_of
 from lumos.model.rope import PLACES
 from lumos.model.transformer import Transformer
-from lumos.sequence.layout import HEADER, Grid, content_ids, content_of, pack
+from lumos.sequence.layout import HEADER, Grid, Keyframe, content_ids, content_of, pack
 from lumos.sequence.prompt_template import clock
 from lumos.sequence.vocabulary import Vocabulary
 from lumos.training.config import TrainModelConfig
@@ -43,6 +43,7 @@ class MaskedBatch(NamedTuple):
     mask: Tensor  # bool [B, T, H, W + 1] on the CPU: which content (codes and newlines) is masked
     first: int  # latent frame of the clips at which the window starts
     image: bool
+    key: Keyframe | None = None  # a later frame that is given first
 
     @property
     def target_BTHW(self) -> Tensor:
@@ -50,12 +51,13 @@ class MaskedBatch(NamedTuple):
         return self.mask[..., :-1]
 
     def part(self, rows: slice) -> "MaskedBatch":
-        return MaskedBatch._make(value[rows] if isinstance(value, Tensor) else value for value in self)
+        key = None if self.key is None else Keyframe(*(part[rows] for part in self.key))
+        parts = (value[rows] if isinstance(value, Tensor) else value for value in self)
+        return MaskedBatch._make(parts)._replace(key=key)
 
 
 def mask_batch(batch: Batch, config: TrainModelConfig, draw: torch.Generator) -> MaskedBatch:
     """Draw the window in time, the prompts to drop, and the mask. `draw` lives on the CPU."""
-    device = batch.codes_BTHW.device
     frames = batch.codes_BTHW.shape[1]
     window = min(frames, config.video.window)
     latest_start = frames - window
@@ -66,8 +68,11 @@ def mask_batch(batch: Batch, config: TrainModelConfig, draw: torch.Generator) ->
     length_B = torch.where(torch.rand(B, generator=draw) < config.drop_text, 0, batch.length_B)
     mask = draw_mask(config.mask, B, T, H, W + 1, draw, torch.device("cpu"), config.least_ratio)
     order_B = length_B.argsort(stable=True)  # prompts of one length side by side share calls of attention
-    there = order_B.to(device, non_blocking=True)
-    return MaskedBatch(batch.text_BS[there], length_B[order_B], codes_BTHW[there], mask, first, frames == 1)
+    keyed = frames > 1 and first == 0 and float(torch.rand((), generator=draw)) < config.keyframes
+    batch, key = batch._replace(codes_BTHW=codes_BTHW).rows(order_B), None
+    if keyed and batch.key_BHW is not None and batch.key_at_B is not None:
+        key = Keyframe(batch.key_BHW, batch.key_at_B)
+    return MaskedBatch(batch.text_BS, length_B[order_B], batch.codes_BTHW, mask, first, frames == 1, key)
 
 
 def backward(model: Transformer, vocabulary: Vocabulary, batch: MaskedBatch, config: TrainModelConfig, ranks: Ranks) -> Tensor:
@@ -113,9 +118,12 @@ def states_at_targets(
     content = torch.where(batch.mask.to(device, non_blocking=True), vocabulary.mask, content_ids(vocabulary, batch.codes_BTHW))
     seconds, fps = clock(1 if batch.image else config.video.frames, config.video.fps)
     length_B = batch.length_B.to(device, non_blocking=True)
-    ids_BL, position_BL3, block_BL = pack(vocabulary, grid, batch.text_BS, length_B, content, seconds, fps, batch.first)
-    index_M, code_M, frame_M = target_places(batch.target_BTHW, slots, grid).to(device, non_blocking=True)
-    hidden_BLD = model(ids_BL, position_BL3, attention(block_BL, batch.length_B, slots, grid, T, config.parallel))
+    key = None if batch.key is None else Keyframe(content_ids(vocabulary, batch.key.content_BHW), batch.key.at_B)
+    frames = T + (key is not None)
+    packed = pack(vocabulary, grid, batch.text_BS, length_B, content, seconds, fps, batch.first, key=key)
+    index_M, code_M, frame_M = target_places(batch.target_BTHW, slots, grid, frames - T).to(device, non_blocking=True)
+    attend = attention(packed.block_BL, batch.length_B, slots, grid, frames, config.parallel)
+    hidden_BLD = model(packed.ids_BL, packed.position_BL3, attend)
     return hidden_BLD.flatten(0, 1).index_select(0, index_M), code_M, frame_M
 
 
@@ -132,11 +140,14 @@ def attention(block_BL: Tensor, length_B: Tensor, slots: int, grid: Grid, frames
     return prefix((slots - length_B).tolist(), slots + HEADER, grid.frame_length, frames)
 
 
-def target_places(target_BTHW: Tensor, slots: int, grid: Grid) -> Tensor:
-    """Of every target: its index among the ids of all rows, its index in codes_BTHW, and its latent frame, [3, M], on the CPU."""
+def target_places(target_BTHW: Tensor, slots: int, grid: Grid, keys: int = 0) -> Tensor:
+    """Of every target: its index among the ids of all rows, its index in codes_BTHW, and its latent frame, [3, M], on the CPU.
+
+    keys: how many frames lie before the first.
+    """
     T = target_BTHW.shape[1]
-    L = slots + HEADER + T * grid.frame_length
-    place_N = content_of(grid, torch.arange(L)[None], slots, T)[0, ..., :-1].flatten()
+    L = slots + HEADER + (keys + T) * grid.frame_length
+    place_N = content_of(grid, torch.arange(L)[None], slots, keys + T)[0, keys:, :, :-1].flatten()
     code_M = target_BTHW.flatten().nonzero()[:, 0]
     row_M, within_M = code_M // len(place_N), code_M % len(place_N)
     return torch.stack([row_M * L + place_N[within_M], code_M, within_M // (grid.rows * grid.columns)])
@@ -146,4 +157,5 @@ def work_of(batch: MaskedBatch, config: TrainModelConfig, vocabulary: Vocabulary
     """The counts that a step's operations are reckoned from."""
     B, T, H, W = batch.codes_BTHW.shape
     targets = round(int(batch.target_BTHW.sum()) / B)
-    return Work(B, config.video.slots + HEADER, Grid(H, W).frame_length, T, targets, 2 * vocabulary.sub_codes or vocabulary.codes)
+    frames, codes = T + (batch.key is not None), 2 * vocabulary.sub_codes or vocabulary.codes
+    return Work(B, config.video.slots + HEADER, Grid(H, W).frame_length, frames, targets, codes)

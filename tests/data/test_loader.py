@@ -60,7 +60,7 @@ def numbers(batch: Batch) -> list[int]:
 
 
 def same(one: Batch, other: Batch) -> bool:
-    return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+    return all(torch.equal(a, b) for a, b in zip(one[:3], other[:3], strict=True))
 
 
 def test_codes_and_one_of_the_captions_belong_together(shards: Path) -> None:

@@ -86,8 +86,9 @@ def test_the_pool_moves_on() -> None:
 def test_videos_and_images_have_their_form() -> None:
     source = stream(0, size=6)
     for step, latent_frames in ((0, 2), (1, 1)):
-        text_BS, length_B, codes_BTHW = take(source, step)
+        text_BS, length_B, codes_BTHW, key_BHW, _ = take(source, step)
         assert codes_BTHW.shape == (6, latent_frames, 2, 2) and codes_BTHW.dtype == torch.int64
+        assert key_BHW is not None and key_BHW.shape == (6, 2, 2)
         assert codes_BTHW.min() >= 0 and codes_BTHW.max() < 25
         assert text_BS.shape == (6, SLOTS)
         for row, length in zip(text_BS, length_B.tolist(), strict=True):
@@ -115,10 +116,10 @@ def test_prompts_and_codes_belong_together() -> None:
         expected: dict[tuple[int, ...], Tensor] = {}
         for number in range(CONFIG.pool):
             name, *halves = chunks()[number]
-            words_BS, _, codes_BTHW = source.tokenised(name, halves[image], 1 if image else CONFIG.frames)
+            words_BS, _, codes_BTHW, *_ = source.tokenised(name, halves[image], 1 if image else CONFIG.frames)
             expected |= {tuple(text): codes for text, codes in zip(words_BS.tolist(), codes_BTHW, strict=True)}
         assert len(expected) == CONFIG.pool * CONFIG.chunk
-        text_BS, _, codes_BTHW = take(source, int(image))
+        text_BS, _, codes_BTHW, *_ = take(source, int(image))
         assert all(torch.equal(expected[tuple(text)], codes) for text, codes in zip(text_BS.tolist(), codes_BTHW, strict=True))
 
 
@@ -139,6 +140,18 @@ def test_worlds_come_as_often_as_asked_and_need_their_files(tmp_path: Path) -> N
     assert set(sample_captions(list(worlds.values()), 100, 0)) & {"a cat"}
     with pytest.raises(ValueError, match="must add up to 1, got 1.75"):
         replace(config, shapes=1.0)
+
+
+def test_a_keyframe_is_the_picture_that_its_frame_shows() -> None:
+    source = stream(0, size=8, image_every=0)
+    name, video, _ = chunks()[0]
+    made = source.tokenised(name, video, CONFIG.frames)
+    assert made.key_BHW is not None and made.key_at_B is not None
+    assert made.key_at_B.min() >= 1 and made.key_at_B.max() < CONFIG.frames and len(set(made.key_at_B.tolist())) > 1
+    pixels_BCFHW = source.worlds[name].render(video[0][0], CONFIG.frames, CONFIG, torch.device("cpu"))
+    for row, at in enumerate(made.key_at_B.tolist()):
+        expected = source.tokenizer.encode(pixels_BCFHW[row : row + 1, :, at : at + 1])[0, 0]
+        assert torch.equal(made.key_BHW[row], expected)
 
 
 def test_ctrl_c_does_not_kill_the_workers() -> None:

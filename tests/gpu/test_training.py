@@ -20,7 +20,7 @@ VOCABULARY = small_vocabulary(text_size=100, codes=500)
 CONFIG = TrainModelConfig(
     model=ModelConfig(vocabulary=VOCABULARY.size, layers=3, width=256, heads=4, kv_heads=2, head_width=64, ffn=512),
     video=VideoConfig(height=128, width=128, frames=9, fps=8, slots=40, window=3, latest=2),
-    shapes=None,
+    worlds=None,
     optim=OptimConfig(),
     parallel=ParallelConfig(attention="dense", compile="off", precision="float32"),
 )

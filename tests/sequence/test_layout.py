@@ -9,6 +9,7 @@ from lumos.sequence.layout import (
     HEADER,
     PADDING_BLOCK,
     Grid,
+    Keyframe,
     Places,
     content_ids,
     content_of,
@@ -125,6 +126,25 @@ def test_places_by_index_count_the_sequence() -> None:
     position_L3 = frame_positions(grid, torch.tensor([5]), 1, 2)[0]
     first = 5 + HEADER + grid.frame_length
     assert position_L3.tolist() == [[first + i] * 3 for i in range(2 * grid.frame_length)]
+
+
+@pytest.mark.parametrize("places", ["pixel", "latent", "index"])
+def test_a_keyframe_lies_at_its_true_time(places: Places) -> None:
+    grid, codes = Grid(4, 4, places=places), torch.zeros(2, 3, 4, 4, dtype=torch.int64)
+    text = text_batch(SMALL, [[5], [6, 7, 8]], 6)
+    plain = pack(SMALL, grid, *text, content_ids(SMALL, codes), 1, 8)
+    key = Keyframe(content_ids(SMALL, codes[:, 0] + 1), torch.tensor([8, 8]))  # the last pixel frame of latent frame 2
+    keyed = pack(SMALL, grid, *text, content_ids(SMALL, codes), 1, 8, key=key)
+    start, N = 6 + HEADER, grid.frame_length
+    frame = slice(start, start + N)
+    assert torch.equal(keyed.position_BL3[:, frame], plain.position_BL3[:, -N:])
+    for one, other in ((keyed.ids_BL, plain.ids_BL), (keyed.position_BL3, plain.position_BL3)):
+        assert torch.equal(one[:, start + N :], other[:, start:]) and torch.equal(one[:, :start], other[:, :start])
+    assert (keyed.block_BL[:, frame] > keyed.block_BL[:, start - 1 : start]).all()
+    assert (keyed.block_BL[:, frame] < keyed.block_BL[:, start + N : start + N + 1]).all()
+    between = pack(SMALL, grid, *text, content_ids(SMALL, codes), 1, 8, key=key._replace(at_B=torch.tensor([6, 7])))
+    times = between.position_BL3[:, start + 4, 0] - plain.position_BL3[:, start + 4, 0]
+    assert times.tolist() == {"pixel": [6, 7], "latent": [2, 2], "index": [2 * N, 2 * N]}[places]
 
 
 def test_causal_ids_are_blocks_of_their_own() -> None:

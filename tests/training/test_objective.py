@@ -13,12 +13,12 @@ from lumos.data.batch import Batch
 from lumos.model.attention import dense
 from lumos.model.transformer import ModelConfig, Transformer
 from lumos.model_folder import VideoConfig
-from lumos.sequence.layout import Grid, content_ids, pack
+from lumos.sequence.layout import Grid, Keyframe, content_ids, content_of, pack
 from lumos.sequence.vocabulary import small_vocabulary
 from lumos.training import parallel
 from lumos.training.clock import Clock
 from lumos.training.config import TrainModelConfig
-from lumos.training.objective import MaskedBatch, attention, backward, generator_of, mask_batch, work_of
+from lumos.training.objective import MaskedBatch, attention, backward, generator_of, mask_batch, states_at_targets, work_of
 from lumos.training.optim import OptimConfig
 from lumos.training.parallel import ParallelConfig, Ranks, whole
 from tests.training.toys import ALONE, two
@@ -27,7 +27,7 @@ VOCABULARY = small_vocabulary(text_size=20, codes=25)
 CONFIG = TrainModelConfig(
     model=ModelConfig(vocabulary=VOCABULARY.size, layers=2, width=32, heads=2, kv_heads=1, head_width=32, ffn=32),
     video=VideoConfig(height=32, width=32, frames=5, fps=8, slots=64, window=2, latest=2),
-    shapes=None,
+    worlds=None,
     optim=OptimConfig(),
     videos=2,
     images=4,
@@ -63,6 +63,33 @@ def test_rows_are_put_in_the_order_of_their_prompts_and_stay_whole() -> None:
     rows = batch.codes_BTHW[:, 0, 0, 0]
     assert torch.equal(batch.text_BS[:, 0], rows) and sorted(rows.tolist()) == numbers.tolist()
     assert (batch.length_B.diff() >= 0).all() and ((batch.length_B == 0) | (batch.length_B == length_B[rows])).all()
+
+
+def test_a_keyframe_is_given_first_and_is_no_target() -> None:
+    draw = torch.Generator().manual_seed(1)
+    key_BHW, at_B = torch.randint(25, (4, 4, 4), generator=draw), torch.tensor([3, 8, 1, 5])
+    batch = Batch(
+        torch.randint(20, (4, 64), generator=draw), torch.tensor([7, 0, 9, 12]), torch.randint(25, (4, 2, 4, 4)), key_BHW, at_B
+    )
+    config = replace(CONFIG, keyframes=1.0)
+    keyed, plain = (mask_batch(batch, each, torch.Generator().manual_seed(2)) for each in (config, CONFIG))
+    assert plain.key is None and keyed.key is not None and torch.equal(plain.codes_BTHW, keyed.codes_BTHW)
+    rows = [at_B.tolist().index(at) for at in keyed.key.at_B.tolist()]
+    assert torch.equal(keyed.key.content_BHW, key_BHW[rows]) and torch.equal(keyed.codes_BTHW, batch.codes_BTHW[rows])
+    model = new_model(CONFIG)
+    hidden_MD, code_M, frame_M = states_at_targets(model, VOCABULARY, keyed, config)
+    _, plain_M, plain_frame_M = states_at_targets(model, VOCABULARY, plain, config)
+    assert torch.equal(code_M, plain_M) and torch.equal(frame_M, plain_frame_M)
+    content = torch.where(keyed.mask, VOCABULARY.mask, content_ids(VOCABULARY, keyed.codes_BTHW))
+    key = Keyframe(content_ids(VOCABULARY, keyed.key.content_BHW), keyed.key.at_B)
+    packed = pack(VOCABULARY, GRID, keyed.text_BS, keyed.length_B, content, 1, 8, key=key)
+    whole_BLD = model(packed.ids_BL, packed.position_BL3, dense(packed.block_BL, packed.block_BL))
+    found_BTHWD = content_of(GRID, whole_BLD, 64, 3)[:, 1:, :, :-1]
+    torch.testing.assert_close(hidden_MD, found_BTHWD[keyed.target_BTHW])
+    first = keyed.part(slice(1, 3))
+    assert first.key is not None and torch.equal(first.key.at_B, keyed.key.at_B[1:3])
+    other = keyed._replace(key=Keyframe((keyed.key.content_BHW + 1) % 25, keyed.key.at_B))
+    assert not torch.allclose(states_at_targets(model, VOCABULARY, other, config)[0], hidden_MD)
 
 
 def masked_batch() -> MaskedBatch:

@@ -39,7 +39,7 @@ def test_a_run_that_will_not_fit_is_refused_with_advice(monkeypatch: pytest.Monk
         total_memory = 24 * 2**30
 
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: Card)
-    large = replace(TOY, model=LUMOS_1B, shapes=None, parallel=ParallelConfig(shard=True, recompute="full"))
+    large = replace(TOY, model=LUMOS_1B, worlds=None, parallel=ParallelConfig(shard=True, recompute="full"))
     ranks, vocabulary = Ranks(0, 1, torch.device("cuda")), small_vocabulary(100, 64_000)
     with pytest.raises(ValueError, match=r"fit into the 24 GiB of this GPU, got about \d+ GiB .*; use at least 2 GPUs"):
         _check_memory(large, vocabulary, ranks)

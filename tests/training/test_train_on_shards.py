@@ -69,7 +69,7 @@ def test_two_halves_equal_one_run(share: float, tokenizer: Path, shards: Path, t
 
 
 def test_a_model_without_shapes_knows_the_captions_words(tokenizer: Path, shards: Path, tmp_path: Path) -> None:
-    train_model(replace(TOY, shapes=None), tmp_path / "run", tokenizer, data=str(shards))
+    train_model(replace(TOY, worlds=None), tmp_path / "run", tokenizer, data=str(shards))
     _, _, text, _ = load_model(tmp_path / "run" / "model")
     assert len(text.encode("zebras quiz")) == 2  # a word an id: they were in the captions that the vocabulary was made from
 
@@ -104,7 +104,7 @@ def test_adapters_leave_the_weights_alone_and_resume(tokenizer: Path, shards: Pa
 
     for recompute, compiled in (("off", "static"), ("full", "off")):
         plan = ParallelConfig(recompute=recompute)  # type: ignore[arg-type]
-        parts = gather_parts(replace(tuned, parallel=plan), tokenizer, base, None, None, ALONE)
+        parts = gather_parts(replace(tuned, parallel=plan), tokenizer, base, None, None, None, None, ALONE)
         assert parts.config.parallel.compile == compiled
 
     merged = Generator.from_folder(tmp_path / "one" / "model", "cpu")("a red circle", seed=1)
@@ -115,8 +115,8 @@ def test_adapters_leave_the_weights_alone_and_resume(tokenizer: Path, shards: Pa
 def test_runs_that_cannot_start(tokenizer: Path, shards: Path, tmp_path: Path) -> None:
     save_toy_tokenizer(tmp_path / "other", seed=1)
     for config, data, words in (
-        (replace(TOY, shapes=None), None, "trains on shards, got none; give --data FOLDER"),
-        (replace(TOY, shapes=None, video=replace(TOY.video, fps=12)), str(shards), "video.fps must be 8, as in"),
+        (replace(TOY, worlds=None), None, "trains on shards, got none; give --data FOLDER"),
+        (replace(TOY, worlds=None, video=replace(TOY.video, fps=12)), str(shards), "video.fps must be 8, as in"),
         (replace(TOY, lora=LoraSettings(rank=2)), str(shards), "give --init NAME or FOLDER"),
         (TOY, "nowhere", "nowhere must be a folder of shards"),
         (replace(TOY, videos=13), str(shards), "13 videos of a step on all GPUs, got 12; use --set videos=12, or more"),
