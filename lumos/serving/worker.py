@@ -123,8 +123,6 @@ def _make(
     )
     with closing(frames):  # type: ignore[type-var]
         for pixels_BCFHW in frames:
-            if cancelled.is_set():
-                raise Cancelled
             shown = sum(part.shape[2] for part in parts)
             parts.append(pixels_BCFHW.cpu())
             say("frames", shown, [_pictures(pixels_CFHW) for pixels_CFHW in parts[-1]])
