@@ -126,6 +126,13 @@ def large_index(groups: list[int]) -> ShardIndex:
     return ShardIndex("-", ("-",), CODES, "t", 8.0, sizes, places, "-", sizes[:, 0])
 
 
+def test_a_bucket_larger_than_memory_is_in_another_order_in_every_epoch() -> None:
+    plan = EpochPlan(large_index([20] * 10), False, Schedule(1, 1, 0, seed=1), 50 * 2 * 3 * 8 * 8)
+    first, second = ([int(plan.rows(n)[0]) for n in range(start, start + 200)] for start in (0, 200))
+    assert sorted(first) == sorted(second) == list(range(200)) and first != second
+    assert (np.diff(first) == 1).mean() < 0.2, "a set is shuffled"
+
+
 @given(st.lists(st.integers(1, 20), min_size=1, max_size=40), st.integers(1, 5), st.integers(1, 7), st.integers(1, 50))
 def test_buckets_larger_than_memory_are_dealt_fairly(groups: list[int], world: int, size: int, a_set: int) -> None:
     index = large_index(groups)
