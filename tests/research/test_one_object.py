@@ -5,7 +5,7 @@ import torch
 
 from lumos.worlds.shapes.motion import DIRECTIONS, MOTIONS
 from lumos.worlds.shapes.render import pack, render
-from lumos.worlds.shapes.scene import Background, Scene, sample_one
+from lumos.worlds.shapes.scene import Scene, sample_one
 from research.one_object import direction, dominant_colour
 
 
@@ -22,8 +22,5 @@ def test_colour_and_direction_survive_noise_and_blur(way: str) -> None:
 def test_what_does_not_move_straight_has_no_direction(motion: str) -> None:
     scene = sample_one(random.Random(3), motion=motion, pair=("green", "crescent"))
     assert direction(render(pack([scene]), 17)[0]) is None
-
-
-def test_nothing_has_no_colour_and_no_direction() -> None:
-    empty = render(pack([Scene(Background("cream"), ())]), 17)[0]
+    empty = render(pack([Scene(scene.background, ())]), 17)[0]
     assert dominant_colour(empty) is None and direction(empty) is None

@@ -18,23 +18,7 @@ from lumos.worlds.creatures.subjects import SUBJECTS
 from lumos.worlds.english import plural
 
 CORNERS = np.array(list(product((-0.5, 0.5), (0.0, 1.0), (-1.0, 1.0))), np.float32)  # x, y, z
-FACES = np.array(
-    [
-        [0, 1, 3],
-        [0, 3, 2],
-        [4, 6, 7],
-        [4, 7, 5],
-        [0, 4, 5],
-        [0, 5, 1],
-        [2, 3, 7],
-        [2, 7, 6],
-        [0, 2, 6],
-        [0, 6, 4],
-        [1, 5, 7],
-        [1, 7, 3],
-    ],
-    np.uint16,
-)
+FACES = np.array([int(digit) for digit in "013032467475045051237276026064157173"], np.uint16)
 
 
 def tiny_glb(colour: tuple[float, float, float] = (0.8, 0.1, 0.1), **changes: object) -> bytes:
@@ -43,12 +27,12 @@ def tiny_glb(colour: tuple[float, float, float] = (0.8, 0.1, 0.1), **changes: ob
     steps = np.array([[0, 0, 0], [0, 0.3, -1], [0, 0, 0]], np.float32)
     joints, weights = np.zeros((8, 4), np.uint8), np.tile(np.array([1, 0, 0, 0], np.float32), (8, 1))
     blocks = [CORNERS, FACES, joints, weights, np.eye(4, dtype=np.float32).reshape(1, 16), times, steps]
-    kinds = [(5126, "VEC3"), (5123, "SCALAR"), (5121, "VEC4"), (5126, "VEC4"), (5126, "MAT4"), (5126, "SCALAR"), (5126, "VEC3")]
+    kinds, components = ("VEC3", "SCALAR", "VEC4", "VEC4", "MAT4", "SCALAR", "VEC3"), {"f": 5126, "H": 5123, "B": 5121}
     views, accessors, binary = [], [], b""
-    for block, (component, kind) in zip(blocks, kinds, strict=True):
+    for number, (block, kind) in enumerate(zip(blocks, kinds, strict=True)):
         views.append({"buffer": 0, "byteOffset": len(binary), "byteLength": block.nbytes})
-        count = block.size if kind == "SCALAR" else len(block)
-        accessors.append({"bufferView": len(accessors), "componentType": component, "count": count, "type": kind})
+        component = components[block.dtype.char]
+        accessors.append({"bufferView": number, "componentType": component, "count": len(block), "type": kind})
         binary += block.tobytes() + b"\0" * (-block.nbytes % 4)
     attributes = {"POSITION": 0, "JOINTS_0": 2, "WEIGHTS_0": 3}
     moves = {"samplers": [{"input": 5, "output": 6}], "channels": [{"sampler": 0, "target": {"node": 1, "path": "translation"}}]}
@@ -89,10 +73,8 @@ def shown(*creatures: Item, distance: float = 5.0, scenery: tuple[Item, ...] = (
 
 def test_scene_is_a_function_of_seed_and_number(library: Library) -> None:
     drawn = [sample_scene(library.bodies, 5, number) for number in range(40)]
-    again = [sample_scene(library.bodies, 5, number) for number in reversed(range(40))]
-    assert drawn == again[::-1]
+    assert drawn[39] == sample_scene(library.bodies, 5, 39) != sample_scene(library.bodies, 6, 39)
     assert len(set(drawn)) == 40
-    assert sample_scene(library.bodies, 6, 0) != drawn[0]
 
 
 def test_held_out_pairs_are_drawn_only_when_asked_for(library: Library) -> None:
