@@ -83,8 +83,26 @@ def test_held_out_pairs_are_drawn_only_when_asked_for(library: Library) -> None:
         assert held_out(sample_scene(library.bodies, 1, number, unseen=True))
 
 
-def test_drawing_in_a_batch_equals_drawing_alone(library: Library) -> None:
+def test_an_arc_is_as_long_as_the_way_and_ends_in_its_direction() -> None:
+    x, _, z = way(Item(FOX, heading=0.3, speed=1.5, turn=0.8), np.linspace(0, 2, 401))
+    assert np.hypot(np.diff(x), np.diff(z)).sum() == pytest.approx(2 * 1.5, rel=1e-4)
+    assert np.arctan2(x[-1] - x[-2], z[-1] - z[-2]) == pytest.approx(0.3 + 2 * 0.8, abs=0.01)
+
+
+def test_plants_stand_in_nobody_s_way_or_view(library: Library) -> None:
+    drawn = [sample_scene(library.bodies, 8, number) for number in range(300)]
+    assert sum(len(scene.scenery) for scene in drawn) > 50
+    for scene, time in product(drawn, (0.0, 1.1, 2.2)):
+        for plant, item in product(scene.scenery, scene.creatures):
+            x, _, z = way(item, time)
+            assert np.hypot(plant.x - x, plant.z - z) > 0.6 * library.bodies[item.file].size
+            assert not 0 < seen(scene, plant.x, 0.0, plant.z, time)[2] < 0.6 * scene.camera.distance
+
+
+@pytest.mark.parametrize("most", [64, 10**9])
+def test_drawing_in_a_batch_equals_drawing_alone(library: Library, monkeypatch: pytest.MonkeyPatch, most: int) -> None:
     scenes = [sample_scene(library.bodies, 2, number) for number in range(4)]
+    monkeypatch.setattr("lumos.worlds.creatures.render.MOST_TRIANGLES", most)  # each clip by itself, or all at once
     together = render(pack(scenes, library), library, 3, 48)
     assert together.shape == (4, 3, 3, 48, 48) and together.min() >= -1 and together.max() <= 1
     for number, alone in enumerate(scenes):
@@ -174,6 +192,7 @@ def _broken() -> dict[str, bytes]:
         "without data": whole[: 20 + struct.unpack_from("<I", whole, 12)[0]],
         "huge": tiny_glb(accessors=far),
         "a circle": tiny_glb(nodes=[{"mesh": 0, "children": [1]}, {"children": [0]}]),
+        "two parents": tiny_glb(nodes=[{"mesh": 0, "children": [2]}, {"children": [2]}, {}]),
         "a list": tiny_glb(nodes=3),
         "too deep": deep,
         "no such mesh": tiny_glb(meshes=[]),

@@ -144,14 +144,12 @@ def _hierarchy(nodes: list[dict[str, Any]]) -> tuple[list[int], list[int]]:
     parents = [-1] * len(nodes)
     for index, node in enumerate(nodes):
         for child in node.get("children", []):
-            if child < 0 or parents[child] != -1:
-                raise ValueError(f"node {child} has two parents, or is none")
             parents[child] = index
     order = [index for index, parent in enumerate(parents) if parent == -1]
     for index in order:  # grows while it is read
         order.extend(nodes[index].get("children", []))
     if len(order) != len(nodes):
-        raise ValueError("its nodes go round in a circle")
+        raise ValueError("its nodes go round in a circle, or one has two parents")
     return order, parents
 
 
