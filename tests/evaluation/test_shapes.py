@@ -31,6 +31,7 @@ class Oracle(Generator):
         self.__dict__.update(model.__dict__)
         self.scenes = {(prompt.text, prompt.frames): prompt.scene for prompt in prompts}
         self.fails, self.calls, self.wrong = fails, 0, wrong
+        self.seeds: list[int] = []
 
     def __call__(
         self, prompts: str | Sequence[str], frames: int | None = None, seed: int | Sequence[int] = 0, **settings: Any
@@ -38,13 +39,16 @@ class Oracle(Generator):
         self.calls += 1
         if self.calls == self.fails:
             raise KeyboardInterrupt
-        assert not isinstance(prompts, str) and frames is not None
+        assert not isinstance(prompts, str) and not isinstance(seed, int) and frames is not None
+        self.seeds += seed
         return torch.cat([render(pack([self.wrong or self.scenes[text, frames]]), frames) for text in prompts])
 
 
 def test_truth_is_right_in_every_class(random_model: Generator, tmp_path: Path) -> None:
     firsts = {(prompt.split, name): prompt for prompt in reversed(benchmark()) for name in prompt.checks}
-    report = evaluate_shapes(Oracle(random_model), tmp_path / "out", list({each.id: each for each in firsts.values()}.values()))
+    oracle = Oracle(random_model)
+    report = evaluate_shapes(oracle, tmp_path / "out", list({each.id: each for each in firsts.values()}.values()))
+    assert len(set(oracle.seeds)) == len(report["prompts"])  # each has its own
     assert report["overall"]["score"] == 1.0, [prompt for prompt in report["prompts"] if not all(prompt["classes"].values())]
     assert len(report["classes"]) == 16 and all({"seen", "held-out"} <= set(entry) for entry in report["classes"].values())
     assert json.loads((tmp_path / "out" / "report.json").read_text()) == report

@@ -16,8 +16,6 @@ from lumos.evaluation.judge.colours import beyond_shade, brightness, length
 from lumos.evaluation.judge.regions import COARSE, Blob, find_blobs
 
 GRID = 32  # the background is fitted to this many places per side
-# Terms of the fit, and the distance at which a place counts little: a plane through most of it, then closer.
-PLANE_TO_CUBIC = ((3, 0.3), (10, 0.07))
 
 
 @dataclass(frozen=True)
@@ -55,14 +53,15 @@ def _channels_last(values_FCHW: Tensor) -> Array:
 def _fit_ground(grid_FPC: Array) -> Array:
     """Coefficients [F, 10, 3] of a cubic in x and y for each frame.
 
-    First a plane through most of the clip's middle picture, then closer fits to what agrees with it.
+    First a plane through most of the clip's middle picture, then closer fits to what agrees with it: `scale` is the distance
+    at which a place counts little.
     """
     basis = _basis(GRID)
     middle = np.median(grid_FPC, axis=0)
     border = np.abs(basis[:, 1:3]).max(1) > 0.9
     fitted = np.median(middle[border], axis=0)
-    for terms, scale in PLANE_TO_CUBIC:
-        fitted = basis[:, :terms] @ _solve(basis[:, :terms], middle, _agreement(middle, fitted, scale))
+    plane = basis[:, :3]
+    fitted = plane @ _solve(plane, middle, _agreement(middle, fitted, scale=0.3))
     for scale in (0.15, 0.07, 0.05, 0.05):
         coefficients = _solve(basis, grid_FPC, _agreement(grid_FPC, fitted, scale))
         fitted = basis @ coefficients
