@@ -489,6 +489,8 @@ def test_pick_does_not_read_past_the_limit() -> None:
 
     assert [item for _, item in pick(endless(), 8, most=5)] == [0, 1, 2, 3, 4]
     assert [item for _, item in pick(endless(), 8, 0.25, 0.75)] == [2, 3, 4, 5]
+    late = [(8.0, 0.1, "a")]
+    assert [*pick(late, 10)] == [(0.0, "a")] and [*pick(late, 10, 2.0)] == [(8.0, "a")], "without start, from the first"
 
 
 def test_oblong_pixels_are_squared(tmp_path: Path) -> None:
