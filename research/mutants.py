@@ -1,6 +1,5 @@
 """Mutation testing: small faults are put into the package one at a time, and the tests that enter the code around it are run.
 
-    python -m research.mutants                  # a seeded sample of each of seven packages
     python -m research.mutants model data/loader --sample 80 --seed 1
 
 First the tests run once on a copy of the tree, to learn which functions each enters. A survivor's line is not held by any test.
@@ -19,6 +18,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -108,7 +108,8 @@ class Entered:
     """A pytest plugin: which functions of the package each test enters, and its seconds."""
 
     def __init__(self, tree: Path) -> None:
-        self.inside, self.tests = f"{tree}/", dict[str, tuple[float, list[str]]]()
+        self.inside, self.seen, self.tests = f"{tree}/", set[str](), dict[str, tuple[float, list[str]]]()
+        threading.settrace(self.enter)
 
     def pytest_runtest_logstart(self, nodeid: str, location: Any) -> None:
         self.begin, self.seen, self.passed = time.monotonic(), set[str](), True
@@ -154,11 +155,11 @@ def in_child(limit: float, target: Any, *arguments: Any) -> int | None:
     child = FORK.Process(target=run)
     child.start()
     child.join(limit)
-    late = child.is_alive()
+    status = child.exitcode
     with suppress(ProcessLookupError):
         os.killpg(child.pid or 0, signal.SIGKILL)  # also what the tests have started
     child.join()
-    return None if late else child.exitcode
+    return status
 
 
 def entered_functions(parts: Sequence[str], place: Path, processes: int) -> Functions:
