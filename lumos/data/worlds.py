@@ -183,7 +183,7 @@ class WorldsStream:
         self.pool: list[tuple[Batch, Batch]] = []
 
     def batch(self, step: int, draw: torch.Generator) -> Batch:
-        """Clips of random chunks of the pool whose prompts are about equally long: attention is fastest then."""
+        """Clips of random chunks of the pool whose prompts are about equally long: they share calls of attention."""
         while self.next_chunk <= step // self.steps_per_chunk + self.config.pool - 1:
             name, video, image = next(self.chunks)
             chunk = (self.tokenised(name, video, self.config.frames), self.tokenised(name, image, 1))

@@ -15,7 +15,7 @@ from lumos.data.batch import Batch
 from lumos.diffusion.loss import code_loss
 from lumos.diffusion.masking import draw_mask
 from lumos.model.attention import Attend, dense, flex
-from lumos.model.prefix import prefix, runs_of
+from lumos.model.prefix import prefix
 from lumos.model.rope import PLACES
 from lumos.model.transformer import Transformer
 from lumos.sequence.layout import HEADER, Grid, Keyframe, content_ids, content_of, pack
@@ -25,7 +25,7 @@ from lumos.training.config import TrainModelConfig
 from lumos.training.parallel import ParallelConfig, Ranks
 from lumos.training.step_cost import Work
 
-FEW_IDS = 1024  # queries of a call of attention: of more, one call without a mask per frame is faster than one for all with it
+LONG_FRAME = 1024  # above this many ids per frame, one call without a mask per frame is faster than one call with it
 
 
 def generator_of(seed: int, rank: int, step: int) -> torch.Generator:
@@ -129,10 +129,9 @@ def states_at_targets(
 
 def attention(block_BL: Tensor, length_B: Tensor, slots: int, grid: Grid, frames: int, plan: ParallelConfig) -> Attend:
     """The block rule by what is fastest for this shape and device, or as `plan.attention` says."""
-    kind, runs = plan.attention, len(runs_of(length_B.tolist()))
+    kind = plan.attention
     if kind == "auto":
-        few = runs * FEW_IDS <= len(length_B) * grid.frame_length  # calls are large enough to be worth their start
-        kind = "dense" if not block_BL.is_cuda else "prefix" if few and not grid.causal else "flex"
+        kind = "dense" if not block_BL.is_cuda else "prefix" if grid.frame_length >= LONG_FRAME and not grid.causal else "flex"
     if kind != "prefix":
         return (flex if kind == "flex" else dense)(block_BL, block_BL)
     if grid.causal:
