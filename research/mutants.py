@@ -187,8 +187,7 @@ def entered_functions(parts: Sequence[str], place: Path, processes: int) -> Func
 def tests_for(mutant: Mutant, functions: Functions) -> list[tuple[float, str]]:
     """Tests that enter the innermost function around a mutant, or else its module, the quickest first."""
     tests = next((functions[place] for place in (*mutant.functions, mutant.file) if place in functions), [])
-    totals = list(itertools.accumulate(seconds for seconds, _ in tests))
-    return tests[: max(1, bisect.bisect(totals, MOST_SECONDS))]
+    return tests[: max(1, bisect.bisect(list(itertools.accumulate(seconds for seconds, _ in tests)), MOST_SECONDS))]
 
 
 def is_killed(mutant: Mutant, tests: list[tuple[float, str]], place: Path) -> bool:
