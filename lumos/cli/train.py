@@ -27,8 +27,6 @@ class TrainArgs:
 
     tokenizer: str = "tiny"  # visual tokenizer: name of weights in the package, or a folder
     text: Path | None = None  # text_tokenizer.json of the published models, for their vocabulary without --init
-    stickers: Path | None = None  # manifest of the stickers world (examples/emoji.md), for presets with it
-    creatures: Path | None = None  # folder or zip of the creatures' GLB files (examples/creatures.md), for presets with them
 
 
 @dataclass(frozen=True)
@@ -51,6 +49,8 @@ class RunArgs:
     # with shapes (default: shapes alone)
     data: str | None = None
     init: str | None = None  # weights to start from: a name in the package, or a folder (default: random weights)
+    stickers: Path | None = None  # manifest of the stickers world (examples/emoji.md), for presets with it
+    creatures: Path | None = None  # folder or zip of the creatures' GLB files (examples/creatures.md), for presets with them
     resume: bool = False  # go on from the newest checkpoint in --out
     set: tuple[str, ...] = ()  # change one setting of the preset; repeat for more; --lora.rank 16 is short for --set lora.rank=16
     json: bool = False  # print one JSON document as the last line of stdout
@@ -81,7 +81,7 @@ def run_train(args: TrainArgs, run: RunArgs) -> None:
     init = None if run.init is None else find_weights(run.init, "model")
     tokenizer = find_weights(args.tokenizer, "tokenizer")
     restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0  # torchrun has started the same command again
-    sources = (run.data, args.text, args.stickers, args.creatures)
+    sources = (run.data, args.text, run.stickers, run.creatures)
     folder = train_model(config, run.out, tokenizer, run.resume or restarted, init, *sources)
     report({"weights": str(folder)} | ({"lora": str(run.out / "lora")} if config.lora.rank else {}), run.json)
 
@@ -93,7 +93,7 @@ def run_train_tokenizer(args: TrainTokenizerArgs, run: RunArgs) -> None:
 
     config = with_settings(choose("preset", run.preset, TOKENIZERS), run.set)
     init = None if run.init is None else find_weights(run.init, "tokenizer")
-    train_tokenizer(config, run.out, run.resume, run.data, init)
+    train_tokenizer(config, run.out, run.resume, run.data, init, run.stickers, run.creatures)
     report({"weights": str(run.out / "tokenizer")}, run.json)
 
 

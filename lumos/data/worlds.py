@@ -25,7 +25,7 @@ import lumos.worlds.shapes.scene as shape_scenes
 import lumos.worlds.stickers.captions as sticker_words
 import lumos.worlds.stickers.render as sticker_pictures
 import lumos.worlds.stickers.scene as sticker_scenes
-from lumos.config import Range, Share, Size, Whole
+from lumos.config import Range, Scale, Share, Size, Whole
 from lumos.data.batch import Batch, Schedule, drawn_ahead
 from lumos.sequence.layout import text_batch
 from lumos.sequence.text import TextTokenizer
@@ -43,7 +43,7 @@ class WorldsConfig:
 
     size: Size = 128  # pixels of a side
     frames: Whole = 33  # of a clip, 1 + 4k
-    fps: Whole = 8  # frames per second
+    fps: Scale = 8  # frames per second
     shapes: Share = 1.0  # share of the chunks that are of the shapes world,
     stickers: Share = 0.0  # of stickers (which need --stickers),
     creatures: Share = 0.0  # and of creatures (which need --creatures)
@@ -61,8 +61,8 @@ class WorldsConfig:
 class World(Protocol):
     """What a stream needs of a world."""
 
-    def draw(self, rng: random.Random, count: int, image: bool) -> tuple[Any, list[str]]:
-        """Random scenes, packed on the CPU, and a caption of each; of images nothing is said that one frame does not show."""
+    def draw(self, rngs: Sequence[random.Random], image: bool) -> tuple[Any, list[str]]:
+        """A random scene from each of `rngs`, packed on the CPU, and its caption; of images it says what one frame shows."""
 
     def render(self, packed: Any, frames: int, config: WorldsConfig, device: torch.device) -> Tensor:
         """Their clips: pixels_BCFHW in [-1, 1] on the device."""
@@ -71,9 +71,10 @@ class World(Protocol):
 class Shapes:
     """The shapes world."""
 
-    def draw(self, rng: random.Random, count: int, image: bool) -> tuple[shape_pictures.PackedScenes, list[str]]:
-        scenes = [shape_scenes.sample_image(rng) if image else shape_scenes.sample_scene(rng) for _ in range(count)]
-        return shape_pictures.pack(scenes), [shape_words.caption(scene, rng, image=image) for scene in scenes]
+    def draw(self, rngs: Sequence[random.Random], image: bool) -> tuple[shape_pictures.PackedScenes, list[str]]:
+        scenes = [shape_scenes.sample_image(rng) if image else shape_scenes.sample_scene(rng) for rng in rngs]
+        words = [shape_words.caption(scene, rng, image=image) for scene, rng in zip(scenes, rngs, strict=True)]
+        return shape_pictures.pack(scenes), words
 
     def render(self, packed: shape_pictures.PackedScenes, frames: int, config: WorldsConfig, device: torch.device) -> Tensor:
         draw = _compiled_shapes() if device.type == "cuda" else shape_pictures.render
@@ -91,9 +92,10 @@ class Stickers:
     def __init__(self, stickers: Sequence[sticker_scenes.Sticker], pictures: sticker_pictures.Pictures) -> None:
         self.stickers, self.pictures = stickers, pictures
 
-    def draw(self, rng: random.Random, count: int, image: bool) -> tuple[sticker_pictures.PackedScenes, list[str]]:
-        scenes = [sticker_scenes.sample_scene(rng, self.stickers) for _ in range(count)]
-        return sticker_pictures.pack(scenes), [sticker_words.caption(scene, self.stickers, rng, image=image) for scene in scenes]
+    def draw(self, rngs: Sequence[random.Random], image: bool) -> tuple[sticker_pictures.PackedScenes, list[str]]:
+        scenes = [sticker_scenes.sample_scene(rng, self.stickers) for rng in rngs]
+        pairs = zip(scenes, rngs, strict=True)
+        return sticker_pictures.pack(scenes), [sticker_words.caption(scene, self.stickers, rng, image) for scene, rng in pairs]
 
     def render(self, packed: sticker_pictures.PackedScenes, frames: int, config: WorldsConfig, device: torch.device) -> Tensor:
         self.pictures = self.pictures.to(device)
@@ -106,9 +108,10 @@ class Creatures:
     def __init__(self, library: Library) -> None:
         self.library = library
 
-    def draw(self, rng: random.Random, count: int, image: bool) -> tuple[creature_pictures.PackedScenes, list[str]]:
-        scenes = [creature_scenes.sample_scene(self.library.bodies, rng.getrandbits(48), 0) for _ in range(count)]
-        return creature_pictures.pack(scenes, self.library), [creature_words.caption(scene, rng, image=image) for scene in scenes]
+    def draw(self, rngs: Sequence[random.Random], image: bool) -> tuple[creature_pictures.PackedScenes, list[str]]:
+        scenes = [creature_scenes.sample_scene(self.library.bodies, rng.getrandbits(48), 0) for rng in rngs]
+        words = [creature_words.caption(scene, rng, image=image) for scene, rng in zip(scenes, rngs, strict=True)]
+        return creature_pictures.pack(scenes, self.library), words
 
     def render(self, packed: creature_pictures.PackedScenes, frames: int, config: WorldsConfig, device: torch.device) -> Tensor:
         if self.library.surfaces.vertices_V3.device != device:
@@ -159,7 +162,7 @@ class Chunks(Dataset[tuple[str, Half, Half]]):
     def _half(self, world: World, rng: random.Random, image: bool) -> Half:
         parts, prompts = [], []
         for first in range(0, self.config.chunk, RENDERED):
-            packed, captions = world.draw(rng, min(RENDERED, self.config.chunk - first), image)
+            packed, captions = world.draw([rng] * min(RENDERED, self.config.chunk - first), image)
             parts.append(packed)
             prompts += [self.text.encode(words)[: self.slots - 2] for words in captions]
         key_at_B = torch.tensor([0 if image else rng.randrange(1, max(2, self.config.frames)) for _ in prompts])
@@ -213,21 +216,20 @@ class WorldsStream:
         return Batch(text_BS, length_B, torch.cat(codes), torch.cat(keys), key_at_B)
 
 
-class SceneBatches(Dataset[shape_pictures.PackedScenes]):
-    """Batch number `step` of one rank, to train a tokenizer: scenes of the numbers that are its share of the step's."""
+class WorldBatches(Dataset[Any]):
+    """Batch number `step` of one rank, to train a tokenizer: packed scenes of the numbers that are its share of the step's."""
 
-    def __init__(self, seed: int, batch: int, rank: int = 0, world: int = 1, held_out: bool = False) -> None:
-        self.seed, self.batch, self.rank, self.world, self.held_out = seed, batch, rank, world, held_out
+    def __init__(self, world: World, seed: int, batch: int, rank: int = 0, ranks: int = 1) -> None:
+        self.world, self.seed, self.batch, self.rank, self.ranks = world, seed, batch, rank, ranks
 
-    def __getitem__(self, step: int) -> shape_pictures.PackedScenes:
-        first = (step * self.world + self.rank) * self.batch
-        rngs = [random.Random(f"{self.seed} {number}") for number in range(first, first + self.batch)]
-        return shape_pictures.pack([shape_scenes.sample_scene(rng, self.held_out) for rng in rngs])
+    def __getitem__(self, step: int) -> Any:
+        first = (step * self.ranks + self.rank) * self.batch
+        return self.world.draw([random.Random(f"{self.seed} {n}") for n in range(first, first + self.batch)], image=False)[0]
 
 
 def sample_captions(worlds: Sequence[World], count: int, seed: int) -> Iterator[str]:
     """Captions of random scenes, videos and images of all worlds in turn: what the text vocabulary is made from."""
     rng = random.Random(f"captions/{seed}")
     for number in range(count):
-        _, (words,) = worlds[number // 2 % len(worlds)].draw(rng, 1, image=bool(number % 2))
+        _, (words,) = worlds[number // 2 % len(worlds)].draw([rng], image=bool(number % 2))
         yield words

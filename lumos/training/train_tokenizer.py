@@ -1,4 +1,4 @@
-"""Train the video tokenizer on the shapes world, on picture shards or on both: RUN/tokenizer (a weights folder) and samples.
+"""Train the video tokenizer on the built-in worlds, on picture shards or on both: RUN/tokenizer (a weights folder) and samples.
 
 Scenes are drawn in worker processes and rendered on the training device. Scene number n of a run is a function of (seed, n)
 alone, so any number of ranks sees the same data and a resumed run goes on exactly. No single images are needed beside the
@@ -6,18 +6,20 @@ clips: the tokenizer is causal, so a clip's first frame is an image, and the los
 """
 
 import copy
+import random
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import torch
 from torch import Tensor
 
-from lumos.config import Range, Scale, Size, SomeShare, Whole
+from lumos.config import Range, Scale, Share, Size, SomeShare, Whole
 from lumos.data.batch import drawn_ahead
 from lumos.data.pixels import PixelBatches, held_out_clips
-from lumos.data.worlds import SceneBatches
+from lumos.data.worlds import World, WorldBatches, WorldsConfig, open_worlds
 from lumos.media.pixels import clips_to_pixels
 from lumos.media.sheet import contact_sheet
 from lumos.tokenizer.losses import LossConfig, codes_used, psnr, reconstruction_loss
@@ -28,7 +30,8 @@ from lumos.training.learner import Learner, Spike
 from lumos.training.metrics import RunLog
 from lumos.training.optim import OptimConfig
 from lumos.training.parallel import Ranks, average, average_gradients, finish, start, tell_of_lost_ranks, together
-from lumos.worlds.shapes.render import render
+from lumos.worlds.shapes.render import pack, render
+from lumos.worlds.shapes.scene import sample_scene
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -44,7 +47,9 @@ class TrainTokenizerConfig:
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=2e-3, weight_decay=0.01, warmup_steps=200))
     loss: LossConfig = field(default_factory=LossConfig)
     batch: Whole = 32  # clips of a step on one GPU
-    data_share: SomeShare = 0.5  # of a batch that comes from the picture shards, if there are any; the rest is shapes
+    data_share: SomeShare = 0.5  # of a batch that comes from the picture shards, if there are any; the rest is of the worlds:
+    stickers: Share = 0.0  # share of it that is stickers (which need --stickers),
+    creatures: Share = 0.0  # and creatures (which need --creatures); what is left is shapes
     # leave the encoder as it is: clips keep their codes, so models and shards made with the tokenizer stay valid
     decoder_only: bool = False
     size: Size = 128  # pixels of a clip's sides
@@ -63,14 +68,27 @@ class TrainTokenizerConfig:
     save_every: Whole = 1000  # steps
     keep: Whole = 2  # checkpoints
 
+    @property
+    def worlds(self) -> WorldsConfig:
+        """The clips that the worlds give."""
+        shares = (1 - self.stickers - self.creatures, self.stickers, self.creatures)
+        return WorldsConfig(self.size, self.frames, self.fps, *shares, workers=self.workers)
+
 
 def train_tokenizer(
-    config: TrainTokenizerConfig, out: Path, resume: bool = False, data: str | None = None, init: Path | None = None
+    config: TrainTokenizerConfig,
+    out: Path,
+    resume: bool = False,
+    data: str | None = None,
+    init: Path | None = None,
+    stickers: Path | None = None,
+    creatures: Path | None = None,
 ) -> VideoTokenizer:
     """Train until the budget is used or Ctrl-C, then save; returns the tokenizer with averaged weights, in eval mode.
 
-    data: a folder of picture shards. init: a tokenizer's folder to start from instead of random weights. With `resume`, goes on
-    from the newest checkpoint in `out`. ValueError for a run that cannot start.
+    data: a folder of picture shards. init: a tokenizer's folder to start from instead of random weights. stickers, creatures:
+    files of these worlds, see `open_worlds`. With `resume`, goes on from the newest checkpoint in `out`. ValueError for a run
+    that cannot start.
     """
     ranks = start()
     device = ranks.device
@@ -79,6 +97,7 @@ def train_tokenizer(
         shown = max(1, round(config.data_share * config.batch))
         where = (config.seed, ranks.rank, ranks.world)
         clips = None if data is None else PixelBatches(data, shown, config.frames, config.size, *where)
+        worlds = open_worlds(config.worlds, stickers, creatures)
         record = {**asdict(config), "data": "" if clips is None else clips.index.digest}
         checkpoints = Checkpoints(out, resume, record, ranks, config.keep)
     torch.set_float32_matmul_precision("high")
@@ -86,7 +105,7 @@ def train_tokenizer(
     learner = Learner(tokenizer.to(device), config.optim, config.spike, device)
     step = checkpoints.start(learner)
     loss_of = torch.compile(_loss) if config.compile and device.type == "cuda" else _loss
-    batches = pixel_batches(config, clips, ranks, step)
+    batches = pixel_batches(config, worlds, clips, ranks, step)
 
     def save() -> None:
         checkpoints.save(step, clock.seconds, learner)
@@ -146,19 +165,29 @@ def averaged(learner: Learner) -> VideoTokenizer:
     return found
 
 
-def pixel_batches(config: TrainTokenizerConfig, clips: PixelBatches | None, ranks: Ranks, step: int) -> Iterator[Tensor]:
-    """This rank's batches of pixels_BCFHW from `step` on: shapes, then clips of the data if there are any."""
-    draw = torch.compile(render) if config.compile and ranks.device.type == "cuda" else render
-    drawn = config.batch - (0 if clips is None else clips.batch)
+def pixel_batches(
+    config: TrainTokenizerConfig, worlds: dict[str, World], clips: PixelBatches | None, ranks: Ranks, step: int
+) -> Iterator[Tensor]:
+    """This rank's batches of pixels_BCFHW from `step` on: of the worlds, then clips of the data if there are any."""
     sources: list[Iterator[Tensor]] = []
-    if drawn:
-        scenes = drawn_ahead(SceneBatches(config.seed, drawn, ranks.rank, ranks.world), step, config.workers, 8, ranks.device)
-        moved = (one.to(ranks.device, non_blocking=True) for one in scenes)
-        sources.append(draw(one, config.frames, config.size, config.fps) for one in moved)
+    for name, count in clips_of_worlds(config, config.batch - (0 if clips is None else clips.batch)).items():
+        scenes = WorldBatches(worlds[name], config.seed, count, ranks.rank, ranks.world)
+        ahead = drawn_ahead(scenes, step, config.workers, 8, ranks.device)
+        sources.append(map(partial(worlds[name].render, frames=config.frames, config=config.worlds, device=ranks.device), ahead))
     if clips is not None:
         read = drawn_ahead(clips, step, config.workers, 8, ranks.device)
         sources.append(clips_to_pixels(rgb_BFHWC.to(ranks.device, non_blocking=True)) for rgb_BFHWC in read)
     return (torch.cat(parts) for parts in zip(*sources, strict=True))
+
+
+def clips_of_worlds(config: TrainTokenizerConfig, drawn: int) -> dict[str, int]:
+    """How many of a batch's `drawn` clips are of each world; at least one of a world that has a share."""
+    shares = {"stickers": config.stickers, "creatures": config.creatures}
+    counts = {name: max(1, round(share * drawn)) for name, share in shares.items() if share and drawn}
+    counts["shapes"] = drawn - sum(counts.values())
+    if counts["shapes"] < 0:
+        raise ValueError(f"batch must have room for a clip of each world, got {drawn}; raise it")
+    return {name: count for name, count in counts.items() if count}
 
 
 def evaluate_and_show(log: RunLog, step: int, tokenizer: VideoTokenizer, config: TrainTokenizerConfig, data: str | None) -> None:
@@ -180,9 +209,9 @@ def evaluate_and_show(log: RunLog, step: int, tokenizer: VideoTokenizer, config:
 
 def held_out_scenes(config: TrainTokenizerConfig, device: torch.device) -> Iterator[Tensor]:
     """Shapes, always the same; every clip's first object is of a (colour, shape) pair that training never shows."""
-    source = SceneBatches(-1, config.batch, held_out=True)
     for first in range(0, config.evaluation_clips, config.batch):
-        pixels_BCFHW = render(source[first // config.batch].to(device), config.frames, config.size, config.fps)
+        scenes = [sample_scene(random.Random(f"-1 {number}"), held_out=True) for number in range(first, first + config.batch)]
+        pixels_BCFHW = render(pack(scenes).to(device), config.frames, config.size, config.fps)
         yield pixels_BCFHW[: config.evaluation_clips - first]
 
 

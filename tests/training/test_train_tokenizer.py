@@ -15,20 +15,22 @@ from torch import Tensor
 
 from lumos.data.clips import Cut
 from lumos.data.prepare import PrepareConfig, Share, prepare_shards
-from lumos.data.worlds import SceneBatches
+from lumos.data.worlds import Shapes, WorldBatches, open_worlds
 from lumos.tokenizer.model import TokenizerConfig, load_tokenizer
 from lumos.training import checkpoint
 from lumos.training import train_tokenizer as module
 from lumos.training.optim import OptimConfig
 from lumos.training.train_tokenizer import (
     TrainTokenizerConfig,
+    clips_of_worlds,
     evaluate_tokenizer,
     held_out_scenes,
     new_tokenizer,
+    pixel_batches,
     train_tokenizer,
 )
 from lumos.worlds.shapes.render import render
-from tests.training.toys import stopped_after_two
+from tests.training.toys import ALONE, stopped_after_two
 
 TOY = TrainTokenizerConfig(
     tokenizer=TokenizerConfig((5, 5), (8, 8), (1, 1), (8, 8), (1, 1)),
@@ -81,13 +83,15 @@ def test_a_run_leaves_averaged_weights_samples_and_metrics(whole: Path) -> None:
 
 
 def test_ctrl_c_saves_and_the_run_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    def interrupt(*arguments: Any) -> Tensor:
-        module.render = render  # the first step only
+    draw = Shapes.render
+
+    def interrupt(*arguments: Any, **named: Any) -> Tensor:
+        patch.setattr(Shapes, "render", draw)  # the first step only
         os.kill(os.getpid(), signal.SIGINT)
-        return render(*arguments)
+        return draw(*arguments, **named)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "render", interrupt)
+        patch.setattr(Shapes, "render", interrupt)
         train_tokenizer(replace(TOY, max_steps=3), tmp_path)
     path = checkpoint.latest(tmp_path)
     assert path is not None and path.stem == "step_00000001"
@@ -100,12 +104,29 @@ def test_ctrl_c_saves_and_the_run_goes_on(tmp_path: Path, capsys: pytest.Capture
 
 
 def test_ranks_share_the_scenes_of_one() -> None:
-    whole = SceneBatches(3, 4)
-    shares = [SceneBatches(3, 2, rank, 2) for rank in (0, 1)]
+    whole = WorldBatches(Shapes(), 3, 4)
+    shares = [WorldBatches(Shapes(), 3, 2, rank, 2) for rank in (0, 1)]
     for step in (0, 7):
         assert torch.equal(whole[step].objects_BNP, torch.cat([share[step].objects_BNP for share in shares]))
-    for other in (whole[1], SceneBatches(4, 4)[0]):
+    for other in (whole[1], WorldBatches(Shapes(), 4, 4)[0]):
         assert not torch.equal(whole[0].objects_BNP, other.objects_BNP)
+
+
+def test_a_batch_has_clips_of_every_world_that_has_a_share(tmp_path: Path) -> None:
+    Image.new("RGBA", (8, 8), (250, 0, 0, 255)).save(tmp_path / "red.png")
+    (tmp_path / "red.jsonl").write_text('{"path": "red.png", "noun": "cat", "captions": ["red"], "mirror": true}')
+    config = replace(TOY, batch=8, stickers=0.25)
+    assert clips_of_worlds(config, 8) == {"stickers": 2, "shapes": 6}
+    assert clips_of_worlds(replace(config, stickers=0.01, creatures=0.85), 8) == {"stickers": 1, "creatures": 7}
+    with pytest.raises(ValueError, match="room for a clip of each world, got 1"):
+        clips_of_worlds(replace(config, stickers=0.5, creatures=0.5), 1)
+    worlds = open_worlds(config.worlds, tmp_path / "red.jsonl", None)
+    batches = pixel_batches(config, worlds, None, ALONE, 3)
+    pixels_BCFHW = next(batches)
+    assert pixels_BCFHW.shape == (8, 3, TOY.frames, TOY.size, TOY.size)
+    assert ((pixels_BCFHW[:2, 0] > 0.8) & (pixels_BCFHW[:2, 1] < -0.5)).flatten(1).any(1).all()  # the red sticker
+    shapes = Shapes().draw([random.Random(f"{TOY.seed} {number}") for number in range(18, 24)], image=False)[0]
+    torch.testing.assert_close(pixels_BCFHW[2:], render(shapes, TOY.frames, TOY.size, TOY.fps))
 
 
 def test_the_loss_falls(tmp_path: Path) -> None:

@@ -79,7 +79,7 @@ def manifest(folder: Path, **changes: object) -> Path:
     Image.new("RGBA", (8, 8), (200, 100, 0, 128)).save(folder / "still.png")
     frames = [Image.new("RGBA", (8, 8), (shade, 0, 0, 255)) for shade in (50, 150, 250)]
     frames[0].save(folder / "moving.webp", save_all=True, append_images=frames[1:], duration=[100, 200, 100], lossless=True)
-    known = {"noun": "cat", "captions": ["a cat"], "mirror": True}
+    known = {"noun": "cat", "captions": ["a cat"], "mirror": True} | (changes if changes.pop("every", False) else {})
     rows = [{"path": "still.png", **known}, {"path": "moving.webp", **known, **changes}]
     (folder / "stickers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder / "stickers.jsonl"
@@ -97,6 +97,7 @@ def test_pictures_are_read_at_their_times_with_their_opacity(tmp_path: Path) -> 
     ("changes", "said"),
     [
         ({"noun": 3}, "line 2 must be an object"),
+        ({"noun": "", "every": True}, "one of them with a noun, got none"),
         ({"captions": []}, "line 2 must be an object"),
         ({"mirror": "yes"}, "line 2 must be an object"),
         ({"path": "nothing.webp"}, "nothing.webp must be a picture"),

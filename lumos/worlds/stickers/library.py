@@ -29,8 +29,10 @@ def load_stickers(
     ValueError, naming file and line, for a line that says something else or a picture that cannot be read.
     """
     rows = [_row(manifest, number, line) for number, line in enumerate(manifest.read_text("utf-8").splitlines(), 1) if line]
-    if not rows:
-        raise ValueError(f"{manifest} must have a line per sticker, got none; examples/emoji.md makes one")
+    if not any(known["noun"] for _, known in rows):
+        raise ValueError(
+            f"{manifest} must have a line per sticker, one of them with a noun, got none; examples/emoji.md makes one"
+        )
     draw, paths, drawn = partial(_frames, size=size, fps=fps), [path for path, _ in rows], []
     with ProcessPoolExecutor(max(1, workers)) as pool:
         for frames in pool.map(draw, paths, chunksize=4) if workers else map(draw, paths):
