@@ -68,6 +68,21 @@ MODELS: dict[str, TrainModelConfig] = {
         sample_every=100,
         save_every=100,
     ),
+    # 46 M parameters; shapes, stickers and creatures at 256x256, 25 frames at 12 fps: the next weights of the package (recipes/)
+    "box": TrainModelConfig(
+        model=ModelConfig(vocabulary=0, layers=10, width=512, heads=8, kv_heads=2, head_width=64, ffn=1536),
+        video=VideoConfig(height=256, width=256, frames=25, fps=12, slots=64, window=7, latest=6),
+        worlds=WorldsConfig(size=256, frames=25, fps=12, shapes=0.3, stickers=0.4, creatures=0.3, pool=200, workers=12),
+        optim=OptimConfig(lr=1e-3, warmup_steps=200, ema=0.999, decay_share=0.5, muon=2.5),
+        sampler=SamplerConfig(steps=8, guidance=3.0, temperature=0.6, noise=2.0, history=0.7, guidance_until=0.5, first=4.0),
+        text_vocabulary=3072,
+        mask="nested",
+        least_ratio=0.2,
+        image_every=4,
+        keyframes=0.15,
+        late_windows=0.0,
+        max_seconds=7200.0,
+    ),
     "1b-256p-images": published(LUMOS_1B, "256p-images", 5e-5),  # the paper's 1B model: first images,
     "1b-256p": published(LUMOS_1B, "256p", 2.5e-5),  # then images and videos of 448x256,
     "1b-384p": published(LUMOS_1B, "384p", 2.5e-5),  # then of 672x384
@@ -86,6 +101,21 @@ TOKENIZERS: dict[str, TrainTokenizerConfig] = {
         workers=6,
         max_steps=None,
         max_seconds=330.0,
+    ),
+    # for the model `box`: 256 places per latent frame of 256x256, two sub-codes of 4,096 in each; 12 M parameters
+    "box": TrainTokenizerConfig(
+        tokenizer=TokenizerConfig((8,) * 8, (96, 160, 256), (2, 2, 3), (128, 224, 320), (4, 4, 4)),
+        optim=OptimConfig(lr=1e-3, weight_decay=0.01, warmup_steps=250, ema=0.999, decay_share=0.8, muon=1.5),
+        loss=LossConfig(knee=0.15, coarse=0.25),
+        batch=20,
+        stickers=0.6,
+        creatures=0.25,
+        size=256,
+        frames=17,
+        fps=12.0,
+        workers=12,
+        max_steps=None,
+        max_seconds=1800.0,
     ),
     # small, at 64x64, for two CPU cores
     "shapes-toy": TrainTokenizerConfig(

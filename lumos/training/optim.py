@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from lumos.config import Range, Scale, Share, SomeShare
 
 MOMENTUM = 0.95  # of Muon
+EDGES = ("encoder.conv_in.", "encoder.out.", "decoder.conv_in.", "decoder.conv_out.")  # a tokenizer's first and last layers
 Beta = Annotated[float, Range(0, 1 - 1e-9)]
 
 
@@ -35,13 +36,10 @@ class OptimConfig:
 
 
 def build_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
-    """AdamW over the module's trained parameters, or Muon for the matrices between embedding and head: weight decay
-    on matrices and kernels, none on norms and biases."""
+    """AdamW over the module's trained parameters, or Muon for the matrices inside: weight decay on matrices and kernels, none on
+    norms and biases."""
     named = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
-    # Rows of one (a norm's scale that all heads share) are vectors to Muon.
-    matrices = [
-        p for name, p in named if config.muon and name.startswith(("layers.", "second.ffn")) and p.ndim == 2 and min(p.shape) > 1
-    ]
+    matrices = [parameter for name, parameter in named if config.muon and is_inner_matrix(name, parameter)]
     inside = {id(p) for p in matrices}
     groups = [
         {"params": [p for _, p in named if p.ndim > 1 and id(p) not in inside], "weight_decay": config.weight_decay},
@@ -51,6 +49,12 @@ def build_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.Optim
     fused = all(parameter.device.type == "cuda" for _, parameter in named)
     kind = Muon if matrices else torch.optim.AdamW
     return kind([group for group in groups if group["params"]], lr=config.lr, betas=config.betas, fused=fused)
+
+
+def is_inner_matrix(name: str, parameter: nn.Parameter) -> bool:
+    """Whether Muon is for it: matrices and kernels between a network's first layer and its last, those of one row left out."""
+    inner = name.startswith(("layers.", "second.ffn", "encoder.", "decoder.")) and not name.startswith(EDGES)
+    return inner and parameter.ndim > 1 and min(parameter.shape[0], parameter[0].numel()) > 1
 
 
 class Muon(torch.optim.AdamW):
@@ -74,13 +78,15 @@ class Muon(torch.optim.AdamW):
         gradients = [p.grad if skip is None else p.grad.masked_fill_(skip.bool(), 0.0) for p in parameters]
         torch._foreach_lerp_(momenta, gradients, 1 - MOMENTUM)
         steps = torch._foreach_lerp(gradients, momenta, MOMENTUM)  # Nesterov
-        # Matrices of one shape (one per layer) are made orthogonal in one batch: few and large kernels.
+        # Matrices of one shape (one per layer) are made orthogonal in one batch: few and large calls. A convolution's kernel is a
+        # matrix, too: its output channels by all that each of them sums up.
         for shape in dict.fromkeys(p.shape for p in parameters):
             which = [i for i, p in enumerate(parameters) if p.shape == shape]
             chosen = [parameters[i] for i in which]
-            ways = orthogonal(torch.stack([steps[i] for i in which])) * (0.2 * max(shape) ** 0.5)
+            steps_BRC = torch.stack([steps[i].flatten(1) for i in which])
+            ways = orthogonal(steps_BRC) * (0.2 * max(steps_BRC.shape[1:]) ** 0.5)
             torch._foreach_mul_(chosen, 1 - group["lr"] * group["weight_decay"])
-            torch._foreach_add_(chosen, list(ways.to(chosen[0].dtype)), alpha=-group["lr"])
+            torch._foreach_add_(chosen, list(ways.to(chosen[0].dtype).view(-1, *shape)), alpha=-group["lr"])
 
 
 def orthogonal(matrix_BRC: Tensor) -> Tensor:

@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from lumos.tokenizer.model import TokenizerConfig, VideoTokenizer
 from lumos.training.learner import USUAL, SpikeGuard, step_unless
-from lumos.training.optim import Ema, OptimConfig, build_optimizer, learning_rate, set_learning_rate
+from lumos.training.optim import Ema, OptimConfig, build_optimizer, is_inner_matrix, learning_rate, set_learning_rate
 
 
 def test_warm_up_rises_to_the_peak() -> None:
@@ -58,21 +59,28 @@ def test_muon_takes_the_layers_matrices_and_weight_decay_matrices_alone() -> Non
         assert torch.allclose(parameter, torch.tensor(left)), names[parameter]
 
 
-@pytest.mark.parametrize("shape", [(6, 8), (8, 6)])
-def test_muon_steps_as_torch_has_them(shape: tuple[int, int]) -> None:
+@pytest.mark.parametrize("shape", [(6, 8), (8, 6), (6, 2, 1, 2, 2)])
+def test_muon_steps_as_torch_has_them(shape: tuple[int, ...]) -> None:
     """Orthogonal steps of a size that does not depend on the gradient's, with Nesterov's momentum as the gradients turn."""
     torch.manual_seed(0)
-    ours, theirs = nn.Module(), nn.Parameter(torch.randn(shape))
-    ours.layers = nn.ParameterList([nn.Parameter(theirs.detach().clone())])
+    ours, theirs = nn.Module(), nn.Parameter(torch.randn(shape).flatten(1))
+    ours.layers = nn.ParameterList([nn.Parameter(theirs.detach().view(shape).clone())])
     one = build_optimizer(ours, OptimConfig(muon=1.0, weight_decay=0.1))
     set_learning_rate(one, 0.05)
     other = torch.optim.Muon([theirs], lr=0.05, weight_decay=0.1, momentum=0.95, nesterov=True, adjust_lr_fn="match_rms_adamw")
     for step in range(4):
         gradient = 10.0**step * torch.randn(shape, generator=torch.Generator().manual_seed(step))
-        ours.layers[0].grad, theirs.grad = gradient, gradient.clone()
+        ours.layers[0].grad, theirs.grad = gradient, gradient.flatten(1).clone()
         one.step()
         other.step()
-    assert torch.allclose(ours.layers[0], theirs, atol=2e-3)  # theirs computes in bfloat16
+    assert torch.allclose(ours.layers[0].flatten(1), theirs, atol=2e-3)  # theirs computes in bfloat16
+
+
+def test_of_a_tokenizer_muon_takes_what_lies_inside() -> None:
+    tokenizer = VideoTokenizer(TokenizerConfig((5, 5), (8, 8), (1, 1), (8, 8), (1, 1)))
+    inside = {name for name, parameter in tokenizer.named_parameters() if is_inner_matrix(name, parameter)}
+    assert len(inside) > 8 and not any(word in name for name in inside for word in ("conv_in", "conv_out", "encoder.out"))
+    assert all(parameter.ndim > 1 for name, parameter in tokenizer.named_parameters() if name in inside)
 
 
 def check(guard: SpikeGuard, *norms: float) -> list[bool]:
