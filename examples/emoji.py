@@ -1,10 +1,12 @@
 """Animated emoji -> a manifest for `lumos prepare`: examples/emoji.md says where the files come from, and what to do next.
 
 python examples/emoji.py emoji/assets emoji/data.json emoji/clips.jsonl
+python examples/emoji.py emoji/assets emoji/data.json emoji/stickers.jsonl noto/
 
 In: a folder of CODEPOINTS.webp, emojibase's names and keywords, and emoji_seen.txt beside this file: what somebody who looked
 at the clips saw. Out: a line for each animated emoji, skin-tone variants left out, with about ten captions as people would type
-them, and whether they stay true in a mirror.
+them, and whether they stay true in a mirror. With a folder of CODEPOINTS.json (Lottie) the manifest is one of the stickers world:
+still emoji and the Lotties too, and the noun of each, where it can be talked about.
 """
 
 import json
@@ -43,30 +45,43 @@ NO_ARTICLE = re.compile(
 )
 
 
-def main(assets: Path, names: Path, out: Path) -> None:
+def main(assets: Path, names: Path, out: Path, lotties: Path | None = None) -> None:
     known = {key(entry["hexcode"]): entry for entry in json.loads(names.read_text("utf-8"))}
-    count = unnamed = 0
-    with out.open("w", encoding="utf-8") as file:
-        for path in sorted(assets.glob("*.webp")):
-            entry = known.get(key(path.stem))
-            if SKIN_TONES.search(path.stem):
-                continue
-            with Image.open(path) as image:
-                if image.n_frames == 1:
-                    continue
-            if entry is None:
-                unnamed += 1
-                continue
-            line = {"path": str(path.absolute()), "captions": captions(entry), "mirror": may_be_mirrored(entry)}
-            file.write(json.dumps(line) + "\n")
-            count += 1
-    print(f"{count} animated emoji in {out}, {unnamed} without a name left out")
+    lines, unnamed = [], 0
+    for path in (*sorted(assets.glob("*.webp")), *(sorted(lotties.glob("*.json")) if lotties else [])):
+        entry = known.get(key(path.stem))
+        if SKIN_TONES.search(path.stem) or (lotties is None and not is_animated(path)):
+            continue
+        if entry is None:
+            unnamed += 1
+            continue
+        moving = path.suffix == ".webp" and is_animated(path)
+        if path.suffix == ".webp" and not moving and entry.get("group") in ONE_WAY_GROUPS:
+            continue  # hundreds of flags, letters and arrows that nobody would ask for
+        words = captions(entry, seen=moving)  # what was seen was seen in the WebP; a Lottie may move otherwise
+        line = {"path": str(path.absolute()), "captions": words, "mirror": may_be_mirrored(entry)}
+        lines.append(line if lotties is None else {**line, "noun": noun(entry)})
+    out.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    print(f"{len(lines)} emoji in {out}, {unnamed} without a name left out")
 
 
-def captions(entry: dict) -> list[str]:
+def is_animated(path: Path) -> bool:
+    with Image.open(path) as image:
+        return image.n_frames > 1
+
+
+def noun(entry: dict) -> str:
+    """What follows "a small": "octopus", "man with a beard"; empty for what has no such word, or looks other in a mirror."""
+    thing = in_words(plain(entry["label"]))
+    if not re.match("an? ", thing) or entry.get("group") in ONE_WAY_GROUPS or ONE_WAY.search(thing):
+        return ""
+    return re.sub("^an? ", "", SHAPE.sub(_as_emoji, thing))
+
+
+def captions(entry: dict, seen: bool = True) -> list[str]:
     """The name, alone and in sentences; what was seen in the clip; the keywords. All are true of the same clip."""
     label = plain(entry["label"])
-    thing, seen = in_words(label), seen_in(label)
+    thing, seen = in_words(label), seen_in(label) if seen else []
     found = [label.replace(":", ""), thing, f"{label.replace(':', '')} emoji", f"an animated emoji of {thing}"]
     found += [f"{thing} on a white background", f"a cartoon of {thing}", *seen, f"an emoji of {seen[0]}" if seen else ""]
     bare = re.sub("^an? ", "", thing)
@@ -132,10 +147,10 @@ def plain(text: str) -> str:
 
 def key(hexcode: str) -> str:
     """Code points in lower case; the variation selector comes and goes, so it does not count."""
-    return hexcode.lower().replace("-fe0f", "").lstrip("0")
+    return hexcode.lower().replace("_", "-").replace("-fe0f", "").lstrip("0")
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 4:
+    if len(sys.argv) not in (4, 5):
         sys.exit(__doc__)
     main(*map(Path, sys.argv[1:]))

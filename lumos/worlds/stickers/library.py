@@ -5,7 +5,6 @@ mirror as in `Sticker`. examples/emoji.md makes one of public emoji.
 """
 
 import json
-from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -21,10 +20,8 @@ from lumos.worlds.stickers.scene import Sticker
 MOST_SECONDS = 10.0  # of an animation, which then starts again
 
 
-def load_stickers(
-    manifest: Path, size: int, fps: float, workers: int = 0, progress: Callable[[int, int], None] | None = None
-) -> tuple[list[Sticker], Pictures]:
-    """All stickers, drawn at size x size and `fps` frames per second. progress: called with (stickers drawn, all of them).
+def load_stickers(manifest: Path, size: int, fps: float, workers: int = 0) -> tuple[list[Sticker], Pictures]:
+    """All stickers, drawn at size x size and `fps` frames per second, by so many processes: 0.1 s each or less.
 
     ValueError, naming file and line, for a line that says something else or a picture that cannot be read.
     """
@@ -33,12 +30,9 @@ def load_stickers(
         raise ValueError(
             f"{manifest} must have a line per sticker, one of them with a noun, got none; examples/emoji.md makes one"
         )
-    draw, paths, drawn = partial(_frames, size=size, fps=fps), [path for path, _ in rows], []
+    draw, paths = partial(_frames, size=size, fps=fps), [path for path, _ in rows]
     with ProcessPoolExecutor(max(1, workers)) as pool:
-        for frames in pool.map(draw, paths, chunksize=4) if workers else map(draw, paths):
-            drawn.append(torch.from_numpy(frames))
-            if progress:
-                progress(len(drawn), len(rows))
+        drawn = [torch.from_numpy(frames) for frames in (pool.map(draw, paths, chunksize=4) if workers else map(draw, paths))]
     count_N = torch.tensor([len(frames) for frames in drawn])
     stickers = [Sticker(**known, animated=len(frames) > 1) for (_, known), frames in zip(rows, drawn, strict=True)]
     return stickers, Pictures(torch.cat(drawn), count_N.cumsum(0) - count_N, count_N, fps)
