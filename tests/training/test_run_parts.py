@@ -1,16 +1,51 @@
 """What a run is put together from: new words that keep what the weights know, and whether a step fits into the card."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
-from lumos.model.transformer import LUMOS_1B
+from lumos.model.transformer import LUMOS_1B, Transformer
+from lumos.model_folder import save_model
 from lumos.sequence.text import train_text_tokenizer
-from lumos.sequence.vocabulary import small_vocabulary
+from lumos.sequence.vocabulary import LUMOS, small_vocabulary
+from lumos.tokenizer.model import TokenizerConfig, VideoTokenizer, save_tokenizer
+from lumos.training.config import TrainModelConfig
 from lumos.training.parallel import ParallelConfig, Ranks
-from lumos.training.run_parts import _check_memory, carried_over
-from tests.training.toys import TOY
+from lumos.training.run_parts import RunParts, _check_memory, carried_over, gather_parts
+from tests.training.toys import ALONE, TOY
+
+
+def gather(config: TrainModelConfig, tokenizer: Path, init: Path | None = None, text_file: Path | None = None) -> RunParts:
+    return gather_parts(config, tokenizer, init, None, text_file, None, None, ALONE)
+
+
+def test_weights_of_two_sub_codes_are_started_from(tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lumos.sequence.vocabulary.MOST_ROWS", 24)  # so that 25 codes are two sub-codes of 5
+    parts = gather(TOY, tokenizer)
+    assert parts.config.model.sub_codes == parts.vocabulary.sub_codes == 5
+    model = Transformer(parts.config.model)
+    model.initialise(torch.Generator().manual_seed(0))
+    save_model(tmp_path / "base", parts.folder, model.state_dict(), parts.text, parts.tokenizer)
+    again = gather(TOY, tokenizer, tmp_path / "base")
+    assert again.folder == parts.folder and again.initial is not None
+    assert all(torch.equal(tensor, again.initial[name].float()) for name, tensor in model.bfloat16().float().state_dict().items())
+    for more, words in (({"ffn": 64}, "must hold a model of shape .*ffn=64"), ({"layers": 2}, "got .*layers=1")):
+        with pytest.raises(ValueError, match=words):
+            gather(replace(TOY, model=replace(TOY.model, **more)), tokenizer, tmp_path / "base")
+    nine = VideoTokenizer(TokenizerConfig((3, 3), (8, 8), (1, 1), (8, 8), (1, 1)))
+    nine.initialise(torch.Generator().manual_seed(0))
+    save_tokenizer(tmp_path / "nine", nine)
+    with pytest.raises(ValueError, match="the tokenizer must have the 25 codes of .*, got 9"):
+        gather(TOY, tmp_path / "nine", tmp_path / "base")
+
+
+def test_the_published_vocabulary_needs_its_text_and_its_codes(tokenizer: Path, tmp_path: Path) -> None:
+    config = replace(TOY, model=replace(TOY.model, vocabulary=LUMOS.size))
+    for text_file, words in ((None, "got none; give --text"), (tmp_path / "text.json", "has 64000 codes, got a tokenizer of 25")):
+        with pytest.raises(ValueError, match=words):
+            gather(config, tokenizer, text_file=text_file)
 
 
 def test_words_of_both_keep_their_rows_and_new_ones_are_the_mean_of_their_pieces() -> None:
