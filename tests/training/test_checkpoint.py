@@ -155,7 +155,7 @@ def test_everything_is_on_the_disk_before_it_gets_its_name(tmp_path: Path, monke
 
 
 def test_a_run_is_neither_overwritten_nor_resumed_as_another(tmp_path: Path) -> None:
-    run, record = tmp_path / "run", {"lr": 0.1, "batch": 4, "max_steps": 3, "parallel": {"shard": True}}
+    run, record = tmp_path / "runs/run", {"lr": 0.1, "batch": 4, "max_steps": 3, "parallel": {"shard": True}}
     for resume in (True, False):
         new = Checkpoints(run, resume, record, ALONE, 2)
         assert (new.path, new.step, new.seconds) == (None, 0, 0.0)

@@ -64,6 +64,10 @@ def test_a_new_adapter_changes_nothing_and_is_the_same_for_a_seed() -> None:
     assert torch.equal(run(small_model(seed=3)), run(small_model()))
     assert all(torch.equal(tensor, again[name]) for name, tensor in one.items())
     assert sum(not torch.equal(tensor, other[name]) for name, tensor in one.items()) == 2 * len(TARGETS)
+    drawn = (
+        torch.cat([tensor.flatten() for name, tensor in one.items() if name.endswith(".A") and tensor.shape[1] == 32]) * 32**0.5
+    )
+    assert 0.95 < drawn.max() <= 1 and -1 <= drawn.min() < -0.95 and drawn.mean().abs() < 0.1
     assert LoraSettings(rank=8).scale == 2.0 and LoraSettings(rank=8, alpha=4).scale == 0.5
 
 

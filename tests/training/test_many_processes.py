@@ -6,10 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from lumos.training import train_model as module
 from lumos.training.checkpoint import latest, read_state
-from lumos.training.parallel import ParallelConfig
+from lumos.training.parallel import ParallelConfig, Ranks, tell_of_lost_ranks
 from lumos.training.train_model import train_model
 from tests.training.toys import TOY as SMALL
 from tests.training.toys import two
@@ -59,3 +60,13 @@ def test_two_train_sharded_until_one_is_killed_and_one_alone_goes_on(tmp_path: P
     assert [line["step"] for line in lines] == [*range(1, step + 1), *range(step + 1, 5)]
     # the process alone has half the samples a step of the two
     assert [line["ids_per_second"] / line["samples_per_second"] for line in lines] == pytest.approx([115, 91, 115, 91])
+
+
+CLOSED = "Connection closed by peer"
+LOST = [(2, CLOSED, ValueError), (1, CLOSED, RuntimeError), (2, "wrong shape", RuntimeError)]
+
+
+@pytest.mark.parametrize(("world", "said", "told"), LOST)
+def test_only_a_lost_process_is_told_of_as_one(world: int, said: str, told: type[Exception], tmp_path: Path) -> None:
+    with pytest.raises(told), tell_of_lost_ranks(Ranks(0, world, torch.device("cpu")), tmp_path):
+        raise RuntimeError(said)

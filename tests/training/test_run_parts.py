@@ -14,6 +14,7 @@ from lumos.tokenizer.model import TokenizerConfig, VideoTokenizer, save_tokenize
 from lumos.training.config import TrainModelConfig
 from lumos.training.parallel import ParallelConfig, Ranks
 from lumos.training.run_parts import RunParts, _check_memory, carried_over, gather_parts
+from tests.tokenizer.small import COSMOS, made
 from tests.training.toys import ALONE, TOY
 
 
@@ -46,6 +47,9 @@ def test_the_published_vocabulary_needs_its_text_and_its_codes(tokenizer: Path, 
     for text_file, words in ((None, "got none; give --text"), (tmp_path / "text.json", "has 64000 codes, got a tokenizer of 25")):
         with pytest.raises(ValueError, match=words):
             gather(config, tokenizer, text_file=text_file)
+    save_tokenizer(tmp_path / "cosmos", made(COSMOS))
+    with pytest.raises(ValueError, match="the built-in worlds need a tokenizer trained on them, got a Cosmos one"):
+        gather(TOY, tmp_path / "cosmos")
 
 
 def test_words_of_both_keep_their_rows_and_new_ones_are_the_mean_of_their_pieces() -> None:

@@ -90,6 +90,20 @@ def test_peaks_and_times_are_those_that_were_measured(
         assert step_seconds(shape, work, plan, H200) == pytest.approx(seconds, rel=0.07)
 
 
+def test_a_step_without_samples_is_the_update_alone() -> None:
+    nothing = replace(AT_384P, samples=0)
+    for plan, gpus, share in ((OFF, 1, 1), (OFF, 4, 4), (replace(OFF, shard=False), 4, 1)):
+        assert step_seconds(LUMOS_1B, nothing, plan, H200, gpus) == pytest.approx(32 * 1_503_729_664 / share / 4e12)
+
+
+def test_a_run_has_work_for_every_kind_of_its_steps() -> None:
+    config = replace(MODELS["1b-384p"], videos=4, images=6, accumulate=2)
+    for image_every, counts in ((0, {"videos": 2}), (1, {"images": 3}), (2, {"videos": 2, "images": 3})):
+        works = step_cost.works_of(replace(config, image_every=image_every), 64_000)
+        assert {name: work.samples for name, work in works.items()} == counts
+        assert all(work.frames == (config.video.window if name == "videos" else 1) for name, work in works.items())
+
+
 def test_sharding_spreads_what_it_should() -> None:
     one, eight = (step_memory(LUMOS_3B, AT_384P, FULL, gpus) for gpus in (1, 8))
     assert eight.parameters == one.parameters / 8 and eight.optimiser == one.optimiser / 8
