@@ -1,11 +1,12 @@
 """Prompts (and perhaps an image or the start of a video) -> an iterator of finished frames (paper section 3.3, sampling).
 
-Text-to-image is one frame, image-to-video is "the first frame is given", continuation is "these frames are given". The codes come
-from `diffusion/sampler.py:sample_video`, which is the whole method; the streaming tokenizer turns them into pixels.
+Text-to-image is one frame, image-to-video is "the first frame is given", continuation is "these frames are given", and keyframes
+show later ones. The codes come from `diffusion/sampler.py:sample_video`, which is the whole method; the streaming tokenizer turns
+them into pixels.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,7 @@ class Generator:
         width: int | None = None,
         progress: Progress | None = None,
         record: list[Tensor] | None = None,
+        keyframes: Mapping[int, Tensor] | None = None,
         **settings: Any,
     ) -> Iterator[Tensor]:
         """Yield pixels_BCFHW in [-1, 1]: the first frame alone, then those of one latent frame at a time.
@@ -102,6 +104,7 @@ class Generator:
         given: pixels_CFHW of frames to go on from (an image is one frame), shared by all prompts.
         progress: called with (denoising steps done, all of them). Close the iterator early to free the cache.
         record: list to which codes_BHW of every latent frame are appended; pass it to `tokens`.
+        keyframes: pixels_CHW that frames 1 to frames - 1 are to show, shared by all prompts; {frames - 1: picture} is the end.
         settings: fields of SamplerConfig to change, such as steps=4, guidance=2.0 or sampler="halton".
         """
         batch = [prompts] if isinstance(prompts, str) else list(prompts)
@@ -109,6 +112,7 @@ class Generator:
         codes_BTHW = self._encode(given, grid).expand(len(batch), -1, -1, -1)
         frames = self.config.video.frames if frames is None else frames
         spec = self._spec(grid, frames, given=codes_BTHW.shape[1], known=codes_BTHW.shape[1])
+        spec = replace(spec, keyframes=self._encode_keyframes(keyframes or {}, spec))
         changed = self._settings(sampler, settings)
         yield from self._make(spec, batch, seeds_of(seed, len(batch)), changed, codes_BTHW, progress, record)
 
@@ -240,6 +244,19 @@ class Generator:
         if given.shape[2:] != (height, width):
             raise ValueError(f"given frames must be {width}x{height}, got {given.shape[3]}x{given.shape[2]}; resize them")
         return self.tokenizer.encode(given[None].to(self.device))
+
+    def _encode_keyframes(self, keyframes: Mapping[int, Tensor], spec: VideoSpec) -> dict[int, Tensor]:
+        """Codes of every picture alone, as of a video's first frame."""
+        grid, temporal = spec.grid, spec.grid.temporal
+        first, last = max(1, pixel_frames(spec.given, temporal)), pixel_frames(spec.latent_frames, temporal) - 1
+        shape = (3, grid.rows * grid.spatial, grid.columns * grid.spatial)
+        for at, pixels_CHW in keyframes.items():
+            if not first <= at <= last:
+                rule = f"a keyframe must lie after frame {first - 1} and at most at the last frame, {last}"
+                raise ValueError(f"{rule}, got {at}; use another time or more frames")
+            if pixels_CHW.shape != shape:
+                raise ValueError(f"a keyframe must have shape {list(shape)}, got {list(pixels_CHW.shape)}; resize it")
+        return {at: self._encode(pixels_CHW[:, None], grid)[0, 0] for at, pixels_CHW in keyframes.items()}
 
 
 def seeds_of(seed: int | Sequence[int], prompts: int) -> list[int]:

@@ -26,7 +26,7 @@ from lumos.model.attention import dense
 from lumos.model.cache import Cache
 from lumos.model.transformer import ModelConfig, Transformer
 from lumos.model_folder import FolderConfig, VideoConfig, save_model
-from lumos.sequence.layout import HEADER, Grid, content_ids, content_of, pack, text_batch
+from lumos.sequence.layout import HEADER, Grid, Keyframe, content_ids, content_of, pack, text_batch
 from lumos.sequence.text import train_text_tokenizer
 from lumos.sequence.token_file import Tokens
 from lumos.sequence.vocabulary import small_vocabulary
@@ -100,17 +100,22 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> Watched:
 
 
 PROMPTS = ["a red circle", "two blue stars moves", "two"]  # of different lengths
+PICTURE = torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(4)) * 2 - 1
 
 
-@pytest.mark.parametrize("guidance", [2.0, 1.0])
+@pytest.mark.parametrize(("guidance", "at"), [(2.0, None), (1.0, None), (2.0, 6)])
 def test_every_pass_through_the_engine_equals_one_over_the_whole_sequence(
-    toy: Generator, watched: Watched, guidance: float
+    toy: Generator, watched: Watched, guidance: float, at: int | None
 ) -> None:
-    toy(PROMPTS, frames=9, sampler=replace(SAMPLER, guidance=guidance))
+    keyframes = {} if at is None else {at: PICTURE}
+    toy(PROMPTS, frames=9, sampler=replace(SAMPLER, guidance=guidance), keyframes=keyframes)
     assert len(watched.shown) == 9 and len(watched.histories) == 2
     vocabulary, grid, model = toy.config.vocabulary, Grid(4, 4), toy.model
     texts = sorted((toy.text.encode(prompt) for prompt in PROMPTS), key=len)  # the engine's order of rows
     branches = 2 if guidance != 1 else 1
+    rows, keys = 3 * branches, len(keyframes)
+    code_BHW = content_ids(vocabulary, toy.tokenizer.encode(PICTURE[None, :, None])[:, 0]).expand(rows, -1, -1)
+    key = None if at is None else Keyframe(code_BHW, torch.full((rows,), at))
     for number, codes in enumerate(watched.shown):
         frame = number // 3
         done = [content_ids(vocabulary, watched.finished[t].view(-1, 4, 4)) for t in range(frame)]
@@ -119,9 +124,10 @@ def test_every_pass_through_the_engine_equals_one_over_the_whole_sequence(
         done.append(now.masked_fill(now == vocabulary.first_code + MASKED, vocabulary.mask))
         content = torch.stack(done, dim=1).repeat(branches, 1, 1, 1)
         text, length = text_batch(vocabulary, [*texts, *[[]] * 3 * (branches - 1)], 12)
-        batch = pack(vocabulary, grid, text, length, content, 1, 8)
+        batch = pack(vocabulary, grid, text, length, content, 1, 8, key=key)
         hidden = model(batch.ids_BL, batch.position_BL3, dense(batch.block_BL, batch.block_BL))
-        logits = model.logits(content_of(grid, hidden, 12, frame + 1)[:, -1, :, :-1].flatten(1, 2), vocabulary.first_code, 64)
+        content = content_of(grid, hidden, 12, keys + frame + 1)[:, -1, :, :-1]
+        logits = model.logits(content.flatten(1, 2), vocabulary.first_code, 64)
         wanted = guide(*logits.chunk(2), guidance) if branches == 2 else logits
         places = watched.places[number][..., None].expand(-1, -1, 64)
         assert places.shape[1] == (codes == MASKED).sum(1).max()  # the head is asked for masked places only
@@ -175,7 +181,8 @@ def test_every_sampler_and_setting_makes_videos(toy: Generator, changes: Any) ->
 
 def model_of(toy: Generator, latent_frames: int, settings: SamplerConfig) -> FrameModel:
     video = toy.config.video
-    spec = VideoSpec(Grid(4, 4), latent_frames, video.frames, video.fps, video.window, video.latest)
+    keyframes = {9: torch.full((4, 4), 9), 2: torch.full((4, 4), 2)}
+    spec = VideoSpec(Grid(4, 4), latent_frames, video.frames, video.fps, video.window, video.latest, keyframes=keyframes)
     return FrameModel(toy.model, toy.config.vocabulary, spec, [toy.text.encode("a red circle")], [0], settings, Compute())
 
 
@@ -185,6 +192,7 @@ def test_any_length_in_constant_memory_with_positions_in_trained_range(toy: Gene
     model = model_of(toy, 11, settings)
     layer, latest, frame_start = toy.model.layers[0], toy.config.video.latest, toy.config.vocabulary.frame_start
     capacity = model_of(toy, 101, settings).cache.capacity  # ten times as long, and no larger
+    prefix = model.cache.keys[:, :, :, : model.prefix].clone()
     used = []
     for number, _ in enumerate(sample_video(model, settings, torch.zeros(1, 0, 16, dtype=torch.int64))):
         # at the yield, frames before `number` are history
@@ -198,6 +206,7 @@ def test_any_length_in_constant_memory_with_positions_in_trained_range(toy: Gene
             cached = model.cache.keys[0, :, :, model.prefix + sum(model.history[:-age])]
             torch.testing.assert_close(cached, first_key(toy, layer, frame_start, position), rtol=1e-3, atol=1e-3)
     assert max(used) == capacity == model.cache.capacity and number == 10
+    assert torch.equal(model.cache.keys[:, :, :, : model.prefix], prefix)  # prompt and keyframes stay, and where they are
 
 
 def test_what_is_left_out_of_the_cache_is_what_is_masked(toy: Generator, watched: Watched) -> None:
@@ -277,6 +286,22 @@ def test_settings_are_keywords(toy: Generator) -> None:
     ):
         with pytest.raises(ValueError, match=words):
             toy("two", frames=1, **wrong)
+
+
+def test_keyframes_say_what_a_video_leads_to(toy: Generator) -> None:
+    def made(keyframes: dict[int, Tensor], frames: int = 9) -> Tensor:
+        return toy(PROMPTS[:2], frames=frames, keyframes=keyframes)
+
+    early, late, both = {3: PICTURE}, {8: PICTURE}, {3: PICTURE, 8: -PICTURE}
+    videos = [made(each) for each in ({}, early, late, both, dict(reversed(both.items())))]
+    assert [[bool(torch.equal(one, other)) for other in videos].count(True) for one in videos] == [1, 1, 1, 2, 2]
+    start = PICTURE[:, None].repeat(1, 5, 1, 1)
+    for at, given, words in ((0, None, "after frame 0"), (9, None, "last frame, 8, got 9"), (4, start, "after frame 4")):
+        with pytest.raises(ValueError, match=words):
+            toy("two", given=given, keyframes={at: PICTURE})
+    for wrong in (PICTURE[:, :16], PICTURE[:, None]):
+        with pytest.raises(ValueError, match=r"must have shape \[3, 32, 32\], got .*; resize it"):
+            made({8: wrong})
 
 
 @pytest.mark.parametrize(("frames", "offer"), [(0, 1), (-3, 1), (2, 5), (16, 17)])
@@ -359,6 +384,8 @@ def test_too_little_memory_is_told_before_the_work(toy: Generator, monkeypatch: 
     assert toy.cost(1, 9, 32, 32, replace(SAMPLER, window=1)).bytes < needed
     monkeypatch.setattr(costs, "free_memory", lambda device: needed)
     toy("a red circle", frames=9)
+    with pytest.raises(ValueError, match="GiB of memory"):
+        toy("a red circle", frames=9, keyframes={8: PICTURE})
     with pytest.raises(ValueError, match=r"needs about .* GiB of memory .* use fewer prompts"):
         toy(["a red circle"] * 4, frames=9)
 
@@ -390,6 +417,9 @@ def test_operations_are_counted_as_the_model_computes_them(toy: Generator) -> No
     layer = 2 * ids * matrices + 4 * ids * keys * config.heads * config.head_width
     one = config.layers * layer + 2 * 16 * config.width * 64
     assert toy.cost(1, 1, 32, 32, settings).operations == 2 * one  # the pass, and the one that makes it history
+    spec = replace(toy._spec(Grid(4, 4), 1), keyframes={4: PICTURE})  # a frame more to see
+    more = config.layers * 4 * ids * 24 * config.heads * config.head_width
+    assert toy._cost(spec, 0, 1, settings).operations == 2 * (one + more)
 
 
 def test_a_saved_model_generates_the_same_files(toy: Generator, tmp_path: Path) -> None:

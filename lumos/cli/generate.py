@@ -1,5 +1,6 @@
 """`lumos generate`: prompts (and an image or video) -> files. `lumos bench`: how fast a model does it on this machine."""
 
+import re
 import resource
 import sys
 import time
@@ -15,6 +16,7 @@ from lumos.config import Range
 
 # Options that change the model's sampler; --history has two of its fields.
 SAMPLING = Fields("lumos.diffusion.sampler", "SamplerConfig", {"history": "history-mask", "only_visible": ""}, "the model's")
+KEYFRAME = re.compile(r"([0-9]{1,6}(?:[.][0-9]{1,6}(?=s))?)(s?)=(.+)")  # time, whether in seconds, path
 PROMPT = "a red circle moves to the right"  # of bench
 PLAIN = str.maketrans({"\u2018": "'", "\u2019": "'", "\u201c": '"', "\u201d": '"', "\u201e": '"', "\u2013": "-", "\u2014": "-"})
 
@@ -26,6 +28,7 @@ class GenerateArgs:
     lumos generate "a red circle moves to the right" --out red.mp4
     lumos generate "a blue star" --out star.png --open
     lumos generate "it starts to spin" --image photo.jpg --out spin.gif
+    lumos generate "a heart turns" --image start.png --last-image end.png --out turned.mp4
     lumos generate "a red circle" --out one.mp4 --save-tokens one.safetensors
     lumos generate --from-tokens one.safetensors --branch 9 --seed 2 --out other.mp4
     """
@@ -36,6 +39,10 @@ class GenerateArgs:
     prompts: Path | None = None  # text file with one prompt per line, empty lines left out; instead of PROMPT
     image: Path | None = None  # image to start from (it becomes the first frame, cropped and resized to fit)
     video: Path | None = None  # video to continue (cropped, resized and brought to the model's frame rate)
+    # picture that a later frame is to show, TIME=PATH: 2s=mid.png or, by the frame's number, 16=mid.png; may be repeated. Needs
+    # weights that were trained with keyframes: those in the package were not
+    keyframe: tuple[str, ...] = ()
+    last_image: Path | None = None  # picture that the last frame is to show: a keyframe
     # length in frames, 1 + 4k, with those of --image or --video (default: as trained; 1 for .png)
     frames: Annotated[int, Range(0, 10_000)] | None = None
     seed: int | None = None  # the same seed gives the same video (default: 0, or that of --from-tokens)
@@ -104,6 +111,10 @@ def check(args: GenerateArgs) -> None:
     starts = [name for name in ("image", "video", "from-tokens") if getattr(args, name.replace("-", "_"))]
     if len(starts) > 1:
         raise UsageError(f"give one thing to start from, got {' and '.join(starts)}; leave one out")
+    if args.from_tokens and (args.keyframe or args.last_image):
+        raise UsageError("--from-tokens takes no --keyframe or --last-image; leave one out")
+    if wrong := [text for text in args.keyframe if not KEYFRAME.fullmatch(text)]:
+        raise UsageError(f"--keyframe must be TIME=PATH, got {wrong[0]!r}; for example 2s=mid.png, or 16=mid.png for frame 16")
     if args.branch is not None and not args.from_tokens:
         raise UsageError("--branch needs --from-tokens, the file with the frames to keep; add it")
     if args.from_tokens and args.branch is None and (args.prompt or args.prompts or args.frames or args.save_tokens):
@@ -113,6 +124,19 @@ def check(args: GenerateArgs) -> None:
         raise UsageError("--from-tokens has its own height and width, got others; leave them out")
     if args.save_tokens and args.save_tokens.suffix not in (".safetensors", ".tokens"):
         raise UsageError(f"--save-tokens must end in .safetensors, got {args.save_tokens.name!r}; rename it")
+
+
+def keyframe_files(args: GenerateArgs, frames: int, fps: float) -> dict[int, Path]:
+    """Number of a frame -> picture that it is to show. UsageError for two of one frame."""
+    given = [match.groups() for text in args.keyframe if (match := KEYFRAME.fullmatch(text))]
+    named = [(round(float(time) * (fps if seconds else 1)), Path(path)) for time, seconds, path in given]
+    named += [(frames - 1, args.last_image)] if args.last_image else []
+    files: dict[int, Path] = {}
+    for at, file in named:
+        if at in files:
+            raise UsageError(f"a frame may have one keyframe, got {files[at]} and {file} for frame {at}; leave one out")
+        files[at] = file
+    return files
 
 
 def read_prompts(words: Sequence[str], file: Path | None) -> list[str]:

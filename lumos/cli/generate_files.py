@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from lumos.cli.generate import GenerateArgs
+from lumos.cli.generate import GenerateArgs, keyframe_files
 from lumos.cli.options import tell
 from lumos.diffusion.compute import Compute
 from lumos.diffusion.cost import EFFICIENCY, check_memory, matrix_rate
@@ -103,7 +103,8 @@ def _from_prompts(args: GenerateArgs, generator: Generator, prompts: Sequence[st
     """Generate from prompts, and from what an image or the start of a video shows."""
     video, temporal = generator.config.video, generator.tokenizer.temporal
     height, width = args.height or video.height, args.width or video.width
-    usual = 1 if args.out.suffix.lower() == ".png" and not args.image else video.frames
+    starts = args.image or args.last_image or args.keyframe
+    usual = 1 if args.out.suffix.lower() == ".png" and not starts else video.frames
     given, note = None, ""
     if args.image:
         start = read_image(args.image, height, width)
@@ -115,12 +116,16 @@ def _from_prompts(args: GenerateArgs, generator: Generator, prompts: Sequence[st
         note = start.note + (f"; last {left_out} frames left out, as frames come in 1 + {temporal}k" if left_out else "")
         usual = given.shape[1] + CONTINUE
     frames = usual if args.frames is None else args.frames
+    files = keyframe_files(args, frames, args.fps or video.fps)
+    pictures = {at: read_image(file, height, width) for at, file in files.items()}
+    note = "; ".join(filter(None, [note, *(picture.note for picture in pictures.values())]))
     needed = generator.cost(len(prompts), frames, args.height, args.width, settings["sampler"])
     check_memory(needed.bytes, generator.device)
     if needed.operations > WORTH_MEASURING:
         seconds = needed.operations / (EFFICIENCY * matrix_rate(generator.device, generator.dtype))
         if seconds > LONG:
             tell(f"this takes about {seconds / 60:.0f} min here; fewer --steps, --guidance 1 or a smaller size take less")
+    settings["keyframes"] = {at: picture.pixels_CFHW[:, 0] for at, picture in pictures.items()}
     parts = generator.stream(prompts, frames, args.seed or 0, given, height=args.height, width=args.width, **settings)
     return Started(parts, prompts, args.seed or 0, 0 if given is None else -(-given.shape[1] // temporal), note)
 

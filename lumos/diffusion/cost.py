@@ -60,7 +60,8 @@ def generation_cost(
         if number < known:
             continue
         asked = sum([places, *codes_left(places, each.steps)[:-1]]) / each.steps  # places per step that logits are made for
-        keys = prefix + min(number, (settings.window or spec.window) - 1) * seen + grid.frame_length
+        whole = 1 + len(spec.keyframes)  # frames with all their slots
+        keys = prefix + min(number, (settings.window or spec.window) - 1) * seen + whole * grid.frame_length
         for value in [*guidance_strengths(each), 0.0]:  # the last one is the pass that makes it history
             running = prompts if value == 1 else rows
             operations += pass_operations(config, running * grid.frame_length, keys)

@@ -9,9 +9,9 @@ Every row's random numbers follow from its seed, its prompt and the frame's numb
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
@@ -26,7 +26,7 @@ from lumos.model.cache import Cache
 from lumos.model.quantise import some_rows
 from lumos.model.rope import Rotation, rotation
 from lumos.model.transformer import Transformer
-from lumos.sequence.layout import FRAME_HEAD, Grid, content_ids, frame_ids, frame_positions, pack, text_batch
+from lumos.sequence.layout import FRAME_HEAD, Grid, content_ids, frame_ids, frame_positions, key_positions, pack, text_batch
 from lumos.sequence.prompt_template import clock
 from lumos.sequence.vocabulary import Vocabulary
 
@@ -47,6 +47,8 @@ class VideoSpec:
     latest: int
     # how many come from outside (an image, the start of a video): they are history from the beginning
     given: int = 0
+    # pixel frame -> codes_HW of a picture that shows it; always in view, like the prompt
+    keyframes: Mapping[int, Tensor] = field(default_factory=dict)
 
 
 class FrameModel:
@@ -84,6 +86,7 @@ class FrameModel:
         self.slot_N = FRAME_HEAD + places[:, :-1].flatten()  # where in a frame's ids each code lies
         with fastest(self.device, compute.kernel):
             self._prefill(prompts)
+            self._write_keyframes()
         # Unconditional rows pause in steps without guidance, unless capturing one more graph takes longer than that saves.
         operations = pass_operations(model.config, len(self.starts) * self.grid.frame_length, self.cache.capacity)
         self.pausing = not self._graphs() or operations > WORTH_A_GRAPH
@@ -207,14 +210,24 @@ class FrameModel:
             self._no_codes(len(self.starts), 0, newline=1),
             *clock(spec.frames, spec.fps),
         )
-        self.prefix = batch.ids_BL.shape[1]
-        capacity = self.prefix + most_slots(spec, self.settings)
+        prefix = batch.ids_BL.shape[1]
+        capacity = prefix + most_slots(spec, self.settings)
         rows = len(self.starts)
         self.cache = Cache(config.layers, rows, config.kv_heads, capacity, config.head_width, self.device, self.dtype)
         # This runs once per batch, and every length of prompt would be compiled anew. (To say so loads the compiler.)
         with torch.compiler.set_stance("force_eager") if self.compiled else nullcontext():
             self.model(batch.ids_BL, batch.position_BL3, attend_to_earlier(self.starts), self.cache)
-        self.cache.commit(self.prefix)
+        self.cache.commit(prefix)
+
+    def _write_keyframes(self) -> None:
+        """Keyframes as blocks behind the header, at their true times: part of the prefix, which is never forgotten or moved."""
+        for at, codes_HW in sorted(self.spec.keyframes.items()):
+            ids_1N = frame_ids(self.vocabulary, self.grid, content_ids(self.vocabulary, codes_HW[None, None]))[:, 0]
+            position_BN3 = key_positions(self.grid, self.length_B, torch.full_like(self.length_B, at))
+            turn = rotation(position_BN3, self.model.axis_K, self.model.inverse_frequency_K)
+            self._pass(turn, len(self.starts))(ids_1N)
+            self.cache.commit(self.grid.frame_length)
+        self.prefix = self.cache.length
 
     def _no_codes(self, rows: int, frames: int, newline: int = 0) -> Tensor:
         return torch.zeros(rows, frames, self.grid.rows, self.grid.columns + newline, dtype=torch.int64, device=self.device)
@@ -237,12 +250,12 @@ def visible_content(content: int, settings: SamplerConfig) -> int:
 
 
 def most_slots(spec: VideoSpec, settings: SamplerConfig) -> int:
-    """The most slots that frames ever have in the cache, the one in the making included."""
+    """The most slots that frames ever have in the cache, keyframes and the one in the making included."""
     grid = spec.grid
     whole_given = spec.given and settings.sampler == "released"  # Released code: given frames are not masked.
     visible = grid.content if whole_given else visible_content(grid.content, settings)
     seen = min(spec.latent_frames, settings.window or spec.window) - 1
-    return seen * (visible + grid.frame_length - grid.content) + grid.frame_length
+    return seen * (visible + grid.frame_length - grid.content) + (1 + len(spec.keyframes)) * grid.frame_length
 
 
 def stream_of(seed: int, prompt: Sequence[int]) -> Callable[[int, str], torch.Generator]:

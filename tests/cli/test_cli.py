@@ -178,6 +178,13 @@ def test_a_wrong_command_line_is_one_clear_line(words: list[str], parts: list[st
         (["--video", "text.png"], ["text.png"]),
         (["--video", "void.png"], ["void.png"]),
         (["--image", "dot.png", "--video", "text.png"], ["image and video; leave one out"]),
+        (["--keyframe", "end.png"], ["--keyframe must be TIME=PATH, got 'end.png'; for example 2s="]),
+        (["--keyframe", "2.5=end.png"], ["--keyframe must be TIME=PATH"]),
+        (["--keyframe", "2s=text.png"], ["text.png is no readable image"]),
+        (["--last-image", "none.png"], ["none.png"]),
+        (["--keyframe", "2.1s=flat.png"], ["last frame, 16, got 17; use another time"]),
+        (["--keyframe", "16=dot.png", "--last-image", "flat.png"], ["one keyframe, got dot.png and flat.png for frame 16"]),
+        (["--from-tokens", "x", "--last-image", "flat.png"], ["leave one out"]),
         (["--branch", "5"], ["--branch needs --from-tokens"]),
         (["--from-tokens", "text.png"], ["only decodes"]),
         (["--out", "text.png"], ["text.png exists", "--force"]),
@@ -191,6 +198,7 @@ def test_what_cannot_be_generated(words: list[str], parts: list[str], refused: C
     (tmp_path / "text.png").write_text("not a picture at all")
     (tmp_path / "void.png").touch()
     Image.new("RGB", (1, 1)).save(tmp_path / "dot.png")
+    Image.new("RGB", (32, 32)).save(tmp_path / "flat.png")
     (tmp_path / "empty").mkdir()
     if "run" in words:
         shutil.copytree(PRETRAINED / "tiny", tmp_path / "run/model", ignore=shutil.ignore_patterns("text_tokenizer.json"))

@@ -1,18 +1,22 @@
 """`lumos generate` with tokens files, and `lumos bench`: what users type, on the weights in the package."""
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from torch import Tensor
 
 import lumos.cli.generate_files as files
 from lumos.cli.generate import GenerateArgs
 from lumos.cli.generate_files import generate_files
 from lumos.cli.main import main
 from lumos.diffusion.cost import EFFICIENCY
+from lumos.generate import Generator
 
 FAST, QUICK = ["--steps", "1", "--guidance", "1"], {"steps": 1, "guidance": 1.0}
 
@@ -23,6 +27,27 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     words = ["a red circle", "--frames", "5", "--out", str(folder / "one.webp"), "--save-tokens", str(folder / "one.safetensors")]
     assert main(["generate", *words, *FAST]) == 0
     return folder
+
+
+def test_pictures_of_later_frames_reach_the_generator(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for color in ("red", "lime", "blue"):
+        Image.new("RGB", (64, 32), color).save(tmp_path / f"a={color}.png")
+    given: dict[int, Tensor] = {}
+    stream = Generator.stream
+
+    def watch(*rest: Any, keyframes: dict[int, Tensor], **settings: Any) -> Iterator[Tensor]:
+        given.update(keyframes)
+        return stream(*rest, keyframes=keyframes, **settings)
+
+    monkeypatch.setattr(Generator, "stream", watch)
+    keys = [f"--keyframe={time}={tmp_path / f'a={color}.png'}" for time, color in (("0.5s", "red"), ("6", "lime"))]
+    words = ["a red circle", "--fps", "4", "--frames", "9", *keys, "--last-image", str(tmp_path / "a=blue.png"), *FAST]
+    assert main(["generate", *words, "--out", str(tmp_path / "x.webp")]) == 0
+    # frames as they are played; red, green and blue are the brightest channel of each
+    assert {at: int(pixels_CHW.mean((1, 2)).argmax()) for at, pixels_CHW in given.items()} == {2: 0, 6: 1, 8: 2}
+    assert "center-cropped" in capsys.readouterr().err
 
 
 def test_saved_tokens_decode_to_the_same_file(saved: Path, tmp_path: Path) -> None:
