@@ -443,7 +443,8 @@ def test_the_examples_of_the_python_page_run(tmp_path: Path, monkeypatch: pytest
     Image.new("RGB", (40, 30), "red").save("heart.png")
     code = "\n".join(re.findall(r"```python\n(.*?)```", page, re.S))
     fast = code.replace('"tiny")', '"tiny", "cpu")').replace('right")', 'right", steps=1, guidance=1.0)')
-    fast = fast.replace("given=start", "steps=1, guidance=1.0, given=start").replace("seed=0, record", "steps=1, seed=0, record")
+    fast = re.sub(r"(given=start|keyframes=\{)", r"steps=1, guidance=1.0, \1", fast)
+    fast = fast.replace("seed=0, record", "steps=1, seed=0, record")
     names: dict[str, Any] = {}
     exec(fast, names)  # noqa: S102 - the page is our own
     assert Path("red.mp4").stat().st_size and names["video"].shape == (1, 3, 17, 128, 128)
