@@ -17,6 +17,7 @@ from lumos.data.batch import Schedule, Stream
 from lumos.data.loader import ShardStream, caption_report, captions_by_clip, fits_as_prompt
 from lumos.data.shards import TOKENS, ShardIndex, check_tokenizer, open_shards
 from lumos.data.worlds import Chunks, World, WorldsStream, open_worlds, sample_captions
+from lumos.diffusion.sampler import codes_left
 from lumos.model_folder import FolderConfig, load_model
 from lumos.sequence.prompt_template import check_text
 from lumos.sequence.text import TextTokenizer, train_text_tokenizer
@@ -111,6 +112,7 @@ def gather_parts(
     config = replace(config, model=model, video=replace(config.video, temporal=tokenizer.temporal, spatial=tokenizer.spatial))
     if config.lora.rank and config.parallel.recompute != "off":  # compiled, adapters are not computed again as they were
         config = replace(config, parallel=replace(config.parallel, compile="off"))
+    codes_left((config.video.height // tokenizer.spatial) * (config.video.width // tokenizer.spatial), config.sampler.steps)
     config.parallel.check(ranks.world)
     _check_memory(config, vocabulary, ranks)
     schedule = Schedule(config.videos, config.images, config.image_every, config.seed, ranks.rank, ranks.world)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lumos.config import read_config
 from lumos.data.worlds import WorldsConfig
+from lumos.diffusion.sampler import SamplerConfig
 from lumos.model_folder import load_model
 from lumos.training import checkpoint
 from lumos.training import train_model as module
@@ -154,6 +155,12 @@ def test_numbers_outside_their_range_are_refused_by_name(config: TrainModelConfi
                     read_config(type(config), {**good, part: changed} if part else changed, "here")
                 tried += 1
     assert tried > 40
+
+
+def test_a_sampler_that_cannot_be_is_refused_before_the_work(tmp_path: Path, tokenizer: Path) -> None:
+    with pytest.raises(ValueError, match="steps must be 1 to the 16 codes of a frame, got 17"):
+        train_model(replace(TOY, sampler=SamplerConfig(steps=17)), tmp_path / "run", tokenizer)
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_loss_falls_on_a_few_clips(tmp_path: Path, tokenizer: Path) -> None:
