@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import avg_pool3d
 
 from lumos.diffusion.sampler import SamplerConfig
 from lumos.evaluation.judge.judge import judge
@@ -28,6 +29,7 @@ from lumos.media.video import write_video
 from lumos.worlds.shapes.render import pack, render
 from lumos.worlds.shapes.scene import Scene
 
+SIDE, FPS = 128, 8  # what the judge looks at, and the rate that prompts count their frames at
 WAITING = 2  # batches that may wait to be judged
 MOST_WORKERS = 14  # more do not help: one H200 makes about as many clips as these judge
 
@@ -114,10 +116,16 @@ def make(
 
 def generate_batch(generator: Generator, batch: Sequence[Prompt], sampler: SamplerConfig | None, seed: int) -> Tensor:
     """Clips of prompts that belong together, each with a seed of its own: pixels_BCFHW."""
-    given, frames = batch[0].given, batch[0].frames
+    video, given = generator.config.video, batch[0].given
+    frames = frames_of(batch[0].frames, video.fps)
     seeds = [zlib.crc32(f"{seed} {prompt.id}".encode()) for prompt in batch]
-    image_CFHW = render(pack([given]), 1)[0] if given else None
+    image_CFHW = render(pack([given]), 1, video.height)[0] if given else None
     return generator([prompt.text for prompt in batch], frames=frames, seed=seeds, given=image_CFHW, sampler=sampler)
+
+
+def frames_of(frames: int, fps: int) -> int:
+    """Frames of a prompt's video, said at 8 frames per second, at another rate: as many seconds."""
+    return 1 + round((frames - 1) * fps / FPS)
 
 
 def judged(prompt: Prompt, rgb_CFHW: np.ndarray, fps: int, out: Path | None) -> Result:
@@ -126,7 +134,8 @@ def judged(prompt: Prompt, rgb_CFHW: np.ndarray, fps: int, out: Path | None) -> 
     file = f"videos/{prompt.id}{'.png' if prompt.frames == 1 else '.webp'}" if out else ""
     if out:
         write_video(out / file, pixels_CFHW, fps, overwrite=True)
-    verdict = judge(prompt.scene, pixels_CFHW, fps)
+    every = pixels_CFHW.shape[2] // SIDE
+    verdict = judge(prompt.scene, avg_pool3d(pixels_CFHW, (1, every, every)), fps)
     classes = {name: verdict.all_of(attributes) for name, attributes in prompt.checks.items()}
     return Result(prompt.id, prompt.task, prompt.split, prompt.text, classes, verdict.marks, verdict.notes, file)
 

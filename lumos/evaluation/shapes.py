@@ -15,13 +15,11 @@ from lumos.config import read_json
 from lumos.diffusion.sampler import SamplerConfig
 from lumos.evaluation.prompts import VERSION, Prompt, benchmark, digest_of, one_object, prompts_in, smaller, to_lines
 from lumos.evaluation.report import write_report
-from lumos.evaluation.run import batches, make, tell_progress, usual_batch, usual_workers, worker_pool
+from lumos.evaluation.run import SIDE, batches, frames_of, make, tell_progress, usual_batch, usual_workers, worker_pool
 from lumos.evaluation.scores import Result, summary
 from lumos.files import add_line, read_lines, write_text
 from lumos.generate import Generator
 from lumos.weights import fingerprint
-
-SIZE, FPS = 128, 8
 
 
 def evaluate_shapes(
@@ -40,8 +38,9 @@ def evaluate_shapes(
     result. Raises ValueError for a model of another size, too long a prompt, and a folder of other settings.
     """
     check_model(generator)
+    video = generator.config.video
     for prompt in prompts:
-        generator.prompt_ids(prompt.text, prompt.frames, SIZE, SIZE)
+        generator.prompt_ids(prompt.text, frames_of(prompt.frames, video.fps), video.height, video.width)
     batch = usual_batch(generator.device) if batch is None else batch
     parts = batches(prompts, batch)
     settings = {
@@ -100,12 +99,13 @@ def chosen_prompts(quick: bool, only: str | None, file: Path | None) -> list[Pro
 
 
 def check_model(generator: Generator) -> None:
-    """ValueError for a model that cannot show the shapes world at 128x128 and 8 frames per second."""
+    """ValueError for a model that cannot show the shapes world to the judge, who looks at 128x128."""
     video = generator.config.video
-    if (video.height, video.width, video.fps) != (SIZE, SIZE, FPS):
+    side, frames = video.height, frames_of(17, video.fps)
+    if (side, side % SIDE) != (video.width, 0) or (frames - 1) % generator.tokenizer.temporal:
         raise ValueError(
-            f"the shapes benchmark needs a model for {SIZE}x{SIZE} at {FPS} fps, got one for {video.width}x{video.height} "
-            f"at {video.fps} fps; use one trained on the shapes world at that size"
+            f"the shapes benchmark needs a model of square videos, their sides a multiple of {SIDE}, whose two seconds are whole "
+            f"latent frames, got one for {video.width}x{video.height} at {video.fps} fps"
         )
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from lumos.diffusion.sampler import SamplerConfig
@@ -41,7 +42,9 @@ class Oracle(Generator):
             raise KeyboardInterrupt
         assert not isinstance(prompts, str) and not isinstance(seed, int) and frames is not None
         self.seeds += seed
-        return torch.cat([render(pack([self.wrong or self.scenes[text, frames]]), frames) for text in prompts])
+        video = self.config.video
+        scenes = [self.wrong or self.scenes[text, 1 if frames == 1 else 17] for text in prompts]
+        return torch.cat([render(pack([scene]), frames, video.height, video.fps) for scene in scenes])
 
 
 def test_truth_is_right_in_every_class(random_model: Generator, tmp_path: Path) -> None:
@@ -142,11 +145,20 @@ def test_bad_folders_are_refused_and_left_alone(random_model: Generator, tmp_pat
         evaluate_shapes(Oracle(random_model), done, FEW)
 
 
+def test_larger_and_faster_videos_are_judged_as_small_ones(random_model: Generator, tmp_path: Path) -> None:
+    oracle = Oracle(random_model)
+    oracle.config = replace(random_model.config, video=replace(random_model.config.video, height=256, width=256, fps=12))
+    report = evaluate_shapes(oracle, tmp_path / "out", FEW)
+    assert report["overall"]["score"] == 1.0
+    with Image.open(tmp_path / "out" / report["prompts"][1]["file"]) as video:
+        assert (video.n_frames, video.size) == (25, (256, 256))  # two seconds
+
+
 def test_a_model_of_another_size_or_rate_is_refused(random_model: Generator, tmp_path: Path) -> None:
-    for change in ({"height": 64}, {"width": 256}, {"fps": 16}):
+    for change in ({"height": 64, "width": 64}, {"width": 256}, {"fps": 7}):
         oracle = Oracle(random_model)
         oracle.config = replace(random_model.config, video=replace(random_model.config.video, **change))
-        with pytest.raises(ValueError, match="needs a model for 128x128 at 8 fps, got"):
+        with pytest.raises(ValueError, match="needs a model of square videos, .*, got one for"):
             evaluate_shapes(oracle, tmp_path / "out", FEW)
     assert not (tmp_path / "out").exists()
 
