@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lumos.data.clips import Clip, Cut, nearest_size, windows
+from lumos.data.clips import Clip, Cut, _local, nearest_size, windows
 from tests.media.files import clips_of, write_frames
 
 SQUARE = ((32, 32),)
@@ -39,6 +39,7 @@ def numbers(clip: Clip) -> list[int]:
         (Cut(33, 8.0, SQUARE), {}, [range(17)]),  # 18 is not 1 + 4k
         (Cut(33, 8.0, SQUARE, step=1), {}, [range(18)]),
         (Cut(5, 8.0, SQUARE, every=0.25), {}, [range(2 * i, 2 * i + 5) for i in range(7)]),
+        (Cut(5, 8.0, SQUARE, every=0.01), {}, [range(i, i + 5) for i in range(14)]),  # a frame is the least
         (Cut(5, 8.0, SQUARE, every=1.0), {}, [range(5), range(8, 13)]),
         (CUT, {"start": 0.5, "end": 1.3}, [range(4, 9)]),
         (Cut(5, 8.0, SQUARE, loop=True), {"end": 0.4}, [[0, 1, 2, 0, 1]]),  # as animations start again
@@ -98,6 +99,8 @@ def test_urls(grays: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     memory = fsspec.filesystem("memory")
     memory.pipe_file("/videos/a.mp4", grays.read_bytes())
     assert numbers(clips_of("memory://videos/a.mp4", CUT)[0]) == list(range(5))
+    with _local("memory://videos/a.mp4") as copy:
+        assert copy.suffix == ".mp4"  # some kinds are told by it
     memory.rm("/videos", recursive=True)
     for url in ("memory://videos/none.mp4", "nosuch://a.mp4"):
         with pytest.raises(OSError, match=f"cannot fetch {url}.*check the URL"):

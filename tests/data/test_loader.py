@@ -108,6 +108,7 @@ def test_a_stream_started_late_goes_on_exactly_with_other_threads(shards: Path, 
     whole, late = stream(shards), stream(shards, workers=workers, ahead=workers)
     expected = [take(whole, step) for step in range(first_step + 12)]
     assert all(same(take(late, step), expected[step]) for step in range(first_step, first_step + 12))
+    assert len(late.ready) == workers  # the next ones
 
 
 def test_ranks_never_see_the_same_clip_in_an_epoch(shards: Path) -> None:

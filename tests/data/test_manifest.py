@@ -202,7 +202,7 @@ def test_a_file_without_permission(clips: Path, monkeypatch: pytest.MonkeyPatch)
         ("a.csv", b"path,caption\na.mp4,a cat, asleep\n", "too many fields in line 2"),
         ("a.csv", b'path,caption\na.mp4,"never closed\n', "broken line"),
         ("a.jsonl", b"", "at least one row"),
-        ("a.jsonl", b'{"path": 1, "caption": 2}\n[1]\n', "line 2"),
+        ("a.jsonl", b'{"path": 1, "caption": 2}\n[1]\n{}\n', "line 2"),
         ("a.jsonl", b'{"path": "a.mp4"}\n', "columns path and caption"),
         ("a.parquet", b"PAR1 no", "Parquet table"),
         ("a.mp4", b"x", "must be a .csv"),

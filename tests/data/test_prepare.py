@@ -208,6 +208,9 @@ def test_bad_inputs_are_listed_and_do_not_stop_the_run(
     lines = [f"{name},a caption" for name, _, _ in BAD] + ["one.mp4,a picture", f"{material}/0.mp4,", f"{material}/0.mp4,good"]
     (tmp_path / "clips.csv").write_text("\n".join(["path,caption", *lines]))
     words = command(material, tmp_path / "out", str(tmp_path / "clips.csv"))
+    assert main([*words, "--dry-run"]) == 0
+    foretold = json.loads(capsys.readouterr().out)
+    assert [foretold[name] for name in ("rows", "problems", "looked_at", "unreadable")] == [10, 4, 5, 1]
     assert main(words) == 3
     out, err = capsys.readouterr()
     document = json.loads(out)

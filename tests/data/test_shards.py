@@ -165,6 +165,9 @@ def test_long_clips_take_several_rows_of_a_picture() -> None:
     rgb_FHWC = np.arange(40, dtype=np.uint8)[:, None, None, None].repeat(8, 1).repeat(600, 2).repeat(3, 3) * 6
     again = unpack_picture(pack_picture(np.ascontiguousarray(rgb_FHWC)), *rgb_FHWC.shape[:3])
     assert np.abs(again.astype(int) - rgb_FHWC).max() <= 6
+    assert (
+        unpack_picture(pack_picture(np.zeros((2, 8, 8192, 3), np.uint8)), 2, 8, 8192).shape[0] == 2
+    )  # WebP's sides end at 16383
     with pytest.raises(ValueError, match="fewer --frames"):
         pack_picture(np.zeros((300, 4096, 2048, 3), np.uint8))
 

@@ -138,6 +138,7 @@ def test_worlds_come_as_often_as_asked_and_need_their_files(tmp_path: Path) -> N
     name, video, _ = found[names.index("stickers")]
     assert source.tokenised(name, video, 5).codes_BTHW.shape == (2, 2, 2, 2)
     assert set(sample_captions(list(worlds.values()), 100, 0)) & {"a cat"}
+    assert [*open_worlds(CONFIG, tmp_path / "none", tmp_path / "none")] == ["shapes"]  # those without a share are not opened
     with pytest.raises(ValueError, match="must add up to 1, got 1.75"):
         replace(config, shapes=1.0)
 
