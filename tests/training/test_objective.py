@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,8 +15,8 @@ from lumos.model.attention import dense
 from lumos.model.transformer import ModelConfig, Transformer
 from lumos.model_folder import VideoConfig
 from lumos.sequence.layout import Grid, Keyframe, content_ids, content_of, pack
-from lumos.sequence.vocabulary import small_vocabulary
-from lumos.training import parallel
+from lumos.sequence.vocabulary import Vocabulary, small_vocabulary
+from lumos.training import objective, parallel
 from lumos.training.clock import Clock
 from lumos.training.config import TrainModelConfig
 from lumos.training.objective import MaskedBatch, attention, backward, generator_of, mask_batch, states_at_targets, work_of
@@ -53,6 +54,7 @@ def test_windows_and_dropped_prompts_come_as_often_as_asked() -> None:
     assert dropped.float().mean().item() == pytest.approx(CONFIG.drop_text, abs=0.02)
     image = mask_batch(batch._replace(codes_BTHW=codes_BTHW[:, :1]), CONFIG, generator_of(0, 0, 0))
     assert image.codes_BTHW.shape[1] == image.mask.shape[1] == 1 and image.first == 0
+    assert image.image and not draws[0].image
 
 
 def test_rows_are_put_in_the_order_of_their_prompts_and_stay_whole() -> None:
@@ -152,6 +154,18 @@ def test_gradients_are_those_of_the_mean_over_all_masked_codes() -> None:
 )
 def test_how_it_is_computed_changes_nothing(config: TrainModelConfig) -> None:
     check_equal(gradients(config), gradients(CONFIG))
+
+
+def test_parts_are_computed_one_after_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, real = [], objective.batch_loss
+
+    def noted(model: Transformer, vocabulary: Vocabulary, batch: MaskedBatch, *more: Any) -> tuple[Tensor, Tensor]:
+        rows.append(len(batch.text_BS))
+        return real(model, vocabulary, batch, *more)
+
+    monkeypatch.setattr(objective, "batch_loss", noted)
+    gradients(replace(CONFIG, videos=4, accumulate=2))
+    assert rows == [2, 2]
 
 
 def test_recomputation_keeps_less() -> None:
