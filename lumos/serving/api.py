@@ -53,7 +53,7 @@ async def _service(request: Request) -> Any:
 
 
 Name = Annotated[str, Header(alias="X-Client-Id", max_length=64, description="who asks: keeps the queue fair, selects the list")]
-Id = Annotated[str, Path(max_length=64, description="id of a video")]
+Id = Annotated[str, Path(description="id of a video")]
 TheService = Annotated[Service, Depends(_service)]
 
 

@@ -142,7 +142,7 @@ def _pictures(pixels_CFHW: Tensor) -> list[bytes]:
 def _write(folder: Path, pixels_CFHW: Tensor, fps: float) -> str | None:
     try:
         for name in FILES:
-            write_video(folder / name, pixels_CFHW[:, :1] if name == "thumbnail.png" else pixels_CFHW, fps, overwrite=True)
+            write_video(folder / name, pixels_CFHW[:, :1] if name == "thumbnail.png" else pixels_CFHW, fps)
     except FileNotFoundError:
         return None  # deleted in the meantime
     except OSError as error:

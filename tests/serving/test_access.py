@@ -143,7 +143,7 @@ def test_nothing_of_the_page_is_elsewhere(server: Any) -> None:
     for name in {*found, "stage.js", "client.js"} - {"docs"}:
         answer = server.http.get(f"/{name}")
         assert answer.status_code == 200 and "//" not in re.sub(r"http://www.w3.org|// .*", "", answer.text), name
-    assert page.headers["x-content-type-options"] == "nosniff"
+    assert page.headers["x-content-type-options"] == "nosniff" and "server" not in page.headers
     policy = page.headers["content-security-policy"]
     assert "default-src 'self'" in policy and "http" not in policy and "unsafe" not in policy
     docs = server.http.get("/docs").text
@@ -161,6 +161,13 @@ def test_openapi_names_every_route_and_its_errors(server: Any) -> None:
     schemas = document["components"]["schemas"]
     for reference in re.findall(r"#/components/schemas/(\w+)", str(document)):
         assert reference in schemas
+
+
+def test_refused_requests_are_those_with_an_error() -> None:
+    metrics = Metrics("toy")
+    for status in (200, 399, 400, 503):
+        metrics.count({"method": "GET"}, status, 0.1)
+    assert metrics.registry.get_sample_value("lumos_refused_requests_total") == 2
 
 
 def test_health_and_metrics(server: Any) -> None:

@@ -1,5 +1,6 @@
 """The HTTP API over a real worker: what is asked comes out, whole or with words, whatever is sent."""
 
+import base64
 import io
 import json
 import struct
@@ -134,7 +135,10 @@ def test_a_picture_comes_to_life_sent_with_the_request_or_before(server: Any) ->
 
 
 def test_a_video_is_continued_from_a_file_or_from_a_result(server: Any, tmp_path: Path) -> None:
-    file = write_video(tmp_path / "start.mp4", torch.zeros(3, 7, 40, 40), 8)
+    file = write_video(tmp_path / "start.mp4", torch.linspace(-1, 1, 7).view(1, 7, 1, 1).expand(3, 7, 40, 40), 8)
+    preview = server.http.post("/v1/uploads", files={"file": file.read_bytes()}).json()["preview"].partition("base64,")[2]
+    with Image.open(io.BytesIO(base64.b64decode(preview))) as shown:
+        assert (shown.n_frames, shown.size) == (5, (32, 32))  # type: ignore[attr-defined]
     answer = server.http.post("/v1/videos", data={"prompt": "a"}, files={"input_reference": file.read_bytes()})
     video = answer.json()
     assert (video["given_frames"], video["frames"]) == (5, 21) and "last 2 frames left out" in video["note"]
@@ -205,6 +209,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"prompt": "a", "guidance": "much"}, "guidance"),
     ({"prompt": "a", "temperature": 0}, "temperature"),
     ({"prompt": "a", "model": "sora-2"}, "model"),
+    ({"prompt": "a", "model": "m" * 99}, f"got '{56 * 'm'}...; leave it out"),
     ({"prompt": "a", "framse": 5}, "unknown field 'framse'"),
     ({"prompt": "a", "input_reference": {"file_id": "../../etc/passwd"}}, "no such upload"),
     ({"prompt": "a", "input_reference": {"image_url": "http://localhost/"}}, "input_reference"),
@@ -283,7 +288,7 @@ def test_bad_uploads_are_refused_in_words(server: Any, make: Callable[[], bytes]
 
 
 def test_unknown_names_and_paths(server: Any) -> None:
-    for id in ("video_0", "..%2f..%2fetc%2fpasswd", "%00", "a" * 64):
+    for id in ("video_0", "..%2f..%2fetc%2fpasswd", "%00", "a" * 300):
         for path in ("", "/content", "/events"):
             assert server.http.get(f"/v1/videos/{id}{path}").status_code == 404
         assert server.http.delete(f"/v1/videos/{id}").status_code == 404

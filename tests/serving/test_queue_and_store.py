@@ -259,6 +259,7 @@ def test_two_servers_do_not_share_a_folder(open_store: Any, tmp_path: Path) -> N
         ({"port": 70000}, "port"),
         ({"queue": 0}, "queue"),
         ({"time_limit": float("nan")}, "time_limit"),
+        ({"keep_bytes": -1}, "keep_bytes must be 0 or more, got -1"),
         ({"max_frames": 16}, "use 17"),
         ({"api_key": "schl\u00fcssel-schl\u00fcssel"}, "ASCII"),
         ({"api_key": " long enough, surely"}, "ASCII"),

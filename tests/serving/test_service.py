@@ -9,6 +9,7 @@ import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ import torch
 pytest.importorskip("fastapi", reason="the server needs the extra: pip install 'lumos[serve]'")
 
 import lumos.serving.service as service_module
+from lumos.serving import decode
 from lumos.serving.config import ServeConfig
 from lumos.serving.decode import is_memory_error
 from lumos.serving.queue import Client
@@ -248,7 +250,13 @@ def test_too_little_memory_is_known_by_its_words() -> None:
     assert is_memory_error(error.value) and not is_memory_error(RuntimeError("shapes differ"))
 
 
-def test_a_decoder_gives_up_its_rights_first() -> None:
+def test_a_decoder_gives_up_its_rights_first(monkeypatch: pytest.MonkeyPatch, toy_config: ServeConfig) -> None:
+    said: list[Any] = []
+    answer: Any = SimpleNamespace(send=said.append)
+    monkeypatch.setattr(decode, "limit_process", said.append)
+    monkeypatch.setattr(decode, "_decode", lambda *_: "decoded")
+    decode.run(answer, Path("a"), Path("b"), (32, 32, 8.0), toy_config)
+    assert said == [toy_config, "decoded"]
     words = "import resource, torch; from pathlib import Path; from lumos.serving.config import ServeConfig; "
     words += "from lumos.serving.decode import limit_process; limit_process(ServeConfig(Path('x'), decode_bytes=2**26))\n"
     words += "print([resource.getrlimit(kind) for kind in (resource.RLIMIT_CPU, resource.RLIMIT_FSIZE, resource.RLIMIT_CORE)])\n"
