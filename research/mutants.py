@@ -3,6 +3,7 @@
     python -m research.mutants model data/loader --sample 80 --seed 1
 
 First the tests run once on a copy of the tree, to learn which functions each enters. A survivor's line is not held by any test.
+Tests that take far too long count as having noticed it, and are named, as a busy machine slows them, too.
 """
 
 import argparse
@@ -190,10 +191,10 @@ def tests_for(mutant: Mutant, functions: Functions) -> list[tuple[float, str]]:
     return tests[: max(1, bisect.bisect(list(itertools.accumulate(seconds for seconds, _ in tests)), MOST_SECONDS))]
 
 
-def is_killed(mutant: Mutant, tests: list[tuple[float, str]], place: Path) -> bool:
-    """Run tests on a copy of the tree with the mutant in it; tests that take far too long have noticed it, too."""
+def outcome(mutant: Mutant, tests: list[tuple[float, str]], place: Path) -> str:
+    """Run tests on a copy of the tree with the mutant in it."""
     if not tests:
-        return False
+        return "survived"
     tree = place / str(os.getpid())
     if not tree.exists():
         shutil.copytree(place / "all", tree)
@@ -207,7 +208,7 @@ def is_killed(mutant: Mutant, tests: list[tuple[float, str]], place: Path) -> bo
     put(whole[: mutant.start] + mutant.new + whole[mutant.end :])
     status = in_child(20 + 4 * sum(seconds for seconds, _ in tests), run_pytest, tree, [name for _, name in tests])
     put(whole)
-    return status != 0
+    return {0: "survived", None: "too slow"}.get(status, "killed")  # a mutant may be an endless loop, or the machine busy
 
 
 def sample_mutants(part: str, count: int, seed: int) -> list[Mutant]:
@@ -234,14 +235,14 @@ def main() -> None:
         samples = {part: sample_mutants(part, args.sample, args.seed) for part in args.parts}
         with ProcessPoolExecutor(args.processes, FORK) as pool:
             run, drawn = pool.submit, [(part, mutant) for part, sample in samples.items() for mutant in sample]
-            jobs = {run(is_killed, mutant, tests_for(mutant, functions), place): (part, mutant) for part, mutant in drawn}
+            jobs = {run(outcome, mutant, tests_for(mutant, functions), place): (part, mutant) for part, mutant in drawn}
             for job in as_completed(jobs):
                 part, mutant = jobs[job]
-                killed[part] += job.result()
-                if not job.result():
+                killed[part] += job.result() != "survived"
+                if job.result() != "killed":
                     old = (ROOT / mutant.file).read_text()[mutant.start : mutant.end]
                     shown = [f"{' '.join(text.split()):.90}" for text in (old, mutant.new)]
-                    print(f"survived {mutant.file}:{mutant.line}: {' -> '.join(shown)}", flush=True)
+                    print(f"{job.result()} {mutant.file}:{mutant.line}: {' -> '.join(shown)}", flush=True)
     for part, sample in samples.items():
         print(f"{part}: {killed[part]} of {len(sample)} killed ({killed[part] / len(sample):.0%})")
 

@@ -104,8 +104,9 @@ def test_damaged_samples_are_refused() -> None:
     ids = pack(SMALL, Grid(4, 4), *text_batch(SMALL, [[5]], 3), content_ids(SMALL, codes), 1, 1, tail=True).ids_BL[0].tolist()
     with pytest.raises(ValueError, match="newline"):
         unpack(SMALL, [SMALL.mask if i == SMALL.newline else i for i in ids])
-    with pytest.raises(ValueError, match="codes must be"):
-        unpack(SMALL, [SMALL.mask if i == SMALL.first_code else i for i in ids])
+    for wrong in (SMALL.mask, SMALL.first_code - 1, SMALL.first_code + SMALL.codes):
+        with pytest.raises(ValueError, match="codes must be"):
+            unpack(SMALL, [wrong if i == SMALL.first_code else i for i in ids])
     with pytest.raises(ValueError, match="video start"):
         unpack(SMALL, ids[:3])
 
