@@ -212,7 +212,7 @@ class Generator:
         return read_config(SamplerConfig, {**asdict(own), **named, **changes}, "settings of the sampler")
 
     def _cost(self, spec: VideoSpec, known: int, prompts: int, settings: SamplerConfig) -> GenerationCost:
-        codes, item = self.config.vocabulary.sub_codes or self.config.vocabulary.codes, self.dtype.itemsize
+        codes, item = self.config.vocabulary.choices, self.dtype.itemsize
         return generation_cost(self.model.config, spec, known, self.config.video.slots, codes, prompts, item, settings)
 
     def _spec(self, grid: Grid, frames: int, given: int = 0, known: int = 0) -> VideoSpec:

@@ -77,8 +77,8 @@ class FrameModel:
         self.guided = any(strength != 1 for strength in guidance_strengths(settings))
         self.streams = [stream_of(seed, prompt) for seed, prompt in zip(seeds, prompts, strict=True)]
         self.parts = 2 if vocabulary.sub_codes else 1  # sub-codes of a code
-        rows = vocabulary.sub_codes or vocabulary.codes
-        self.heads_VD = [some_rows(model.head, vocabulary.first_code + part * rows, rows) for part in range(self.parts)]
+        first, count = vocabulary.first_code, vocabulary.choices
+        self.heads_VD = [some_rows(model.head, first + part * count, count) for part in range(self.parts)]
         self.history: list[int] = []  # slots that every frame in the cache takes, the oldest first
         template_1N = frame_ids(vocabulary, self.grid, content_ids(vocabulary, self._no_codes(1, 1)))[:, 0]
         self.template_BN = template_1N.repeat(len(prompts), 1)

@@ -36,12 +36,22 @@ class Vocabulary:
     def __post_init__(self) -> None:
         if self.sub_codes and self.codes != self.sub_codes**2:
             raise ValueError(f"codes must be sub_codes squared, {self.sub_codes**2}, got {self.codes}")
-        values, rows = asdict(self), 2 * self.sub_codes or self.codes
-        values["codes"] = rows
-        ends = {**values, "number_zero": self.number_zero + self.numbers - 1, "first_code": self.first_code + rows - 1}
+        values = asdict(self) | {"codes": self.code_rows}
+        last_code = self.first_code + self.code_rows - 1
+        ends = {**values, "number_zero": self.number_zero + self.numbers - 1, "first_code": last_code}
         for name, last in ends.items():
             if values[name] < 0 or last >= self.size + (name in ("size", "text_size", "numbers", "codes", "sub_codes")):
                 raise ValueError(f"{name} must lie inside the vocabulary of {self.size} ids, got {values[name]}")
+
+    @property
+    def code_rows(self) -> int:
+        """Rows of the embedding, and of the head, for codes."""
+        return 2 * self.sub_codes or self.codes
+
+    @property
+    def choices(self) -> int:
+        """What one draw chooses from: the codes, or the sub-codes of either kind."""
+        return self.sub_codes or self.codes
 
     def number(self, n: int) -> int:
         """Id of the number n (a grid size in units of 32 pixels, a duration in seconds, or frames per second)."""

@@ -156,5 +156,5 @@ def work_of(batch: MaskedBatch, config: TrainModelConfig, vocabulary: Vocabulary
     """The counts that a step's operations are reckoned from."""
     B, T, H, W = batch.codes_BTHW.shape
     targets = round(int(batch.target_BTHW.sum()) / B)
-    frames, codes = T + (batch.key is not None), 2 * vocabulary.sub_codes or vocabulary.codes
-    return Work(B, config.video.slots + HEADER, Grid(H, W).frame_length, frames, targets, codes)
+    frames = T + (batch.key is not None)
+    return Work(B, config.video.slots + HEADER, Grid(H, W).frame_length, frames, targets, vocabulary.code_rows)

@@ -188,7 +188,7 @@ def _check_memory(config: TrainModelConfig, vocabulary: Vocabulary, ranks: Ranks
         return
     gibibytes = torch.cuda.get_device_properties(ranks.device).total_memory / 2**30
     cost = (config.parallel, ranks.world, bool(config.optim.ema))
-    for work in step_cost.works_of(config, 2 * vocabulary.sub_codes or vocabulary.codes).values():
+    for work in step_cost.works_of(config, vocabulary.code_rows).values():
         need = step_cost.step_memory(config.model, work, *cost)
         if not step_cost.fits(need, gibibytes):
             rule = f"a step must fit into the {gibibytes:.0f} GiB of this GPU, got about {need.total / 2**30:.0f} GiB by estimate"
