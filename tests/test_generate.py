@@ -114,7 +114,7 @@ def test_every_pass_through_the_engine_equals_one_over_the_whole_sequence(
     texts = sorted((toy.text.encode(prompt) for prompt in PROMPTS), key=len)  # the engine's order of rows
     branches = 2 if guidance != 1 else 1
     rows, keys = 3 * branches, len(keyframes)
-    code_BHW = content_ids(vocabulary, toy.tokenizer.encode(PICTURE[None, :, None])[:, 0]).expand(rows, -1, -1)
+    code_BHW = toy.tokenizer.encode(PICTURE[None, :, None])[:, 0].expand(rows, -1, -1)
     key = None if at is None else Keyframe(code_BHW, torch.full((rows,), at))
     for number, codes in enumerate(watched.shown):
         frame = number // 3

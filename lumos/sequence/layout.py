@@ -59,7 +59,7 @@ class PackedBatch(NamedTuple):
 class Keyframe(NamedTuple):
     """One picture per row that shows a later frame of its video."""
 
-    content_BHW: Tensor  # ids with newlines; codes of the picture alone, as of a video's first frame
+    codes_BHW: Tensor  # of the picture alone, as of a video's first frame
     at_B: Tensor  # pixel frame that it shows, from 1 on
 
 
@@ -119,25 +119,24 @@ def pack(
     T = content_BTHW.shape[1]
     device = text_BS.device
     header = text_BS.new_tensor([vocabulary.video_start, vocabulary.number(seconds), vocabulary.number(fps)]).expand(B, HEADER)
-    shown_BTHW = content_BTHW if key is None else torch.cat([key.content_BHW[:, None], content_BTHW], dim=1)
-    blocks_of_frames = shown_BTHW.shape[1]
-    parts = [text_BS, header, frame_ids(vocabulary, grid, shown_BTHW).flatten(1)]
-    if tail:
-        parts.append(text_BS.new_tensor([vocabulary.video_end, vocabulary.separator]).expand(B, 2))
     start_B = S - length_B
     prefix = torch.arange(S + HEADER, device=device)
-    position_BP3 = (prefix - start_B[:, None]).clamp(min=0)[:, :, None].expand(B, S + HEADER, 3)
+    positions = [(prefix - start_B[:, None]).clamp(min=0)[:, :, None].expand(B, S + HEADER, 3)]
     block_BP = torch.where(prefix < start_B[:, None], PADDING_BLOCK, prefix)
-    positions = [position_BP3, *([] if key is None else [key_positions(grid, length_B, key.at_B)])]
+    if key is not None:
+        positions.append(key_positions(grid, length_B, key.at_B))
+        content_BTHW = torch.cat([content_ids(vocabulary, key.codes_BHW)[:, None], content_BTHW], dim=1)
     positions.append(frame_positions(grid, length_B, first_latent, T))
-    ids = torch.arange(blocks_of_frames * grid.frame_length, device=device)
+    parts = [text_BS, header, frame_ids(vocabulary, grid, content_BTHW).flatten(1)]
+    ids = torch.arange(content_BTHW.shape[1] * grid.frame_length, device=device)
     frame_block = S + HEADER + (ids if grid.causal else ids // grid.frame_length)
     blocks = [block_BP, frame_block.expand(B, -1)]
     if tail:
+        parts.append(text_BS.new_tensor([vocabulary.video_end, vocabulary.separator]).expand(B, 2))
         places = torch.arange(2, device=device)
         after = HEADER + (first_latent + T) * grid.frame_length
         positions.append((length_B[:, None] + after + places)[:, :, None].expand(B, 2, 3))
-        blocks.append((S + HEADER + blocks_of_frames * grid.frame_length + places).expand(B, 2))
+        blocks.append((S + HEADER + len(ids) + places).expand(B, 2))
     return PackedBatch(torch.cat(parts, dim=1), torch.cat(positions, dim=1), torch.cat(blocks, dim=1))
 
 

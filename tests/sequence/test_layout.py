@@ -134,7 +134,7 @@ def test_a_keyframe_lies_at_its_true_time(places: Places) -> None:
     grid, codes = Grid(4, 4, places=places), torch.zeros(2, 3, 4, 4, dtype=torch.int64)
     text = text_batch(SMALL, [[5], [6, 7, 8]], 6)
     plain = pack(SMALL, grid, *text, content_ids(SMALL, codes), 1, 8)
-    key = Keyframe(content_ids(SMALL, codes[:, 0] + 1), torch.tensor([8, 8]))  # the last pixel frame of latent frame 2
+    key = Keyframe(codes[:, 0] + 1, torch.tensor([8, 8]))  # the last pixel frame of latent frame 2
     keyed = pack(SMALL, grid, *text, content_ids(SMALL, codes), 1, 8, key=key)
     start, N = 6 + HEADER, grid.frame_length
     frame = slice(start, start + N)

@@ -77,20 +77,19 @@ def test_a_keyframe_is_given_first_and_is_no_target() -> None:
     keyed, plain = (mask_batch(batch, each, torch.Generator().manual_seed(2)) for each in (config, CONFIG))
     assert plain.key is None and keyed.key is not None and torch.equal(plain.codes_BTHW, keyed.codes_BTHW)
     rows = [at_B.tolist().index(at) for at in keyed.key.at_B.tolist()]
-    assert torch.equal(keyed.key.content_BHW, key_BHW[rows]) and torch.equal(keyed.codes_BTHW, batch.codes_BTHW[rows])
+    assert torch.equal(keyed.key.codes_BHW, key_BHW[rows]) and torch.equal(keyed.codes_BTHW, batch.codes_BTHW[rows])
     model = new_model(CONFIG)
     hidden_MD, code_M, frame_M = states_at_targets(model, VOCABULARY, keyed, config)
     _, plain_M, plain_frame_M = states_at_targets(model, VOCABULARY, plain, config)
     assert torch.equal(code_M, plain_M) and torch.equal(frame_M, plain_frame_M)
     content = torch.where(keyed.mask, VOCABULARY.mask, content_ids(VOCABULARY, keyed.codes_BTHW))
-    key = Keyframe(content_ids(VOCABULARY, keyed.key.content_BHW), keyed.key.at_B)
-    packed = pack(VOCABULARY, GRID, keyed.text_BS, keyed.length_B, content, 1, 8, key=key)
+    packed = pack(VOCABULARY, GRID, keyed.text_BS, keyed.length_B, content, 1, 8, key=keyed.key)
     whole_BLD = model(packed.ids_BL, packed.position_BL3, dense(packed.block_BL, packed.block_BL))
     found_BTHWD = content_of(GRID, whole_BLD, 64, 3)[:, 1:, :, :-1]
     torch.testing.assert_close(hidden_MD, found_BTHWD[keyed.target_BTHW])
     first = keyed.part(slice(1, 3))
     assert first.key is not None and torch.equal(first.key.at_B, keyed.key.at_B[1:3])
-    other = keyed._replace(key=Keyframe((keyed.key.content_BHW + 1) % 25, keyed.key.at_B))
+    other = keyed._replace(key=Keyframe((keyed.key.codes_BHW + 1) % 25, keyed.key.at_B))
     assert not torch.allclose(states_at_targets(model, VOCABULARY, other, config)[0], hidden_MD)
 
 
