@@ -24,12 +24,7 @@ def place(rng: random.Random, box: Box, thing: Thing) -> Thing:
     left, top, right, bottom = left + room, top + room, right - room, bottom - room  # where its centre may be
     reach = phase = 0.0
     if thing.motion in DIRECTIONS:
-        way_x, way_y = DIRECTIONS[thing.motion]
-        longest = min((right - left) / abs(way_x) if way_x else 9.0, (bottom - top) / abs(way_y) if way_y else 9.0)
-        second = TRAVEL[thing.speed]
-        reach = rng.uniform(min(2 * second, longest), min(4 * second, longest))
-        left, right = left + max(-way_x, 0) * reach, right - max(way_x, 0) * reach
-        top, bottom = top + max(-way_y, 0) * reach, bottom - max(way_y, 0) * reach
+        reach, (left, top, right, bottom) = straight_way(rng, (left, top, right, bottom), thing.motion, thing.speed, (2.0, 4.0))
     elif thing.motion == "circling":
         reach = rng.uniform(0.12, min(0.26, (right - left) / 2, (bottom - top) / 2))
         phase = round(rng.uniform(0, 360), 1)
@@ -39,6 +34,16 @@ def place(rng: random.Random, box: Box, thing: Thing) -> Thing:
         top = top + reach
     assert right > left - 1e-9 and bottom > top - 1e-9, (box, thing)
     return replace(moved(thing, rng.uniform(left, right), rng.uniform(top, bottom)), reach=round(reach, 4), phase=phase)
+
+
+def straight_way(rng: random.Random, box: Box, motion: str, speed: str, seconds: tuple[float, float]) -> tuple[float, Box]:
+    """How far something goes whose centre stays in the box, for so many seconds if there is room; and where it may start."""
+    left, top, right, bottom = box
+    way_x, way_y = DIRECTIONS[motion]
+    longest = min((right - left) / abs(way_x) if way_x else 9.0, (bottom - top) / abs(way_y) if way_y else 9.0)
+    reach = rng.uniform(*(min(count * TRAVEL[speed], longest) for count in seconds))
+    left, right = left + max(-way_x, 0) * reach, right - max(way_x, 0) * reach
+    return reach, (left, top + max(-way_y, 0) * reach, right, bottom - max(way_y, 0) * reach)
 
 
 def place_crossing(rng: random.Random, mover: Thing, other: Thing) -> tuple[Thing, Thing]:

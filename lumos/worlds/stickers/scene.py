@@ -9,9 +9,9 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from lumos.worlds.shapes.motion import DIRECTIONS, SPEEDS, TRAVEL, State, law, state
+from lumos.worlds.shapes.motion import DIRECTIONS, SPEEDS
 from lumos.worlds.shapes.palette import BACKGROUNDS, BLENDING
-from lumos.worlds.shapes.placing import MARGIN, Box
+from lumos.worlds.shapes.placing import MARGIN, WHOLE, Box, straight_way
 from lumos.worlds.shapes.scene import GRADIENTS, Background
 
 WHITE = "white"
@@ -58,14 +58,10 @@ class PlacedSticker:
     def radius(self) -> float:
         return FULL if self.size == "full" else RADII[self.size]
 
-    def at(self, seconds: float) -> State:
-        """Place, scale and turn at a time."""
-        return state(law(self.motion, self.speed, self.reach, self.phase), self.x, self.y, seconds)
-
 
 @dataclass(frozen=True)
 class Scene:
-    """Stickers side by side, and the ground behind them. Those of one number are alike; only the first of these may move."""
+    """Stickers side by side, and the ground behind them. Of those of one number all move alike, or the first at most."""
 
     ground: Background
     things: tuple[PlacedSticker, ...]
@@ -77,7 +73,7 @@ def is_kept_back(noun: str, motion: str) -> bool:
 
 
 def sample_scene(rng: random.Random, stickers: Sequence[Sticker], held_out: bool = False) -> Scene:
-    """Half the scenes are a sticker as it comes, filling the frame; the others one to three that are placed and moved.
+    """Two in five scenes are a sticker as it comes, filling the frame; the others one to three that are placed and moved.
 
     held_out: False never draws a held-out (noun, motion) pair; True always gives the one sticker such a motion.
     """
@@ -88,7 +84,7 @@ def sample_scene(rng: random.Random, stickers: Sequence[Sticker], held_out: bool
         return Scene(Background(WHITE) if rng.random() < 0.7 else _ground(rng), (thing,))
     if draw < 0.75:
         one = _draft(rng, stickers, tuple(RADII), STICKER_MOTIONS, held_out)
-        things: tuple[PlacedSticker, ...] = (_place(rng, (0.0, 0.0, 1.0, 1.0), one),)
+        things: tuple[PlacedSticker, ...] = (_place(rng, WHOLE, one),)
     else:
         motions = rng.choice((IN_ROWS, IN_COLUMNS))
         boxes = _side_by_side(rng, 2 if draw < 0.94 else 3, motions is IN_ROWS)
@@ -131,12 +127,7 @@ def _place(rng: random.Random, box: Box, thing: PlacedSticker) -> PlacedSticker:
     left, top, right, bottom = box[0] + room, box[1] + room, box[2] - room, box[3] - room
     reach = phase = 0.0
     if thing.motion in DIRECTIONS:
-        way_x, way_y = DIRECTIONS[thing.motion]
-        longest = min((right - left) / abs(way_x) if way_x else 9.0, (bottom - top) / abs(way_y) if way_y else 9.0)
-        second = TRAVEL[thing.speed]
-        reach = rng.uniform(min(1.2 * second, longest), min(2.5 * second, longest))
-        left, right = left + max(-way_x, 0) * reach, right - max(way_x, 0) * reach
-        top, bottom = top + max(-way_y, 0) * reach, bottom - max(way_y, 0) * reach
+        reach, (left, top, right, bottom) = straight_way(rng, (left, top, right, bottom), thing.motion, thing.speed, (1.2, 2.5))
     elif thing.motion == "circling":
         reach = rng.uniform(0.5, 0.9) * min(right - left, bottom - top) / 2
         phase = round(rng.uniform(0, 360), 1)
