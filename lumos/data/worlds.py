@@ -114,8 +114,7 @@ class Creatures:
         return creature_pictures.pack(scenes, self.library), words
 
     def render(self, packed: creature_pictures.PackedScenes, frames: int, config: WorldsConfig, device: torch.device) -> Tensor:
-        if self.library.surfaces.vertices_V3.device != device:
-            self.library = self.library.to(device)
+        self.library = self.library.to(device)
         return creature_pictures.render(packed, self.library, frames, config.size, config.fps)
 
 
@@ -209,9 +208,11 @@ class WorldsStream:
             for packed, at_B in zip(parts, key_at_B.split(RENDERED), strict=True):
                 pixels_BCFHW = self.worlds[name].render(packed, frames, self.config, self.device)
                 codes.append(self.encode(pixels_BCFHW))
-                each = torch.arange(len(at_B), device=self.device)
-                pictures_BCHW = pixels_BCFHW[each, :, at_B.clamp(max=frames - 1).to(self.device)]
-                keys.append(self.encode(pictures_BCHW[:, :, None].contiguous())[:, 0])
+                if frames > 1:
+                    pictures_BCHW = pixels_BCFHW[torch.arange(len(at_B), device=self.device), :, at_B.to(self.device)]
+                    keys.append(self.encode(pictures_BCHW[:, :, None].contiguous())[:, 0])
+                else:  # an image is the only picture of itself
+                    keys.append(codes[-1][:, 0])
         text_BS, key_at_B = (part.to(self.device, non_blocking=True) for part in (text_BS, key_at_B))
         return Batch(text_BS, length_B, torch.cat(codes), torch.cat(keys), key_at_B)
 
