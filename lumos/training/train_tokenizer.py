@@ -68,6 +68,11 @@ class TrainTokenizerConfig:
     save_every: Whole = 1000  # steps
     keep: Whole = 2  # checkpoints
 
+    def __post_init__(self) -> None:
+        if self.stickers + self.creatures > 1:
+            total = self.stickers + self.creatures
+            raise ValueError(f"the shares of stickers and creatures must be at most 1 together, got {total:g}; change one")
+
     @property
     def worlds(self) -> WorldsConfig:
         """The clips that the worlds give."""
@@ -97,6 +102,7 @@ def train_tokenizer(
         shown = max(1, round(config.data_share * config.batch))
         where = (config.seed, ranks.rank, ranks.world)
         clips = None if data is None else PixelBatches(data, shown, config.frames, config.size, *where)
+        clips_of_worlds(config, config.batch - (0 if clips is None else clips.batch))  # told before anything is written
         worlds = open_worlds(config.worlds, stickers, creatures)
         record = {**asdict(config), "data": "" if clips is None else clips.index.digest}
         checkpoints = Checkpoints(out, resume, record, ranks, config.keep)

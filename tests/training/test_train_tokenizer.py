@@ -120,6 +120,11 @@ def test_a_batch_has_clips_of_every_world_that_has_a_share(tmp_path: Path) -> No
     assert clips_of_worlds(replace(config, stickers=0.01, creatures=0.85), 8) == {"stickers": 1, "creatures": 7}
     with pytest.raises(ValueError, match="room for a clip of each world, got 1"):
         clips_of_worlds(replace(config, stickers=0.5, creatures=0.5), 1)
+    with pytest.raises(ValueError, match="room for a clip of each world, got 1"):
+        train_tokenizer(replace(config, batch=1, stickers=0.5, creatures=0.5), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(ValueError, match="at most 1 together, got 1.2"):
+        replace(config, stickers=0.6, creatures=0.6)
     worlds = open_worlds(config.worlds, tmp_path / "red.jsonl", None)
     batches = pixel_batches(config, worlds, None, ALONE, 3)
     pixels_BCFHW = next(batches)
