@@ -72,7 +72,7 @@ MODELS: dict[str, TrainModelConfig] = {
     "box": TrainModelConfig(
         model=ModelConfig(vocabulary=0, layers=10, width=512, heads=8, kv_heads=2, head_width=64, ffn=1536),
         video=VideoConfig(height=256, width=256, frames=25, fps=12, slots=64, window=7, latest=6),
-        worlds=WorldsConfig(size=256, frames=25, fps=12, shapes=0.3, stickers=0.4, creatures=0.3, pool=200, workers=12),
+        worlds=WorldsConfig(size=256, frames=25, fps=12, shapes=0.3, stickers=0.4, creatures=0.3, workers=12),
         optim=OptimConfig(lr=1e-3, warmup_steps=200, ema=0.999, decay_share=0.5, muon=2.5),
         sampler=SamplerConfig(steps=8, guidance=3.0, temperature=0.6, noise=2.0, history=0.7, guidance_until=0.5, first=4.0),
         text_vocabulary=3072,
