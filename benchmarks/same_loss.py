@@ -26,6 +26,7 @@ from lumos.files import add_line
 from lumos.model.transformer import ModelConfig
 from lumos.model_folder import VideoConfig, load_model
 from lumos.presets import MODELS
+from lumos.ranks import Ranks, agree, average, finish, start
 from lumos.sequence.layout import text_batch
 from lumos.sequence.text import TextTokenizer
 from lumos.sequence.vocabulary import Vocabulary
@@ -33,7 +34,7 @@ from lumos.tokenizer.model import VideoTokenizer
 from lumos.training.config import TrainModelConfig
 from lumos.training.objective import backward, generator_of, mask_batch
 from lumos.training.optim import OptimConfig, build_optimizer, learning_rate, set_learning_rate
-from lumos.training.parallel import ParallelConfig, Ranks, agree, average, build, clip_gradients, finish, start
+from lumos.training.parallel import ParallelConfig, build, clip_gradients
 from lumos.weights import PRETRAINED
 from lumos.worlds.shapes.captions import caption
 from lumos.worlds.shapes.render import pack, render

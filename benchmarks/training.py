@@ -32,6 +32,7 @@ from lumos.model.attention import Attend, dense, flex
 from lumos.model.prefix import prefix
 from lumos.model.transformer import LUMOS_1B, LUMOS_3B, ModelConfig
 from lumos.model_folder import VideoConfig
+from lumos.ranks import Ranks, agree, finish, start
 from lumos.sequence.layout import HEADER, Grid
 from lumos.sequence.vocabulary import LUMOS, Vocabulary, small_vocabulary
 from lumos.training import step_cost
@@ -39,7 +40,7 @@ from lumos.training.config import TrainModelConfig
 from lumos.training.learner import SpikeGuard, step_unless
 from lumos.training.objective import backward, generator_of, mask_batch
 from lumos.training.optim import OptimConfig, build_optimizer
-from lumos.training.parallel import ParallelConfig, Ranks, agree, average_gradients, build, clip_gradients, finish, local, start
+from lumos.training.parallel import ParallelConfig, average_gradients, build, clip_gradients, local
 from lumos.training.step_cost import Work
 
 RELEASED = 6975  # ids/s of the released code: 1B, one 384p sample, forward and backward with checkpointing, one H200

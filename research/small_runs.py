@@ -23,6 +23,7 @@ from lumos.generate import Generator
 from lumos.model.rope import RopeKind
 from lumos.model.transformer import ModelConfig, Transformer
 from lumos.model_folder import FolderConfig, VideoConfig, save_model
+from lumos.ranks import Ranks
 from lumos.sequence.layout import text_batch
 from lumos.sequence.text import TextTokenizer, train_text_tokenizer
 from lumos.sequence.vocabulary import Vocabulary, small_vocabulary
@@ -30,7 +31,6 @@ from lumos.tokenizer.model import VideoTokenizer
 from lumos.training.config import TrainModelConfig
 from lumos.training.objective import backward, batch_loss, generator_of, mask_batch
 from lumos.training.optim import Ema, OptimConfig, build_optimizer, learning_rate, set_learning_rate
-from lumos.training.parallel import Ranks
 from lumos.worlds.shapes.captions import canonical_caption
 from lumos.worlds.shapes.motion import DIRECTIONS
 from lumos.worlds.shapes.render import pack, render

@@ -26,9 +26,9 @@ import torch.distributed.checkpoint as dcp
 
 from lumos.config import Range, read_json, read_value
 from lumos.files import flush
+from lumos.ranks import Ranks, ensure_group, together
 from lumos.training.learner import Learner
 from lumos.training.optim import set_learning_rate
-from lumos.training.parallel import Ranks, ensure_group, together
 from lumos.weights import check_names
 
 STATE, SUMS, LOCK = "state.json", "SHA256SUMS", ".lumos-train"

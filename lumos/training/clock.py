@@ -12,7 +12,7 @@ from contextlib import suppress
 from types import FrameType
 from typing import Any
 
-from lumos.training.parallel import Ranks, agree
+from lumos.ranks import Ranks, agree
 
 AGREE_EVERY = 10  # steps between two agreements of several ranks: each one waits for the device
 

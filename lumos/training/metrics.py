@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from lumos.files import read_lines, write_text
 from lumos.model.transformer import ModelConfig
-from lumos.training.parallel import Ranks, average
+from lumos.ranks import Ranks, average
 from lumos.training.step_cost import Work, card_named, flops
 
 if TYPE_CHECKING:

@@ -18,11 +18,12 @@ from lumos.model.attention import Attend, dense, flex
 from lumos.model.prefix import prefix
 from lumos.model.rope import PLACES
 from lumos.model.transformer import Transformer
+from lumos.ranks import Ranks
 from lumos.sequence.layout import HEADER, Grid, Keyframe, content_ids, content_of, pack
 from lumos.sequence.prompt_template import clock
 from lumos.sequence.vocabulary import Vocabulary
 from lumos.training.config import TrainModelConfig
-from lumos.training.parallel import ParallelConfig, Ranks
+from lumos.training.parallel import ParallelConfig
 from lumos.training.step_cost import Work
 
 LONG_FRAME = 1024  # above this many ids per frame, one call without a mask per frame is faster than one call with it

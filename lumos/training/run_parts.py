@@ -19,6 +19,7 @@ from lumos.data.shards import TOKENS, ShardIndex, check_tokenizer, open_shards
 from lumos.data.worlds import Chunks, World, WorldsStream, open_worlds, sample_captions
 from lumos.diffusion.sampler import codes_left
 from lumos.model_folder import FolderConfig, load_model
+from lumos.ranks import Ranks
 from lumos.sequence.prompt_template import check_text
 from lumos.sequence.text import TextTokenizer, train_text_tokenizer
 from lumos.sequence.vocabulary import LUMOS, Vocabulary, small_vocabulary
@@ -26,7 +27,6 @@ from lumos.tokenizer.cosmos import CosmosConfig
 from lumos.tokenizer.model import VideoTokenizer, load_tokenizer
 from lumos.training import step_cost
 from lumos.training.config import TrainModelConfig
-from lumos.training.parallel import Ranks
 from lumos.weights import fingerprint
 
 SAMPLE_PROMPTS = ("a red circle moves to the right", "a blue star moving up", "three green hearts", "a small pink ring grows")

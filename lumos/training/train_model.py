@@ -16,6 +16,7 @@ from lumos.generate import Generator
 from lumos.media.sheet import contact_sheet
 from lumos.model.transformer import Transformer
 from lumos.model_folder import save_model
+from lumos.ranks import finish, start, tell_of_lost_ranks, together
 from lumos.training.checkpoint import Checkpoints
 from lumos.training.clock import Clock
 from lumos.training.config import TrainModelConfig
@@ -23,7 +24,7 @@ from lumos.training.learner import Learner
 from lumos.training.lora import add_adapter, save_adapter, split
 from lumos.training.metrics import Meter, RunLog
 from lumos.training.objective import backward, generator_of, mask_batch, work_of
-from lumos.training.parallel import average_gradients, build, finish, start, tell_of_lost_ranks, together, whole
+from lumos.training.parallel import average_gradients, build, whole
 from lumos.training.run_parts import RunParts, gather_parts
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ def train_model(
 
     log, meter = RunLog(out, step, ranks.is_main), Meter(config.model, ranks)
     clock = Clock(config.max_steps, config.max_seconds, ranks, checkpoints.seconds)
-    with log, clock, tell_of_lost_ranks(ranks, out):
+    with log, clock, tell_of_lost_ranks(ranks, f"the same command with --resume goes on from {out}"):
         if about := parts.about_captions():
             log.say(about)
         while (progress := clock.progress(step)) < 1 and not clock.interrupted:

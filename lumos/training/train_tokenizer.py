@@ -22,6 +22,7 @@ from lumos.data.pixels import PixelBatches, held_out_clips
 from lumos.data.worlds import World, WorldBatches, WorldsConfig, open_worlds
 from lumos.media.pixels import clips_to_pixels
 from lumos.media.sheet import contact_sheet
+from lumos.ranks import Ranks, average, finish, start, tell_of_lost_ranks, together
 from lumos.tokenizer.losses import LossConfig, codes_used, psnr, reconstruction_loss
 from lumos.tokenizer.model import TokenizerConfig, VideoTokenizer, load_tokenizer, save_tokenizer
 from lumos.training.checkpoint import Checkpoints
@@ -29,7 +30,7 @@ from lumos.training.clock import Clock
 from lumos.training.learner import Learner, Spike
 from lumos.training.metrics import RunLog
 from lumos.training.optim import OptimConfig
-from lumos.training.parallel import Ranks, average, average_gradients, finish, start, tell_of_lost_ranks, together
+from lumos.training.parallel import average_gradients
 from lumos.worlds.shapes.render import pack, render
 from lumos.worlds.shapes.scene import sample_scene
 
@@ -123,7 +124,7 @@ def train_tokenizer(
             evaluate_and_show(log, step, averaged(learner), config, data)
 
     log, clock = RunLog(out, step, ranks.is_main), Clock(config.max_steps, config.max_seconds, ranks, checkpoints.seconds)
-    with log, clock, tell_of_lost_ranks(ranks, out):
+    with log, clock, tell_of_lost_ranks(ranks, f"the same command with --resume goes on from {out}"):
         while (progress := clock.progress(step)) < 1 and not clock.interrupted:
             loss, quality = loss_of(tokenizer, next(batches), config.loss)
             loss.backward()

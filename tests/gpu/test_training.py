@@ -9,11 +9,12 @@ from lumos.data.batch import Batch
 from lumos.diffusion.loss import weighted_code_loss
 from lumos.model.transformer import ModelConfig
 from lumos.model_folder import VideoConfig
+from lumos.ranks import Ranks
 from lumos.sequence.vocabulary import small_vocabulary
 from lumos.training.config import TrainModelConfig
 from lumos.training.objective import backward, mask_batch
 from lumos.training.optim import OptimConfig
-from lumos.training.parallel import ParallelConfig, Ranks, build, clip_gradients
+from lumos.training.parallel import ParallelConfig, build, clip_gradients
 
 pytestmark = pytest.mark.gpu
 VOCABULARY = small_vocabulary(text_size=100, codes=500)

@@ -19,11 +19,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lumos.model.transformer import ModelConfig, Transformer
+from lumos.ranks import Ranks, finish, start
 from lumos.training import checkpoint, parallel
 from lumos.training.checkpoint import Checkpoints, latest, load, read_state
 from lumos.training.learner import Learner
 from lumos.training.optim import OptimConfig, set_learning_rate
-from lumos.training.parallel import ParallelConfig, Ranks, whole
+from lumos.training.parallel import ParallelConfig, whole
 from tests.training.toys import ALONE, two
 
 MODEL = ModelConfig(vocabulary=50, layers=1, width=32, heads=1, kv_heads=1, head_width=32, ffn=32)
@@ -244,7 +245,7 @@ def test_checksums_are_in_the_usual_form(made: Path) -> None:
 
 
 def worker(rank: int, out: Path) -> None:
-    ranks = parallel.start()
+    ranks = start()
     run = Run(ranks, shard=True, seed=5)
     run.load(out / "alone/checkpoints/step_00000001")
     run.step(1)
@@ -252,7 +253,7 @@ def worker(rank: int, out: Path) -> None:
     saver.save(2, 1.5, run.learner)
     run.step(2)
     saver.wait()
-    parallel.finish(ranks)
+    finish(ranks)
 
 
 @pytest.mark.slow

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from lumos.ranks import Ranks, tell_of_lost_ranks
 from lumos.training import train_model as module
 from lumos.training.checkpoint import latest, read_state
-from lumos.training.parallel import ParallelConfig, Ranks, tell_of_lost_ranks
+from lumos.training.parallel import ParallelConfig
 from lumos.training.train_model import train_model
 from tests.training.toys import TOY as SMALL
 from tests.training.toys import two
@@ -50,7 +51,7 @@ def test_two_train_sharded_until_one_is_killed_and_one_alone_goes_on(tmp_path: P
     first, second = (json.loads((tmp_path / f"said {rank}").read_text()) for rank in (0, 1))
     assert first[0].startswith("ValueError the number of processes must be a multiple of parallel.replicas = 3, got 2; change")
     assert second == ["SystemExit 2"]
-    rule = "all 2 processes of a run must go on together, but one has gone; the same command with --resume goes on"
+    rule = "all 2 processes must go on together, but one has gone; the same command with --resume goes on"
     assert first[1].startswith(f"ValueError {rule}")
     newest = latest(tmp_path / "run")
     assert newest is not None and 1 <= (step := read_state(newest)["step"]) <= 2
@@ -67,6 +68,6 @@ LOST = [(2, CLOSED, ValueError), (1, CLOSED, RuntimeError), (2, "wrong shape", R
 
 
 @pytest.mark.parametrize(("world", "said", "told"), LOST)
-def test_only_a_lost_process_is_told_of_as_one(world: int, said: str, told: type[Exception], tmp_path: Path) -> None:
-    with pytest.raises(told), tell_of_lost_ranks(Ranks(0, world, torch.device("cpu")), tmp_path):
+def test_only_a_lost_process_is_told_of_as_one(world: int, said: str, told: type[Exception]) -> None:
+    with pytest.raises(told), tell_of_lost_ranks(Ranks(0, world, torch.device("cpu")), "resume"):
         raise RuntimeError(said)

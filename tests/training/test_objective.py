@@ -14,6 +14,7 @@ from lumos.data.batch import Batch
 from lumos.model.attention import dense
 from lumos.model.transformer import ModelConfig, Transformer
 from lumos.model_folder import VideoConfig
+from lumos.ranks import Ranks, agree, average, finish, start, together
 from lumos.sequence.layout import Grid, Keyframe, content_ids, content_of, pack
 from lumos.sequence.vocabulary import Vocabulary, small_vocabulary
 from lumos.training import objective, parallel
@@ -21,7 +22,7 @@ from lumos.training.clock import Clock
 from lumos.training.config import TrainModelConfig
 from lumos.training.objective import MaskedBatch, attention, backward, generator_of, mask_batch, states_at_targets, work_of
 from lumos.training.optim import OptimConfig
-from lumos.training.parallel import ParallelConfig, Ranks, whole
+from lumos.training.parallel import ParallelConfig, whole
 from tests.training.toys import ALONE, two
 
 VOCABULARY = small_vocabulary(text_size=20, codes=25)
@@ -193,27 +194,27 @@ PLANS = {
 
 
 def worker(rank: int, out: Path) -> None:
-    ranks = parallel.start()
+    ranks = start()
     for name, plan in PLANS.items():
         save_file(gradients(replace(CONFIG, parallel=plan), ranks), out / f"{name} {rank}.safetensors")
     used_by_one = torch.nn.Parameter(torch.zeros(1))  # must not hang the other rank
     used_by_one.grad = torch.full((1,), 4.0) if rank == 1 else None
     parallel.average_gradients([used_by_one], ranks)
     assert used_by_one.grad is not None and used_by_one.grad.item() == 2.0
-    assert parallel.average(torch.tensor([float(rank)]), ranks).item() == 0.5
-    assert parallel.agree((float(rank), float(-rank)), ranks) == (1.0, 0.0)
+    assert average(torch.tensor([float(rank)]), ranks).item() == 0.5
+    assert agree((float(rank), float(-rank)), ranks) == (1.0, 0.0)
     # the clocks of the two ranks differ, yet both see the same progress and stop together
     clock = Clock(100, 100.0, ranks, now=iter([0.0, 50.0 + rank, 60.0 + rank]).__next__)
     clock._asked = rank == 1
     assert (clock.progress(0), clock.progress(1), clock.progress(10), clock.interrupted) == (0.51, 0.51, 0.61, True)
     # what fails on one rank ends all, and rank 0 tells
     try:
-        with parallel.together(ranks):
+        with together(ranks):
             if rank == 1:
                 raise ValueError("shards are missing")
     except (ValueError, SystemExit) as error:
         (out / f"failure {rank}").write_text(f"{type(error).__name__} {error}")
-    parallel.finish(ranks)
+    finish(ranks)
 
 
 @pytest.mark.slow

@@ -14,12 +14,12 @@ from lumos.data.worlds import WorldsConfig, sample_captions
 from lumos.diffusion.sampler import SamplerConfig
 from lumos.model.transformer import ModelConfig
 from lumos.model_folder import VideoConfig
+from lumos.ranks import Ranks
 from lumos.tokenizer.model import TokenizerConfig, VideoTokenizer, save_tokenizer
 from lumos.training import run_parts
 from lumos.training.clock import Clock
 from lumos.training.config import TrainModelConfig
 from lumos.training.optim import OptimConfig
-from lumos.training.parallel import Ranks
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
 TOY = TrainModelConfig(

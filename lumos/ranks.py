@@ -1,0 +1,114 @@
+"""Several processes (ranks) as one: joining, errors that all of them leave by, and work divided among them.
+
+Started by torchrun there are as many ranks as it says, on CUDA through NCCL, otherwise through gloo; without torchrun one.
+"""
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+BACKENDS = "cpu:gloo,cuda:nccl"  # gloo carries what checkpoints say to each other
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process's place: `rank` of `world`, computing on `device`."""
+
+    rank: int
+    world: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this rank writes files and prints."""
+        return self.rank == 0
+
+
+def start() -> Ranks:
+    """Join the other processes when torchrun started this one (it sets RANK, WORLD_SIZE and LOCAL_RANK)."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if "WORLD_SIZE" not in os.environ:
+        return Ranks(0, 1, device)
+    if device.type == "cuda":
+        number, cards = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        if number >= cards:
+            raise ValueError(f"every process needs a GPU, got {number + 1} for {cards}; lower --nproc-per-node")
+        device = torch.device("cuda", number)
+        torch.cuda.set_device(device)
+        dist.init_process_group(BACKENDS, device_id=device)
+    else:
+        dist.init_process_group("gloo")
+    return Ranks(dist.get_rank(), dist.get_world_size(), device)
+
+
+def ensure_group(ranks: Ranks) -> None:
+    """Make one process without torchrun a group of its own, for what of torch.distributed works on groups alone."""
+    if not dist.is_initialized():
+        backend = BACKENDS if ranks.device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+
+
+@contextmanager
+def together(ranks: Ranks) -> Iterator[None]:
+    """What fails inside on one rank (ValueError, OSError) ends all: rank 0 tells it, the others leave without a word.
+
+    Nothing inside may wait for other ranks.
+    """
+    failure: ValueError | OSError | None = None
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        failure = error
+    messages = [str(failure or "")] * ranks.world
+    if ranks.world > 1:
+        dist.all_gather_object(messages, messages[0])
+    if any(messages) and not ranks.is_main:
+        raise SystemExit(2)
+    for rank, message in enumerate(messages):
+        if message:
+            raise failure or ValueError(f"process {rank}: {message}")
+
+
+@contextmanager
+def tell_of_lost_ranks(ranks: Ranks, remedy: str) -> Iterator[None]:
+    """A message of one line instead of the library's when another rank has died."""
+    try:
+        yield
+    except RuntimeError as error:
+        lost = isinstance(error, dist.DistError) or re.search(r"(?i)connection (closed|reset)|broken pipe|timed out", str(error))
+        if ranks.world == 1 or not lost:
+            raise
+        rule = f"all {ranks.world} processes must go on together, but one has gone"
+        raise ValueError(f"{rule}; {remedy}") from error
+
+
+def finish(ranks: Ranks) -> None:
+    """Leave the group; the counterpart of `start`."""
+    if dist.is_initialized():
+        if ranks.world > 1:
+            dist.barrier()  # a rank that left earlier would break the others' connections
+        dist.destroy_process_group()
+
+
+def average(value: Tensor, ranks: Ranks) -> Tensor:
+    """The mean of a tensor over the ranks."""
+    if ranks.world > 1:
+        value = value.detach().clone()
+        dist.all_reduce(value)
+        value /= ranks.world
+    return value
+
+
+def agree(values: tuple[float, ...], ranks: Ranks) -> tuple[float, ...]:
+    """The largest of each number over the ranks, so that all of them decide alike. Waits for the device."""
+    if ranks.world == 1:
+        return values
+    largest = torch.tensor(values, dtype=torch.float64, device=ranks.device)
+    dist.all_reduce(largest, dist.ReduceOp.MAX)
+    return tuple(largest.tolist())
