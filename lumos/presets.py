@@ -71,14 +71,14 @@ MODELS: dict[str, TrainModelConfig] = {
     # 46 M parameters; shapes, stickers and creatures at 256x256, 25 frames at 12 fps: the next weights of the package (recipes/)
     "box": TrainModelConfig(
         model=ModelConfig(vocabulary=0, layers=10, width=512, heads=8, kv_heads=2, head_width=64, ffn=1536),
-        video=VideoConfig(height=256, width=256, frames=25, fps=12, slots=64, window=7, latest=6),
-        worlds=WorldsConfig(size=256, frames=25, fps=12, shapes=0.3, stickers=0.4, creatures=0.3, workers=12),
+        video=VideoConfig(height=256, width=256, frames=25, fps=12, slots=64, window=7, latest=6, spatial=16),
+        worlds=WorldsConfig(256, frames=25, fps=12, shapes=0.3, stickers=0.4, creatures=0.3, chunk=1024, reuse=12, workers=12),
         optim=OptimConfig(lr=1e-3, warmup_steps=200, ema=0.999, decay_share=0.5, muon=2.5),
         sampler=SamplerConfig(steps=8, guidance=3.0, temperature=0.6, noise=2.0, history=0.7, guidance_until=0.5, first=4.0),
         text_vocabulary=3072,
         mask="nested",
         least_ratio=0.2,
-        image_every=4,
+        image_every=2,
         keyframes=0.15,
         late_windows=0.0,
         max_seconds=7200.0,

@@ -47,7 +47,7 @@ class WorldsConfig:
     shapes: Share = 1.0  # share of the chunks that are of the shapes world,
     stickers: Share = 0.0  # of stickers (which need --stickers),
     creatures: Share = 0.0  # and of creatures (which need --creatures)
-    chunk: Whole = 256  # clips, and as many images, of one world that are made at a time
+    chunk: Whole = 256  # images of one world that are made at a time, or clips if the steps use more of them
     pool: Whole = 16  # latest chunks that are kept
     reuse: Whole = 4  # times that a clip is used, about
     workers: Annotated[int, Range(0, 1000)] = 6  # processes that draw scenes
@@ -139,7 +139,10 @@ Half = tuple[list[Any], Tensor, Tensor, Tensor]  # of a chunk: packed scenes, RE
 
 
 class Chunks(Dataset[tuple[str, Half, Half]]):
-    """Chunk i of this rank: the name of its world, scenes and prompt ids of videos, and of images."""
+    """Chunk i of this rank: the name of its world, scenes and prompt ids of videos, and of images.
+
+    Both halves are as large as the steps use them up: then every clip and every image is used `reuse` times.
+    """
 
     def __init__(
         self,
@@ -152,16 +155,25 @@ class Chunks(Dataset[tuple[str, Half, Half]]):
     ) -> None:
         self.config, self.worlds, self.text, self.vocabulary = config, worlds, text, vocabulary
         self.slots, self.schedule = slots, schedule
+        image_share = 1 / schedule.image_every if schedule.image_every else 0.0
+        per_step = schedule.videos * (1 - image_share), schedule.images * image_share
+        self.sizes = [max(1, round(config.chunk * each / max(per_step))) for each in per_step]  # clips and images of a chunk
+        self.steps = max(1, int(config.chunk * config.reuse / max(per_step)))  # that a chunk is made for
 
     def __getitem__(self, number: int) -> tuple[str, Half, Half]:
-        rng = random.Random(f"{self.schedule.seed}/{self.schedule.rank}/{number}")
-        (name,) = rng.choices(list(self.worlds), [getattr(self.config, name) for name in self.worlds])
-        return name, self._half(self.worlds[name], rng, image=False), self._half(self.worlds[name], rng, image=True)
+        # all ranks take the same world, so that none waits for another's slower one
+        at = f"{self.schedule.seed}/{number}"
+        (name,) = random.Random(at).choices(list(self.worlds), [getattr(self.config, name) for name in self.worlds])
+        rng = random.Random(f"{at}/{self.schedule.rank}")
+        video, image = (
+            self._half(self.worlds[name], rng, count, kind) for count, kind in zip(self.sizes, (False, True), strict=True)
+        )
+        return name, video, image
 
-    def _half(self, world: World, rng: random.Random, image: bool) -> Half:
+    def _half(self, world: World, rng: random.Random, count: int, image: bool) -> Half:
         parts, prompts = [], []
-        for first in range(0, self.config.chunk, RENDERED):
-            packed, captions = world.draw([rng] * min(RENDERED, self.config.chunk - first), image)
+        for first in range(0, count, RENDERED):
+            packed, captions = world.draw([rng] * min(RENDERED, count - first), image)
             parts.append(packed)
             prompts += [self.text.encode(words)[: self.slots - 2] for words in captions]
         key_at_B = torch.tensor([0 if image else rng.randrange(1, max(2, self.config.frames)) for _ in prompts])
@@ -179,25 +191,26 @@ class WorldsStream:
         self.tokenizer = tokenizer.to(device).eval()
         # Apart from the renderer: as one graph, torch 2.11's compiler made a kernel that reads out of bounds.
         self.encode = torch.compile(tokenizer.encode, dynamic=False) if device.type == "cuda" else tokenizer.encode
-        self.steps_per_chunk = max(1, self.config.chunk * self.config.reuse // self.schedule.videos)
+        self.steps_per_chunk = chunks.steps
         self.next_chunk = first_step // self.steps_per_chunk  # the oldest of the pool that this step is drawn from
         self.chunks = drawn_ahead(chunks, self.next_chunk, self.config.workers, 2, device)
-        self.pool: list[tuple[Batch, Batch]] = []
+        self.latest: list[tuple[Batch, Batch]] = []  # of each chunk clips and images
+        self.pool: list[Batch] = []  # the same put together: all clips, all images
 
     def batch(self, step: int, draw: torch.Generator) -> Batch:
-        """Clips of random chunks of the pool whose prompts are about equally long: they share calls of attention."""
-        while self.next_chunk <= step // self.steps_per_chunk + self.config.pool - 1:
+        """Random clips, or images, of the pool."""
+        count = self.config.pool
+        while self.next_chunk < step // self.steps_per_chunk + count:
             name, video, image = next(self.chunks)
             chunk = (self.tokenised(name, video, self.config.frames), self.tokenised(name, image, 1))
-            self.pool = [*self.pool, chunk][-self.config.pool :]
+            self.latest = [*self.latest, chunk][-count:]
             self.next_chunk += 1
-        images = self.schedule.is_image(step)
-        pool = Batch(*(torch.cat(parts) for parts in zip(*(halves[images] for halves in self.pool), strict=True)))
-        count, clips = self.schedule.size(images), len(pool.length_B)
-        # a stretch of all clips in the order of length, those of one length in random order: every clip is as likely
-        order = (pool.length_B + torch.rand(clips, generator=draw)).argsort()
-        first = int(torch.randint(clips, (), generator=draw))
-        return pool.rows(order[(first + torch.arange(count)) % clips])
+            if self.next_chunk == step // self.steps_per_chunk + count:
+                self.pool = [Batch(*map(torch.cat, zip(*half, strict=True))) for half in zip(*self.latest, strict=True)]
+        pool, size = self.pool[self.schedule.is_image(step)], self.schedule.size(self.schedule.is_image(step))
+        rows = len(pool.length_B)
+        # as often as they are needed where there are fewer: in small runs alone
+        return pool.rows(torch.cat([torch.randperm(rows, generator=draw) for _ in range(-(-size // rows))])[:size])
 
     @torch.no_grad()
     def tokenised(self, name: str, half: Half, frames: int) -> Batch:

@@ -60,9 +60,10 @@ class RunParts:
         return "" if self.shards is None else caption_report(self.shards.index, self.text, self.config.video.slots)
 
     def sample_prompts(self) -> tuple[str, ...]:
-        """What the sample sheets show: shapes, and captions of the shards."""
+        """What the sample sheets show: shapes, and captions of the other worlds and of the shards."""
         if self.shards is None or self.shards.index.form == TOKENS:
-            return SAMPLE_PROMPTS
+            others = [world for name, world in self.worlds.items() if name != "shapes"]
+            return (*SAMPLE_PROMPTS, *(sample_captions(others, 4, self.config.seed) if others else ()))
         clips, slots = captions_by_clip(self.shards.index, 6), self.config.video.slots
         fitting = ([caption for caption in clip if fits_as_prompt(self.text, caption, slots)] for clip in clips)
         own = SAMPLE_PROMPTS[:3] if self.config.worlds is not None and self.config.data_share < 1 else ()

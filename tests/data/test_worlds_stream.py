@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from lumos.data.batch import Batch, Schedule
-from lumos.data.worlds import Chunks, Shapes, WorldsConfig, WorldsStream, open_worlds, sample_captions
+from lumos.data.worlds import Chunks, Shapes, World, WorldsConfig, WorldsStream, open_worlds, sample_captions
 from lumos.sequence.text import train_text_tokenizer
 from lumos.sequence.vocabulary import small_vocabulary
 from lumos.tokenizer.model import TokenizerConfig, VideoTokenizer
@@ -63,10 +63,10 @@ def test_ranks_never_see_the_same_scenes() -> None:
     assert len(set(rows)) == len(rows) == 3 * 4 * CONFIG.chunk
 
 
-@pytest.mark.parametrize("first_step", [1, 2, 5, 6])
+@pytest.mark.parametrize("first_step", [1, 2, 9, 10])
 def test_a_stream_started_late_gives_the_batches_of_one_that_ran_there(first_step: int) -> None:
     whole, late = stream(0), stream(first_step)
-    assert whole.steps_per_chunk == 2  # so the pool has moved on by step 6
+    assert whole.steps_per_chunk == 4  # so the pool has moved on by step 9
     for step in range(first_step):
         take(whole, step)
     for step in range(first_step, first_step + 4):
@@ -96,17 +96,28 @@ def test_videos_and_images_have_their_form() -> None:
             assert (row[SLOTS - length + 1 : -1] < VOCABULARY.text_size).all()
 
 
-def test_batches_are_of_prompts_about_equally_long_and_every_clip_is_as_likely() -> None:
-    source = stream(0, size=3, image_every=0)
-    source.steps_per_chunk = 10**9
-    batches = [take(source, step) for step in range(1, 400)]
-    pool = torch.cat([halves[0].length_B for halves in source.pool]).sort().values
-    places = {length: place for place, length in enumerate(sorted(set(pool.tolist())))}
-    for batch in batches:  # neighbours in the order of length, or the longest and the shortest
-        seen = sorted({places[length] for length in batch.length_B.tolist()})
-        assert seen[-1] - seen[0] <= 2 or seen[-1] - seen[0] >= len(places) - 2
-    counts = Counter(tuple(text) for batch in batches for text in batch.text_BS.tolist())
-    assert len(counts) == len(pool) == 8 and max(counts.values()) < 1.5 * min(counts.values())
+def test_every_clip_and_every_image_is_used_as_often_as_asked() -> None:
+    schedule = Schedule(videos=2, images=8, image_every=4)
+    config = replace(CONFIG, chunk=8, reuse=3)
+    source = stream(0)
+    made = Chunks(config, {"shapes": Shapes()}, TEXT, VOCABULARY, SLOTS, schedule)
+    assert made.sizes == [6, 8] and made.steps == 12  # of which nine use 2 of 6 clips each, and three use 8 of 8 images
+    source.schedule, source.config, source.steps_per_chunk = schedule, replace(config, pool=1), 12
+    source.chunks = iter([made[0]])
+    for images, count in ((False, 6), (True, 8)):
+        steps = [step for step in range(12) if schedule.is_image(step) == images]
+        seen = Counter(tuple(text) for step in steps for text in take(source, step).text_BS.tolist())
+        assert len(seen) == count and seen.total() == 3 * count
+
+
+def test_ranks_take_the_same_world_at_the_same_time() -> None:
+    worlds: dict[str, World] = {"shapes": Shapes(), "stickers": Shapes()}
+    config = replace(CONFIG, shapes=0.5, stickers=0.5, chunk=1)
+    names = [
+        [Chunks(config, worlds, TEXT, VOCABULARY, SLOTS, Schedule(1, 1, 2, rank=rank))[n][0] for n in range(20)]
+        for rank in (0, 1)
+    ]
+    assert names[0] == names[1] and len(set(names[0])) == 2
 
 
 def test_prompts_and_codes_belong_together() -> None:
