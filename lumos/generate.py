@@ -5,8 +5,10 @@ show later ones. The codes come from `diffusion/sampler.py:sample_video`, which 
 them into pixels.
 """
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,8 @@ from lumos.model_folder import FolderConfig, load_model
 from lumos.sequence.layout import SIZE_UNIT, Grid
 from lumos.sequence.prompt_template import PromptReader
 from lumos.sequence.text import TextTokenizer
-from lumos.sequence.token_file import About, Tokens
+from lumos.sequence.token_file import About, Tokens, load_tokens
+from lumos.session import Course, Session, Turn
 from lumos.tokenizer.compression import latent_frames, pixel_frames
 from lumos.tokenizer.model import VideoTokenizer
 from lumos.weights import fingerprint
@@ -150,6 +153,38 @@ class Generator:
         yield from self._make(spec, batch, seeds, sampler or self.config.sampler, codes_BTHW, progress, record)
 
     @torch.inference_mode()
+    def session(
+        self,
+        prompt: str,
+        seed: int = 0,
+        given: Tensor | None = None,
+        sampler: SamplerConfig | SamplerKind | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        progress: Progress | None = None,
+        keyframes: Mapping[int, Tensor] | None = None,
+        **settings: Any,
+    ) -> Session:
+        """One video without end, to be steered while it is made; as long as nobody does, it is the one that `stream` makes.
+
+        Arguments are those of `stream`, but that `progress` counts the steps of one latent frame.
+        """
+        grid = self._grid(height, width)
+        codes_BTHW = self._encode(given, grid)
+        keys = self._encode_keyframes(keyframes or {}, self._endless(grid, codes_BTHW.shape[1]))
+        kept = tuple((at, tuple(map(tuple, codes_HW.tolist()))) for at, codes_HW in keys.items())
+        turn = Turn(codes_BTHW.shape[1], prompt, seed)
+        return self._session(Course((turn,), self._settings(sampler, settings), keyframes=kept), codes_BTHW[0], progress)
+
+    def load_session(self, file: str | Path, progress: Progress | None = None) -> Session:
+        """Go on from what `Session.save` wrote. ValueError for another file, or one of another tokenizer."""
+        tokens = load_tokens(Path(file), self.tokenizer, self.tokenizer.codebook_size)
+        if not tokens.about.course:
+            raise ValueError(f"{file} must be a session's, got a video of lumos generate; go on from it with branch")
+        course = read_config(Course, json.loads(tokens.about.course), file)
+        return self._session(course, tokens.codes_BTHW[0].to(self.device), progress)
+
+    @torch.inference_mode()
     def decode(self, tokens: Tokens) -> Iterator[Tensor]:
         """Pixels of saved tokens, as `stream` yields them."""
         decoder = self.tokenizer.start_stream()
@@ -177,6 +212,25 @@ class Generator:
         """Text ids of one prompt inside the model's template; too long a prompt is a ValueError."""
         return self.prompts.ids(prompt, frames, height, width)
 
+    def _endless(self, grid: Grid, given: int) -> VideoSpec:
+        """Of a video that goes on beyond every position that the model has met."""
+        video, temporal = self.config.video, self.tokenizer.temporal
+        latent = max(latent_frames(video.frames, temporal), video.latest + 1, given + 1)
+        return self._spec(grid, pixel_frames(latent, temporal), given, given)
+
+    def _session(self, course: Course, codes_THW: Tensor, progress: Progress | None) -> Session:
+        grid, given = self._grid_of(*codes_THW.shape[1:]), course.turns[0].start
+        spec = self._endless(grid, given)
+        check_memory(self._cost(spec, given, 1, course.settings).bytes, self.device)
+        height, width = grid.rows * grid.spatial, grid.columns * grid.spatial
+        read = partial(self.prompt_ids, frames=self.config.video.frames, height=height, width=width)
+        return Session(self._frame_model, read, self.tokenizer, spec, course, codes_THW.unbind(0), progress)
+
+    def _frame_model(
+        self, spec: VideoSpec, texts: Sequence[list[int]], seeds: Sequence[int], settings: SamplerConfig
+    ) -> FrameModel:
+        return FrameModel(self.model, self.config.vocabulary, spec, texts, seeds, settings, self.compute, self.compiled)
+
     def _make(
         self,
         spec: VideoSpec,
@@ -197,7 +251,7 @@ class Generator:
         order_B = torch.tensor(order, device=self.device)
         back_B = order_B.argsort()
         texts, seeds = [texts[row] for row in order], [seeds[row] for row in order]
-        model = FrameModel(self.model, self.config.vocabulary, spec, texts, seeds, settings, self.compute, self.compiled)
+        model = self._frame_model(spec, texts, seeds, settings)
         decoder = self.tokenizer.start_stream()
         for codes_BN in sample_video(model, settings, known_BTHW[order_B].flatten(2), progress):
             codes_BHW = codes_BN[back_B].unflatten(1, (grid.rows, grid.columns))

@@ -24,33 +24,13 @@ from lumos.generate import Generator
 from lumos.media.video import read_video
 from lumos.model.attention import dense
 from lumos.model.cache import Cache
-from lumos.model.transformer import ModelConfig, Transformer
-from lumos.model_folder import FolderConfig, VideoConfig, save_model
+from lumos.model.transformer import Transformer
+from lumos.model_folder import save_model
 from lumos.sequence.layout import HEADER, Grid, Keyframe, content_ids, content_of, pack, text_batch
-from lumos.sequence.text import train_text_tokenizer
 from lumos.sequence.token_file import Tokens
-from lumos.sequence.vocabulary import small_vocabulary
-from lumos.tokenizer.model import TokenizerConfig, VideoTokenizer
 
 CPU = torch.device("cpu")
-SAMPLER = SamplerConfig(steps=3, guidance=2.0)
-
-
-@pytest.fixture(scope="module")
-def toy() -> Generator:
-    """A random model of 32x32 videos, 9 frames, a window of 3 latent frames, positions trained up to latent frame 3."""
-    tokenizer = VideoTokenizer(TokenizerConfig((4, 4, 4), (8, 8), (1, 1), (8, 8), (1, 1)))
-    tokenizer.initialise(torch.Generator().manual_seed(0))
-    text = train_text_tokenizer(["a red circle moves", "two blue stars"], 80)
-    vocabulary = small_vocabulary(text.size, tokenizer.codebook_size)
-    shape = ModelConfig(vocabulary.size, layers=2, width=32, heads=2, kv_heads=1, head_width=32, ffn=48)
-    model = Transformer(shape)
-    model.initialise(torch.Generator().manual_seed(1))
-    for parameter in model.parameters():  # louder than at initialisation, so that choices are clear
-        parameter.data *= 8 if parameter.ndim == 2 and parameter.shape[0] > 1 else 1
-    video = VideoConfig(height=32, width=32, frames=9, fps=8, slots=12, window=3, latest=3)
-    config = FolderConfig(shape, vocabulary, video, SAMPLER)
-    return Generator(config, model.requires_grad_(False), text, tokenizer, CPU, torch.float32)
+SAMPLER = SamplerConfig(steps=3, guidance=2.0)  # the toy's
 
 
 @dataclass
@@ -442,7 +422,7 @@ def test_the_examples_of_the_python_page_run(tmp_path: Path, monkeypatch: pytest
     monkeypatch.chdir(tmp_path)
     Image.new("RGB", (40, 30), "red").save("heart.png")
     code = "\n".join(re.findall(r"```python\n(.*?)```", page, re.S))
-    fast = code.replace('"tiny")', '"tiny", "cpu")').replace('right")', 'right", steps=1, guidance=1.0)')
+    fast = code.replace('"tiny")', '"tiny", "cpu")').replace('right"', 'right", steps=1, guidance=1.0')
     fast = re.sub(r"(given=start|keyframes=\{)", r"steps=1, guidance=1.0, \1", fast)
     fast = fast.replace("seed=0, record", "steps=1, seed=0, record")
     names: dict[str, Any] = {}

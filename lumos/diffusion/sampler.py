@@ -7,7 +7,7 @@ the softmax. Nothing here waits for the device, because how many codes stay mask
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -104,34 +104,44 @@ def sample_video(
         if number < known:
             codes_BN = known_BTN[:, number]
         else:
-            left_S, strength_S = codes_left(N, settings.steps), guidance_strengths(settings)
-            noise_S = place_noise(settings, number - model.spec.given)
-            uniform_SPBN, gumbel_SBN = model.start_frame(number, settings.steps)
-            codes_BN = torch.full_like(gumbel_SBN[0], MASKED, dtype=torch.int64)
-            masked_BM = reveal_order(settings, gumbel_SBN[0], model.grid.columns)
-            confidence_BN = torch.zeros_like(gumbel_SBN[0])
-            with fastest(model.device, model.compute.kernel):
-                for step, left in enumerate(left_S):  # steps: all places see each other
-                    # An order fixed beforehand needs a look at those places only that this step reveals.
-                    ask_BM = masked_BM[:, : masked_BM.shape[1] - left] if settings.sampler in FIXED else masked_BM
-                    guess = model.predict(codes_BN, ask_BM, strength_S[step], settings.temperature, uniform_SPBN[step])
-                    codes_BN = codes_BN.scatter(1, ask_BM, guess.code_BM)
-                    if settings.sampler in FIXED:
-                        masked_BM = masked_BM[:, masked_BM.shape[1] - left :]
-                    else:  # keep the most confident codes: log-probability + T * Gumbel noise
-                        score_BM = guess.log_probability_BM + noise_S[step] * gumbel_SBN[step].gather(1, ask_BM)
-                        masked_BM = ask_BM.gather(1, score_BM.topk(left, largest=False).indices)
-                    if settings.sampler == "remask":
-                        confidence_BN.scatter_(1, ask_BM, guess.log_probability_BM)
-                        again_BM = doubted(confidence_BN, gumbel_SBN[step], ask_BM, settings.remask if left else 0.0)
-                        masked_BM = torch.cat([masked_BM, again_BM], dim=1)
-                    codes_BN = codes_BN.scatter(1, masked_BM, MASKED)
-                    done += 1
-                    if progress:
-                        progress(done, total)
+            codes_BN = sample_frame(model, settings, number, progress and partial(_tell, progress, done, total))
+            done += settings.steps
         yield codes_BN
         if number + 1 < len(per_frame):  # once it is shown; nothing will see the last frame
             model.commit(number, codes_BN)  # as history, partly masked
+
+
+def sample_frame(model: "FrameModel", config: SamplerConfig, number: int, progress: Progress | None = None) -> Tensor:
+    """codes_BN of latent frame `number` behind those that are history. progress: called with (steps done, all of them)."""
+    uniform_SPBN, gumbel_SBN = model.start_frame(number, config.steps)
+    N, strength_S = gumbel_SBN.shape[2], guidance_strengths(config)
+    noise_S = place_noise(config, number - model.spec.given)
+    codes_BN = torch.full_like(gumbel_SBN[0], MASKED, dtype=torch.int64)
+    masked_BM = reveal_order(config, gumbel_SBN[0], model.grid.columns)
+    confidence_BN = torch.zeros_like(gumbel_SBN[0])
+    with fastest(model.device, model.compute.kernel):
+        for step, left in enumerate(codes_left(N, config.steps)):  # steps: all places see each other
+            # An order fixed beforehand needs a look at those places only that this step reveals.
+            ask_BM = masked_BM[:, : masked_BM.shape[1] - left] if config.sampler in FIXED else masked_BM
+            guess = model.predict(codes_BN, ask_BM, strength_S[step], config.temperature, uniform_SPBN[step])
+            codes_BN = codes_BN.scatter(1, ask_BM, guess.code_BM)
+            if config.sampler in FIXED:
+                masked_BM = masked_BM[:, masked_BM.shape[1] - left :]
+            else:  # keep the most confident codes: log-probability + T * Gumbel noise
+                score_BM = guess.log_probability_BM + noise_S[step] * gumbel_SBN[step].gather(1, ask_BM)
+                masked_BM = ask_BM.gather(1, score_BM.topk(left, largest=False).indices)
+            if config.sampler == "remask":
+                confidence_BN.scatter_(1, ask_BM, guess.log_probability_BM)
+                again_BM = doubted(confidence_BN, gumbel_SBN[step], ask_BM, config.remask if left else 0.0)
+                masked_BM = torch.cat([masked_BM, again_BM], dim=1)
+            codes_BN = codes_BN.scatter(1, masked_BM, MASKED)
+            if progress:
+                progress(step + 1, config.steps)
+    return codes_BN
+
+
+def _tell(progress: Progress, before: int, total: int, done: int, steps: int) -> None:
+    progress(before + done, total)
 
 
 def codes_left(codes: int, steps: int) -> list[int]:

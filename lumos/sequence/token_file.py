@@ -5,7 +5,7 @@ One safetensors file: codes_BTHW, and prompts, seeds and the fingerprint of the 
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated
 
@@ -30,6 +30,7 @@ class About:
     fps: Annotated[int, Range(1, 1000)]
     given: Annotated[int, Range(0, 2**18)]  # latent frames that were given (an image, the start of a video) rather than made
     tokenizer: str  # whose codes they are
+    course: str = field(default="", metadata={"later": True})  # of a session, as JSON: what else it goes on from
 
 
 @dataclass(frozen=True)

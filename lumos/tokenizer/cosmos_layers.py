@@ -35,6 +35,8 @@ class CosmosTimeConv(nn.Module):
     With stride 2, 1 + 2k frames become 1 + k: the first alone, then two at a time.
     """
 
+    remembers = TIME_KERNEL - 1
+
     def __init__(self, inputs: int, outputs: int, stride: int = 1) -> None:
         super().__init__()
         self.stride = stride
@@ -119,7 +121,7 @@ class TimeAttention(nn.Module):
 
     def __init__(self, width: int, window: int) -> None:
         super().__init__()
-        self.window = window
+        self.window, self.remembers = window, window - 1
         self.norm = FrameNorm(width)
         self.q, self.k, self.v, self.proj_out = (nn.Linear(width, width) for _ in range(4))
 

@@ -73,6 +73,8 @@ class SpaceConv(nn.Module):
 class TimeConv(nn.Module):
     """Convolution over time, pixel by pixel, that sees the present and two earlier frames; before the first frame, that frame."""
 
+    remembers = TIME_KERNEL - 1
+
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
         self.linear = nn.Linear(TIME_KERNEL * inputs, outputs)

@@ -50,6 +50,11 @@ class VideoTokenizer(nn.Module):
         """Pixels a code, in height and in width."""
         return self.config.spatial
 
+    @property
+    def reach(self) -> int:
+        """Latent frames before the present one that its pixels depend on, at most."""
+        return sum(getattr(layer, "remembers", 0) for layer in self.decoder.modules())
+
     def initialise(self, generator: torch.Generator) -> None:
         """Fresh weights, see `layers.initialise`."""
         initialise(self, generator)

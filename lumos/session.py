@@ -1,0 +1,172 @@
+"""A video that goes on for as long as it is asked for, and is told on the way what it shows.
+
+A session is its codes, and its turns: which prompt and seed hold from which latent frame on. The model's cache and the decoder's
+memory follow from these, and are made anew whenever they are missing: after a new sentence, a step back, a copy or a file. Random
+numbers depend on seed, prompt and latent frame alone, so that all of this is exact.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Annotated
+
+import torch
+from torch import Tensor
+
+from lumos.config import Range
+from lumos.diffusion.frame_model import FrameModel, VideoSpec
+from lumos.diffusion.sampler import Progress, SamplerConfig, sample_frame
+from lumos.sequence.token_file import About, Tokens, save_tokens
+from lumos.tokenizer.compression import latent_frames, pixel_frames
+from lumos.tokenizer.layers import StreamState
+from lumos.tokenizer.model import VideoTokenizer
+from lumos.weights import fingerprint
+
+MOST_TURNS = 10_000
+FrameModelOf = Callable[[VideoSpec, Sequence[list[int]], Sequence[int], SamplerConfig], FrameModel]
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What holds from a latent frame on."""
+
+    start: Annotated[int, Range(0, 2**40)]  # number of the latent frame
+    prompt: str
+    seed: int
+
+
+@dataclass(frozen=True)
+class Course:
+    """What a session is beside its codes; a tokens file keeps it as JSON."""
+
+    turns: tuple[Turn, ...]  # the first starts behind the frames that were given
+    settings: SamplerConfig
+    shown: Annotated[int, Range(0, 2**40)] = 0  # latent frames that were yielded, given ones included
+    keyframes: tuple[tuple[int, tuple[tuple[int, ...], ...]], ...] = ()  # pixel frame, and codes of a picture that shows it
+
+    def __post_init__(self) -> None:
+        starts = [turn.start for turn in self.turns]
+        if not starts or sorted(set(starts)) != starts:
+            raise ValueError(f"turns must start one after another, got {starts}; use the file as it was saved")
+
+
+class Session:
+    """An iterator of pixels_BCFHW in [-1, 1] without end, B = 1: one frame first, then those of one latent frame at a time."""
+
+    def __init__(
+        self,
+        model_of: FrameModelOf,
+        read_prompt: Callable[[str], list[int]],
+        tokenizer: VideoTokenizer,
+        spec: VideoSpec,
+        course: Course,
+        codes: Sequence[Tensor],
+        progress: Progress | None = None,
+    ) -> None:
+        """read_prompt: a prompt's ids, or ValueError. codes: codes_HW of every latent frame so far. progress: called with (steps
+        done, all of them) of each latent frame; what it raises leaves the session as it was."""
+        self.model_of, self.read_prompt, self.tokenizer, self.spec = model_of, read_prompt, tokenizer, spec
+        self.course, self.codes, self.progress = course, list(codes), progress
+        self._model: FrameModel | None = None  # has read the newest turn's prompt
+        self._read = 0  # latent frames that are history to it
+        self._decoder: StreamState | None = None
+        self._check(course.turns[-1].prompt)
+
+    @property
+    def frames(self) -> int:
+        """Pixel frames so far."""
+        return pixel_frames(len(self.codes), self.tokenizer.temporal)
+
+    @property
+    def sentences(self) -> list[tuple[int, str]]:
+        """(number of the first pixel frame, prompt) of every turn."""
+        return [(pixel_frames(turn.start, self.tokenizer.temporal), turn.prompt) for turn in self.course.turns]
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return self
+
+    @torch.inference_mode()
+    def __next__(self) -> Tensor:
+        if self._decoder is None:
+            self._decoder = self.tokenizer.start_stream()
+            for codes_HW in self.codes[max(0, self.course.shown - self.tokenizer.reach) : self.course.shown]:
+                self.tokenizer.decode_next(codes_HW[None], self._decoder)
+        if self.course.shown == len(self.codes):
+            self.codes.append(self._make())
+        codes_HW = self.codes[self.course.shown]
+        self.course = replace(self.course, shown=self.course.shown + 1)
+        return self.tokenizer.decode_next(codes_HW[None], self._decoder).float().clamp(-1, 1)
+
+    def say(self, prompt: str) -> None:
+        """Have another prompt hold from the next latent frame on. ValueError for one that the model cannot read."""
+        self._check(prompt)
+        self._turn(prompt, self.course.turns[-1].seed)
+
+    def back(self, frames: int) -> None:
+        """Forget so many pixel frames, and make what follows with the next seed. ValueError unless they are whole latent frames
+        that were made here."""
+        temporal, made = self.tokenizer.temporal, self.frames
+        most = made - pixel_frames(self.course.turns[0].start, temporal)
+        if not 0 <= frames <= most or (frames % temporal and frames < made):
+            raise ValueError(f"frames to go back must be a multiple of {temporal}, at most the {most} made here, got {frames}")
+        left = latent_frames(made - frames, temporal) if frames < made else 0
+        seed = self.course.turns[-1].seed + 1
+        kept = [turn for turn in self.course.turns if turn.start <= left]
+        del self.codes[left:]
+        self.course = replace(self.course, turns=tuple(kept), shown=min(self.course.shown, left))
+        self._decoder = None
+        self._turn(kept[-1].prompt, seed)
+
+    def fork(self) -> "Session":
+        """Another session that goes on from here."""
+        parts = self.model_of, self.read_prompt, self.tokenizer, self.spec
+        return Session(*parts, self.course, self.codes, self.progress)
+
+    def save(self, file: str | Path) -> None:
+        """Write a tokens file, which `Generator.load_session` goes on from and `lumos generate --from-tokens` decodes."""
+        if not self.codes:
+            raise ValueError("a session must have a frame to be saved, got none; take one first")
+        first, last = self.course.turns[0], self.course.turns[-1]
+        course, whose = json.dumps(asdict(self.course)), fingerprint(self.tokenizer)
+        about = About((last.prompt,), (last.seed,), self.spec.fps, first.start, whose, course)
+        save_tokens(Path(file), Tokens(torch.stack(self.codes)[None], about))
+
+    def _check(self, prompt: str) -> None:
+        if not prompt.strip():
+            raise ValueError(f"a sentence must have words, got {prompt!r}; say what to show")
+        self.read_prompt(prompt)
+
+    def _turn(self, prompt: str, seed: int) -> None:
+        """Have prompt and seed hold from the next latent frame on."""
+        start = len(self.codes)
+        turns = [turn for turn in self.course.turns if turn.start < start]
+        if not turns or (turns[-1].prompt, turns[-1].seed) != (prompt, seed):
+            turns.append(Turn(start, prompt, seed))
+        if len(turns) > MOST_TURNS:
+            raise ValueError(f"a session may have at most {MOST_TURNS} sentences, got one more; begin another")
+        if tuple(turns) != self.course.turns:
+            self.course = replace(self.course, turns=tuple(turns))
+            self._model = None
+
+    def _make(self) -> Tensor:
+        """codes_HW of the next latent frame."""
+        number, grid = len(self.codes), self.spec.grid
+        model = self._model = self._model or self._reread()
+        for past in range(self._read, number):
+            model.commit(past, self.codes[past].flatten()[None])
+        self._read = number
+        settings = self.course.settings.for_frame(number, grid.rows * grid.columns)
+        return sample_frame(model, settings, number, self.progress)[0].unflatten(0, (grid.rows, grid.columns))
+
+    def _reread(self) -> FrameModel:
+        """A model that has read the newest turn's prompt, and is to read the frames in view next."""
+        number, turn = len(self.codes), self.course.turns[-1]
+        device, made = next(self.tokenizer.parameters()).device, pixel_frames(turn.start, self.tokenizer.temporal)
+        keyframes = {at: torch.tensor(codes, device=device) for at, codes in self.course.keyframes if at >= made}
+        spec = replace(self.spec, given=turn.start, keyframes=keyframes)
+        model = self.model_of(spec, [self.read_prompt(turn.prompt)], [turn.seed], self.course.settings)
+        # A layer's keys depend on so many frames before theirs, and these on as many before them in the layer below.
+        view = model.window - 1
+        self._read = max(0, turn.start - view, number - view * model.model.config.layers)
+        return model

@@ -1,0 +1,183 @@
+"""Sessions: what nobody steers is what the generator makes; copies, files and steps back are exact; a sentence acts at once."""
+
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import lumos.session as sessions
+from lumos.generate import Generator
+from lumos.session import Session
+
+PICTURE = torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(4)) * 2 - 1
+LONG = 13  # latent frames: far beyond the toy's positions (3), and more than its two layers reach back
+
+
+def take(session: Session, count: int) -> Tensor:
+    return torch.cat(list(islice(session, count)), dim=2)
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"window": 2, "only_visible": True}, {"sampler": "released"}, {"sampler": "remask", "guidance_until": 0.5}]
+)
+@pytest.mark.parametrize("given", [0, 1, 17])
+def test_a_session_that_nobody_steers_is_the_video_that_the_generator_makes(
+    toy: Generator, settings: dict[str, Any], given: int
+) -> None:
+    start = PICTURE[:, None].repeat(1, given, 1, 1) if given else None
+    keyframes = {12: PICTURE} if given < 2 else None
+    whole = toy("a red circle", frames=1 + 4 * (LONG - 1), seed=3, given=start, keyframes=keyframes, **settings)
+    session = toy.session("a red circle", seed=3, given=start, keyframes=keyframes, **settings)
+    assert torch.equal(take(session, LONG), whole)
+    assert session.frames == whole.shape[2] and session.sentences == [(given, "a red circle")]
+
+
+@pytest.mark.parametrize("at", [2, 6, LONG])
+@pytest.mark.parametrize("steered", [False, True])
+def test_copies_and_files_go_on_with_the_same_frames(toy: Generator, tmp_path: Path, at: int, steered: bool) -> None:
+    session = toy.session("a red circle", seed=3, given=PICTURE[:, None], keyframes={11: PICTURE}, guidance=1.5)
+    take(session, at - 1)
+    if steered:
+        session.say("two blue stars")
+    take(session, 1)
+    session.save(tmp_path / "s.safetensors")
+    copies = [session.fork(), toy.load_session(tmp_path / "s.safetensors")]
+    wanted = take(session, 4)
+    for copy in copies:
+        assert torch.equal(take(copy, 4), wanted)
+        assert copy.sentences == session.sentences and copy.course == session.course
+    copies[0].say("two")
+    assert not torch.equal(take(copies[0], 1), take(session, 1))
+    assert session.sentences == copies[1].sentences
+
+
+def test_what_is_given_is_shown_after_loading_too(toy: Generator, tmp_path: Path) -> None:
+    session = toy.session("two", given=PICTURE[:, None].repeat(1, 5, 1, 1))
+    take(session, 1)
+    session.save(tmp_path / "s.safetensors")
+    assert torch.equal(take(toy.load_session(tmp_path / "s.safetensors"), 2), take(session, 2))
+
+
+def test_a_saved_session_decodes_as_a_tokens_file(toy: Generator, tmp_path: Path) -> None:
+    from lumos.sequence.token_file import load_tokens
+
+    session = toy.session("a red circle")
+    video = take(session, 3)
+    session.save(tmp_path / "s.safetensors")
+    tokens = load_tokens(tmp_path / "s.safetensors", toy.tokenizer, 64)
+    assert torch.equal(torch.cat(list(toy.decode(tokens)), dim=2), video)
+
+
+def test_a_sentence_takes_effect_with_the_next_latent_frame(toy: Generator) -> None:
+    session = toy.session("a red circle", seed=3)
+    take(session, 5)
+    same, other = session.fork(), session.fork()
+    same.say("two")
+    same.say("a red circle")  # taken back in time
+    other.say("two")
+    other.say("two blue stars")
+    wanted = take(session, 1)
+    assert torch.equal(take(same, 1), wanted) and same.sentences == [(0, "a red circle")]
+    assert not torch.equal(take(other, 1), wanted) and other.sentences == [(0, "a red circle"), (17, "two blue stars")]
+
+
+def test_after_a_sentence_the_history_in_view_is_read_as_given_frames_are(toy: Generator) -> None:
+    """The new prompt, behind it the newest frames, at the places that they had: a video that goes on from them.
+
+    A picture of a frame that has passed is no longer shown.
+    """
+    session = toy.session("a red circle", seed=3, keyframes={11: PICTURE})
+    take(session, LONG)
+    session.say("two blue stars")
+    again = Session(
+        session.model_of,
+        session.read_prompt,
+        toy.tokenizer,
+        replace(session.spec, given=LONG),
+        replace(session.course, turns=(replace(session.course.turns[0], start=LONG, prompt="two blue stars"),), keyframes=()),
+        session.codes,
+    )
+    assert torch.equal(take(again, 3), take(session, 3))
+
+
+def test_steps_back(toy: Generator) -> None:
+    session = toy.session("a red circle", seed=3)
+    first = take(session, 2)
+    session.say("two")
+    take(session, 3)
+    whole = [codes_HW.clone() for codes_HW in session.codes]
+    session.back(8)
+    assert session.frames == 9 and session.sentences == [(0, "a red circle"), (5, "two"), (9, "two")]
+    take(session, 2)
+    assert all(torch.equal(one, other) for one, other in zip(session.codes[:3], whole, strict=False))
+    assert not torch.equal(torch.stack(session.codes[3:]), torch.stack(whole[3:]))  # other seed
+    session.back(12)
+    assert session.sentences == [(0, "a red circle"), (5, "two")]  # of this sentence another way
+    session.back(0)
+    session.back(5)
+    assert session.frames == 0 and not torch.equal(take(session, 2), first)
+    assert session.course.turns[0].seed == 7
+
+
+def test_wrong_steps_change_nothing(toy: Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    session = toy.session("two", given=PICTURE[:, None])
+    take(session, 3)
+    before = session.course
+    for frames in (-4, 3, 9, 12):
+        with pytest.raises(ValueError, match=rf"multiple of 4, at most the 8 made here, got {frames}"):
+            session.back(frames)
+    for prompt, words in ((" ", "must have words"), ("a red circle moves " * 5, "at most 10 text ids")):
+        with pytest.raises(ValueError, match=words):
+            session.say(prompt)
+        with pytest.raises(ValueError, match=words):
+            toy.session(prompt)
+    monkeypatch.setattr(sessions, "MOST_TURNS", 1)
+    with pytest.raises(ValueError, match="at most 1 sentences"):
+        session.say("two blue stars")
+    assert session.course == before
+    with pytest.raises(ValueError, match="must have a frame"):
+        toy.session("two").save(tmp_path / "empty.safetensors")
+    with pytest.raises(ValueError, match="steps must be 1 to the 16 codes"):
+        toy.session("two", steps=17)
+
+
+def test_other_files_are_no_sessions(toy: Generator, tmp_path: Path) -> None:
+    from lumos.sequence.token_file import save_tokens
+
+    record: list[Tensor] = []
+    toy("two", frames=5, record=record)
+    tokens = toy.tokens(record, ["two"], 0)
+    for about, words in ((tokens.about, "must be a session's"), (replace(tokens.about, course="{}"), "lacks the field")):
+        save_tokens(tmp_path / "x.safetensors", replace(tokens, about=about))
+        with pytest.raises(ValueError, match=words):
+            toy.load_session(tmp_path / "x.safetensors")
+    course = toy.session("two").course
+    for turns in ((), course.turns * 2):
+        with pytest.raises(ValueError, match="turns must start one after another"):
+            replace(course, turns=turns)
+
+
+def test_memory_stays_the_same_and_an_interruption_costs_one_latent_frame(toy: Generator) -> None:
+    session = toy.session("a red circle", seed=3)
+    take(session, 4)
+    model = session._model
+    assert model is not None and session._decoder is not None and session._decoder.memory is not None
+    capacity, held = model.cache.capacity, sum(tensor.numel() for tensor in session._decoder.memory.values())
+    copy = session.fork()
+
+    def stop(done: int, steps: int) -> None:
+        assert steps == 3
+        if done == 2:
+            raise KeyboardInterrupt
+
+    session.progress = stop
+    with pytest.raises(KeyboardInterrupt):
+        next(session)
+    session.progress = None
+    assert torch.equal(take(session, LONG), take(copy, LONG))
+    assert session._model is model and model.cache.capacity == capacity
+    assert sum(tensor.numel() for tensor in session._decoder.memory.values()) == held
