@@ -3,16 +3,20 @@
 Started by torchrun there are as many ranks as it says, on CUDA through NCCL, otherwise through gloo; without torchrun one.
 """
 
+import hashlib
 import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+T = TypeVar("T")
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # its name up to torch 2.12
 BACKENDS = "cpu:gloo,cuda:nccl"  # gloo carries what checkpoints say to each other
 
 
@@ -30,11 +34,20 @@ class Ranks:
         return self.rank == 0
 
 
-def start() -> Ranks:
-    """Join the other processes when torchrun started this one (it sets RANK, WORLD_SIZE and LOCAL_RANK)."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+ALONE = Ranks(0, 1, torch.device("cpu"))
+
+
+def start(device_name: str | None = None) -> Ranks:
+    """Join the other processes when torchrun started this one (it sets RANK, WORLD_SIZE and LOCAL_RANK).
+
+    device_name: cpu or cuda; the usual one for None.
+    """
+    usual = "cuda" if torch.cuda.is_available() else "cpu"
     if "WORLD_SIZE" not in os.environ:
-        return Ranks(0, 1, device)
+        return Ranks(0, 1, torch.device(usual))
+    if device_name not in (None, "cpu", "cuda"):
+        raise ValueError(f"device must be cpu or cuda where torchrun deals out the cards, got {device_name}; leave it out")
+    device = torch.device(device_name or usual)
     if device.type == "cuda":
         number, cards = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
         if number >= cards:
@@ -65,9 +78,7 @@ def together(ranks: Ranks) -> Iterator[None]:
         yield
     except (ValueError, OSError) as error:
         failure = error
-    messages = [str(failure or "")] * ranks.world
-    if ranks.world > 1:
-        dist.all_gather_object(messages, messages[0])
+    messages = gather(str(failure or ""))
     if any(messages) and not ranks.is_main:
         raise SystemExit(2)
     for rank, message in enumerate(messages):
@@ -86,6 +97,56 @@ def tell_of_lost_ranks(ranks: Ranks, remedy: str) -> Iterator[None]:
             raise
         rule = f"all {ranks.world} processes must go on together, but one has gone"
         raise ValueError(f"{rule}; {remedy}") from error
+
+
+def gather(mine: T) -> list[T]:
+    """What every rank has, by rank."""
+    if not dist.is_initialized():
+        return [mine]
+    found = [mine] * dist.get_world_size()
+    dist.all_gather_object(found, mine)
+    return found
+
+
+def check_alike(what: object) -> None:
+    """ValueError, on every rank, unless all of them want the same. `what`: anything whose repr says all of it."""
+    digests = gather(hashlib.blake2b(repr(what).encode(), digest_size=16).hexdigest())
+    if other := [rank for rank, digest in enumerate(digests) if digest != digests[0]]:
+        rule = "all processes must be asked for the same video: prompt, seed, length, size and settings"
+        raise ValueError(f"{rule}; those of process {other[0]} differ from those of process 0")
+
+
+@dataclass(frozen=True)
+class Division:
+    """`count` things in equal parts, one for each rank; where they do not come out even, the last parts repeat the last thing."""
+
+    count: int
+    world: int = 1
+    rank: int = 0
+
+    def mine(self, whole: Tensor, dim: int) -> Tensor:
+        """This rank's part of a tensor along `dim`."""
+        if self.world == 1:
+            return whole
+        part = -(-self.count // self.world)
+        first = self.rank * part
+        return whole.index_select(dim, torch.arange(first, first + part, device=whole.device).clamp(max=self.count - 1))
+
+    def whole(self, mine: Tensor, dim: int) -> Tensor:
+        """All parts put together along `dim`, on every rank. Every rank must ask."""
+        if self.world == 1:
+            return mine
+        part = mine.movedim(dim, 0).contiguous()
+        parts = part.new_empty(self.world * part.shape[0], *part.shape[1:])
+        _all_gather(parts, part)
+        return parts[: self.count].movedim(0, dim)
+
+
+def divide(count: int, is_shared: bool = True) -> Division:
+    """How the ranks of this process's group share `count` things; all are its own where nothing is shared."""
+    if not is_shared or not dist.is_initialized():
+        return Division(count)
+    return Division(count, dist.get_world_size(), dist.get_rank())
 
 
 def finish(ranks: Ranks) -> None:

@@ -7,6 +7,7 @@ import time
 import unicodedata
 import webbrowser
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -31,6 +32,7 @@ class GenerateArgs:
     lumos generate "a heart turns" --image start.png --last-image end.png --out turned.mp4
     lumos generate "a red circle" --out one.mp4 --save-tokens one.safetensors
     lumos generate --from-tokens one.safetensors --branch 9 --seed 2 --out other.mp4
+    torchrun --nproc-per-node 4 -m lumos generate "a red circle" --out red.mp4
     """
 
     # file to write: .mp4, .gif or .webp for a video, .png for an image (one frame); several prompts are numbered
@@ -91,9 +93,15 @@ def run_generate(args: GenerateArgs, sampling: dict[str, Any]) -> None:
     check(args)
     prompts = read_prompts(args.prompt, args.prompts) if args.prompt or args.prompts or not args.from_tokens else []
     from lumos.cli.generate_files import generate_files
+    from lumos.ranks import finish, start, tell_of_lost_ranks
 
-    with progress_line() as progress:
-        document = generate_files(args, prompts, sampling | visible(args.history), progress)
+    ranks = start(args.device)
+    lost = tell_of_lost_ranks(ranks, "give the command again")
+    with lost, progress_line() if ranks.is_main else nullcontext() as progress:
+        document = generate_files(args, prompts, sampling | visible(args.history), progress, ranks)
+    finish(ranks)
+    if not ranks.is_main:
+        return
     if document["given"]:
         tell(document["given"])
     report(document if args.json else {"wrote": ", ".join(document["files"]), "seconds": document["seconds"]}, args.json)

@@ -22,6 +22,7 @@ from lumos.diffusion.sampler import Progress, SamplerConfig
 from lumos.files import check_writable
 from lumos.generate import CONTINUE, Generator
 from lumos.media.video import check_output, read_image, read_video, write_video
+from lumos.ranks import ALONE, Ranks, divide, gather, together
 from lumos.sequence.token_file import load_tokens, save_tokens
 
 LONGEST_START = 257  # frames of a given video that are read
@@ -40,29 +41,53 @@ class Started(NamedTuple):
 
 
 def generate_files(
-    args: GenerateArgs, prompts: Sequence[str], sampling: dict[str, Any], progress: Progress | None = None
+    args: GenerateArgs,
+    prompts: Sequence[str],
+    sampling: dict[str, Any],
+    progress: Progress | None = None,
+    ranks: Ranks = ALONE,
 ) -> dict[str, Any]:
-    """Make every prompt's file and tell what was made. `sampling`: what to change in the model's sampler."""
+    """Make every prompt's file and tell what was made. `sampling`: what to change in the model's sampler.
+
+    Where there are at least as many prompts as ranks, they are dealt out; otherwise all make the same videos together.
+    """
     begin = time.monotonic()
-    _check_outputs(args, len(prompts) or 1)
-    replace(SamplerConfig(), **sampling)  # a wrong value is told before the weights are loaded
-    generator = Generator.from_folder(args.weights, args.device, Compute(precision=args.precision), args.lora)
-    sampler = replace(generator.config.sampler, **sampling)
-    record: list[Tensor] = []
-    settings = {"sampler": sampler, "progress": progress, "record": record}
-    made = (_from_tokens if args.from_tokens else _from_prompts)(args, generator, prompts, settings)
-    files = _check_outputs(args, len(made.prompts))
-    try:
-        pixels_BCFHW = torch.cat([part.cpu() for part in made.parts], dim=2)
-    finally:  # after Ctrl-C, too: what is finished can be gone on with
-        if args.save_tokens and record:
-            save_tokens(args.save_tokens, generator.tokens(record, made.prompts, made.seeds, made.given))
+    is_dealt = 1 < ranks.world <= len(prompts)
+    mine = slice(*(rank * len(prompts) // ranks.world for rank in (ranks.rank, ranks.rank + 1))) if is_dealt else slice(None)
+    with together(ranks):
+        _check_outputs(args, len(prompts) or 1)
+        replace(SamplerConfig(), **sampling)  # a wrong value is told before the weights are loaded
+        compute = Compute(precision=args.precision, divided=ranks.world > 1 and not is_dealt)
+        device = args.device if ranks.world == 1 else str(ranks.device)
+        generator = Generator.from_folder(args.weights, device, compute, args.lora)
+        sampler = replace(generator.config.sampler, **sampling)
+        record: list[Tensor] = []
+        settings = {"sampler": sampler, "progress": progress, "record": record}
+        made = (_from_tokens if args.from_tokens else _from_prompts)(args, generator, prompts[mine], settings)
+        told = prompts if is_dealt else made.prompts
+        files = _check_outputs(args, len(told))
+
+    def keep() -> None:
+        if args.save_tokens and record and ranks.is_main:
+            save_tokens(args.save_tokens, generator.tokens(record, told, made.seeds, made.given))
+
+    if is_dealt:
+        with together(ranks):  # nothing is written where one has failed
+            pixels_BCFHW = torch.cat([part.cpu() for part in made.parts], dim=2)
+        record[:] = map(torch.cat, zip(*gather([codes_BHW.cpu() for codes_BHW in record]), strict=True))
+        keep()
+    else:
+        try:
+            pixels_BCFHW = torch.cat([part.cpu() for part in made.parts], dim=2)
+        finally:  # after Ctrl-C, too: what is finished can be gone on with
+            keep()
     fps = args.fps or generator.config.video.fps
-    for file, pixels_CFHW in zip(files, pixels_BCFHW, strict=True):
-        write_video(file, _enlarged(pixels_CFHW, args.scale), fps, overwrite=args.force)
+    with together(ranks):
+        for file, pixels_CFHW in zip(files[mine], pixels_BCFHW, strict=True) if is_dealt or ranks.is_main else ():
+            write_video(file, _enlarged(pixels_CFHW, args.scale), fps, overwrite=args.force)
     return {
         "files": [str(file) for file in files],
-        "prompts": list(made.prompts),
+        "prompts": list(told),
         "frames": pixels_BCFHW.shape[2],
         "fps": fps,
         "seed": args.seed or 0,
@@ -122,7 +147,8 @@ def _from_prompts(args: GenerateArgs, generator: Generator, prompts: Sequence[st
     needed = generator.cost(len(prompts), frames, args.height, args.width, settings["sampler"])
     check_memory(needed.bytes, generator.device)
     if needed.operations > WORTH_MEASURING:
-        seconds = needed.operations / (EFFICIENCY * matrix_rate(generator.device, generator.dtype))
+        ranks = divide(1, generator.compute.divided).world
+        seconds = needed.operations / (EFFICIENCY * matrix_rate(generator.device, generator.dtype) * ranks)
         if seconds > LONG:
             tell(f"this takes about {seconds / 60:.0f} min here; fewer --steps, --guidance 1 or a smaller size take less")
     settings["keyframes"] = {at: picture.pixels_CFHW[:, 0] for at, picture in pictures.items()}

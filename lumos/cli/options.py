@@ -6,6 +6,7 @@ Every mistake is an error of one line. Also here: NAME=VALUE over nested configs
 
 import difflib
 import json
+import os
 import re
 import sys
 import textwrap
@@ -233,7 +234,8 @@ def with_settings(config: T, settings: Sequence[str], where: str = "--set") -> T
 
 def tell(line: str) -> None:
     """Something to know beside the result, on stderr."""
-    print(f"lumos: {line}", file=sys.stderr, flush=True)
+    if os.environ.get("RANK", "0") == "0":  # once, of all that torchrun has started
+        print(f"lumos: {line}", file=sys.stderr, flush=True)
 
 
 @contextmanager

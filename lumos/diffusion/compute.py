@@ -33,6 +33,8 @@ class Compute:
     graphs: bool | None = None
     # attention kernel that is tried first on CUDA
     attention: Literal["cudnn", "flash"] = "cudnn"
+    # divide the ids of every frame among the ranks of torchrun, all of which must then be asked for the same videos
+    divided: bool = False
 
     @property
     def kernel(self) -> SDPBackend:

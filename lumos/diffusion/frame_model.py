@@ -11,7 +11,7 @@ Every row's random numbers follow from its seed, its prompt and the frame's numb
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
@@ -22,10 +22,11 @@ from lumos.diffusion.draw import Guess, draw_codes
 from lumos.diffusion.masking import history_mask, released_history_mask
 from lumos.diffusion.sampler import MASKED, SamplerConfig, guidance_strengths
 from lumos.model.attention import Attend, attend_to_all, attend_to_earlier, fastest
-from lumos.model.cache import Cache
+from lumos.model.cache import Cache, DividedCache
 from lumos.model.quantise import some_rows
 from lumos.model.rope import Rotation, rotation
 from lumos.model.transformer import Transformer
+from lumos.ranks import Division, check_alike, divide
 from lumos.sequence.layout import FRAME_HEAD, Grid, content_ids, frame_ids, frame_positions, key_positions, pack, text_batch
 from lumos.sequence.prompt_template import clock
 from lumos.sequence.vocabulary import Vocabulary
@@ -74,6 +75,13 @@ class FrameModel:
             raise ValueError(
                 f"window must be at most the {spec.latest + 1} latent frames that the model knows, got {self.window}"
             )
+        self.ids = divide(self.grid.frame_length, compute.divided)
+        keyframes = {at: codes_HW.tolist() for at, codes_HW in spec.keyframes.items()}
+        self._check_alike([prompts, seeds, settings, replace(spec, keyframes={}), keyframes])
+        if self.ids.world > self.ids.count or (self.ids.world > 1 and self.grid.causal):
+            most = 1 if self.grid.causal else self.ids.count
+            rule = f"processes must be at most {most} for one video of this model and size"
+            raise ValueError(f"{rule}, got {self.ids.world}; lower --nproc-per-node")
         self.guided = any(strength != 1 for strength in guidance_strengths(settings))
         self.streams = [stream_of(seed, prompt) for seed, prompt in zip(seeds, prompts, strict=True)]
         self.parts = 2 if vocabulary.sub_codes else 1  # sub-codes of a code
@@ -106,7 +114,8 @@ class FrameModel:
 
         uniform_PBN: random numbers for all places, of which those asked for are used, for each sub-code.
         """
-        branches = 1 if strength == 1 else 2
+        branches, places = 1 if strength == 1 else 2, divide(places_BM.shape[1], self.compute.divided)
+        places_BM = places.mine(places_BM, 1)
         rows = branches * len(codes_BN)
         run = rows if self.pausing else len(self.starts)
         if run not in self._passes:
@@ -117,12 +126,13 @@ class FrameModel:
         hidden_RMD = hidden_RND.gather(1, slots_RM[..., None].expand(-1, -1, hidden_RND.shape[2]))
         uniform_PBM = uniform_PBN.gather(2, places_BM.expand(self.parts, -1, -1))
         first = draw_codes(hidden_RMD, self.heads_VD[0], strength, temperature, uniform_PBM[0], self.compiled)
-        if self.model.second is None:
-            return first
-        hidden_RMD = self.model.second(hidden_RMD, first.code_BM.repeat(branches, 1))
-        second = draw_codes(hidden_RMD, self.heads_VD[1], strength, temperature, uniform_PBM[1], self.compiled)
-        code_BM = first.code_BM + self.vocabulary.sub_codes * second.code_BM
-        return Guess(code_BM, first.log_probability_BM + second.log_probability_BM)
+        code_BM, log_probability_BM = first
+        if self.model.second is not None:
+            hidden_RMD = self.model.second(hidden_RMD, first.code_BM.repeat(branches, 1))
+            second = draw_codes(hidden_RMD, self.heads_VD[1], strength, temperature, uniform_PBM[1], self.compiled)
+            code_BM = first.code_BM + self.vocabulary.sub_codes * second.code_BM
+            log_probability_BM = first.log_probability_BM + second.log_probability_BM
+        return Guess(places.whole(code_BM, 1), places.whole(log_probability_BM, 1))
 
     def commit(self, number: int, codes_BN: Tensor) -> None:
         """Make finished frame `number` history: one pass with part of its content masked writes its keys and values."""
@@ -130,6 +140,8 @@ class FrameModel:
         is_given = number < given
         if is_given and number < given - (self.window - 1):
             return  # given frames before the window are never seen
+        if is_given:
+            self._check_alike(codes_BN.tolist())
         codes_BHW = codes_BN.unflatten(1, (self.grid.rows, self.grid.columns))
         hidden_BHW = self._hidden(number, is_given)
         content_BHW = torch.where(hidden_BHW, self.vocabulary.mask, content_ids(self.vocabulary, codes_BHW))
@@ -149,11 +161,15 @@ class FrameModel:
         if not is_given and number >= latest:
             self._turn_back()
 
+    def _check_alike(self, what: object) -> None:
+        if self.ids.world > 1:
+            check_alike(what)
+
     def _pass(self, turn: Rotation, rows: int) -> Callable[[Tensor], Tensor]:
         """ids_BN of a frame -> hidden_RND of the first `rows` rows. It does not hold `self`, so that memory is freed at once."""
-        turn = Rotation(turn.cos_BLK[:rows], turn.sin_BLK[:rows])
+        turn = Rotation(*(self.ids.mine(angle_BLK[:rows], 1) for angle_BLK in turn))
         attend = (attend_to_earlier if self.grid.causal else attend_to_all)(self.starts[:rows])
-        return partial(frame_pass, self.model, self.cache, attend, turn)
+        return partial(frame_pass, self.model, self.cache, attend, turn, self.ids)
 
     def _rotation(self, latent: int) -> Rotation:
         position_BN3 = frame_positions(self.grid, self.length_B, latent, 1)
@@ -238,10 +254,14 @@ class FrameModel:
         return values
 
 
-def frame_pass(model: Transformer, cache: Cache, attend: Attend, turn: Rotation, ids_BN: Tensor) -> Tensor:
-    """One pass over a frame behind all that is cached; both branches of guidance see the same codes."""
+def frame_pass(model: Transformer, cache: Cache, attend: Attend, turn: Rotation, ids: Division, ids_BN: Tensor) -> Tensor:
+    """One pass over a frame behind all that is cached; both branches of guidance see the same codes.
+
+    Where the ids of a frame are divided, every rank has the queries of some and the keys of all.
+    """
     rows = turn.cos_BLK.shape[0]
-    return model.run(ids_BN.repeat(rows // ids_BN.shape[0], 1), turn, attend, cache)
+    store = cache if ids.world == 1 else DividedCache(cache, ids)
+    return ids.whole(model.run(ids.mine(ids_BN, 1).repeat(rows // ids_BN.shape[0], 1), turn, attend, store), 1)
 
 
 def visible_content(content: int, settings: SamplerConfig) -> int:

@@ -4,10 +4,13 @@ A frame in the making is written into the slots after `length` and overwritten b
 history. `keep` drops single slots of the newest frame, `forget` a whole frame; `turn` shifts the positions of what is cached.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from lumos.model.rope import Rotation, rotate
+from lumos.ranks import Division
 
 
 class Cache:
@@ -58,3 +61,15 @@ class Cache:
         """Rotate the keys from `start` to `length` further: a shift of their positions (rotary angles add up)."""
         for keys_BGSK in self.keys:
             keys_BGSK[:, :, start : self.length] = rotate(keys_BGSK[:, :, start : self.length], by)
+
+
+class DividedCache(NamedTuple):
+    """`cache` for a pass in which every rank has some of the ids: their keys and values are gathered, so that all are history."""
+
+    cache: Cache
+    ids: Division
+
+    def write(self, layer: int, key_BGLK: Tensor, value_BGLK: Tensor) -> tuple[Tensor, Tensor]:
+        """As `Cache.write`, for this rank's ids."""
+        both_BHLK = self.ids.whole(torch.cat([key_BGLK, value_BGLK], dim=1), 2)
+        return self.cache.write(layer, *both_BHLK.chunk(2, dim=1))

@@ -13,7 +13,7 @@ from torch.nn.functional import embedding, layer_norm, rms_norm, silu
 
 from lumos.config import Count, Range, Scale, Size
 from lumos.model.attention import Attend
-from lumos.model.cache import Cache
+from lumos.model.cache import Cache, DividedCache
 from lumos.model.quantise import multiply, some_rows
 from lumos.model.rope import RopeKind, Rotation, axis_of_channel, inverse_frequency, rotate, rotation
 
@@ -83,11 +83,11 @@ class Transformer(nn.Module):
             deviation = 0.02 / (2 * self.config.layers) ** 0.5 if into_residual else 0.02
             nn.init.trunc_normal_(parameter, std=deviation, a=-3 * deviation, b=3 * deviation, generator=generator)
 
-    def forward(self, ids_BL: Tensor, position_BL3: Tensor, attend: Attend, cache: Cache | None = None) -> Tensor:
+    def forward(self, ids_BL: Tensor, position_BL3: Tensor, attend: Attend, cache: Cache | DividedCache | None = None) -> Tensor:
         """Hidden states after the last norm, hidden_BLD. With a cache, the ids' keys and values go after its `length`."""
         return self.run(ids_BL, rotation(position_BL3, self.axis_K, self.inverse_frequency_K), attend, cache)
 
-    def run(self, ids_BL: Tensor, turn: Rotation, attend: Attend, cache: Cache | None = None) -> Tensor:
+    def run(self, ids_BL: Tensor, turn: Rotation, attend: Attend, cache: Cache | DividedCache | None = None) -> Tensor:
         """`forward` with the positions' rotation made beforehand: the denoising steps of a frame share it."""
         x_BLD = self.embed(ids_BL)
         for number, layer in enumerate(self.layers):
@@ -153,7 +153,7 @@ class Layer(nn.Module):
         self.ffn_gate_up = nn.Parameter(torch.empty(2 * config.ffn, D))
         self.ffn_down = nn.Parameter(torch.empty(D, config.ffn))
 
-    def forward(self, x_BLD: Tensor, turn: Rotation, attend: Attend, cache: Cache | None, number: int) -> Tensor:
+    def forward(self, x_BLD: Tensor, turn: Rotation, attend: Attend, cache: Cache | DividedCache | None, number: int) -> Tensor:
         query, key, value = self.before_attention(x_BLD, turn)
         if cache is not None:
             key, value = cache.write(number, key, value)

@@ -19,13 +19,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lumos.model.transformer import ModelConfig, Transformer
-from lumos.ranks import Ranks, finish, start
+from lumos.ranks import ALONE, Ranks, finish, start
 from lumos.training import checkpoint, parallel
 from lumos.training.checkpoint import Checkpoints, latest, load, read_state
 from lumos.training.learner import Learner
 from lumos.training.optim import OptimConfig, set_learning_rate
 from lumos.training.parallel import ParallelConfig, whole
-from tests.training.toys import ALONE, two
+from tests.training.toys import two
 
 MODEL = ModelConfig(vocabulary=50, layers=1, width=32, heads=1, kv_heads=1, head_width=32, ffn=32)
 

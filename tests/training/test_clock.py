@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from lumos.ranks import ALONE
 from lumos.training.clock import Clock
-from tests.training.toys import ALONE
 
 
 def clock(max_steps: int | None = None, max_seconds: float | None = None, **settings: Any) -> Clock:

@@ -9,9 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
+from lumos.ranks import ALONE
 from lumos.training.metrics import Meter, RunLog
 from lumos.training.step_cost import Work
-from tests.training.toys import ALONE, TOY
+from tests.training.toys import TOY
 
 
 def test_a_resumed_log_forgets_what_came_after_its_checkpoint(tmp_path: Path) -> None:

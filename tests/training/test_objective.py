@@ -14,7 +14,7 @@ from lumos.data.batch import Batch
 from lumos.model.attention import dense
 from lumos.model.transformer import ModelConfig, Transformer
 from lumos.model_folder import VideoConfig
-from lumos.ranks import Ranks, agree, average, finish, start, together
+from lumos.ranks import ALONE, Ranks, agree, average, finish, start, together
 from lumos.sequence.layout import Grid, Keyframe, content_ids, content_of, pack
 from lumos.sequence.vocabulary import Vocabulary, small_vocabulary
 from lumos.training import objective, parallel
@@ -23,7 +23,7 @@ from lumos.training.config import TrainModelConfig
 from lumos.training.objective import MaskedBatch, attention, backward, generator_of, mask_batch, states_at_targets, work_of
 from lumos.training.optim import OptimConfig
 from lumos.training.parallel import ParallelConfig, whole
-from tests.training.toys import ALONE, two
+from tests.training.toys import two
 
 VOCABULARY = small_vocabulary(text_size=20, codes=25)
 CONFIG = TrainModelConfig(

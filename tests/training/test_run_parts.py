@@ -8,7 +8,7 @@ import torch
 
 from lumos.model.transformer import LUMOS_1B, Transformer
 from lumos.model_folder import save_model
-from lumos.ranks import Ranks
+from lumos.ranks import ALONE, Ranks
 from lumos.sequence.text import train_text_tokenizer
 from lumos.sequence.vocabulary import LUMOS, small_vocabulary
 from lumos.tokenizer.model import TokenizerConfig, VideoTokenizer, save_tokenizer
@@ -16,7 +16,7 @@ from lumos.training.config import TrainModelConfig
 from lumos.training.parallel import ParallelConfig
 from lumos.training.run_parts import RunParts, _check_memory, carried_over, gather_parts
 from tests.tokenizer.small import COSMOS, made
-from tests.training.toys import ALONE, TOY
+from tests.training.toys import TOY
 
 
 def gather(config: TrainModelConfig, tokenizer: Path, init: Path | None = None, text_file: Path | None = None) -> RunParts:

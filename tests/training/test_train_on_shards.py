@@ -14,6 +14,7 @@ from lumos.data.loader import EpochPlan, LoaderConfig, ShardStream
 from lumos.data.shards import CODES, open_shards, pack_codes, write_shard
 from lumos.generate import Generator
 from lumos.model_folder import load_model
+from lumos.ranks import ALONE
 from lumos.tokenizer.model import load_tokenizer
 from lumos.training import train_model as module
 from lumos.training.lora import LoraSettings
@@ -21,8 +22,8 @@ from lumos.training.parallel import ParallelConfig
 from lumos.training.run_parts import gather_parts
 from lumos.training.train_model import train_model
 from lumos.weights import fingerprint
-from tests.training.toys import ALONE, save_toy_tokenizer
 from tests.training.toys import TOY as SMALL
+from tests.training.toys import save_toy_tokenizer
 
 TOY = replace(SMALL, optim=replace(SMALL.optim, schedule="constant"), sample_every=100)
 

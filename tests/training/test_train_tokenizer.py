@@ -16,6 +16,7 @@ from torch import Tensor
 from lumos.data.clips import Cut
 from lumos.data.prepare import PrepareConfig, Share, prepare_shards
 from lumos.data.worlds import Shapes, WorldBatches, open_worlds
+from lumos.ranks import ALONE
 from lumos.tokenizer.model import TokenizerConfig, load_tokenizer
 from lumos.training import checkpoint
 from lumos.training import train_tokenizer as module
@@ -30,7 +31,7 @@ from lumos.training.train_tokenizer import (
     train_tokenizer,
 )
 from lumos.worlds.shapes.render import render
-from tests.training.toys import ALONE, stopped_after_two
+from tests.training.toys import stopped_after_two
 
 TOY = TrainTokenizerConfig(
     tokenizer=TokenizerConfig((5, 5), (8, 8), (1, 1), (8, 8), (1, 1)),

@@ -14,14 +14,12 @@ from lumos.data.worlds import WorldsConfig, sample_captions
 from lumos.diffusion.sampler import SamplerConfig
 from lumos.model.transformer import ModelConfig
 from lumos.model_folder import VideoConfig
-from lumos.ranks import Ranks
 from lumos.tokenizer.model import TokenizerConfig, VideoTokenizer, save_tokenizer
 from lumos.training import run_parts
 from lumos.training.clock import Clock
 from lumos.training.config import TrainModelConfig
 from lumos.training.optim import OptimConfig
 
-ALONE = Ranks(0, 1, torch.device("cpu"))
 TOY = TrainModelConfig(
     model=ModelConfig(vocabulary=0, layers=1, width=32, heads=1, kv_heads=1, head_width=32, ffn=32),
     video=VideoConfig(height=32, width=32, frames=5, fps=8, slots=64, window=2, latest=2),
