@@ -17,7 +17,10 @@ from lumos.config import Range
 
 # Options that change the model's sampler; --history has two of its fields.
 SAMPLING = Fields("lumos.diffusion.sampler", "SamplerConfig", {"history": "history-mask", "only_visible": ""}, "the model's")
-KEYFRAME = re.compile(r"([0-9]{1,6}(?:[.][0-9]{1,6}(?=s))?)(s?)=(.+)")  # time, whether in seconds, path
+TIME = r"([0-9]{1,6}(?:[.][0-9]{1,6}(?=s))?)(s?)"  # and whether in seconds
+KEYFRAME = re.compile(TIME + "=(.+)")  # path
+SCRIPT_LINE = re.compile(rf"\s*{TIME}\s*:\s*(\S.*)")  # sentence
+MOST_FRAMES = 10_000
 PROMPT = "a red circle moves to the right"  # of bench
 PLAIN = str.maketrans({"\u2018": "'", "\u2019": "'", "\u201c": '"', "\u201d": '"', "\u201e": '"', "\u2013": "-", "\u2014": "-"})
 
@@ -32,6 +35,7 @@ class GenerateArgs:
     lumos generate "a heart turns" --image start.png --last-image end.png --out turned.mp4
     lumos generate "a red circle" --out one.mp4 --save-tokens one.safetensors
     lumos generate --from-tokens one.safetensors --branch 9 --seed 2 --out other.mp4
+    lumos generate --script story.txt --out story.mp4
     torchrun --nproc-per-node 4 -m lumos generate "a red circle" --out red.mp4
     """
 
@@ -39,14 +43,18 @@ class GenerateArgs:
     out: Path
     prompt: Word[tuple[str, ...]] = ()  # what to show, in quotes; several make several videos in one batch
     prompts: Path | None = None  # text file with one prompt per line, empty lines left out; instead of PROMPT
+    # text file with lines TIME: SENTENCE, such as 0: a red circle moves up, then 4s: it stops or, by the frame's number, 32: it
+    # stops; instead of PROMPT. One video of any length; a sentence holds from the first latent frame that starts then or later
+    script: Path | None = None
     image: Path | None = None  # image to start from (it becomes the first frame, cropped and resized to fit)
     video: Path | None = None  # video to continue (cropped, resized and brought to the model's frame rate)
     # picture that a later frame is to show, TIME=PATH: 2s=mid.png or, by the frame's number, 16=mid.png; may be repeated. Needs
     # weights that were trained with keyframes: those in the package were not
     keyframe: tuple[str, ...] = ()
     last_image: Path | None = None  # picture that the last frame is to show: a keyframe
-    # length in frames, 1 + 4k, with those of --image or --video (default: as trained; 1 for .png)
-    frames: Annotated[int, Range(0, 10_000)] | None = None
+    # length in frames, 1 + 4k, with those of --image or --video (default: as trained, 1 for .png; with --script that much more
+    # after its last time)
+    frames: Annotated[int, Range(0, MOST_FRAMES)] | None = None
     seed: int | None = None  # the same seed gives the same video (default: 0, or that of --from-tokens)
     height: Annotated[int, Range(1, 2**16)] | None = None  # pixels, a multiple of 32 (default: the model's)
     width: Annotated[int, Range(1, 2**16)] | None = None  # pixels, a multiple of 32 (default: the model's)
@@ -91,7 +99,8 @@ class BenchArgs:
 
 def run_generate(args: GenerateArgs, sampling: dict[str, Any]) -> None:
     check(args)
-    prompts = read_prompts(args.prompt, args.prompts) if args.prompt or args.prompts or not args.from_tokens else []
+    none = not (args.prompt or args.prompts) and (args.from_tokens or args.script)
+    prompts = [] if none else read_prompts(args.prompt, args.prompts)
     from lumos.cli.generate_files import generate_files
     from lumos.ranks import finish, start, tell_of_lost_ranks
 
@@ -119,6 +128,8 @@ def check(args: GenerateArgs) -> None:
     starts = [name for name in ("image", "video", "from-tokens") if getattr(args, name.replace("-", "_"))]
     if len(starts) > 1:
         raise UsageError(f"give one thing to start from, got {' and '.join(starts)}; leave one out")
+    if args.script and (args.prompt or args.prompts or args.from_tokens):
+        raise UsageError("--script has its own sentences, got also a prompt or --from-tokens; leave one out")
     if args.from_tokens and (args.keyframe or args.last_image):
         raise UsageError("--from-tokens takes no --keyframe or --last-image; leave one out")
     if wrong := [text for text in args.keyframe if not KEYFRAME.fullmatch(text)]:
@@ -167,6 +178,33 @@ def read_prompts(words: Sequence[str], file: Path | None) -> list[str]:
         if not prompt.strip():
             raise ValueError(f'a prompt must have words, got {prompt!r}; say what to show, for example "a red circle"')
     return [plain(prompt) for prompt in prompts]
+
+
+def read_script(file: Path, fps: float, temporal: int) -> dict[int, str]:
+    """Number of a latent frame -> sentence that holds from it on. ValueError, with the line, for what cannot be followed."""
+    try:
+        lines = file.read_text("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} must be a text file in UTF-8 with lines like 4s: it stops, got other bytes") from error
+    script: dict[int, str] = {}
+    last = -1
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        match, where = SCRIPT_LINE.fullmatch(line), f"line {number} of {file}"
+        if not match:
+            raise ValueError(f"{where} must be TIME: SENTENCE, got {line[:60]!r}; for example 4s: it stops")
+        frame = round(float(match[1]) * (fps if match[2] else 1))
+        start = -(-(frame - 1) // temporal) + 1 if frame else 0
+        if frame >= MOST_FRAMES:
+            raise ValueError(f"{where} must be before frame {MOST_FRAMES}, got {frame}; use an earlier time")
+        if (start > 0) if not script else (start <= last):
+            rule = f"start later than the one before, by {temporal} frames or more" if script else "start at 0"
+            raise ValueError(f"{where} must {rule}, got {match[1]}{match[2]}; use another time")
+        script[start], last = plain(match[3]), start
+    if not script:
+        raise ValueError(f"{file} must have a line TIME: SENTENCE, got none; begin with 0: and what to show")
+    return script
 
 
 def plain(prompt: str) -> str:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from lumos.cli.generate import GenerateArgs, keyframe_files
+from lumos.cli.generate import GenerateArgs, keyframe_files, read_script
 from lumos.cli.options import tell
 from lumos.diffusion.compute import Compute
 from lumos.diffusion.cost import EFFICIENCY, check_memory, matrix_rate
@@ -24,6 +24,8 @@ from lumos.generate import CONTINUE, Generator
 from lumos.media.video import check_output, read_image, read_video, write_video
 from lumos.ranks import ALONE, Ranks, divide, gather, together
 from lumos.sequence.token_file import load_tokens, save_tokens
+from lumos.session import Session
+from lumos.tokenizer.compression import latent_frames, pixel_frames
 
 LONGEST_START = 257  # frames of a given video that are read
 WORTH_MEASURING = 1e12  # operations below which the time is not worth measuring
@@ -38,6 +40,7 @@ class Started(NamedTuple):
     seeds: int | Sequence[int]
     given: int = 0  # latent frames that came from outside
     note: str = ""  # what was done to those
+    session: Session | None = None  # of a script: it makes one video of several prompts
 
 
 def generate_files(
@@ -65,10 +68,12 @@ def generate_files(
         settings = {"sampler": sampler, "progress": progress, "record": record}
         made = (_from_tokens if args.from_tokens else _from_prompts)(args, generator, prompts[mine], settings)
         told = prompts if is_dealt else made.prompts
-        files = _check_outputs(args, len(told))
+        files = _check_outputs(args, 1 if made.session else len(told))
 
     def keep() -> None:
-        if args.save_tokens and record and ranks.is_main:
+        if args.save_tokens and made.session and made.session.codes and ranks.is_main:
+            made.session.save(args.save_tokens)
+        elif args.save_tokens and record and ranks.is_main:
             save_tokens(args.save_tokens, generator.tokens(record, told, made.seeds, made.given))
 
     if is_dealt:
@@ -128,7 +133,8 @@ def _from_prompts(args: GenerateArgs, generator: Generator, prompts: Sequence[st
     """Generate from prompts, and from what an image or the start of a video shows."""
     video, temporal = generator.config.video, generator.tokenizer.temporal
     height, width = args.height or video.height, args.width or video.width
-    starts = args.image or args.last_image or args.keyframe
+    script = read_script(args.script, args.fps or video.fps, temporal) if args.script else {}
+    starts = args.image or args.last_image or args.keyframe or script
     usual = 1 if args.out.suffix.lower() == ".png" and not starts else video.frames
     given, note = None, ""
     if args.image:
@@ -140,20 +146,44 @@ def _from_prompts(args: GenerateArgs, generator: Generator, prompts: Sequence[st
         given = start.pixels_CFHW[:, : start.pixels_CFHW.shape[1] - left_out]
         note = start.note + (f"; last {left_out} frames left out, as frames come in 1 + {temporal}k" if left_out else "")
         usual = given.shape[1] + CONTINUE
+    if script:
+        usual = max(usual, pixel_frames(max(script), temporal) + video.frames - 1)
     frames = usual if args.frames is None else args.frames
     files = keyframe_files(args, frames, args.fps or video.fps)
     pictures = {at: read_image(file, height, width) for at, file in files.items()}
     note = "; ".join(filter(None, [note, *(picture.note for picture in pictures.values())]))
-    needed = generator.cost(len(prompts), frames, args.height, args.width, settings["sampler"])
+    needed = generator.cost(len(prompts) or 1, frames, args.height, args.width, settings["sampler"])
     check_memory(needed.bytes, generator.device)
     if needed.operations > WORTH_MEASURING:
         ranks = divide(1, generator.compute.divided).world
         seconds = needed.operations / (EFFICIENCY * matrix_rate(generator.device, generator.dtype) * ranks)
         if seconds > LONG:
             tell(f"this takes about {seconds / 60:.0f} min here; fewer --steps, --guidance 1 or a smaller size take less")
+    settings |= {"height": args.height, "width": args.width}
     settings["keyframes"] = {at: picture.pixels_CFHW[:, 0] for at, picture in pictures.items()}
-    parts = generator.stream(prompts, frames, args.seed or 0, given, height=args.height, width=args.width, **settings)
-    return Started(parts, prompts, args.seed or 0, 0 if given is None else -(-given.shape[1] // temporal), note)
+    known = 0 if given is None else latent_frames(given.shape[1], temporal)
+    if script:
+        count, progress = latent_frames(frames, temporal), settings.pop("progress")
+        if max(script) >= count or any(0 < start < known for start in script):
+            most = f"after the {given.shape[1]} given and " if given is not None else ""
+            raise ValueError(f"sentences of {args.script} must start {most}before the end, frame {frames}; use other --frames")
+        del settings["record"]
+        session = generator.session(script[0], args.seed or 0, given, **settings)
+        for sentence in script.values():
+            session.read_prompt(sentence)
+        return Started(_steered(session, script, count, progress), list(script.values()), args.seed or 0, known, note, session)
+    parts = generator.stream(prompts, frames, args.seed or 0, given, **settings)
+    return Started(parts, prompts, args.seed or 0, known, note)
+
+
+def _steered(session: Session, script: dict[int, str], count: int, progress: Progress | None) -> Iterator[Tensor]:
+    """The first `count` latent frames of a session that is told the sentences of a script."""
+    if progress:
+        session.progress = lambda done, steps: progress(len(session.codes) * steps + done, count * steps)
+    for number in range(count):
+        if number in script:
+            session.say(script[number])
+        yield next(session)
 
 
 def _enlarged(pixels_CFHW: Tensor, scale: int) -> Tensor:

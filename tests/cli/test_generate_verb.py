@@ -99,6 +99,61 @@ def test_tokens_that_cannot_be_used(saved: Path, tmp_path: Path, capsys: pytest.
     assert list(tmp_path.iterdir()) == [junk]
 
 
+def test_a_script_is_a_session_that_is_told_its_sentences(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    script, tokens = tmp_path / "story.txt", tmp_path / "s.safetensors"
+    script.write_text("0: a red circle moves up\n\n 0.5s : it stops\n9: a blue star, 3: two\n")
+    words = ["--script", str(script), "--seed", "3", "--save-tokens", str(tokens), "--out", str(tmp_path / "s.webp"), "--json"]
+    assert main(["generate", *words, "--frames", "17", *FAST]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["frames"] == 17 and len(document["files"]) == 1
+    generator = Generator.from_folder("tiny", "cpu")
+    made = generator.load_session(tokens)
+    assert made.sentences == [(0, "a red circle moves up"), (5, "it stops"), (9, "a blue star, 3: two")]
+    session = generator.session("a red circle moves up", 3, steps=1, guidance=1.0)
+    for sentence, latent in (("it stops", 2), ("a blue star, 3: two", 1), ("", 2)):
+        for _ in range(latent):
+            next(session)
+        if sentence:
+            session.say(sentence)
+    assert all(bool((one == other).all()) for one, other in zip(made.codes, session.codes, strict=True))
+
+
+def test_a_script_goes_on_after_its_last_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+    monkeypatch.setattr(files, "_steered", lambda session, script, count, progress: made.append(count) or iter(()))
+    (tmp_path / "story.txt").write_text("0: a red circle\n60s: it stops")
+    with pytest.raises(ValueError, match="non-empty"):  # no parts
+        generate_files(GenerateArgs(tmp_path / "x.webp", script=tmp_path / "story.txt"), [], QUICK)
+    assert made == [1 + 120 + 4]  # from frame 481, the first of a latent frame after 480, as many more as a whole clip has
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("0: a\n4s: b\n3s: c", "line 3 of {} must start later than the one before, by 4 frames or more, got 3s"),
+        ("0: a\n1s: b\n9: c", "by 4 frames or more, got 9"),
+        ("1s: a", "line 1 of {} must start at 0, got 1s"),
+        ("0: a\n4s:  ", "line 2 of {} must be TIME: SENTENCE, got '4s:  '"),
+        ("0: a\n1.5: b", "must be TIME: SENTENCE"),
+        ("a red circle", "must be TIME: SENTENCE"),
+        ("\n", "must have a line TIME: SENTENCE, got none"),
+        ("0: a\n20: b", "must start before the end, frame 17"),
+        ("0: a\n" + "\n".join(f"{4 * n + 1}: b" for n in range(10_000)), "must be before frame 10000"),
+        ("0: a\n5: " + "b " * 80, "at most 62 text ids"),
+        (b"\xff", "must be a text file in UTF-8"),
+    ],
+)
+def test_scripts_that_cannot_be_followed(
+    text: str | bytes, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script = tmp_path / "story.txt"
+    script.write_bytes(text if isinstance(text, bytes) else text.encode())
+    words = ["generate", "--script", str(script), "--out", str(tmp_path / "x.webp"), "--frames", "17", *FAST]
+    assert main(words) == 2 and message.format(script) in capsys.readouterr().err
+    assert main([*words, "a prompt"]) == 2 and "--script has its own sentences" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == [script]
+
+
 def test_long_work_is_announced(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     args = GenerateArgs(tmp_path / "x.webp", frames=5)
     monkeypatch.setattr(files, "matrix_rate", lambda device, dtype: 1e9)
