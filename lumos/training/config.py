@@ -58,8 +58,6 @@ class TrainModelConfig:
             raise ValueError("adapters leave the words as they are, got new_words=true; set it to false, or lora.rank to 0")
         if self.lora.rank and self.parallel.shard:
             raise ValueError("lora.rank must be 0 with parallel.shard, got both; set parallel.shard=false")
-        if self.optim.muon and self.parallel.shard:
-            raise ValueError("optim.muon needs whole matrices, got parallel.shard=true; set one of them to 0 or false")
         if self.worlds is None:
             return
         for name, value in (("height", self.worlds.size), ("width", self.worlds.size), ("fps", self.worlds.fps)):

@@ -9,9 +9,14 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.nn.functional import pad
 
 from lumos.config import Range, Scale, Share, SomeShare
+from lumos.ranks import divide
+from lumos.training.parallel import local
 
 MOMENTUM = 0.95  # of Muon
 EDGES = ("encoder.conv_in.", "encoder.out.", "decoder.conv_in.", "decoder.conv_out.")  # a tokenizer's first and last layers
@@ -54,12 +59,13 @@ def build_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.Optim
 def is_inner_matrix(name: str, parameter: nn.Parameter) -> bool:
     """Whether Muon is for it: matrices and kernels between a network's first layer and its last, those of one row left out."""
     inner = name.startswith(("layers.", "second.ffn", "encoder.", "decoder.")) and not name.startswith(EDGES)
-    return inner and parameter.ndim > 1 and min(parameter.shape[0], parameter[0].numel()) > 1
+    return inner and parameter.ndim > 1 and min(parameter.shape[0], parameter.shape[1:].numel()) > 1
 
 
 class Muon(torch.optim.AdamW):
     """Muon (Jordan et al. 2024) for the groups marked `muon`, AdamW for the rest: the step is the momentum's nearest orthogonal
-    matrix, scaled to the size of AdamW's steps (Liu et al. 2025), so that both take about the same learning rates."""
+    matrix, scaled to the size of AdamW's steps (Liu et al. 2025), so that both take about the same learning rates. Several ranks
+    share the matrices out."""
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -73,25 +79,42 @@ class Muon(torch.optim.AdamW):
 
     def _orthogonal_step(self, group: dict[str, Any]) -> None:
         parameters = [p for p in group["params"] if p.grad is not None]
-        momenta = [self.state[p].setdefault("momentum", torch.zeros_like(p)) for p in parameters]
+        momenta = [local(self.state[p].setdefault("momentum", torch.zeros_like(p))) for p in parameters]
         skip = getattr(self, "found_inf", None)  # set where the device alone knows whether to take this step
-        gradients = [p.grad if skip is None else p.grad.masked_fill_(skip.bool(), 0.0) for p in parameters]
+        gradients = [local(p.grad) if skip is None else local(p.grad).masked_fill_(skip.bool(), 0.0) for p in parameters]
         torch._foreach_lerp_(momenta, gradients, 1 - MOMENTUM)
         steps = torch._foreach_lerp(gradients, momenta, MOMENTUM)  # Nesterov
         # Matrices of one shape (one per layer) are made orthogonal in one batch: few and large calls. A convolution's kernel is a
         # matrix, too: its output channels by all that each of them sums up.
         for shape in dict.fromkeys(p.shape for p in parameters):
             which = [i for i, p in enumerate(parameters) if p.shape == shape]
-            chosen = [parameters[i] for i in which]
+            chosen = [local(parameters[i]) for i in which]
             steps_BRC = torch.stack([steps[i].flatten(1) for i in which])
-            ways = orthogonal(steps_BRC) * (0.2 * max(steps_BRC.shape[1:]) ** 0.5)
+            ways = _orthogonal_by_all(steps_BRC, parameters[which[0]]) * (0.2 * max(shape[0], shape[1:].numel()) ** 0.5)
             torch._foreach_mul_(chosen, 1 - group["lr"] * group["weight_decay"])
-            torch._foreach_add_(chosen, list(ways.to(chosen[0].dtype).view(-1, *shape)), alpha=-group["lr"])
+            torch._foreach_add_(chosen, list(ways.to(chosen[0].dtype).view(-1, *chosen[0].shape)), alpha=-group["lr"])
+
+
+def _orthogonal_by_all(steps_BRC: Tensor, parameter: Tensor) -> Tensor:
+    """`orthogonal`, every rank for some of the B matrices of this shape. A sharded parameter's rank has some rows of each."""
+    if not isinstance(parameter, DTensor):
+        matrices = divide(len(steps_BRC))
+        return matrices.whole(orthogonal(matrices.mine(steps_BRC, 0)), 0)
+    group = parameter.device_mesh.get_group("shard")
+    ranks, (B, rows, C) = dist.get_world_size(group), steps_BRC.shape
+    # the same number of matrices and of rows for each rank; rows of zeros change nothing
+    most, some = -(-parameter.shape[0] // ranks), -(-B // ranks)
+    parts_BRC = pad(steps_BRC.to(_kind(steps_BRC)), (0, 0, 0, most - rows, 0, some * ranks - B))
+    came = torch.empty_like(parts_BRC)
+    dist.all_to_all_single(came, parts_BRC, group=group)
+    ways_BRC = orthogonal(came.view(ranks, some, most, C).transpose(0, 1).flatten(1, 2))
+    dist.all_to_all_single(came, ways_BRC.unflatten(1, (ranks, most)).transpose(0, 1).contiguous().view_as(came), group=group)
+    return came[:B, :rows].contiguous()
 
 
 def orthogonal(matrix_BRC: Tensor) -> Tensor:
     """About the nearest matrices with all singular values 1 (they end within 0.7 to 1.2), by five Newton-Schulz steps."""
-    x = matrix_BRC.to(torch.bfloat16 if matrix_BRC.is_cuda else torch.float32)
+    x = matrix_BRC.to(_kind(matrix_BRC))
     tall = x.shape[-2] > x.shape[-1]
     x = x.mT if tall else x
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
@@ -99,6 +122,10 @@ def orthogonal(matrix_BRC: Tensor) -> Tensor:
         square = x @ x.mT
         x = 3.4445 * x + (-4.7750 * square + 2.0315 * square @ square) @ x
     return x.mT if tall else x
+
+
+def _kind(matrix: Tensor) -> torch.dtype:
+    return torch.bfloat16 if matrix.is_cuda else torch.float32
 
 
 def learning_rate(step: int, progress: float, config: OptimConfig) -> float:

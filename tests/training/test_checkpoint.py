@@ -36,7 +36,7 @@ RECORD = MappingProxyType({"lr": 0.1})
 class Run:
     """A model in training: a step moves every weight by something that depends on its place and its history."""
 
-    def __init__(self, ranks: Ranks = ALONE, shard: bool = False, seed: int = 0, shape: ModelConfig = MODEL, muon: float = 0.0):
+    def __init__(self, ranks: Ranks = ALONE, shard: bool = False, seed: int = 0, shape: ModelConfig = MODEL, muon: float = 1.0):
         self.ranks = ranks
         model: Transformer = parallel.build(shape, ParallelConfig(shard=shard), ranks, seed)
         self.learner = Learner(model, OptimConfig(muon=muon, ema=0.9), 2.0, ranks.device)

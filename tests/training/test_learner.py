@@ -1,12 +1,20 @@
 """What a step changes: the optimiser and its schedule, the averaged weights; gradients out of the usual change nothing."""
 
+from pathlib import Path
+
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
 
+from lumos.ranks import finish, start
 from lumos.tokenizer.model import TokenizerConfig, VideoTokenizer
 from lumos.training.learner import USUAL, SpikeGuard, step_unless
 from lumos.training.optim import Ema, OptimConfig, build_optimizer, is_inner_matrix, learning_rate, set_learning_rate
+from lumos.training.parallel import whole
+from tests.training.toys import two
 
 
 def test_warm_up_rises_to_the_peak() -> None:
@@ -74,6 +82,40 @@ def test_muon_steps_as_torch_has_them(shape: tuple[int, ...]) -> None:
         one.step()
         other.step()
     assert torch.allclose(ours.layers[0].flatten(1), theirs, atol=2e-3)  # theirs computes in bfloat16
+
+
+def muon_steps(mesh: DeviceMesh | None = None) -> dict[str, Tensor]:
+    """Three matrices of a form and one of another after two steps, spread over a mesh by rows if there is one."""
+    draw, module = torch.Generator().manual_seed(0), nn.Module()
+    shapes = [(5, 4), (5, 4), (3, 8), (5, 4)]
+
+    def spread(tensor: Tensor) -> Tensor:
+        return tensor if mesh is None else distribute_tensor(tensor, mesh, [Shard(0)], src_data_rank=None)
+
+    module.layers = nn.ParameterList([nn.Parameter(spread(torch.randn(shape, generator=draw))) for shape in shapes])
+    optimizer = build_optimizer(module, OptimConfig(muon=1.0))
+    for _ in range(2):
+        for parameter in module.layers:
+            parameter.grad = spread(torch.randn(parameter.shape, generator=draw))
+        optimizer.step()
+    return {name: whole(parameter.detach()) for name, parameter in module.named_parameters()}
+
+
+def muon_work(rank: int, out: Path) -> None:
+    ranks = start()
+    save_file(muon_steps(), out / f"whole {rank}")
+    save_file(muon_steps(init_device_mesh("cpu", (2,), mesh_dim_names=("shard",))), out / f"sharded {rank}")
+    finish(ranks)
+
+
+@pytest.mark.slow
+def test_two_processes_take_muons_step_of_one(tmp_path: Path) -> None:
+    assert two(muon_work, tmp_path) == [0, 0]
+    alone = muon_steps()
+    for file in tmp_path.iterdir():
+        for name, found in load_file(file).items():
+            torch.testing.assert_close(found, alone[name], rtol=0, atol=1e-6)
+    assert len(list(tmp_path.iterdir())) == 4
 
 
 def test_of_a_tokenizer_muon_takes_what_lies_inside() -> None:
