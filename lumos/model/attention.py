@@ -8,13 +8,17 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from itertools import groupby
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import pad, scaled_dot_product_attention
 
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
+
+FAR = 2**40  # past every block, PADDING_BLOCK too
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
@@ -26,17 +30,39 @@ def dense(block_BL: Tensor, key_block_BS: Tensor) -> Attend:
 
 def flex(block_BL: Tensor, key_block_BS: Tensor | None = None) -> Attend:
     """FlexAttention: the mask is evaluated block by block and never written out. CUDA only."""
-    create_block_mask, flex_attention = _compiled_flex()
-    keys_BS = block_BL if key_block_BS is None else key_block_BS
-    (B, L), S = block_BL.shape, keys_BS.shape[1]
-
-    def rule(b: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        return keys_BS[b, key] <= block_BL[b, query]
-
-    block_mask = create_block_mask(rule, B, None, L, S, device=str(block_BL.device))
-    return lambda query, key, value: flex_attention(
+    block_mask = tiles(block_BL, block_BL if key_block_BS is None else key_block_BS)
+    return lambda query, key, value: _compiled_flex()(
         query, key, value, block_mask=block_mask, enable_gqa=query.shape[1] != key.shape[1]
     )
+
+
+def tiles(block_BL: Tensor, key_block_BS: Tensor, side: int = 128) -> "BlockMask":
+    """Which tiles of side x side (query, key) see nothing, something or everything: by the least and largest block of each.
+
+    As `create_block_mask` would find by evaluating every pair, which takes minutes to compile for 17 tiles and more.
+    """
+    from torch.nn.attention.flex_attention import BlockMask
+
+    (_, L), S = block_BL.shape, key_block_BS.shape[1]
+
+    def of_tiles(value_BN: Tensor, outside: int) -> Tensor:
+        return pad(value_BN, (0, -value_BN.shape[1] % side), value=outside).unflatten(1, (-1, side))
+
+    # a tile that is not full of queries and keys never counts as one that sees everything
+    least_BQ, most_BQ = of_tiles(block_BL, -FAR).amin(2), of_tiles(block_BL, -FAR).amax(2)
+    first_BK, last_BK = of_tiles(key_block_BS, FAR).amin(2), of_tiles(key_block_BS, FAR).amax(2)
+    some_BQK = first_BK[:, None] <= most_BQ[:, :, None]
+    all_BQK = last_BK[:, None] <= least_BQ[:, :, None]
+
+    def listed(chosen_BQK: Tensor) -> tuple[Tensor, Tensor]:
+        """How many key tiles of each query tile, and their numbers first among all."""
+        order = chosen_BQK.int().argsort(dim=-1, descending=True, stable=True)
+        return chosen_BQK.sum(-1, dtype=torch.int32)[:, None], order.int()[:, None]
+
+    def rule(b: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return key_block_BS[b, key] <= block_BL[b, query]
+
+    return BlockMask.from_kv_blocks(*listed(some_BQK & ~all_BQK), *listed(all_BQK), side, rule, seq_lengths=(L, S))
 
 
 def attend_to_all(starts: Sequence[int] = ()) -> Attend:
@@ -101,7 +127,7 @@ def _sdpa(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None,
 
 
 @cache
-def _compiled_flex() -> tuple[Callable[..., Any], Callable[..., Tensor]]:
-    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+def _compiled_flex() -> Callable[..., Tensor]:
+    from torch.nn.attention.flex_attention import flex_attention
 
-    return torch.compile(create_block_mask, dynamic=False), torch.compile(flex_attention, dynamic=False)
+    return torch.compile(flex_attention, dynamic=False)
