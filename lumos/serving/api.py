@@ -52,6 +52,7 @@ async def _service(request: Request) -> Any:
     return request.app.state.service
 
 
+Variant = Literal["video", "large", "thumbnail", "spritesheet"]
 Name = Annotated[str, Header(alias="X-Client-Id", max_length=64, description="who asks: keeps the queue fair, selects the list")]
 Id = Annotated[str, Path(description="id of a video")]
 TheService = Annotated[Service, Depends(_service)]
@@ -144,7 +145,7 @@ async def download_content(
     service: TheService,
     video: TheVideo,
     format: Annotated[Literal["mp4", "gif", "png"] | None, Query(description="default mp4, png for an image")] = None,
-    variant: Annotated[Literal["video", "thumbnail", "spritesheet"], Query(description="as in OpenAI's API")] = "video",
+    variant: Annotated[Variant, Query(description="as in OpenAI's API; large: sides of 512 pixels")] = "video",
     download: Annotated[bool, Query(description="as a file to be saved")] = False,
 ) -> Response:
     """The finished file. Range and conditional requests work."""
@@ -154,6 +155,8 @@ async def download_content(
     usual = "png" if video.request.frames == 1 or variant == "spritesheet" else "mp4"
     ending = "png" if variant == "thumbnail" else format or usual
     file = service.store.folder(video.id) / ("thumbnail.png" if variant == "thumbnail" else f"video.{ending}")
+    if file.is_file() and variant == "large":
+        file = await service.enlarged(video, ending)
     if not file.is_file():
         raise RequestError(404, "the files of this video are gone; make it again", code="not_found")
     return _file_answer(request, file, f"lumos-{video.id[6:14]}.{ending}" if download else None)

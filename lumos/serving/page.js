@@ -3,6 +3,7 @@ import { find, all, ask, address, calm, keep, tab } from "./client.js";
 import { watch, open, clear, shown, facts, changed } from "./stage.js";
 
 const EXAMPLES = ["a red circle moves to the right", "a smiling octopus waving its arms", "a snowman", "two green triangles bounce", "a face with sunglasses"];
+const KNOWN = { tiny: "Knows coloured shapes that move, and 734 animated emoji." };
 const pick = (list) => list[Math.floor(Math.random() * list.length)];
 const given = { image: null, video: null }; // kind -> {id, frames}
 const prompt = find("#prompt"), stage = find("#stage");
@@ -215,6 +216,7 @@ function build() {
     return chip;
   });
   prompt.placeholder = EXAMPLES[0];
+  field("known").textContent = KNOWN[facts.id] || "";
   find("#examples").append(...chips);
   // a still picture, and the trained length halved, as it is, doubled and so on
   const step = facts.temporal, trained = [0.5, 1, 2, 4].map((factor) => 1 + step * Math.max(1, Math.round((facts.frames - 1) * factor / step)));

@@ -1,4 +1,4 @@
-"""Processes of their own for what needs torch: the model's worker, and a decoder for every uploaded file.
+"""Processes of their own for what needs torch: the model's worker, a decoder for every uploaded file, and what enlarges videos.
 
 They are forked from one that has loaded the libraries and holds nothing else. The server itself never imports these modules.
 """
@@ -10,7 +10,7 @@ from multiprocessing import forkserver, resource_tracker
 from multiprocessing.process import BaseProcess
 from typing import Any, Literal, get_args
 
-Module = Literal["lumos.serving.worker", "lumos.serving.decode"]
+Module = Literal["lumos.serving.worker", "lumos.serving.decode", "lumos.serving.enlarge"]
 
 _context = multiprocessing.get_context("forkserver")
 Pipe = _context.Pipe

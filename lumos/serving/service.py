@@ -32,6 +32,7 @@ log = logging.getLogger("lumos.serving")
 GRACE = 10.0  # seconds a worker has to stop a batch before it is stopped itself
 MOST_RESTARTS = 5  # in a row, without a batch finished or an hour between them
 LONG_LIFE = 3600.0
+LARGE = 512  # pixels of the longer side of a large file
 Reason = tuple[str, str]  # why a video fails: a word for programs, and a sentence
 STOPPED = ("server_stopped", "the server was stopped before this video was finished; send it again")
 CRASHED = ("worker_crashed", "the worker stopped while making this video; send it again")
@@ -77,6 +78,7 @@ class Service:
         self.metrics.gauge("stored_videos", "videos known", lambda: len(store.known))
         self.metrics.gauge("stored_bytes", "bytes of finished videos", lambda: sum(video.bytes for video in store.known.values()))
         self._inbox: asyncio.Queue[tuple[Any, ...] | None] = asyncio.Queue()  # what the worker says, None when it died
+        self._enlarging = asyncio.Semaphore(1)
         self._taken: deque[float] = deque(maxlen=20)  # seconds of the last batches
         self._files: dict[str, Any] = {}  # of the weights that were loaded
         self._warned = False  # that they were changed
@@ -257,6 +259,21 @@ class Service:
             self.queue.waiting.remove(job)
         if self.making and not self.making.wanted:
             self._stop_making(CANCELLED)  # nobody else waits for it
+
+    async def enlarged(self, video: Video, ending: str) -> Path:
+        """The file with sides of at most LARGE pixels, made when somebody first asks for it. OSError if it cannot be written."""
+        made, folder = video.request, self.store.folder(video.id)
+        factor, small = LARGE // max(made.height, made.width), folder / f"video.{'mp4' if made.frames > 1 else 'png'}"
+        if factor < 2:
+            return folder / f"video.{ending}"
+        file = folder / f"large.{ending}"
+        async with self._enlarging:
+            if not file.is_file():
+                process = new_process("lumos.serving.enlarge", small, file, made.height * factor, made.width * factor, made.fps)
+                process.start()
+                await asyncio.to_thread(process.join)
+                video.bytes += file.stat().st_size
+        return file
 
     def document(self, video: Video) -> dict[str, Any]:
         """What a client sees of a video, with its place in the queue while it waits."""

@@ -126,7 +126,7 @@ function tell(video) {
   for (const element of all("[data-do]", stage)) {
     const what = element.dataset.do;
     element.hidden = !visible[what];
-    if (element.tagName === "A") element.href = address(video, `?format=${what}&download=true`);
+    if (element.tagName === "A") element.href = address(video, `?variant=large&format=${what}&download=true`);
   }
 }
 

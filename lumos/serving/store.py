@@ -29,7 +29,8 @@ RECORD = "record.json"
 START = "start.safetensors"  # the given frames of a video that is not finished
 FILES = ("video.mp4", "video.gif", "video.png", "thumbnail.png")  # of a completed video
 # what a server writes into a video's folder, also half written; whatever else lies there is not ours to delete
-_NAMES = "|".join(re.escape(name) for name in (RECORD, START, *FILES))
+LARGE_FILES = ("large.mp4", "large.gif", "large.png")  # of one that somebody wanted larger, until the server stops
+_NAMES = "|".join(re.escape(name) for name in (RECORD, START, *FILES, *LARGE_FILES))
 OURS = re.compile(rf"({_NAMES})|\.({_NAMES}){PARTIAL}")
 FIRST_HOUR = 3600.0  # a machine may start with a wrong clock; until it can have been set, no video is too old
 

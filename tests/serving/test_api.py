@@ -52,6 +52,8 @@ def test_a_sentence_becomes_a_video_with_frames_on_the_way(server: Any) -> None:
     gif = server.http.get(content, params={"format": "gif", "download": "true"})
     assert gif.content[:3] == b"GIF" and "attachment" in gif.headers["content-disposition"]
     assert Image.open(io.BytesIO(server.http.get(content, params={"variant": "thumbnail"}).content)).size == (32, 32)
+    large, again = (server.http.get(content, params={"variant": "large", "format": "png"}) for _ in range(2))
+    assert Image.open(io.BytesIO(large.content)).width >= 512 and large.headers["etag"] == again.headers["etag"]
     sheet = server.http.get(content, params={"variant": "spritesheet"})
     assert sheet.headers["content-type"] == "image/png" and Image.open(io.BytesIO(sheet.content)).width > 64
 
