@@ -116,15 +116,20 @@ def states_at_targets(
     _, T, H, W = batch.codes_BTHW.shape
     shape, device, slots = config.model, batch.codes_BTHW.device, config.video.slots
     grid = Grid(H, W, config.video.temporal, config.video.spatial, PLACES[shape.rope], shape.causal)
-    content = torch.where(batch.mask.to(device, non_blocking=True), vocabulary.mask, content_ids(vocabulary, batch.codes_BTHW))
+    content = torch.where(_sent(batch.mask, device), vocabulary.mask, content_ids(vocabulary, batch.codes_BTHW))
     seconds, fps = clock(1 if batch.image else config.video.frames, config.video.fps)
-    length_B = batch.length_B.to(device, non_blocking=True)
+    length_B = _sent(batch.length_B, device)
     frames = T + (batch.key is not None)
     packed = pack(vocabulary, grid, batch.text_BS, length_B, content, seconds, fps, batch.first, key=batch.key)
-    index_M, code_M, frame_M = target_places(batch.target_BTHW, slots, grid, frames - T).to(device, non_blocking=True)
+    index_M, code_M, frame_M = _sent(target_places(batch.target_BTHW, slots, grid, frames - T), device)
     attend = attention(packed.block_BL, batch.length_B, slots, grid, frames, config.parallel)
     hidden_BLD = model(packed.ids_BL, packed.position_BL3, attend)
     return hidden_BLD.flatten(0, 1).index_select(0, index_M), code_M, frame_M
+
+
+def _sent(value: Tensor, device: torch.device) -> Tensor:
+    """A CPU tensor on the device. Only from pinned memory does the copy not wait for all the work that the device still has."""
+    return value.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else value
 
 
 def attention(block_BL: Tensor, length_B: Tensor, slots: int, grid: Grid, frames: int, plan: ParallelConfig) -> Attend:
