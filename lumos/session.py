@@ -8,6 +8,7 @@ numbers depend on seed, prompt and latent frame alone, so that all of this is ex
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Annotated
 
@@ -80,8 +81,9 @@ class Session:
 
     @property
     def sentences(self) -> list[tuple[int, str]]:
-        """(number of the first pixel frame, prompt) of every turn."""
-        return [(pixel_frames(turn.start, self.tokenizer.temporal), turn.prompt) for turn in self.course.turns]
+        """(number of the first pixel frame, prompt) of everything that was said."""
+        said = [next(turns) for _, turns in groupby(self.course.turns, key=lambda turn: turn.prompt)]
+        return [(pixel_frames(turn.start, self.tokenizer.temporal), turn.prompt) for turn in said]
 
     def __iter__(self) -> Iterator[Tensor]:
         return self

@@ -20,8 +20,9 @@ from prometheus_client import generate_latest
 from lumos import __version__
 from lumos.serving.access import Access, add_login
 from lumos.serving.errors import ERRORS, HANDLERS, RequestError, refusing
+from lumos.serving.live import Live
 from lumos.serving.queue import Client
-from lumos.serving.request import body_schema, complete, read_body, read_form, start_from
+from lumos.serving.request import FrameBody, Sentence, body_schema, complete, read_body, read_form, start_from
 from lumos.serving.service import Service
 from lumos.serving.store import Video
 
@@ -218,6 +219,81 @@ async def _events(service: Service, video: Video, seen: int) -> AsyncIterator[st
             yield f"event: frames\nid: {number}\ndata: {json.dumps(data)}\n\n"
         else:
             yield f"event: status\ndata: {json.dumps(service.document(news))}\n\n"
+
+
+async def _live(service: TheService, id: Annotated[str, Path(description="id of a session")]) -> Live:
+    if id not in service.sessions.known:
+        raise RequestError(404, "there is no such session; it may have ended, begin another", code="not_found")
+    return service.sessions.known[id]
+
+
+TheSession = Annotated[Live, Depends(_live)]
+
+
+@router.post("/v1/sessions", openapi_extra={"requestBody": body_schema()})
+async def begin_session(request: Request, service: TheService, client: TheClient) -> dict[str, Any]:
+    """A video without end: the fields are those of a video, but for its length and what it starts from."""
+    service.check_loaded()
+    async with read_body(request) as (body, file):
+        for name in ("frames", "seconds", "input_reference"):
+            if getattr(body, name) is not None or file:
+                raise RequestError(400, f"a session has no length and starts from words; leave {name} out", name)
+        wanted = complete(body, service.config, service.about, service.prompts)
+    return service.sessions.open(wanted, client, service.about["temporal"]).document()
+
+
+@router.get("/v1/sessions/{id}")
+async def show_session(live: TheSession) -> dict[str, Any]:
+    return live.document()
+
+
+@router.get("/v1/sessions/{id}/frames")
+async def next_frames(
+    service: TheService, live: TheSession, after: Annotated[int, Query(ge=0, description="frames that you have")] = 0
+) -> dict[str, Any]:
+    """The session, and the frames after those that you have as soon as they are made: `first_frame`, `pictures` (data URLs).
+
+    At most two latent frames are made beyond these. No pictures come after 15 s, when paused, or when it has gone back.
+    """
+    with refusing("after"):
+        first, pictures = await service.sessions.follow(live, after) or (live.frames, [])
+    return {**live.document(), "first_frame": first, "pictures": [_data_url(picture) for picture in pictures]}
+
+
+@router.post("/v1/sessions/{id}/say")
+async def say_sentence(service: TheService, live: TheSession, said: Sentence) -> dict[str, Any]:
+    """Another sentence, which holds from the next latent frame on."""
+    with refusing("prompt", "invalid_prompt"):
+        service.prompts.ids(said.prompt, service.about["frames"], live.request.height, live.request.width)
+    service.sessions.say(live, said.prompt)
+    return live.document()
+
+
+@router.post("/v1/sessions/{id}/back")
+async def go_back(service: TheService, live: TheSession, to: FrameBody) -> dict[str, Any]:
+    """Make it anew from a frame on, in another way. Ask for frames to go on."""
+    with refusing("frame"):
+        service.sessions.back(live, to.frame)
+    return live.document()
+
+
+@router.post("/v1/sessions/{id}/pause")
+async def pause_session(service: TheService, live: TheSession) -> dict[str, Any]:
+    """Make nothing more until somebody asks for frames again."""
+    service.sessions.pause(live)
+    return live.document()
+
+
+@router.post("/v1/sessions/{id}/fork")
+async def fork_session(service: TheService, client: TheClient, live: TheSession) -> dict[str, Any]:
+    """Another session that goes on from here."""
+    return (await service.sessions.fork(live, client)).document()
+
+
+@router.post("/v1/sessions/{id}/end")
+async def end_session(service: TheService, live: TheSession) -> dict[str, Any]:
+    service.sessions.end(live)
+    return live.document()
 
 
 @router.post("/v1/uploads", openapi_extra=FORM_BODY)

@@ -28,6 +28,9 @@ class ServeConfig:
     batch: int = 1  # requests made in one pass: those that agree in all but prompt and seed
     queue: int = 32  # requests that may wait; more are told to come back later
     queue_per_client: int = 8  # requests of one client that may wait
+    sessions: int = 20  # live sessions at a time
+    sessions_per_client: int = 4  # of one client
+    session_idle: float = 120.0  # seconds after which a session that nobody reads or tells anything ends
     max_frames: int = 129  # longest video in frames, 1 + 4k
     size_factor: float = 4.0  # largest picture, in multiples of the model's own pixels
     max_steps: int = 100  # most denoising steps of a latent frame
@@ -46,11 +49,13 @@ class ServeConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
             raise ValueError(f"port must be 0 to 65535, got {self.port}; 7860 is usual, 0 takes a free one")
-        for name in ("batch", "queue", "queue_per_client", "max_steps", "time_limit", "keep_seconds", "upload_bytes"):
+        counts = ("batch", "queue", "queue_per_client", "sessions", "sessions_per_client", "max_steps")
+        for name in (*counts, "time_limit", "keep_seconds", "upload_bytes"):
             if not getattr(self, name) >= 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if not self.keep_bytes >= 0:
-            raise ValueError(f"keep_bytes must be 0 or more, got {self.keep_bytes}")
+        for name in ("keep_bytes", "session_idle"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
         if self.max_frames < 1 or self.max_frames % 4 != 1:
             raise ValueError(f"max_frames must be 1 + 4k, got {self.max_frames}; use {max(1, self.max_frames // 4 * 4 + 1)}")
         self._check_access()
@@ -81,11 +86,9 @@ class ServeConfig:
         """Name and port of the public address as a Host header has them, in lower case; empty without one."""
         return urlsplit(self.public_url or "").netloc.lower()
 
-    @property
-    def queue_per_address(self) -> int:
-        """Requests that may wait from one address: half of all, or all where nobody else can ask."""
-        alone = self.is_local and not self.public_url
-        return self.queue if alone else max(self.queue_per_client, (self.queue + 1) // 2)
+    def per_address(self, room: int, per_client: int) -> int:
+        """How much of `room` one address may take: half, or all where nobody else can ask."""
+        return room if self.is_local and not self.public_url else max(per_client, (room + 1) // 2)
 
     @property
     def is_local(self) -> bool:

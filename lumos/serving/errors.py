@@ -90,12 +90,13 @@ def _allowed(request: Request) -> str:
 def invalid(problem: Mapping[str, Any], known: Iterable[str] = ()) -> RequestError:
     """What pydantic says is wrong with a request, in words. known: the fields that a body may have."""
     kind, words = problem["type"], problem["msg"].removeprefix("Value error, ")
-    names = [str(name) for name in problem["loc"] if name not in ("query", "path", "header")]
+    names = [str(name) for name in problem["loc"] if name not in ("query", "path", "header", "body")]
     if not names:
         words = words.removeprefix("Invalid JSON: ")
         return RequestError(400, f'the body must be a JSON object, like {{"prompt": "a red circle"}} ({words}); see /docs')
     if kind == "extra_forbidden":
-        return RequestError(400, f"unknown field {quoted(names[0])}; known: {', '.join(known)}", code="unknown_field")
+        hint = f"known: {', '.join(known)}" if known else "leave it out"
+        return RequestError(400, f"unknown field {quoted(names[0])}; {hint}", code="unknown_field")
     got = "" if kind in ("missing", "value_error") else f", got {quoted(problem['input'])}"
     return RequestError(400, f"{names[0]}: {words[:1].lower()}{words[1:]}{got}", names[0])
 

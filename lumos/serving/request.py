@@ -89,6 +89,22 @@ class VideoBody(BaseModel):
     )
 
 
+class Sentence(BaseModel):
+    """What POST /v1/sessions/{id}/say takes."""
+
+    model_config = VideoBody.model_config
+
+    prompt: Annotated[str, AfterValidator(_with_words)] = Field(max_length=2000, description="what to show from now on")
+
+
+class FrameBody(BaseModel):
+    """What POST /v1/sessions/{id}/back takes."""
+
+    model_config = VideoBody.model_config
+
+    frame: int = Field(ge=0, description="number of the first frame that is made anew: 0, or 1 + 4k")
+
+
 def body_schema() -> dict[str, Any]:
     """The request body of POST /v1/videos for the OpenAPI document: JSON, or a form with a file in it."""
     schema = VideoBody.model_json_schema()

@@ -21,6 +21,7 @@ from typing import Any
 from lumos.sequence.prompt_template import PromptReader
 from lumos.serving.config import ServeConfig
 from lumos.serving.errors import RequestError
+from lumos.serving.live import Sessions
 from lumos.serving.metrics import Metrics
 from lumos.serving.processes import Pipe, new_process
 from lumos.serving.queue import Client, FairQueue, Job
@@ -37,6 +38,7 @@ Reason = tuple[str, str]  # why a video fails: a word for programs, and a senten
 STOPPED = ("server_stopped", "the server was stopped before this video was finished; send it again")
 CRASHED = ("worker_crashed", "the worker stopped while making this video; send it again")
 CANCELLED = ("cancelled", "this video was cancelled")
+SESSION_LOST = ("worker_crashed", "the worker stopped, and with it all sessions; begin another")
 FAULT = ("fault", "the server met a fault while making this video; it has been logged")
 
 
@@ -66,7 +68,8 @@ class Service:
 
     def __init__(self, config: ServeConfig, store: Store) -> None:
         self.config, self.store, self.uploads = config, store, Uploads(store, config)
-        self.queue = FairQueue(config.queue, config.queue_per_client, config.queue_per_address)
+        self.queue = FairQueue(config.queue, config.queue_per_client, config.per_address(config.queue, config.queue_per_client))
+        self.sessions = Sessions(config, self._send, lambda: self.worker.kill())
         self.jobs: dict[str, Job] = {}  # of all videos that are not finished
         self.making: Making | None = None
         self.loaded = asyncio.Event()  # set while the worker holds the model
@@ -75,6 +78,7 @@ class Service:
         self.metrics.gauge("queue_waiting", "requests that wait", lambda: len(self.queue.waiting))
         self.metrics.gauge("batch_size", "requests being made now", lambda: len(self.making.jobs) if self.making else 0)
         self.metrics.gauge("worker_ready", "1 if the model is loaded", self.loaded.is_set)
+        self.metrics.gauge("sessions", "live sessions", lambda: len(self.sessions.known))
         self.metrics.gauge("stored_videos", "videos known", lambda: len(store.known))
         self.metrics.gauge("stored_bytes", "bytes of finished videos", lambda: sum(video.bytes for video in store.known.values()))
         self._inbox: asyncio.Queue[tuple[Any, ...] | None] = asyncio.Queue()  # what the worker says, None when it died
@@ -132,14 +136,20 @@ class Service:
                     await self._heard()  # `submit` wakes it
         finally:
             self.loaded.clear()
+            for live in list(self.sessions.known.values()):
+                self.sessions.end(live, SESSION_LOST)
             worker.kill()
             await asyncio.to_thread(worker.join, 5)
 
     async def _heard(self) -> tuple[Any, ...]:
-        message = await self._inbox.get()
-        if message is None:
-            raise WorkerDied
-        return message
+        """The worker's next word on videos; those on sessions are passed on."""
+        while True:
+            message = await self._inbox.get()
+            if message is None:
+                raise WorkerDied
+            if message[0] != "live":
+                return message
+            self.sessions.heard(*message[1:])
 
     async def _make(self, jobs: list[Job]) -> None:
         """One batch, from the queue to finished files. Each of its videos ends here, whatever happens."""

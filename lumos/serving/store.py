@@ -82,7 +82,7 @@ class Video:
 RECORDS = TypeAdapter(Video)
 
 
-def new_id(kind: Literal["video", "upload"]) -> str:
+def new_id(kind: Literal["video", "upload", "session"]) -> str:
     """A name that nobody can guess: kind_ and 32 hexadecimal digits."""
     return f"{kind}_{secrets.token_hex(16)}"
 

@@ -28,11 +28,12 @@ from lumos.sequence.layout import SIZE_UNIT
 from lumos.serving.decode import is_memory_error
 from lumos.serving.request import VideoRequest
 from lumos.serving.store import FILES, START
+from lumos.session import Session
 from lumos.weights import find_weights
 
 SECONDS_BETWEEN_NEWS = 0.4  # of progress; frames are told at once
 TOO_LARGE = "there was not enough memory; ask for fewer frames or a smaller size"
-Batches = queue.SimpleQueue[tuple[list[VideoRequest], list[Path]]]  # what is asked, and the folders for its files
+Words = queue.SimpleQueue[tuple[Any, ...]]  # what the server says
 
 
 class Cancelled(Exception):
@@ -40,11 +41,13 @@ class Cancelled(Exception):
 
 
 def run(server: Connection, weights: str, device: str | None) -> None:
-    """Serve until the server closes its end. It sends ("make", requests, folders for their files) and ("cancel",).
+    """Serve until the server closes its end. It sends ("make", requests, folders for their files) and ("cancel",), of sessions
+    ("open", id, request), ("fork", id, source), ("next", id, frames to keep or None, sentence or None) and ("end", id).
 
     It is told ("ready", about, prompts, files) or ("broken", message) first, then for every batch ("progress", done, passes) and
     ("frames", first, [pictures of each row]), and at its end ("finished", [error or None of each row], seconds, files) or
-    ("failed", (code, message) or None, fault to be logged or None). files: those of the weights, as they are now.
+    ("failed", (code, message) or None, fault to be logged or None). files: those of the weights, as they are now. Of a session it
+    is told ("live", id, (first, pictures), sentences), or ("live", id, None, (code, message)) at its end.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the server decides
 
@@ -61,15 +64,37 @@ def run(server: Connection, weights: str, device: str | None) -> None:
     except (ValueError, OSError, RuntimeError, MemoryError) as error:
         say("broken", TOO_LARGE if is_memory_error(error) else str(error))
         return
-    todo: Batches = queue.SimpleQueue()
+    sessions: dict[str, Session] = {}
+
+    def steer(word: str, id: str, *rest: Any) -> None:
+        """Do what is asked of a session; what goes wrong ends it."""
+        try:
+            if made := _steer(generator, sessions, word, id, *rest):
+                say("live", id, *made)
+        except Exception as error:
+            known = is_memory_error(error) or isinstance(error, ValueError)
+            words = TOO_LARGE if is_memory_error(error) else str(error) if known else "the server met a fault; begin another"
+            say("live", id, None, ("failed", words))
+            sessions.pop(id, None)
+
+    todo: Words = queue.SimpleQueue()
     cancelled = threading.Event()
     threading.Thread(target=_hear, args=(server, todo, cancelled), daemon=True).start()
     say("ready", _about(generator), generator.prompts, files)
     while True:
-        requests, folders = todo.get()
+        word, *rest = todo.get()
+        if word != "make":
+            steer(word, *rest)
+            continue
+
+        def between() -> None:
+            """Sessions have their turn between latent frames of a video."""
+            for _ in range(todo.qsize()):
+                steer(*todo.get())
+
         begin = time.monotonic()
         try:
-            errors = _make(generator, requests, folders, cancelled, say)
+            errors = _make(generator, rest[0], rest[1], cancelled, say, between)
             say("finished", errors, time.monotonic() - begin, _files_of(weights))
         except Cancelled:
             say("failed", None, None)
@@ -79,17 +104,41 @@ def run(server: Connection, weights: str, device: str | None) -> None:
             say("failed", *((("out_of_memory", TOO_LARGE), None) if is_memory_error(error) else (None, repr(error))))
 
 
-def _hear(server: Connection, todo: Batches, cancelled: threading.Event) -> None:
+def _steer(
+    generator: Generator, sessions: dict[str, Session], word: str, id: str, *rest: Any
+) -> tuple[tuple[int, list[bytes]], list[tuple[int, str]]] | None:
+    """One word of serving/live.py: after "next", (number of the first new frame, pictures) and all sentences."""
+    if word == "open":
+        asked: VideoRequest = rest[0]
+        settings = {name: getattr(asked, name) for name in ("height", "width", "steps", "guidance", "temperature")}
+        sessions[id] = generator.session(asked.prompt, asked.seed, **settings)
+    elif word == "fork":
+        sessions[id] = sessions[rest[0]].fork()
+    elif word == "end":
+        sessions.pop(id, None)
+    else:
+        session, (kept, sentence) = sessions[id], rest
+        if kept is not None:
+            session.back(session.frames - kept)
+        if sentence is not None:
+            session.say(sentence)
+        first = session.frames
+        return (first, _pictures(next(session)[0].cpu())), session.sentences
+    return None
+
+
+def _hear(server: Connection, todo: Words, cancelled: threading.Event) -> None:
     while True:
         try:
-            word, *rest = server.recv()
+            words = server.recv()
         except (EOFError, OSError):
             os._exit(0)
-        if word == "cancel":
+        if words[0] == "cancel":
             cancelled.set()
-        else:
+            continue
+        if words[0] == "make":
             cancelled.clear()  # a word that came too late was about the batch before
-            todo.put((rest[0], rest[1]))
+        todo.put(words)
 
 
 def _make(
@@ -98,6 +147,7 @@ def _make(
     folders: list[Path],
     cancelled: threading.Event,
     say: Callable[..., None],
+    between: Callable[[], None],
 ) -> list[str | None]:
     first, said = requests[0], time.monotonic()
 
@@ -126,6 +176,7 @@ def _make(
             shown = sum(part.shape[2] for part in parts)
             parts.append(pixels_BCFHW.cpu())
             say("frames", shown, [_pictures(pixels_CFHW) for pixels_CFHW in parts[-1]])
+            between()
     return [_write(folder, pixels, first.fps) for folder, pixels in zip(folders, torch.cat(parts, dim=2), strict=True)]
 
 

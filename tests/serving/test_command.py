@@ -36,6 +36,8 @@ def test_the_curl_examples(server: Any, tmp_path: Path) -> None:
     assert "event: frames" in (tmp_path / "events.txt").read_text()
     starts = {name: json.loads((tmp_path / f"{name}.json").read_text()) for name in ("from_picture", "from_video", "continued")}
     assert [video["given_frames"] for video in starts.values()] == [1, 9, 9]
+    assert len(json.loads((tmp_path / "next.json").read_text())["pictures"]) == 4
+    assert json.loads((tmp_path / "ended.json").read_text())["status"] == "ended"
     assert json.loads((tmp_path / "deleted.json").read_text())["deleted"] is True
 
 

@@ -90,6 +90,30 @@ def test_a_killed_worker_costs_its_video_and_no_more(with_service: Any) -> None:
     with_service(act)
 
 
+def test_a_killed_worker_costs_its_sessions_and_no_others(with_service: Any) -> None:
+    async def act(service: Service, life: asyncio.Task[None]) -> None:
+        live = service.sessions.open(QUICK, ME, 4)
+        assert await service.sessions.follow(live, 0)
+        os.kill(worker(service), signal.SIGKILL)
+        while not live.over:
+            await live.news.wait()
+        assert live.over[0] == "worker_crashed" and not service.sessions.known
+        await service.loaded.wait()
+        assert await service.sessions.follow(service.sessions.open(QUICK, ME, 4), 0)
+
+    with_service(act)
+
+
+def test_a_session_that_cannot_be_made_ends_in_words(with_service: Any) -> None:
+    async def act(service: Service, life: asyncio.Task[None]) -> None:
+        live = service.sessions.open(replace(QUICK, steps=17), ME, 4)
+        assert await service.sessions.follow(live, 0) is None
+        assert live.over == ("failed", "steps must be 1 to the 16 codes of a frame, got 17")
+        assert (await end(service, service.submit(QUICK, ME))).status == "completed"
+
+    with_service(act)
+
+
 def test_a_video_that_takes_too_long_is_stopped_even_when_the_worker_hangs(
     with_service: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,244 @@
+"""Sessions over HTTP and a real worker: watched while made, told on the way; nothing is made that nobody waits for."""
+
+import asyncio
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+pytest.importorskip("fastapi", reason="the server needs the extra: pip install 'lumos[serve]'")
+
+from lumos.generate import Generator
+from lumos.serving.api import _data_url
+from lumos.serving.live import AHEAD, Sessions
+from lumos.serving.queue import Client
+from lumos.serving.request import VideoRequest
+from lumos.serving.worker import _pictures
+
+QUICK = {"prompt": "a red circle", "seed": 3, "steps": 2}
+
+
+class Viewer:
+    """A session over HTTP, and what its reader has seen."""
+
+    def __init__(self, server: Any, document: dict[str, Any] | None = None) -> None:
+        self.server = server
+        self.document = document or self.ask("POST", "/v1/sessions", json=QUICK)
+        self.after, self.pictures = self.document["frames"], []
+
+    def ask(self, method: str, path: str, **sent: Any) -> dict[str, Any]:
+        answer = self.server.http.request(method, path, timeout=60, **sent)
+        assert answer.status_code == 200, answer.text
+        return dict(answer.json())
+
+    def do(self, what: str, **sent: Any) -> dict[str, Any]:
+        self.document = self.ask("POST", f"/v1/sessions/{self.document['id']}/{what}", **({"json": sent} if sent else {}))
+        return self.document
+
+    def see(self, count: int = 1) -> list[str]:
+        """Pictures of the next latent frames."""
+        seen: list[str] = []
+        for _ in range(count):
+            self.document = self.ask("GET", f"/v1/sessions/{self.document['id']}/frames", params={"after": self.after})
+            assert self.document["first_frame"] == self.after
+            seen += self.document["pictures"]
+            self.after += len(self.document["pictures"])
+        return seen
+
+    @property
+    def sentences(self) -> list[tuple[int | None, str]]:
+        return [(sentence["frame"], sentence["prompt"]) for sentence in self.document["sentences"]]
+
+
+@pytest.fixture
+def viewer(server: Any) -> Iterator[Viewer]:
+    viewer = Viewer(server)
+    yield viewer
+    server.http.post(f"/v1/sessions/{viewer.document['id']}/end")
+
+
+def test_a_session_shows_what_a_session_in_python_makes(viewer: Viewer, toy_folder: Path) -> None:
+    session = Generator.from_folder(toy_folder, "cpu").session("a red circle", 3, steps=2)
+
+    def made(count: int) -> list[str]:
+        return [_data_url(picture) for part in islice(session, count) for picture in _pictures(part[0])]
+
+    assert viewer.see(4) == made(4)
+    assert viewer.do("say", prompt="two blue stars")["frames"] <= 13 + 4 * AHEAD
+    assert viewer.sentences == [(0, "a red circle"), (None, "two blue stars")]
+    seen = viewer.see(AHEAD + 1)
+    [first, (start, prompt)] = viewer.sentences
+    assert first == (0, "a red circle") and prompt == "two blue stars" and start is not None
+    before = made((start - 13) // 4)
+    session.say("two blue stars")
+    assert seen == before + made(AHEAD + 1 - len(before) // 4)
+    viewer.do("end")
+    answer = viewer.server.http.post(f"/v1/sessions/{viewer.document['id']}/say", json={"prompt": "a"})
+    assert answer.status_code == 404 and "may have ended" in viewer.server.error(answer)["message"]
+
+
+def test_back_fork_and_pause(viewer: Viewer) -> None:
+    first = viewer.see(3)
+    viewer.do("say", prompt="two")
+    viewer.see(AHEAD + 1)
+    start = viewer.sentences[1][0]
+    assert start is not None
+    fork = Viewer(viewer.server, viewer.ask("POST", f"/v1/sessions/{viewer.document['id']}/fork"))
+    fork.after = viewer.after
+    assert fork.see(2) == viewer.see(2) and fork.document["id"] != viewer.document["id"]
+    document = viewer.do("back", frame=1)
+    assert document["frames"] == 1 and viewer.sentences == [(0, "a red circle")]
+    late = viewer.ask("GET", f"/v1/sessions/{document['id']}/frames", params={"after": viewer.after})
+    assert late["pictures"] == [] and late["frames"] <= 1 + 4 * AHEAD  # it has gone back before what this reader has
+    viewer.after = 1
+    assert viewer.see(2) != first[1:9]
+    assert viewer.do("pause")["status"] in ("making", "paused")
+    assert len(viewer.see()) == 4  # and on it goes
+    viewer.do("end")
+    assert fork.see() and fork.do("end")["status"] == "ended"
+
+
+def test_what_is_wrong_is_told_and_changes_nothing(viewer: Viewer) -> None:
+    viewer.see(2)
+    id, http = viewer.document["id"], viewer.server.http
+    for path, sent, words in (
+        ("say", {"prompt": " "}, "must have words"),
+        ("say", {"prompt": "a " * 100}, "text ids"),
+        ("say", {"prompt": 3}, "prompt"),
+        ("say", {}, "prompt"),
+        ("say", {"prompt": "a", "more": 1}, "unknown field 'more'"),
+        ("back", {"frame": 3}, "1 + 4k, got 3"),
+        ("back", {"frame": 401}, "that were made, got 401"),
+        ("back", {"frame": -1}, "frame"),
+    ):
+        answer = http.post(f"/v1/sessions/{id}/{path}", json=sent)
+        assert answer.status_code == 400 and words in viewer.server.error(answer)["message"], (path, sent)
+    for after in (2, -1, "x"):
+        assert http.get(f"/v1/sessions/{id}/frames", params={"after": after}).status_code == 400
+    for path in ("say", "back", "pause", "fork", "end"):
+        answer = http.post(f"/v1/sessions/session_0/{path}", json={"prompt": "a"} if path == "say" else {"frame": 0})
+        assert answer.status_code == 404 and "no such session" in viewer.server.error(answer)["message"]
+    for wrong in ({"frames": 9}, {"seconds": 1}, {"input_reference": {"file_id": "x"}}, {"prompt": ""}, {"steps": 10_000}):
+        answer = http.post("/v1/sessions", json=QUICK | wrong)
+        assert answer.status_code == 400 and viewer.server.error(answer)["param"] == next(iter(wrong))
+    assert viewer.ask("GET", f"/v1/sessions/{id}")["sentences"] == [{"frame": 0, "prompt": "a red circle"}]
+
+
+def test_a_flood_of_sentences_is_one_for_every_latent_frame(viewer: Viewer) -> None:
+    viewer.see()
+    for number in range(50):  # as fast as they can be sent
+        viewer.do("say", prompt="two" if number % 2 else "a blue star")
+    viewer.see(AHEAD + 1)
+    assert len(viewer.sentences) <= 2 + AHEAD + 1
+
+
+def test_there_are_so_many_sessions_and_no_more(other_server: Callable[..., Any]) -> None:
+    server = other_server(sessions=3, sessions_per_client=2)
+    mine = [Viewer(server) for _ in range(2)]
+    answer = server.http.post("/v1/sessions", json=QUICK)
+    assert answer.status_code == 429 and "you have enough sessions" in server.error(answer)["message"]
+    server.http.headers["x-client-id"] = "other"
+    Viewer(server)
+    answer = server.http.post("/v1/sessions", json=QUICK)
+    assert answer.status_code == 503 and answer.headers["retry-after"] == "60" and server.error(answer)["code"] == "sessions_full"
+    assert "lumos_sessions 3.0" in server.http.get("/metrics").text
+    mine[0].do("end")
+    Viewer(server)
+
+
+def test_a_video_is_made_between_the_frames_of_a_session(viewer: Viewer) -> None:
+    video = viewer.server.make(frames=41, steps=4)
+    seen = len(viewer.see(6))
+    assert seen == 21
+    assert viewer.server.finish(video["id"])["status"] == "completed"
+
+
+class Worker:
+    """What a worker is told; it answers when the test says so."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[Any, ...]] = []
+
+    def send(self, *words: Any) -> None:
+        self.told.append(words)
+
+    @property
+    def nexts(self) -> int:
+        return sum(word == "next" for word, *_ in self.told)
+
+
+def steered(act: Callable[[Sessions, Worker, Any], Any], idle: float = 60.0, limit: float = 60.0) -> None:
+    """`act` with sessions of which one is open, over a worker of paper."""
+
+    async def run() -> None:
+        worker = Worker()
+        config: Any = SimpleNamespace(sessions=4, sessions_per_client=4, per_address=max, session_idle=idle, time_limit=limit)
+        sessions = Sessions(config, worker.send, lambda: worker.send("kill"))
+        live = sessions.open(VideoRequest("a", 9, 32, 32, 8.0, 1, 2, 2.0, 1.0), Client("here"), 4)
+        await act(sessions, worker, live)
+        sessions.end(live)
+
+    asyncio.run(run())
+
+
+def made(sessions: Sessions, live: Any) -> None:
+    """The worker has made the next latent frame."""
+    sessions.heard(live.id, (live.frames, [b""] * (4 if live.frames else 1)), [(0, "a")])
+
+
+def test_nothing_is_made_that_nobody_waits_for() -> None:
+    async def act(sessions: Sessions, worker: Worker, live: Any) -> None:
+        assert worker.nexts == 0 and live.document()["status"] == "paused"
+        reader = asyncio.create_task(sessions.follow(live, 0))
+        await asyncio.sleep(0)
+        for _ in range(5):
+            if live.busy:
+                made(sessions, live)
+        assert worker.nexts == AHEAD and live.document()["status"] == "paused"
+        assert await reader == (0, [b""])
+        assert await sessions.follow(live, 0) == (0, [b""])  # asked for again: a connection was lost
+        assert await sessions.follow(live, 1) == (1, [b""] * 4) and worker.nexts == AHEAD + 1
+
+    steered(act)
+
+
+def test_a_step_back_takes_back_what_is_being_made_and_what_was_said() -> None:
+    async def act(sessions: Sessions, worker: Worker, live: Any) -> None:
+        reader = asyncio.create_task(sessions.follow(live, 0))
+        await asyncio.sleep(0)
+        made(sessions, live)
+        sessions.say(live, "b")
+        sessions.back(live, 1)
+        made(sessions, live)
+        assert live.frames == 1 and worker.nexts == 2 and await reader == (0, [b""])
+        sessions.say(live, "c")
+        reader = asyncio.create_task(sessions.follow(live, 1))
+        await asyncio.sleep(0)
+        assert worker.told[-1] == ("next", live.id, 1, "c") and live.back is live.said is None
+        sessions.pause(live)
+        assert await reader is None and live.document()["status"] == "making"
+        waiting = asyncio.create_task(sessions.fork(live, Client("here")))
+        await asyncio.sleep(0)
+        assert not waiting.done()  # until the worker holds what the source is said to have
+        made(sessions, live)
+        assert (await waiting).frames == live.frames == 5 and worker.told[-1][0] == "fork" and worker.nexts == 3
+
+    steered(act)
+
+
+def test_a_session_ends_when_nobody_asks_or_the_worker_hangs_or_fails() -> None:
+    async def act(sessions: Sessions, worker: Worker, live: Any) -> None:
+        reader = asyncio.create_task(sessions.follow(live, 0))
+        while not live.over:
+            await live.news.wait()
+        assert live.over[0] == "idle" and live.id not in sessions.known and worker.told[-1] == ("end", live.id)
+        assert await reader is None and ("kill",) in worker.told
+        other = sessions.open(live.request, Client("here"), 4)
+        sessions.heard(other.id, None, ("failed", "in words"))
+        assert other.document()["error"] == {"code": "failed", "message": "in words"}
+        sessions.heard(other.id, None, ("failed", "again"))  # a word that came too late
+
+    steered(act, idle=1e-2, limit=1e-3)
