@@ -333,7 +333,11 @@ async def health(service: TheService, response: Response) -> dict[str, Any]:
     """Whether videos can be made now."""
     ready = service.loaded.is_set()
     response.status_code = 200 if ready else 503
-    return {"status": "ok" if ready else "starting", "waiting": len(service.queue.waiting), "running": bool(service.making)}
+    workers = [
+        {"device": worker.device, "ready": worker.ready.is_set(), "running": bool(worker.making)} for worker in service.workers
+    ]
+    status, running = "ok" if ready else "starting", any(worker["running"] for worker in workers)
+    return {"status": status, "waiting": len(service.queue.waiting), "running": running, "workers": workers}
 
 
 @router.get("/live")

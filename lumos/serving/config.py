@@ -25,6 +25,8 @@ class ServeConfig:
     no_auth: bool = False  # let everybody who can reach the address in without a key
     weights: str = "tiny"  # name of weights in the package, or a folder
     device: str | None = None  # where to compute: cpu, cuda, cuda:1
+    workers: int = 1  # processes that make videos side by side, each with the model; for GPUs --gpus
+    gpus: str | None = None  # GPUs that make videos side by side: how many of the machine's, or all
     batch: int = 1  # requests made in one pass: those that agree in all but prompt and seed
     queue: int = 32  # requests that may wait; more are told to come back later
     queue_per_client: int = 8  # requests of one client that may wait
@@ -49,7 +51,11 @@ class ServeConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
             raise ValueError(f"port must be 0 to 65535, got {self.port}; 7860 is usual, 0 takes a free one")
-        counts = ("batch", "queue", "queue_per_client", "sessions", "sessions_per_client", "max_steps")
+        if self.gpus is not None and not re.fullmatch(r"all|[1-9]\d{0,2}", self.gpus):
+            raise ValueError(f"gpus must be all or a number of GPUs, got {self.gpus!r}")
+        if self.gpus is not None and (self.device or self.workers != 1):
+            raise ValueError("give gpus without device and workers: each GPU has a worker of its own")
+        counts = ("workers", "batch", "queue", "queue_per_client", "sessions", "sessions_per_client", "max_steps")
         for name in (*counts, "time_limit", "keep_seconds", "upload_bytes"):
             if not getattr(self, name) >= 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")

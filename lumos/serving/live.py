@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 from lumos.serving.config import ServeConfig
 from lumos.serving.errors import RequestError
@@ -24,12 +24,21 @@ IDLE = ("idle", "nobody asked for frames of this session, so it was ended; begin
 Part = tuple[int, list[bytes]]  # number of the first frame, WebP pictures
 
 
+class Maker(Protocol):
+    """The worker that holds a session."""
+
+    def send(self, *message: Any) -> None: ...
+
+    def kill(self) -> None: ...
+
+
 @dataclass(eq=False)
 class Live:
     """A session, as its readers see it."""
 
     id: str
     client: Client
+    worker: Maker
     request: VideoRequest
     temporal: int  # frames per latent frame
     sentences: list[tuple[int, str]]  # first frame of each
@@ -64,17 +73,17 @@ class Live:
 
 
 class Sessions:
-    """All sessions of a server. `send` tells the worker, `kill` stops one that hangs."""
+    """All sessions of a server. `freest`: the worker for another one, which it then stays with."""
 
-    def __init__(self, config: ServeConfig, send: Callable[..., None], kill: Callable[[], None]) -> None:
-        self.config, self.send, self.kill = config, send, kill
+    def __init__(self, config: ServeConfig, freest: Callable[[], Maker]) -> None:
+        self.config, self.freest = config, freest
         self.known: dict[str, Live] = {}
 
     def open(self, request: VideoRequest, client: Client, temporal: int) -> Live:
         """Begin a session. RequestError when there are enough."""
         self._check_room(client)
-        live = Live(new_id("session"), client, request, temporal, [(0, request.prompt)])
-        self.send("open", live.id, request)
+        live = Live(new_id("session"), client, self.freest(), request, temporal, [(0, request.prompt)])
+        live.worker.send("open", live.id, request)
         return self._add(live)
 
     async def fork(self, source: Live, client: Client) -> Live:
@@ -86,7 +95,7 @@ class Sessions:
         self._check_room(client)
         live = replace(source, id=new_id("session"), client=client, wanted=0, timers={}, news=asyncio.Event())
         live.parts = source.parts.copy()
-        self.send("fork", live.id, source.id)
+        live.worker.send("fork", live.id, source.id)
         return self._add(live)
 
     async def follow(self, live: Live, after: int) -> Part | None:
@@ -137,8 +146,13 @@ class Sessions:
         del self.known[live.id]
         for timer in live.timers.values():
             timer.cancel()
-        self.send("end", live.id)
+        live.worker.send("end", live.id)
         live.tell()
+
+    def lose(self, worker: Maker, reason: tuple[str, str]) -> None:
+        """A worker has stopped, and with it all sessions that it held."""
+        for live in [live for live in self.known.values() if live.worker is worker]:
+            self.end(live, reason)
 
     def heard(self, id: str, made: Part | None, news: Any) -> None:
         """The worker has made a latent frame (news: all sentences) or could not (news: why)."""
@@ -159,8 +173,8 @@ class Sessions:
     def _ask(self, live: Live) -> None:
         if not live.busy and not live.over and live.frames < live.wanted:
             live.busy = True
-            live.timers["hung"] = asyncio.get_running_loop().call_later(self.config.time_limit, self.kill)
-            self.send("next", live.id, live.back, live.said)
+            live.timers["hung"] = asyncio.get_running_loop().call_later(self.config.time_limit, live.worker.kill)
+            live.worker.send("next", live.id, live.back, live.said)
             live.back = live.said = None
 
     def _touch(self, live: Live) -> None:

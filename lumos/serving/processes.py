@@ -5,10 +5,14 @@ They are forked from one that has loaded the libraries and holds nothing else. T
 
 import multiprocessing
 import signal
+import subprocess
+import sys
 from importlib import import_module
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.process import BaseProcess
 from typing import Any, Literal, get_args
+
+from lumos.serving.config import ServeConfig
 
 Module = Literal["lumos.serving.worker", "lumos.serving.decode", "lumos.serving.enlarge"]
 
@@ -26,6 +30,18 @@ def start_processes() -> None:
         forkserver.ensure_running()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def worker_devices(config: ServeConfig) -> list[str | None]:
+    """A device for each worker. ValueError for more GPUs than there are."""
+    if config.gpus is None:
+        return [config.device] * config.workers
+    count = [sys.executable, "-c", "import torch; print(torch.cuda.device_count())"]
+    cards = int(subprocess.run(count, capture_output=True, text=True, check=True).stdout)
+    wanted = cards if config.gpus == "all" else int(config.gpus)
+    if not 1 <= wanted <= cards:
+        raise ValueError(f"gpus must be at most the {cards} of this machine, got {config.gpus}; --workers N is for the CPU")
+    return [f"cuda:{number}" for number in range(wanted)]
 
 
 def new_process(module: Module, *arguments: Any) -> BaseProcess:

@@ -17,7 +17,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from lumos.serving.api import create_app
 from lumos.serving.config import ServeConfig
-from lumos.serving.processes import start_processes
+from lumos.serving.processes import start_processes, worker_devices
 from lumos.serving.service import Service
 from lumos.serving.store import Store
 
@@ -39,10 +39,11 @@ async def serve(config: ServeConfig, ready: Callable[[str], None], stop: asyncio
     for name in ("uvicorn", "uvicorn.error", "asyncio"):  # other libraries' chatter; a stranger's broken request is no news
         logging.getLogger(name).setLevel(logging.ERROR)
     loop.set_exception_handler(_log_fault)
+    devices = worker_devices(config)
     with _listener(config) as listener:
         start_processes()
         log.info("loading the model")
-        service = Service(config, Store(config.data, config.keep_seconds, config.keep_bytes))
+        service = Service(config, Store(config.data, config.keep_seconds, config.keep_bytes), devices)
         server = uvicorn.Server(_settings(config, service))
         server.capture_signals = nullcontext  # type: ignore[assignment] # they are ours; it would raise them again at its end
         life = asyncio.create_task(service.run())

@@ -40,7 +40,7 @@ class Cancelled(Exception):
     pass
 
 
-def run(server: Connection, weights: str, device: str | None) -> None:
+def run(server: Connection, weights: str, device: str | None, workers: int = 1) -> None:
     """Serve until the server closes its end. It sends ("make", requests, folders for their files) and ("cancel",), of sessions
     ("open", id, request), ("fork", id, source), ("next", id, frames to keep or None, sentence or None) and ("end", id).
 
@@ -57,6 +57,7 @@ def run(server: Connection, weights: str, device: str | None) -> None:
         except OSError:  # the server is gone
             os._exit(0)
 
+    torch.set_num_threads(max(1, torch.get_num_threads() // workers))  # which share the machine's cores
     try:
         files = _files_of(weights)
         generator = Generator.from_folder(weights, device)

@@ -179,7 +179,9 @@ def test_health_and_metrics(server: Any) -> None:
         'lumos_videos_total{outcome="cancelled"}',
         'lumos_made_seconds_bucket{le="0.1"}',
         'model="toy"',
-        "lumos_worker_ready 1.0",
+        'lumos_worker_ready{worker="0"} 1.0',
+        'lumos_worker_restarts_total{worker="0"} 0.0',
+        'lumos_batch_size{worker="0"} 0.0',
         'lumos_http_requests_total{method="GET",route="/v1/videos/{id}",status="404"}',
         'lumos_http_seconds_count{route="/health"}',
     ):

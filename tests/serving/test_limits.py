@@ -124,4 +124,9 @@ def test_a_full_queue_says_when_to_come_back(other_server: Any) -> None:
     assert ask("two").status_code == 200
     full = ask("three")
     assert full.status_code == 503 and int(full.headers["retry-after"]) >= 1 and "full" in server.error(full)["message"]
-    assert server.http.get("/health").json() == {"status": "ok", "waiting": 3, "running": True}
+    assert server.http.get("/health").json() == {
+        "status": "ok",
+        "waiting": 3,
+        "running": True,
+        "workers": [{"device": "cpu", "ready": True, "running": True}],
+    }

@@ -17,10 +17,10 @@ import torch
 
 pytest.importorskip("fastapi", reason="the server needs the extra: pip install 'lumos[serve]'")
 
-import lumos.serving.service as service_module
-from lumos.serving import decode
+from lumos.serving import decode, pool
 from lumos.serving.config import ServeConfig
 from lumos.serving.decode import is_memory_error
+from lumos.serving.processes import worker_devices
 from lumos.serving.queue import Client
 from lumos.serving.request import VideoRequest
 from lumos.serving.service import Service
@@ -39,7 +39,7 @@ def with_service(toy_config: ServeConfig, tmp_path: Path) -> Callable[..., Any]:
     """What `act` gives with a service that has its model, and with the task that is its life."""
 
     async def run(config: ServeConfig, act: Act) -> Any:
-        service = Service(config, Store(config.data, config.keep_seconds, config.keep_bytes))
+        service = Service(config, Store(config.data, config.keep_seconds, config.keep_bytes), worker_devices(config))
         life, loaded = asyncio.create_task(service.run()), asyncio.create_task(service.loaded.wait())
         try:
             await asyncio.wait((life, loaded), return_when=asyncio.FIRST_COMPLETED)
@@ -52,9 +52,14 @@ def with_service(toy_config: ServeConfig, tmp_path: Path) -> Callable[..., Any]:
     return lambda act, **settings: asyncio.run(run(replace(toy_config, data=tmp_path / "data", **settings), act))
 
 
-def worker(service: Service) -> int:
-    assert service.worker.pid
-    return service.worker.pid
+def worker(service: Service, number: int = 0) -> int:
+    pid = service.workers[number].process.pid
+    assert pid
+    return pid
+
+
+def restarts(service: Service, worker: int) -> float | None:
+    return service.metrics.registry.get_sample_value("lumos_worker_restarts_total", {"worker": str(worker)})
 
 
 async def end(service: Service, record: Video) -> Video:
@@ -84,24 +89,29 @@ def test_a_killed_worker_costs_its_video_and_no_more(with_service: Any) -> None:
             "code": "worker_crashed",
             "message": "the worker stopped while making this video; send it again",
         }
-        assert (await end(service, waiting)).status == "completed" and service._deaths == 0
-        assert service.metrics.registry.get_sample_value("lumos_worker_restarts_total") == 1
+        assert (await end(service, waiting)).status == "completed" and service.workers[0]._deaths == 0
+        assert restarts(service, 0) == 1
 
     with_service(act)
 
 
 def test_a_killed_worker_costs_its_sessions_and_no_others(with_service: Any) -> None:
     async def act(service: Service, life: asyncio.Task[None]) -> None:
-        live = service.sessions.open(QUICK, ME, 4)
-        assert await service.sessions.follow(live, 0)
+        for each in service.workers:
+            await each.ready.wait()
+        live, other = (service.sessions.open(QUICK, ME, 4) for _ in range(2))
+        for session in (live, other):
+            assert await service.sessions.follow(session, 0)
+        assert [live.worker, other.worker] == service.workers
         os.kill(worker(service), signal.SIGKILL)
         while not live.over:
             await live.news.wait()
-        assert live.over[0] == "worker_crashed" and not service.sessions.known
-        await service.loaded.wait()
+        assert live.over[0] == "worker_crashed" and list(service.sessions.known.values()) == [other]
+        assert await service.sessions.follow(other, 1)
+        await service.workers[0].ready.wait()
         assert await service.sessions.follow(service.sessions.open(QUICK, ME, 4), 0)
 
-    with_service(act)
+    with_service(act, workers=2)
 
 
 def test_a_session_that_cannot_be_made_ends_in_words(with_service: Any) -> None:
@@ -114,10 +124,72 @@ def test_a_session_that_cannot_be_made_ends_in_words(with_service: Any) -> None:
     with_service(act)
 
 
+def test_two_workers_make_two_videos_and_one_that_dies_is_replaced_alone(with_service: Any) -> None:
+    async def act(service: Service, life: asyncio.Task[None]) -> None:
+        for each in service.workers:
+            await each.ready.wait()
+        before = worker(service, 0), worker(service, 1)
+        videos = [service.submit(asked, ME) for asked in (LONG, LONG, QUICK)]
+        for video in videos[:2]:
+            await first_frames(service, video)
+        assert [service.document(video)["queue_position"] for video in videos] == [None, None, 1]
+        number = next(worker.number for worker in service.workers if worker.making and worker.making.jobs[0].video is videos[1])
+        os.kill(before[number], signal.SIGKILL)
+        assert (await end(service, videos[1])).error and not videos[0].is_finished
+        service.cancel(videos[0])
+        assert (await end(service, videos[2])).status == "completed"
+        for each in service.workers:
+            await each.ready.wait()
+        assert [worker(service, each) == before[each] for each in (0, 1)] == [number != each for each in (0, 1)]
+        assert [restarts(service, each) for each in (0, 1)] == [number == each for each in (0, 1)]
+
+    with_service(act, workers=2)
+
+
+def test_a_worker_that_dies_too_often_is_given_up_and_the_last_one_ends_the_server(
+    with_service: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(pool, "MOST_RESTARTS", 0)
+
+    async def act(service: Service, life: asyncio.Task[None]) -> None:
+        for each in service.workers:
+            await each.ready.wait()
+        os.kill(worker(service, 1), signal.SIGKILL)
+        while service.workers[1].ready.is_set():
+            await asyncio.sleep(0)
+        assert (await end(service, service.submit(QUICK, ME))).status == "completed"
+        assert "worker 1 is given up: the worker stopped 1 times in a row" in caplog.text
+        os.kill(worker(service, 0), signal.SIGKILL)
+        with pytest.raises(ValueError, match="1 times in a row"):
+            await life
+
+    with_service(act, workers=2)
+
+
+def test_gpus_have_a_worker_each_and_must_be_there(
+    with_service: Any, toy_config: ServeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: SimpleNamespace(stdout="4\n"))
+    cards = replace(toy_config, device=None, gpus="all")
+    assert worker_devices(cards) == ["cuda:0", "cuda:1", "cuda:2", "cuda:3"]
+    assert worker_devices(replace(cards, gpus="2")) == ["cuda:0", "cuda:1"]
+    with pytest.raises(ValueError, match="gpus must be at most the 4 of this machine, got 9; --workers N is for the CPU"):
+        worker_devices(replace(cards, gpus="9"))
+    for wrong in ({"gpus": "none"}, {"gpus": "0"}, {"gpus": "2", "workers": 2}, {"gpus": "2", "device": "cpu"}, {"workers": 0}):
+        with pytest.raises(ValueError, match="gpus|workers"):
+            replace(cards, **{"gpus": None} | wrong)
+
+    async def nothing(service: Service, life: asyncio.Task[None]) -> None:
+        await life
+
+    with pytest.raises(ValueError, match="device cuda:0 needs a CUDA GPU, 0 found"):  # as on a machine whose cards have gone
+        with_service(nothing, device=None, gpus="1")
+
+
 def test_a_video_that_takes_too_long_is_stopped_even_when_the_worker_hangs(
     with_service: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(service_module, "GRACE", 0.1)
+    monkeypatch.setattr(pool, "GRACE", 0.1)
 
     async def act(service: Service, life: asyncio.Task[None]) -> None:
         os.kill(worker(service), signal.SIGSTOP)  # as deaf as a hung one
@@ -146,7 +218,7 @@ def test_a_cancelled_video_makes_room_at_once_and_leaves_no_files(with_service: 
         assert [(await end(service, video)).status for video in (quick, last)] == ["completed", "completed"]
         assert service.metrics.registry.get_sample_value("lumos_made_seconds_count") == 2  # `long` was not made to its end
         assert [path.name for path in service.store.folder(long.id).iterdir()] == ["record.json"]
-        assert service.metrics.registry.get_sample_value("lumos_worker_restarts_total") == 0
+        assert restarts(service, 0) == 0
 
     with_service(act)
 
@@ -160,7 +232,8 @@ def test_requests_that_agree_share_a_batch_and_a_cancelled_one_does_not_stop_it(
         other = service.submit(replace(free, frames=9), ME)
         service.cancel(first)
         await first_frames(service, same[0])
-        assert service.making and [job.video for job in service.making.jobs] == same
+        making = service.workers[0].making
+        assert making and [job.video for job in making.jobs] == same
         service.cancel(same[1])
         ends = [(await end(service, video)).status for video in (*same, other)]
         assert ends == ["completed", "failed", "completed", "completed"]
@@ -202,7 +275,7 @@ def test_a_stop_ends_everything_and_a_restart_knows_it(with_service: Any, tmp_pa
 def test_workers_that_die_again_and_again_are_replaced_after_a_pause_and_in_the_end_not(
     with_service: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(service_module, "MOST_RESTARTS", 2)
+    monkeypatch.setattr(pool, "MOST_RESTARTS", 2)
     pauses: list[float] = []
 
     async def act(service: Service, life: asyncio.Task[None]) -> None:

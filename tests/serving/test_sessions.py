@@ -165,6 +165,9 @@ class Worker:
     def send(self, *words: Any) -> None:
         self.told.append(words)
 
+    def kill(self) -> None:
+        self.send("kill")
+
     @property
     def nexts(self) -> int:
         return sum(word == "next" for word, *_ in self.told)
@@ -176,7 +179,7 @@ def steered(act: Callable[[Sessions, Worker, Any], Any], idle: float = 60.0, lim
     async def run() -> None:
         worker = Worker()
         config: Any = SimpleNamespace(sessions=4, sessions_per_client=4, per_address=max, session_idle=idle, time_limit=limit)
-        sessions = Sessions(config, worker.send, lambda: worker.send("kill"))
+        sessions = Sessions(config, lambda: worker)
         live = sessions.open(VideoRequest("a", 9, 32, 32, 8.0, 1, 2, 2.0, 1.0), Client("here"), 4)
         await act(sessions, worker, live)
         sessions.end(live)
