@@ -21,7 +21,7 @@ class FSQ(nn.Module):
             raise ValueError(f"FSQ levels must be numbers of at least 2 and make at most {MOST_CODES} codes, got {levels!r:.80}")
         self.levels = levels
         self.codebook_size = math.prod(levels)
-        levels_D = torch.tensor(levels)
+        levels_D = torch.tensor(levels, device="cpu")  # arithmetic on the meta device loads all of torch's compiler
         half_D = (levels_D - 1) * (1 + 1e-3) / 2
         offset_D = torch.where(levels_D % 2 == 0, 0.5, 0.0)  # an even number of levels has none at 0
         self.levels_D: Tensor

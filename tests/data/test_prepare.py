@@ -2,6 +2,7 @@
 
 import csv
 import errno
+import hashlib
 import json
 import os
 import random
@@ -127,37 +128,42 @@ def test_processes_share_the_work_and_the_last_one_tells(material: Path, whole: 
     assert rejected_of(tmp_path / "out") == []
 
 
-KILL = """
-import os, signal, sys
-from lumos.data import prepare, shards
-place, count = sys.argv[1], int(sys.argv[2])
-owner, name = {"begin": (prepare, "_begin"), "encode": (prepare._Maker, "_tokenise"), "written": (os, "fsync"),
-               "renamed": (os, "replace")}[place]
-real, calls = getattr(owner, name), []
-def deadly(*args, **more):
-    calls.append(1)
-    if place == "renamed" and len(calls) == count:
-        real(*args, **more)
-    if len(calls) == count:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return real(*args, **more)
-setattr(owner, name, deadly)
+KILLS = """
+import hashlib, json, os, pathlib, signal, sys
 from lumos.cli.main import main
-sys.exit(main(sys.argv[3:]))
+from lumos.data import prepare, shards
+PLACES = {"begin": (prepare, "_begin"), "encode": (prepare._Maker, "_tokenise"), "written": (os, "fsync"), "renamed": (os, "replace")}
+def die(place, count):
+    owner, name = PLACES[place]
+    real, calls = getattr(owner, name), []
+    def deadly(*args, **more):
+        calls.append(1)
+        if place == "renamed" and len(calls) == count:
+            real(*args, **more)
+        if len(calls) == count:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(*args, **more)
+    setattr(owner, name, deadly)
+    os._exit(main(sys.argv[2:]))
+for place, count in [("begin", 1), ("written", 2), ("encode", 4), ("renamed", 1)]:
+    child = os.fork() or die(place, count)
+    killed = os.waitpid(child, 0)[1] == signal.SIGKILL
+    files = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in pathlib.Path(sys.argv[1]).glob("*.parquet")}
+    print(json.dumps([place, killed, files]), flush=True)
 """
 
 
 def test_killed_again_and_again_the_rows_are_those_of_an_unbroken_run(material: Path, whole: Path, tmp_path: Path) -> None:
     """Killed at the very start, while tokenising, before and after a shard's file takes its place."""
-    out, words, done = tmp_path / "out", command(material, tmp_path / "out"), 0
-    for place, count in [("begin", 1), ("written", 2), ("encode", 4), ("renamed", 1)]:
-        result = subprocess.run([sys.executable, "-c", KILL, place, str(count), *words], capture_output=True, check=False)
-        assert result.returncode == -9, result.stderr.decode()
-        before, done = done, len(list(out.glob("*.parquet")))
-        assert done >= before, place
-        for path in out.glob("*.parquet"):
-            assert path.read_bytes() == (whole / path.name).read_bytes()  # nothing half-written is ever there
-    assert 0 < done < 5
+    out, words = tmp_path / "out", command(material, tmp_path / "out")
+    result = subprocess.run([sys.executable, "-c", KILLS, out, *words], stdout=subprocess.PIPE, text=True, check=True)
+    kills, done = [json.loads(line) for line in result.stdout.splitlines()], 0
+    for place, killed, files in kills:
+        assert killed and len(files) >= done, place
+        done = len(files)
+        for name, digest in files.items():  # nothing half-written is ever there
+            assert hashlib.sha256((whole / name).read_bytes()).hexdigest() == digest
+    assert len(kills) == 4 and 0 < done < 5
     with pytest.raises(ValueError, match=rf"must be finished, got {done} of 5 shards"):
         open_shards(out)
     assert main(words) == 0
