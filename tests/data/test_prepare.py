@@ -132,7 +132,8 @@ KILLS = """
 import hashlib, json, os, pathlib, signal, sys
 from lumos.cli.main import main
 from lumos.data import prepare, shards
-PLACES = {"begin": (prepare, "_begin"), "encode": (prepare._Maker, "_tokenise"), "written": (os, "fsync"), "renamed": (os, "replace")}
+PLACES = {"begin": (prepare, "_begin"), "encode": (prepare._Maker, "_tokenise"), "written": (os, "fsync"),
+          "renamed": (os, "replace")}
 def die(place, count):
     owner, name = PLACES[place]
     real, calls = getattr(owner, name), []

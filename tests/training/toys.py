@@ -69,7 +69,8 @@ def two(work: Callable[..., None], *arguments: Any) -> list[int | None]:
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    context = multiprocessing.spawn(_joined, (port, work, *arguments), nprocs=2, join=False)
+    multiprocessing.get_context("forkserver").set_forkserver_preload(["lumos.training.train_model", "torch._dynamo"])  # once
+    context = multiprocessing.start_processes(_joined, (port, work, *arguments), 2, join=False, start_method="forkserver")
     for process in context.processes:
         process.join(timeout=90)
         process.kill()
