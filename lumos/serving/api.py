@@ -355,5 +355,5 @@ async def page_file(request: Request) -> Response:
     return _file_answer(request, HERE / (request.url.path[1:] or "page.html"), cache="no-cache")
 
 
-for _name in ("", "page.css", "page.js", "stage.js", "client.js", "icon.svg"):
+for _name in ("", "page.css", "page.js", "stage.js", "live.js", "client.js", "icon.svg"):
     router.add_api_route(f"/{_name}", page_file, include_in_schema=False)

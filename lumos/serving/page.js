@@ -1,6 +1,7 @@
 // The page: the form that asks for a video, what can be done with one, and the gallery. stage.js shows the one that is watched.
 import { find, all, ask, address, calm, keep, tab } from "./client.js";
 import { watch, open, clear, shown, facts, changed } from "./stage.js";
+import { say, isLive } from "./live.js";
 
 const EXAMPLES = ["a red circle moves to the right", "a smiling octopus waving its arms", "a snowman", "two green triangles bounce", "a face with sunglasses"];
 const KNOWN = { tiny: "Knows coloured shapes that move, and 734 animated emoji." };
@@ -28,14 +29,22 @@ async function create() {
   const length = Number(find("[name=length]:checked").value);
   const asked = { prompt: prompt.value, frames: length, steps: number("steps"), guidance: number("guidance"), temperature: number("temperature") };
   problem("");
-  if (start !== "text") {
+  if (start === "image" || start === "video") {
     if (!given[start]) return problem(start === "image" ? "Choose a picture first." : "Choose a video to continue first.");
     asked.input_reference = { file_id: given[start].id };
     if (start === "video") asked.frames = given[start].frames + Math.max(facts.temporal, length - 1);
   }
   if (!words) { problem("Describe the video first."); return prompt.focus(); }
   field("create").disabled = true;
+  if (start === "live" && !field("vary").checked) asked.seed = number("seed");
   try {
+    if (start === "live") {
+      delete asked.frames;
+      await say(asked);
+      prompt.value = "";
+      name();
+      return prompt.focus();
+    }
     for (let n = 0; n < number("variations"); n++) {
       if (!field("vary").checked) asked.seed = number("seed") + n;
       const video = await ask("POST", "v1/videos", asked);
@@ -48,6 +57,15 @@ async function create() {
     field("create").disabled = false;
     gallery();
   }
+}
+
+// What the field and the button are called: a session that runs is told what comes next.
+function name() {
+  const live = mode() === "live", told = live && isLive();
+  field("form").toggleAttribute("data-told", told);
+  find("label[for=prompt]").textContent = told ? "What happens next?" : live ? "Describe how it begins" : "Describe the video";
+  field("create").textContent = told ? "Say" : live ? "Play" : "Create";
+  prompt.placeholder = told ? "Another sentence, whenever you like" : EXAMPLES[0];
 }
 
 function fill(video, vary) {
@@ -184,6 +202,8 @@ function listen() {
     if (event.key === "Enter" && !event.shiftKey && !event.isComposing) { event.preventDefault(); find("#form").requestSubmit(); }
   });
   find("#more").addEventListener("input", showValues);
+  find("#start").addEventListener("change", name);
+  stage.addEventListener("left", name);
   stage.addEventListener("click", (event) => {
     const element = event.target.closest("button[data-do]");
     if (element && shown) Promise.resolve(actions[element.dataset.do](element)).catch((error) => problem(error.message));

@@ -12,6 +12,7 @@ export const facts = {}; // what the server says of its model
 export const changed = { call: () => {} }; // called when a video has begun or ended
 
 export function watch(video) {
+  stage.dispatchEvent(new Event("taken"));
   if (source) source.close();
   clearInterval(turning);
   frames = [];

@@ -183,6 +183,44 @@ def test_a_bad_upload_and_a_bad_prompt_are_explained(page: Any, shoot: Any, tmp_
     shoot(page, "bad_upload")
 
 
+def test_live_is_told_what_comes_next_and_goes_back(page: Any, shoot: Any) -> None:
+    page.click("#start label:has-text('Live')")
+    make(page, "a " * 100)
+    page.wait_for_function("document.querySelector('#problem').textContent.includes('text ids')")
+    page.fill("#prompt", "a red circle")
+    page.press("#prompt", "Enter")
+    page.wait_for_selector("#stage[data-state=live]")
+    page.wait_for_function("Number(document.querySelector('#stage').dataset.frames) >= 5", timeout=WAIT)
+    assert page.inner_text("#create") == "Say" and page.input_value("#prompt") == ""
+    page.keyboard.type("two blue stars")  # the field has the focus
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".said li:nth-child(2) button:not(:disabled)", timeout=WAIT)
+    assert page.inner_text(".said [aria-current]").endswith("two blue stars")
+    shoot(page, "live")
+    page.focus(".said button >> nth=0")
+    page.keyboard.press("Enter")
+    page.wait_for_function("document.querySelectorAll('.said li').length === 1")
+    page.click("[data-do=pause]")
+    page.wait_for_function("document.querySelector('#stage .status').textContent === 'Paused'")
+    page.click("[data-do=pause]")
+    page.wait_for_function("Number(document.querySelector('#stage').dataset.frames) >= 9", timeout=WAIT)
+    page.click("[data-do=end]")
+    assert page.inner_text("#create") == "Play" and not page.is_visible(".said")
+    page.click("#start label:has-text('Text')")
+    make(page, "two")
+    done(page)
+
+
+def test_a_live_session_that_is_lost_is_told(page: Any, server: Any) -> None:
+    page.click("#start label:has-text('Live')")
+    with page.expect_response("**/v1/sessions") as answer:
+        make(page, "a red circle")
+    page.wait_for_selector("#stage[data-state=live]")
+    server.http.post(f"/v1/sessions/{answer.value.json()['id']}/end")
+    page.wait_for_function("document.querySelector('#stage .problem').textContent.includes('ended')")
+    assert page.inner_text("#create") == "Play"
+
+
 def test_prompts_are_text_whatever_they_look_like(page: Any) -> None:
     make(page, "<img src=x onerror=alert(1)> a <b>red</b> circle")
     page.wait_for_function(
