@@ -43,6 +43,7 @@ PROMPTS = ("a red circle moves to the right", "a blue star spins", "two green sq
 ACCELERATED = 12  # steps: what `SamplerConfig` has
 PARTS = {  # which kernels do what, by their names
     "attention": ("sdpa", "flash", "fmha", "attention"),
+    "exchange": ("nccl",),
     "matrix products": ("gemm", "nvjet", "cutlass", "xmma", "_mm", "cublas", "matmul", "::mm"),
 }
 
@@ -265,7 +266,7 @@ def precision_error(bench: Bench, cell: Cell, vocabulary: Vocabulary, dtype: tor
         quantise(model, precision)
         made = FrameModel(model, vocabulary, spec_of(cell), [PROMPT_IDS], [0], SamplerConfig(steps=2), Compute(compile=False))
         hidden = made._pass(made._rotation(0), len(made.starts))(made.template_BN)[:, made.slot_N[:256]]
-        logits[precision] = multiply(hidden, made.head_VD).float()
+        logits[precision] = multiply(hidden, made.heads_VD[0]).float()
         del model, made
         bench.free()
     for precision in ("fp8", "int8"):

@@ -1,0 +1,223 @@
+"""How much faster several cards make one video: the published shapes with random weights, one card against all of them.
+
+    torchrun --nproc-per-node 4 benchmarks/several_gpus.py --max-seconds 220 --out several_gpus.jsonl
+    torchrun --nproc-per-node 2 benchmarks/several_gpus.py                     (without cards: toy sizes, to rehearse)
+
+Rank 0 measures one card while the others wait; then all of them divide every frame (docs/performance.md, "One video on several
+GPUs"). Few steps are run and their difference multiplied. Every measurement is a line of --out at once; a short table comes at
+the end, and also when the time is up, after which nothing is left running.
+"""
+
+import argparse
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import nullcontext, redirect_stderr
+from dataclasses import dataclass, replace
+from io import StringIO
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from sampling import (
+    CELLS,
+    PROMPT_IDS,
+    TOY_VOCABULARY,
+    TOYS,
+    Bench,
+    Cell,
+    Variant,
+    frames_of,
+    make_model,
+    make_video,
+    profile_steps,
+    spec_of,
+)
+from torch import Tensor
+
+from lumos.diffusion.compute import Compute, prepare_model
+from lumos.diffusion.frame_model import FrameModel
+from lumos.diffusion.sampler import SamplerConfig
+from lumos.media.video import write_video
+from lumos.model.attention import fastest
+from lumos.model.quantise import Precision
+from lumos.model.transformer import Transformer
+from lumos.ranks import Ranks, agree, divide, finish, gather, start
+from lumos.sequence.vocabulary import LUMOS, Vocabulary
+from lumos.tokenizer.cosmos import CosmosConfig
+from lumos.tokenizer.model import VideoTokenizer
+
+FEW, MORE = 2, 5  # steps that are run
+CASE_SECONDS = 25.0  # that another case may take
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row of the table. goal: seconds wanted of four cards."""
+
+    cell: str
+    precision: Precision
+    steps: int
+    visible: bool
+    goal: float
+    first: bool = False  # the first frame on the disk instead of a whole video
+
+    @property
+    def name(self) -> str:
+        what = "first frame" if self.first else "video"
+        return f"{self.cell} {self.precision}, {self.steps} steps{', visible history' * self.visible}, {what}"
+
+
+CASES = (  # of one model side by side, quantised ones last, as the weights are changed in place
+    Case("1b-384p", "plain", 50, False, 8.0),
+    Case("1b-256p", "plain", 12, True, 0.25, first=True),
+    Case("1b-384p", "fp8", 50, False, 7.2),
+    Case("3b-384p", "plain", 50, False, 16.5),
+    Case("3b-384p", "plain", 12, True, 3.6),
+    Case("3b-384p", "fp8", 50, False, 14.5),
+)
+
+
+class Comparison:
+    """The ranks, their model, and what was found."""
+
+    def __init__(self, ranks: Ranks, bench: Bench, toy: bool) -> None:
+        self.ranks, self.bench, self.toy = ranks, bench, toy
+        self.vocabulary: Vocabulary = TOY_VOCABULARY if toy else LUMOS
+        self.rows: list[tuple[Case, dict[str, float]]] = []
+        tokenizer = VideoTokenizer(CosmosConfig(channels=8, blocks=1) if toy else CosmosConfig())
+        tokenizer.initialise(torch.Generator().manual_seed(0))
+        self.tokenizer = tokenizer.to(ranks.device).eval()
+
+    def keep(self, **line: Any) -> None:
+        if self.ranks.is_main:
+            self.bench.keep(**line)
+
+    def run(self) -> None:
+        model, made, precision = None, None, None
+        for case in CASES:
+            [elapsed] = agree((self.bench.max_seconds - self.bench.left(),), self.ranks)
+            if elapsed + CASE_SECONDS > self.bench.max_seconds:
+                self.keep(what="skipped", case=case.name)
+                continue
+            cell = next(iter(TOYS.values())) if self.toy else CELLS[case.cell]
+            if made != case.cell[:2]:
+                model = None
+                self.bench.free()
+                torch.compiler.reset()  # there is a limit to how often a function is compiled
+                model, made, precision = make_model(cell.model, self.ranks.device, torch.bfloat16), case.cell[:2], None
+            assert model is not None
+            if precision != case.precision:
+                prepare_model(model, Compute(precision=case.precision, compile=True), self.ranks.device)
+                precision = case.precision
+            self.compare(case, cell, model)
+
+    def compare(self, case: Case, cell: Cell, model: Transformer) -> None:
+        """One card, then all of them."""
+        found: dict[str, float] = {}
+        for cards in dict.fromkeys((1, self.ranks.world)):
+            variant = Variant(case.name, case.steps, Compute(compile=True, divided=cards > 1), only_visible=case.visible)
+            gather(None)  # nobody begins before the others are there
+            if cards > 1 or self.ranks.is_main:
+                seconds, cold = (self.first_frame if case.first else self.video)(cell, model, variant)
+                found[str(cards)] = seconds
+                self.keep(what="case", case=case.name, cards=cards, seconds=round(seconds, 3), cold_seconds=round(cold, 1))
+            if cards > 1 and case.steps == 50:
+                self.profile(cell, model, variant)
+        self.rows.append((case, found))
+        if case.steps == 50 and self.ranks.world > 1:
+            self.difference(case, cell, model)
+
+    def video(self, cell: Cell, model: Transformer, variant: Variant) -> tuple[float, float]:
+        settings = SamplerConfig(steps=variant.steps, guidance=15.0, only_visible=variant.only_visible)
+
+        def run(steps: int) -> Tensor:
+            return make_video(model, cell, self.vocabulary, replace(settings, steps=steps), variant)
+
+        cold, few, more = (self.bench.seconds(lambda steps=steps: run(steps)) for steps in (FEW, FEW, MORE))
+        return few + (more - few) * (variant.steps - FEW) / (MORE - FEW), cold
+
+    def first_frame(self, cell: Cell, model: Transformer, variant: Variant) -> tuple[float, float]:
+        """From the ids of a prompt to a picture on the disk; the middle of five after two that warm up."""
+        settings = SamplerConfig(steps=variant.steps, guidance=15.0, only_visible=variant.only_visible)
+        grid = spec_of(cell).grid
+        with TemporaryDirectory() as folder:
+
+            def run() -> None:
+                frames: Iterator[Tensor] = frames_of(model, cell, self.vocabulary, settings, variant)
+                codes_BHW = next(frames).unflatten(1, (grid.rows, grid.columns)) % self.tokenizer.codebook_size
+                pixels_BCFHW = self.tokenizer.decode_next(codes_BHW, self.tokenizer.start_stream()).float().clamp(-1, 1).cpu()
+                if self.ranks.is_main:
+                    write_video(Path(folder) / "x.png", pixels_BCFHW[0], 12, overwrite=True)
+
+            seconds = [self.bench.seconds(run) for _ in range(7)]
+        return sorted(seconds[2:])[2], seconds[0]
+
+    def profile(self, cell: Cell, model: Transformer, variant: Variant) -> None:
+        """Where the time of a step goes, of rank 0; all must take part."""
+        with nullcontext() if self.ranks.is_main else redirect_stderr(StringIO()):
+            profile_steps(self.bench, cell, self.vocabulary, model, variant)
+
+    def difference(self, case: Case, cell: Cell, model: Transformer) -> None:
+        """How far the hidden states of a pass over a masked frame are from those of one card; 0 is bitwise equal."""
+        hidden = []
+        for divided in (True, False):
+            if divided or self.ranks.is_main:
+                compute = Compute(graphs=False, divided=divided)
+                made = FrameModel(model, self.vocabulary, spec_of(cell), [PROMPT_IDS], [0], SamplerConfig(), compute, True)
+                with fastest(self.ranks.device):
+                    hidden.append(made._pass(made._rotation(0), len(made.starts))(made.template_BN).float())
+        if self.ranks.is_main:
+            self.keep(what="difference", case=case.name, relative=float((hidden[0] - hidden[1]).norm() / hidden[1].norm()))
+
+    def exchange(self) -> None:
+        """Gathering keys and values of a layer of 3B at 672x384, and hidden states: milliseconds and bytes that reach a rank."""
+        for name, channels in (("keys and values", 2048), ("hidden states", 3072)):
+            ids = divide(4084)
+            part = torch.zeros(2, -(-ids.count // ids.world), channels, dtype=torch.bfloat16, device=self.ranks.device)
+            seconds = self.bench.repeat(lambda ids=ids, part=part: ids.whole(part, 1), 20)
+            came = part.nbytes * (ids.world - 1)
+            self.keep(what="gather", of=name, ms=round(seconds * 1e3, 3), gigabytes_a_second=round(came / seconds / 1e9, 1))
+
+    def table(self) -> str:
+        many = self.ranks.world
+        lines = [f"| seconds | 1 card | {many} cards | times | wanted of 4 |", "| --- | --- | --- | --- | --- |"]
+        for case, found in self.rows:
+            alone, all_ = found.get("1", float("nan")), found.get(str(many), float("nan"))
+            lines.append(f"| {case.name} | {alone:.2f} | {all_:.2f} | {alone / all_:.2f} | {case.goal} |")
+        return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="One video on several cards, at the published shapes.")
+    parser.add_argument("--max-seconds", type=float, default=220.0, help="start nothing that may end later (default: 220)")
+    parser.add_argument("--out", type=Path, default=None, help="file that gets every measurement as a JSON line")
+    args = parser.parse_args()
+    ranks = start()
+    toy = ranks.device.type == "cpu"
+    comparison = Comparison(ranks, Bench(ranks.device, args.max_seconds, args.out if ranks.is_main else None, MORE), toy)
+
+    def give_up() -> None:
+        if ranks.is_main:
+            print(comparison.table(), "\nthe time is up", flush=True)
+        os._exit(1)
+
+    timer = threading.Timer(args.max_seconds + 15, give_up)
+    timer.daemon = True
+    timer.start()
+    name = torch.cuda.get_device_name() if not toy else "cpu"
+    comparison.keep(what="machine", cards=ranks.world, name=name, torch=torch.__version__)
+    with torch.inference_mode():
+        comparison.exchange()
+        comparison.run()
+    if ranks.is_main:
+        print(comparison.table(), flush=True)
+    finish(ranks)
+    sys.stderr.flush()
+    os._exit(0)  # no thread that still waits may turn a good end into a bad one
+
+
+if __name__ == "__main__":
+    main()
