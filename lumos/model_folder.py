@@ -17,7 +17,7 @@ from lumos.config import Range, Size, read_config
 from lumos.diffusion.sampler import SamplerConfig, from_earlier_version
 from lumos.model.transformer import ModelConfig, Transformer
 from lumos.sequence.prompt_template import check_text
-from lumos.sequence.text import TextTokenizer
+from lumos.sequence.text import WORDS_FILE, TextTokenizer
 from lumos.sequence.vocabulary import LUMOS, Vocabulary
 from lumos.tokenizer.model import VideoTokenizer, load_tokenizer, save_tokenizer
 from lumos.weights import CONFIG, FORMAT, check_names, find_weights, load_folder, save_folder
@@ -69,7 +69,8 @@ def save_model(
     with TemporaryDirectory() as place:
         save_tokenizer(Path(place) / "tokenizer", tokenizer, dtype=torch.bfloat16)
         files = tokenizer_files(Path(place) / "tokenizer")
-        save_folder(folder, header, tensors, {TEXT_FILE: text.tokenizer.to_str().encode(), **files})
+        words = {WORDS_FILE: "\n".join(sorted(text.words)).encode()} if text.words else {}
+        save_folder(folder, header, tensors, {TEXT_FILE: text.tokenizer.to_str().encode(), **words, **files})
 
 
 def tokenizer_files(folder: Path) -> dict[str, Path]:

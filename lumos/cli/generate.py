@@ -111,8 +111,8 @@ def run_generate(args: GenerateArgs, sampling: dict[str, Any]) -> None:
     finish(ranks)
     if not ranks.is_main:
         return
-    if document["given"]:
-        tell(document["given"])
+    for note in filter(None, (document["unknown"], document["given"])):
+        tell(note)
     report(document if args.json else {"wrote": ", ".join(document["files"]), "seconds": document["seconds"]}, args.json)
     if args.open and not webbrowser.open(Path(document["files"][0]).resolve().as_uri()):
         tell("there is no program to show it with")

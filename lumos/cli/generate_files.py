@@ -21,6 +21,7 @@ from lumos.diffusion.cost import EFFICIENCY, check_memory, matrix_rate
 from lumos.diffusion.sampler import Progress, SamplerConfig
 from lumos.files import check_writable
 from lumos.generate import CONTINUE, Generator
+from lumos.known_words import in_known_words
 from lumos.media.video import check_output, read_image, read_video, write_video
 from lumos.ranks import ALONE, Ranks, divide, gather, together
 from lumos.sequence.token_file import load_tokens, save_tokens
@@ -63,6 +64,7 @@ def generate_files(
         compute = Compute(precision=args.precision, divided=ranks.world > 1 and not is_dealt)
         device = args.device if ranks.world == 1 else str(ranks.device)
         generator = Generator.from_folder(args.weights, device, compute, args.lora)
+        prompts, unknown = _in_known_words(generator, prompts)
         sampler = replace(generator.config.sampler, **sampling)
         record: list[Tensor] = []
         settings = {"sampler": sampler, "progress": progress, "record": record}
@@ -98,6 +100,7 @@ def generate_files(
         "seed": args.seed or 0,
         "sampler": asdict(sampler),
         "weights": args.weights,
+        "unknown": unknown or None,
         "given": made.note or None,
         "tokens": str(args.save_tokens) if args.save_tokens else None,
         "seconds": round(time.monotonic() - begin, 2),
@@ -114,6 +117,12 @@ def _check_outputs(args: GenerateArgs, count: int) -> list[Path]:
     if args.save_tokens:
         check_writable(args.save_tokens, args.force)
     return files
+
+
+def _in_known_words(generator: Generator, prompts: Sequence[str]) -> tuple[list[str], str]:
+    """The prompts as the model is told them, and what it does not know of them."""
+    told = [in_known_words(prompt, generator.text.words) for prompt in prompts]
+    return [each.prompt for each in told], "; ".join(dict.fromkeys(each.note for each in told if each.note))
 
 
 def _from_tokens(args: GenerateArgs, generator: Generator, prompts: Sequence[str], settings: dict[str, Any]) -> Started:
@@ -134,6 +143,8 @@ def _from_prompts(args: GenerateArgs, generator: Generator, prompts: Sequence[st
     video, temporal = generator.config.video, generator.tokenizer.temporal
     height, width = args.height or video.height, args.width or video.width
     script = read_script(args.script, args.fps or video.fps, temporal) if args.script else {}
+    told, unknown = _in_known_words(generator, list(script.values()))
+    script = dict(zip(script, told, strict=True))
     starts = args.image or args.last_image or args.keyframe or script
     usual = 1 if args.out.suffix.lower() == ".png" and not starts else video.frames
     given, note = None, ""
@@ -151,7 +162,7 @@ def _from_prompts(args: GenerateArgs, generator: Generator, prompts: Sequence[st
     frames = usual if args.frames is None else args.frames
     files = keyframe_files(args, frames, args.fps or video.fps)
     pictures = {at: read_image(file, height, width) for at, file in files.items()}
-    note = "; ".join(filter(None, [note, *(picture.note for picture in pictures.values())]))
+    note = "; ".join(filter(None, [unknown, note, *(picture.note for picture in pictures.values())]))
     needed = generator.cost(len(prompts) or 1, frames, args.height, args.width, settings["sampler"])
     check_memory(needed.bytes, generator.device)
     if needed.operations > WORTH_MEASURING:

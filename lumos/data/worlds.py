@@ -241,6 +241,11 @@ class WorldBatches(Dataset[Any]):
         return self.world.draw([random.Random(f"{self.seed} {n}") for n in range(first, first + self.batch)], image=False)[0]
 
 
+def own_captions(worlds: Sequence[World]) -> Iterator[str]:
+    """Every caption that belongs to one sticker: more words than a sample has."""
+    return (words for world in worlds if isinstance(world, Stickers) for each in world.stickers for words in each.captions)
+
+
 def sample_captions(worlds: Sequence[World], count: int, seed: int) -> Iterator[str]:
     """Captions of random scenes, videos and images of all worlds in turn: what the text vocabulary is made from."""
     rng = random.Random(f"captions/{seed}")

@@ -3,7 +3,8 @@
 `TextTokenizer` serves the published models (Chameleon's file) and our own small ones, whose file `train_text_tokenizer` makes.
 """
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
@@ -11,13 +12,15 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from lumos.config import check_not_a_pointer
 
 UNKNOWN = "<unknown>"
+WORDS_FILE = "words.txt"  # beside a model's text tokenizer: the words of the captions that it learnt from
+WORD = re.compile(r"[^\W_]+(?:['-][^\W_]+)*")
 
 
 class TextTokenizer:
-    """A prompt -> ids of one vocabulary. `template` wraps the caption (the published models want a sentence around it)."""
+    """A prompt -> ids of one vocabulary. words: those that the model met in training; none where they are not known."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self.tokenizer = tokenizer
+    def __init__(self, tokenizer: Tokenizer, words: Iterable[str] = ()) -> None:
+        self.tokenizer, self.words = tokenizer, frozenset(words)
 
     @classmethod
     def from_file(cls, path: Path) -> "TextTokenizer":
@@ -33,7 +36,8 @@ class TextTokenizer:
         for name, value in (("truncation", tokenizer.truncation), ("padding", tokenizer.padding)):
             if value is not None:  # prompts would be cut or filled up in silence
                 raise ValueError(f"{path}: {name} must be null, got {value!r:.80}; set it to null")
-        return cls(tokenizer)
+        words = path.with_name(WORDS_FILE)
+        return cls(tokenizer, words.read_text("utf-8").split() if words.is_file() else ())
 
     @property
     def size(self) -> int:
@@ -61,5 +65,17 @@ def train_text_tokenizer(captions: Iterable[str], size: int) -> TextTokenizer:
     trainer = trainers.BpeTrainer(
         vocab_size=size, special_tokens=[UNKNOWN], initial_alphabet=alphabet, limit_alphabet=len(alphabet), show_progress=False
     )
-    tokenizer.train_from_iterator(captions, trainer)
-    return TextTokenizer(tokenizer)
+    words: set[str] = set()
+    tokenizer.train_from_iterator(_noting(captions, words), trainer)
+    return TextTokenizer(tokenizer, words)
+
+
+def words_of(text: str) -> list[str]:
+    """The words of a text, in lower case: "A t-rex's cub." has a, t-rex's and cub."""
+    return WORD.findall(text.lower())
+
+
+def _noting(captions: Iterable[str], words: set[str]) -> Iterator[str]:
+    for caption in captions:
+        words.update(words_of(caption))
+        yield caption

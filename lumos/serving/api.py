@@ -18,6 +18,7 @@ from fastapi_offline import FastAPIOffline
 from prometheus_client import generate_latest
 
 from lumos import __version__
+from lumos.known_words import in_known_words
 from lumos.serving.access import Access, add_login
 from lumos.serving.errors import ERRORS, HANDLERS, RequestError, refusing
 from lumos.serving.live import Live
@@ -264,9 +265,10 @@ async def next_frames(
 async def say_sentence(service: TheService, live: TheSession, said: Sentence) -> dict[str, Any]:
     """Another sentence, which holds from the next latent frame on."""
     with refusing("prompt", "invalid_prompt"):
-        service.prompts.ids(said.prompt, service.about["frames"], live.request.height, live.request.width)
-    service.sessions.say(live, said.prompt)
-    return live.document()
+        told = in_known_words(said.prompt, service.prompts.text.words)
+        service.prompts.ids(told.prompt, service.about["frames"], live.request.height, live.request.width)
+    service.sessions.say(live, told.prompt)
+    return {**live.document(), "note": told.note or None}
 
 
 @router.post("/v1/sessions/{id}/back")

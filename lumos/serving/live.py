@@ -66,6 +66,7 @@ class Live:
             "status": status,
             "frames": self.frames,
             "sentences": [{"frame": frame, "prompt": prompt} for frame, prompt in [*self.sentences, *later]],
+            "note": asked.note or None,
             "size": f"{asked.width}x{asked.height}",
             **{name: getattr(asked, name) for name in ("fps", "seed", "steps", "guidance", "temperature")},
             "error": {"code": self.over[0], "message": self.over[1]} if self.over else None,

@@ -16,6 +16,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
+from lumos.known_words import in_known_words
 from lumos.sequence.prompt_template import PromptReader
 from lumos.serving.config import ServeConfig
 from lumos.serving.errors import RequestError, invalid, quoted, refusing
@@ -40,11 +41,12 @@ class VideoRequest:
     guidance: float
     temperature: float
     given: int = 0  # frames at the beginning that come from a file or another video
-    note: str = ""  # what was done to them so that they fit
+    note: str = ""  # what was done to them so that they fit, and to the prompt
 
     def can_batch_with(self, other: "VideoRequest") -> bool:
         """Whether both can be made in one pass: nothing given, and alike in all but prompt and seed."""
-        return not (self.given or other.given) and replace(self, prompt="", seed=0) == replace(other, prompt="", seed=0)
+        mine, others = (replace(each, prompt="", seed=0, note="") for each in (self, other))
+        return not (self.given or other.given) and mine == others
 
 
 def _with_words(prompt: str) -> str:
@@ -192,8 +194,9 @@ def complete(body: VideoBody, config: ServeConfig, about: Mapping[str, Any], pro
     if settings["steps"] > most:
         raise RequestError(400, f"steps must be at most {most} here, got {quoted(body.steps)}; use {most}", "steps")
     with refusing("prompt", "invalid_prompt"):
-        prompts.ids(body.prompt, frames, height, width)
-    return VideoRequest(body.prompt, frames, height, width, float(about["fps"]), **settings)
+        told = in_known_words(body.prompt, prompts.text.words)
+        prompts.ids(told.prompt, frames, height, width)
+    return VideoRequest(told.prompt, frames, height, width, float(about["fps"]), **settings, note=told.note)
 
 
 def _size(size: str, config: ServeConfig, about: Mapping[str, Any]) -> tuple[int, int]:
@@ -229,4 +232,4 @@ def start_from(request: VideoRequest, decoded: Decoded, body: VideoBody, config:
     if frames <= given:
         hint = f"use {given + ADDED}" if given + ADDED <= config.max_frames else "cut it first"
         raise RequestError(400, f"frames must be more than the {given} given ones, got {frames}; {hint}", "frames")
-    return replace(request, frames=frames, given=given, note=decoded.note)
+    return replace(request, frames=frames, given=given, note="; ".join(filter(None, (request.note, decoded.note))))

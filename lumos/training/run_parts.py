@@ -16,12 +16,12 @@ from torch import Tensor
 from lumos.data.batch import Schedule, Stream
 from lumos.data.loader import ShardStream, caption_report, captions_by_clip, fits_as_prompt
 from lumos.data.shards import TOKENS, ShardIndex, check_tokenizer, open_shards
-from lumos.data.worlds import Chunks, World, WorldsStream, open_worlds, sample_captions
+from lumos.data.worlds import Chunks, World, WorldsStream, open_worlds, own_captions, sample_captions
 from lumos.diffusion.sampler import codes_left
 from lumos.model_folder import FolderConfig, load_model
 from lumos.ranks import Ranks
 from lumos.sequence.prompt_template import check_text
-from lumos.sequence.text import TextTokenizer, train_text_tokenizer
+from lumos.sequence.text import TextTokenizer, train_text_tokenizer, words_of
 from lumos.sequence.vocabulary import LUMOS, Vocabulary, small_vocabulary
 from lumos.tokenizer.cosmos import CosmosConfig
 from lumos.tokenizer.model import VideoTokenizer, load_tokenizer
@@ -157,6 +157,7 @@ def _words(
     drawn = sample_captions(worlds, 20_000, config.seed) if worlds else []
     shards = [] if index is None or index.form == TOKENS else chain.from_iterable(captions_by_clip(index))
     new_text = train_text_tokenizer(chain(drawn, shards), config.text_vocabulary)
+    new_text.words |= {word for caption in own_captions(worlds) for word in words_of(caption)}
     vocabulary = small_vocabulary(new_text.size, codes)
     if init is None:
         return new_text, vocabulary, None

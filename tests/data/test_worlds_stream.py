@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from lumos.data.batch import Batch, Schedule
-from lumos.data.worlds import Chunks, Shapes, World, WorldsConfig, WorldsStream, open_worlds, sample_captions
+from lumos.data.worlds import Chunks, Shapes, World, WorldsConfig, WorldsStream, open_worlds, own_captions, sample_captions
 from lumos.sequence.text import train_text_tokenizer
 from lumos.sequence.vocabulary import small_vocabulary
 from lumos.tokenizer.model import TokenizerConfig, VideoTokenizer
@@ -148,7 +148,7 @@ def test_worlds_come_as_often_as_asked_and_need_their_files(tmp_path: Path) -> N
     source.worlds, source.config = worlds, config
     name, video, _ = found[names.index("stickers")]
     assert source.tokenised(name, video, 5).codes_BTHW.shape == (2, 2, 2, 2)
-    assert set(sample_captions(list(worlds.values()), 100, 0)) & {"a cat"}
+    assert set(sample_captions(list(worlds.values()), 100, 0)) & {"a cat"} and [*own_captions([*worlds.values()])] == ["a cat"]
     assert [*open_worlds(CONFIG, tmp_path / "none", tmp_path / "none")] == ["shapes"]  # those without a share are not opened
     with pytest.raises(ValueError, match="must add up to 1, got 1.75"):
         replace(config, shapes=1.0)

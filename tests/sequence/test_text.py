@@ -32,6 +32,11 @@ def test_other_scripts_are_refused_by_name(prompt: str) -> None:
         TEXT.encode(prompt)
 
 
+def test_the_words_of_all_captions_are_known() -> None:
+    assert TEXT.words == {"a", "red", "circle", "moves", "to", "the", "right", "two", "blue", "stars", "spinning", "slowly"}
+    assert train_text_tokenizer(["A T-Rex's two_eyes"], 80).words == {"a", "t-rex's", "two", "eyes"}
+
+
 def test_files(tmp_path: Path) -> None:
     path = tmp_path / "text.json"
     path.write_text(TEXT.tokenizer.to_str())

@@ -33,6 +33,11 @@ def frames_of(content: bytes) -> int:
         return sum(1 for _ in container.decode(video=0))
 
 
+def test_what_the_model_does_not_know_is_told(server: Any) -> None:
+    asked = server.make("a crimson circle", frames=1, steps=1)
+    assert (asked["prompt"], asked["note"]) == ("a red circle", "does not know: crimson, reads it as red")
+
+
 def test_a_sentence_becomes_a_video_with_frames_on_the_way(server: Any) -> None:
     asked = server.make("a red circle moves", frames=9, seed=7, steps=2)
     assert (asked["object"], asked["size"], asked["seconds"], asked["seed"]) == ("video", "32x32", "1.125", 7)

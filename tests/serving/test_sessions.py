@@ -82,7 +82,7 @@ def test_a_session_shows_what_a_session_in_python_makes(viewer: Viewer, toy_fold
 
 def test_back_fork_and_pause(viewer: Viewer) -> None:
     first = viewer.see(3)
-    viewer.do("say", prompt="two")
+    assert viewer.do("say", prompt="two crimson stars")["note"] == "does not know: crimson, reads it as red"
     viewer.see(AHEAD + 1)
     start = viewer.sentences[1][0]
     assert start is not None

@@ -1,0 +1,71 @@
+"""Prompts in words that a model met: what it never met is replaced or told of, emoji have names, and all is told."""
+
+import pytest
+
+from lumos.known_words import TABLE, in_known_words
+from lumos.weights import find_weights
+
+WORDS = {
+    "a",
+    "an",
+    "and",
+    "in",
+    "the",
+    "big",
+    "boat",
+    "couch",
+    "couches",
+    "dog",
+    "dogs",
+    "fox",
+    "ocean",
+    "run",
+    "runs",
+    "running",
+    "t-rex",
+}
+
+
+@pytest.mark.parametrize(
+    ("prompt", "told", "note"),
+    [
+        ("A dog runs, running in the ocean.", "A dog runs, running in the ocean.", ""),
+        ("a yacht", "a boat", "does not know: yacht, reads it as boat"),
+        ("two Sofas", "two couches", "does not know: two; does not know: sofas, reads it as couches"),  # the same form
+        (
+            "foxes sprint, sprinting",
+            "foxes run, running",
+            "does not know: sprint, reads it as run; does not know: sprinting, reads",
+        ),
+        ("the beach", "the beach", "does not know: beach; near it: ocean"),
+        ("a qqq and a qqq", "a qqq and a qqq", "does not know: qqq"),  # told once
+        ("my t-rex", "my t-rex", ""),
+        ("a big-dog's boat", "a big-dog's boat", ""),  # of known words
+        ("\U0001f98a", "a fox", "reads \U0001f98a as a fox"),
+        (
+            "a \U0001f98a\ufe0f and \U0001f436",
+            "a fox and a dog face",
+            "reads \U0001f98a as a fox; reads \U0001f436 as a dog face",
+        ),
+        (
+            "\U0001f469\u200d\U0001f692",
+            "a woman firefighter",
+            "reads \U0001f469\u200d\U0001f692 as a woman firefighter",
+        ),  # not two
+        ("a \U0001fa00 dog", "a \U0001fa00 dog", ""),  # the model's own error tells of it
+        ("красный круг", "красный круг", "does not know: красный; does not know: круг"),
+    ],
+)
+def test_prompts_are_put_in_known_words_and_all_is_told(prompt: str, told: str, note: str) -> None:
+    found = in_known_words(prompt, WORDS)
+    assert found.prompt == told and found.note.startswith(note) and bool(found.note) == bool(note)
+
+
+def test_models_whose_words_are_not_known_get_every_prompt_as_it_is() -> None:
+    assert in_known_words("\U0001f98a qqq", ()) == ("\U0001f98a qqq", "")
+
+
+def test_the_table_is_small_and_the_words_of_tiny_are_those_of_its_captions() -> None:
+    assert TABLE.stat().st_size <= 300_000
+    words = set((find_weights("tiny", "model") / "words.txt").read_text("utf-8").split())
+    assert {"circle", "octopus", "leftwards"} < words and "yacht" not in words
