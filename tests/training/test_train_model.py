@@ -48,7 +48,9 @@ def test_four_steps_equal_two_resumed_for_two(
     # the learning rate follows the share of max_steps, so half a run is a whole one that is interrupted
     with stopped_after_two(module):
         train_model(TOY, tmp_path, tokenizer)
-    assert "stopped at step 2" in capsys.readouterr().err and (tmp_path / "model/model.safetensors").exists()
+    said = capsys.readouterr().err
+    assert "M parameters on cpu; shapes drawn meanwhile; " in said and "at most 4 steps\n" in said
+    assert "stopped at step 2" in said and (tmp_path / "model/model.safetensors").exists()
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step_00000002"]
     assert not (tmp_path / "samples").exists()
     torch.manual_seed(7)
