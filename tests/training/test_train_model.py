@@ -89,7 +89,7 @@ def test_the_weights_that_are_left_are_the_average_where_there_is_one(whole: Pat
 
 def test_a_run_leaves_weights_samples_and_metrics(whole: Path) -> None:
     names = sorted(path.name for path in (whole / "model").iterdir())
-    assert names == ["config.json", "model.safetensors", "text_tokenizer.json", "tokenizer"]
+    assert names == ["config.json", "model.safetensors", "text_tokenizer.json", "tokenizer", "words.txt"]
     assert [path.name for path in (whole / "samples").iterdir()] == ["prompts_00000004.png"]
     lines = metrics(whole)
     assert [line["step"] for line in lines] == [2, 4]
