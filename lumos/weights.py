@@ -128,10 +128,13 @@ def load_folder(folder: Path, kind: Kind, device: str | torch.device = "cpu") ->
     return config, tensors
 
 
-def in_eight_bits(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-    """To save half of bf16's bytes: matrices and kernels as int8, scaled by row so that the largest is 127; the rest in bf16."""
+def in_eight_bits(tensors: Mapping[str, Tensor], prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+    """To save half of bf16's bytes: matrices and kernels as int8, scaled by row so that the largest is 127; the rest in bf16.
+
+    prefix: of the names that this is for; the others stay in bf16, too.
+    """
     for name, tensor in tensors.items():
-        if tensor.ndim < 2:
+        if tensor.ndim < 2 or not name.startswith(prefix):
             yield name, tensor.to(torch.bfloat16)
             continue
         rows = tensor.float().flatten(1)

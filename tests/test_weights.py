@@ -319,7 +319,8 @@ def test_eight_bits_are_half_the_bytes_and_close(tmp_path: Path) -> None:
     sizes = [(tmp_path / name / "model.safetensors").stat().st_size for name in ("small", "plain")]
     assert sizes[0] < 0.6 * sizes[1]
     _, found = load_folder(tmp_path / "small", "model")
-    assert list(found) == list(tensors) and {tensor.dtype for tensor in found.values()} == {torch.bfloat16}
+    assert set(found) == set(tensors) and {tensor.dtype for tensor in found.values()} == {torch.bfloat16}
+    assert torch.equal(dict(in_eight_bits(tensors, "mat"))["kernel"], tensors["kernel"].bfloat16())
     for name, tensor in tensors.items():
         rows = tensor.flatten(1) if tensor.ndim > 1 else tensor[None]
         error = (found[name].float().view(rows.shape) - rows).abs().amax(1)
