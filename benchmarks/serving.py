@@ -22,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -43,11 +44,15 @@ BAD: tuple[dict[str, Any], ...] = (
 class Server:
     """`lumos serve` as a process of its own."""
 
-    def __init__(self, weights: str, data: Path, queue: int = 32) -> None:
+    def __init__(self, weights: str, data: Path, queue: int = 32, options: Sequence[str] = ()) -> None:
         begin = time.monotonic()
         words = [sys.executable, "-m", "lumos", "serve", "--port", "0", "--weights", weights, "--data", str(data)]
         self.process = subprocess.Popen(
-            [*words, "--queue", str(queue)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True
+            [*words, "--queue", str(queue), *options],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            start_new_session=True,
         )
         assert self.process.stdout
         line = self.process.stdout.readline()
