@@ -204,6 +204,10 @@ def test_nothing_is_made_that_nobody_waits_for() -> None:
         assert await reader == (0, [b""])
         assert await sessions.follow(live, 0) == (0, [b""])  # asked for again: a connection was lost
         assert await sessions.follow(live, 1) == (1, [b""] * 4) and worker.nexts == AHEAD + 1
+        made(sessions, live)
+        assert live.timers["hung"].cancelled() and [first for first, _ in live.parts] == [0, 1, 5]
+        sessions.back(live, 5)
+        assert [first for first, _ in live.parts] == [0, 1] and live.frames == 5
 
     steered(act)
 
@@ -215,6 +219,7 @@ def test_a_step_back_takes_back_what_is_being_made_and_what_was_said() -> None:
         made(sessions, live)
         sessions.say(live, "b")
         sessions.back(live, 1)
+        assert live.said is None and live.document()["sentences"] == [{"frame": 0, "prompt": "a"}]
         made(sessions, live)
         assert live.frames == 1 and worker.nexts == 2 and await reader == (0, [b""])
         sessions.say(live, "c")
