@@ -6,6 +6,10 @@ Started by torchrun there are as many ranks as it says, on CUDA through NCCL, ot
 import hashlib
 import os
 import re
+import signal
+import socket
+import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -147,6 +151,29 @@ def divide(count: int, is_shared: bool = True) -> Division:
     if not is_shared or not dist.is_initialized():
         return Division(count)
     return Division(count, dist.get_world_size(), dist.get_rank())
+
+
+def leave_when_told(ranks: Ranks) -> None:
+    """At SIGTERM, which torchrun sends when another rank has died, end at once and in one line, also while waiting for a GPU.
+
+    Python hears no signal then; the thread here does.
+    """
+    ears, mouth = socket.socketpair()
+    mouth.setblocking(False)
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    signal.set_wakeup_fd(mouth.fileno())
+
+    def hear() -> None:
+        while ears.recv(1) != bytes([signal.SIGTERM]):
+            pass
+        if ranks.is_main:
+            print(
+                f"lumos: ended with one of {ranks.world} processes, all of which must go on together", file=sys.stderr, flush=True
+            )
+        mouth.close()
+        os._exit(2)
+
+    threading.Thread(target=hear, daemon=True).start()
 
 
 def finish(ranks: Ranks) -> None:

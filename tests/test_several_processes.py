@@ -4,6 +4,8 @@ import contextlib
 import io
 import json
 import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -157,6 +159,15 @@ def test_the_command_of_two_makes_the_files_of_one(folder: Path, tmp_path: Path,
     assert first[4][2] == "lumos: all 2 processes must go on together, but one has gone; give the command again\n"
     assert {path.name for path in both.glob("*.webp")} == {"x.webp", "x_1.webp", "x_2.webp", "x_3.webp"}
     assert not list(both.glob(".*"))
+
+
+def test_a_process_that_waits_for_a_card_ends_at_sigterm_in_one_line() -> None:
+    words = "import os, signal, threading, torch; from lumos.ranks import Ranks, leave_when_told; import sys\n"
+    words += "leave_when_told(Ranks(int(sys.argv[1]), 2, torch.device('cpu')))\n"
+    words += "signal.raise_signal(signal.SIGTERM); threading.Event().wait()"
+    ends = [subprocess.run([sys.executable, "-c", words, rank], capture_output=True, text=True, timeout=60) for rank in "01"]
+    assert [end.returncode for end in ends] == [2, 2] and ends[1].stderr == ""
+    assert ends[0].stderr == "lumos: ended with one of 2 processes, all of which must go on together\n"
 
 
 def test_a_process_needs_a_card(monkeypatch: pytest.MonkeyPatch) -> None:

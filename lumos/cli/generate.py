@@ -102,9 +102,11 @@ def run_generate(args: GenerateArgs, sampling: dict[str, Any]) -> None:
     none = not (args.prompt or args.prompts) and (args.from_tokens or args.script)
     prompts = [] if none else read_prompts(args.prompt, args.prompts)
     from lumos.cli.generate_files import generate_files
-    from lumos.ranks import finish, start, tell_of_lost_ranks
+    from lumos.ranks import finish, leave_when_told, start, tell_of_lost_ranks
 
     ranks = start(args.device)
+    if ranks.device.type == "cuda" and ranks.world > 1:  # elsewhere a lost connection is heard
+        leave_when_told(ranks)
     lost = tell_of_lost_ranks(ranks, "give the command again")
     with lost, progress_line() if ranks.is_main else nullcontext() as progress:
         document = generate_files(args, prompts, sampling | visible(args.history), progress, ranks)
