@@ -259,11 +259,12 @@ def main() -> int:
     parser.add_argument("--requests", type=int, default=200)
     parser.add_argument("--repeat", type=int, default=5, help="measurements of the first frame")
     parser.add_argument("--only-first-frame", action="store_true")
+    parser.add_argument("--serve", default="", help="options of the loaded server, such as '--gpus 4' (seconds of load tell)")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that no server is left behind
     with tempfile.TemporaryDirectory() as place:
-        server = Server(args.weights, Path(place) / "load")
+        server = Server(args.weights, Path(place) / "load", options=args.serve.split())
         try:
             first_frame(server)  # everything that happens once has happened
             frames = [first_frame(server) for _ in range(args.repeat)]
