@@ -67,7 +67,7 @@ def main(assets: Path, names: Path, out: Path, lotties: Path | None = None) -> N
 
 def is_animated(path: Path) -> bool:
     with Image.open(path) as image:
-        return image.n_frames > 1
+        return getattr(image, "n_frames", 1) > 1
 
 
 def noun(entry: dict) -> str:
@@ -81,18 +81,18 @@ def noun(entry: dict) -> str:
 def captions(entry: dict, seen: bool = True) -> list[str]:
     """The name, alone and in sentences; what was seen in the clip; the keywords. All are true of the same clip."""
     label = plain(entry["label"])
-    thing, seen = in_words(label), seen_in(label) if seen else []
+    thing, told = in_words(label), seen_in(label) if seen else []
     found = [label.replace(":", ""), thing, f"{label.replace(':', '')} emoji", f"an animated emoji of {thing}"]
-    found += [f"{thing} on a white background", f"a cartoon of {thing}", *seen, f"an emoji of {seen[0]}" if seen else ""]
+    found += [f"{thing} on a white background", f"a cartoon of {thing}", *told, f"an emoji of {told[0]}" if told else ""]
     bare = re.sub("^an? ", "", thing)
     if bare != thing:
         found += [f"an animated {bare}"]
-    found += [f"{seen[-1]}, animated"] if seen else []
+    found += [f"{told[-1]}, animated"] if told else []
     words = [plain(tag) for tag in entry.get("tags", []) if tag.isalpha() and len(tag) > 2 and not CHATTER.fullmatch(tag)]
     new = [word for word in words if word not in re.split(r"\W", label)]
     if new:
         found += [f"{thing}, {', '.join(new[:3])}"]
-    if new and not seen:
+    if new and not told:
         found += [f"{thing}, {' and '.join(new[-2:])}", f"{new[0]} {label} emoji"]
     return list(dict.fromkeys(SHAPE.sub(_as_emoji, caption) for caption in found if caption))
 
