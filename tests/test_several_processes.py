@@ -29,6 +29,7 @@ from lumos.sequence.vocabulary import small_vocabulary
 from lumos.tokenizer.model import TokenizerConfig, VideoTokenizer
 from tests.training.toys import two
 
+TWO_CARDS = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two cards")
 CASES: dict[str, dict[str, Any]] = {
     "guided, beyond the window": {"frames": 21},
     "guided in part of the steps": {"guidance_until": 0.5},
@@ -55,27 +56,28 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-def codes(folder: Path, compute: Compute, prompts: list[str], case: dict[str, Any]) -> Tensor:
-    config, model, text, tokenizer = load_model(folder)
-    generator = Generator(config, model, text, tokenizer, torch.device("cpu"), torch.float32, compute)
+def codes(folder: Path, compute: Compute, prompts: list[str], case: dict[str, Any], device: str = "cpu") -> Tensor:
+    config, model, text, tokenizer = load_model(folder, device)
+    generator = Generator(config, model, text, tokenizer, torch.device(device), torch.float32, compute)
     record: list[Tensor] = []
     for _ in generator.stream(prompts, record=record, **case):
         pass
-    return torch.stack(record, dim=1)
+    return torch.stack(record, dim=1).cpu()
 
 
-def divided_work(rank: int, folder: Path, out: Path) -> None:
-    ranks = start("cpu")
+def divided_work(rank: int, folder: Path, out: Path, device: str) -> None:
+    ranks = start(device)
+    here = str(ranks.device)
     x = torch.arange(10).view(2, 5)
     assert divide(5).mine(x, 1).tolist() == ([[0, 1, 2], [5, 6, 7]] if rank == 0 else [[3, 4, 4], [8, 9, 9]])
     assert divide(5).whole(divide(5).mine(x, 1), 1).equal(x)
     compute = Compute(divided=True)
-    torch.save([codes(folder, compute, ["a red circle", "two"], case) for case in CASES.values()], out / f"codes {rank}")
+    torch.save([codes(folder, compute, ["a red circle", "two"], case, here) for case in CASES.values()], out / f"codes {rank}")
     said = []
     differing = ({"prompts": ["a", "two"][rank]}, {"seed": rank}, {"given": torch.full((3, 1, 32, 32), rank - 0.5)})
     for wish in ({"prompts": "a"} | differ for differ in differing):
         try:
-            codes(folder, compute, [wish.pop("prompts")], wish)
+            codes(folder, compute, [wish.pop("prompts")], wish, here)
         except ValueError as error:
             said.append(str(error))
     (out / f"said {rank}").write_text(json.dumps(said))
@@ -83,9 +85,10 @@ def divided_work(rank: int, folder: Path, out: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_video_divided_among_two_has_the_codes_of_one(folder: Path, tmp_path: Path) -> None:
-    assert two(divided_work, folder, tmp_path) == [0, 0]
-    alone = [codes(folder, Compute(), ["a red circle", "two"], case) for case in CASES.values()]
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, TWO_CARDS])])
+def test_a_video_divided_among_two_has_the_codes_of_one(folder: Path, tmp_path: Path, device: str) -> None:
+    assert two(divided_work, folder, tmp_path, device) == [0, 0]
+    alone = [codes(folder, Compute(), ["a red circle", "two"], case, device) for case in CASES.values()]
     for rank in (0, 1):
         for name, found, expected in zip(CASES, torch.load(tmp_path / f"codes {rank}"), alone, strict=True):
             assert found.equal(expected) and len(expected.unique()) > 4, name
