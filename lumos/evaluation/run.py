@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import avg_pool3d
+from torch.nn.functional import avg_pool3d, interpolate
 
 from lumos.diffusion.sampler import SamplerConfig
 from lumos.evaluation.judge.judge import judge
@@ -135,7 +135,11 @@ def judged(prompt: Prompt, rgb_CFHW: np.ndarray, fps: int, out: Path | None) -> 
     if out:
         write_video(out / file, pixels_CFHW, fps, overwrite=True)
     every = pixels_CFHW.shape[2] // SIDE
-    verdict = judge(prompt.scene, avg_pool3d(pixels_CFHW, (1, every, every)), fps)
+    if every:
+        pixels_CFHW = avg_pool3d(pixels_CFHW, (1, every, every))
+    else:
+        pixels_CFHW = interpolate(pixels_CFHW.transpose(0, 1), SIDE, mode="bilinear").transpose(0, 1)
+    verdict = judge(prompt.scene, pixels_CFHW, fps)
     classes = {name: verdict.all_of(attributes) for name, attributes in prompt.checks.items()}
     return Result(prompt.id, prompt.task, prompt.split, prompt.text, classes, verdict.marks, verdict.notes, file)
 

@@ -145,17 +145,20 @@ def test_bad_folders_are_refused_and_left_alone(random_model: Generator, tmp_pat
         evaluate_shapes(Oracle(random_model), done, FEW)
 
 
-def test_larger_and_faster_videos_are_judged_as_small_ones(random_model: Generator, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("side", "fps", "frames"), [(256, 12, 25), (64, 8, 17)])
+def test_videos_of_other_sizes_and_rates_are_judged(
+    random_model: Generator, tmp_path: Path, side: int, fps: int, frames: int
+) -> None:
     oracle = Oracle(random_model)
-    oracle.config = replace(random_model.config, video=replace(random_model.config.video, height=256, width=256, fps=12))
+    oracle.config = replace(random_model.config, video=replace(random_model.config.video, height=side, width=side, fps=fps))
     report = evaluate_shapes(oracle, tmp_path / "out", FEW)
     assert report["overall"]["score"] == 1.0
     with Image.open(tmp_path / "out" / report["prompts"][1]["file"]) as video:
-        assert (video.n_frames, video.size) == (25, (256, 256))  # two seconds
+        assert (video.n_frames, video.size) == (frames, (side, side))  # two seconds
 
 
 def test_a_model_of_another_size_or_rate_is_refused(random_model: Generator, tmp_path: Path) -> None:
-    for change in ({"height": 64, "width": 64}, {"width": 256}, {"fps": 7}):
+    for change in ({"height": 96, "width": 96}, {"width": 256}, {"fps": 7}):
         oracle = Oracle(random_model)
         oracle.config = replace(random_model.config, video=replace(random_model.config.video, **change))
         with pytest.raises(ValueError, match="needs a model of square videos, .*, got one for"):

@@ -1,0 +1,67 @@
+"""README's commands, in the order in which they stand: nothing that one needs comes later or from elsewhere.
+
+Here they run in this process with random weights and as little work as can be. `python -m tests.end_to_end.test_readme` pastes
+them as they are, behind `make setup`, into a clean clone.
+"""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from lumos import presets, weights
+from lumos.cli.main import main
+from lumos.generate import Generator
+from lumos.model_folder import save_model
+from tests.training.toys import use_few_captions
+
+ROOT = Path(__file__).parents[2]
+LITTLE = {
+    "generate": ["--steps", "1", "--guidance", "1"],
+    "prepare": ["--device", "cpu"],
+    "train": "--set max_steps=1 --set videos=2 --set images=2 --set worlds.workers=0 --set worlds.chunk=2".split(),
+    "evaluate": "--set steps=1 --workers 0".split(),
+}
+
+
+def commands() -> list[str]:
+    """Every line of README's blocks that a shell runs, without its comment, from "Generate" on."""
+    text = (ROOT / "README.md").read_text("utf-8").partition("## Generate")[2]
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    return [re.sub(r" +#.*", "", line) for kind, block in blocks if not kind for line in block.splitlines() if line.strip()]
+
+
+def test_every_command_works_after_those_before_it(
+    random_model: Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = random_model.config
+    save_model(tmp_path / "tiny", config, random_model.model.state_dict(), random_model.text, random_model.tokenizer)  # type: ignore[arg-type]
+    monkeypatch.setattr(weights, "PRETRAINED", tmp_path)
+    shape = replace(presets.MODELS["shapes-tiny"], model=replace(config.model, vocabulary=0))
+    monkeypatch.setitem(presets.MODELS, "shapes-tiny", shape)
+    use_few_captions(monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    found = commands()
+    assert len(found) > 10
+    for line in found:
+        program, *words = shlex.split(line)
+        if program == "lumos":
+            assert main([*words, *LITTLE[words[0]]]) == 0, line
+        else:
+            subprocess.run(["bash", "-c", line], check=True)
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as clone:
+        subprocess.run(["git", "clone", "--quiet", ROOT, clone], check=True)
+        for line in ["make setup", *commands()]:
+            print(f"$ {line}", flush=True)
+            path = f"{clone}/.venv/bin:{os.environ['PATH']}"
+            if subprocess.run(["bash", "-c", line], cwd=clone, env={**os.environ, "PATH": path}).returncode:
+                sys.exit(f"failed: {line}")
