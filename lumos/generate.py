@@ -284,6 +284,7 @@ class Generator:
             if side < SIZE_UNIT or side % SIZE_UNIT:
                 nearest = max(SIZE_UNIT, round(side / SIZE_UNIT) * SIZE_UNIT)
                 raise ValueError(f"{name} must be a multiple of {SIZE_UNIT}, at least {SIZE_UNIT}, got {side}; use {nearest}")
+            self.config.vocabulary.number(side // SIZE_UNIT)  # has a word for it
         spatial = self.tokenizer.spatial
         return self._grid_of(sides["height"] // spatial, sides["width"] // spatial)
 
@@ -295,8 +296,10 @@ class Generator:
         if given is None:
             return torch.zeros(1, 0, grid.rows, grid.columns, dtype=torch.int64, device=self.device)
         height, width = grid.rows * grid.spatial, grid.columns * grid.spatial
-        if given.shape[2:] != (height, width):
-            raise ValueError(f"given frames must be {width}x{height}, got {given.shape[3]}x{given.shape[2]}; resize them")
+        if given.ndim == 5 and len(given) == 1:  # as a Generator gives one video
+            given = given[0]
+        if given.ndim != 4 or (given.shape[0], *given.shape[2:]) != (3, height, width):
+            raise ValueError(f"given frames must have shape [3, frames, {height}, {width}], got {list(given.shape)}; resize them")
         return self.tokenizer.encode(given[None].to(self.device))
 
     def _encode_keyframes(self, keyframes: Mapping[int, Tensor], spec: VideoSpec) -> dict[int, Tensor]:

@@ -32,6 +32,7 @@ WEIGHT_FILES = re.compile(r"model(-\d{5})?(-of-\d{5})?\.safetensors(\.index\.jso
 PRETRAINED = Path(__file__).parent / "pretrained"
 FILE_BYTES = 500_000_000  # of the tensors in a file, about
 SUMS = "sums"  # metadata: a checksum for each tensor
+SCALE = "/scale"  # after a matrix's name: what its rows of 8-bit numbers are multiplied with
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,28 @@ def load_folder(folder: Path, kind: Kind, device: str | torch.device = "cpu") ->
     config, tensors = _read_header(folder, kind), dict[str, Tensor]()
     for path in dict.fromkeys(entry.file for entry in stored_tensors(folder).values()):
         tensors |= read_tensors(path, device)
+    for name in [name for name in tensors if name.endswith(SCALE)]:
+        scale, matrix = tensors.pop(name), name.removesuffix(SCALE)
+        values = tensors.get(matrix)
+        if values is None or values.dtype != torch.int8 or scale.shape != values.shape[:1]:
+            raise ValueError(f"{folder} must hold 8-bit numbers for each row of {name}, got others or none; copy it again")
+        tensors[matrix] = (values.flatten(1) * scale[:, None]).to(torch.bfloat16).view(values.shape)
     return config, tensors
+
+
+def in_eight_bits(tensors: Mapping[str, Tensor], prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+    """To save half of bf16's bytes: matrices and kernels as int8, scaled by row so that the largest is 127; the rest in bf16.
+
+    prefix: of the names that this is for; the others stay in bf16, too.
+    """
+    for name, tensor in tensors.items():
+        if tensor.ndim < 2 or not name.startswith(prefix):
+            yield name, tensor.to(torch.bfloat16)
+            continue
+        rows = tensor.float().flatten(1)
+        scale = (rows.abs().amax(1) / 127).clamp(min=1e-12)
+        yield name, (rows / scale[:, None]).round().to(torch.int8).view(tensor.shape)
+        yield name + SCALE, scale
 
 
 def stored_tensors(folder: Path) -> dict[str, Stored]:

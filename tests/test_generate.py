@@ -297,8 +297,12 @@ def test_impossible_sizes_and_prompts(toy: Generator) -> None:
         toy("a red circle moves " * 5)
     with pytest.raises(ValueError, match="steps must be 1 to the 16 codes"):
         toy("a red circle", sampler=SamplerConfig(steps=17))
+    with pytest.raises(ValueError, match="in this vocabulary, got 64"):
+        toy.cost(1, 9, 2048, 2048, SAMPLER)
     with pytest.raises(ValueError, match="more than the 9 given"):
-        toy("a red circle", frames=9, given=torch.zeros(3, 9, 32, 32))
+        toy("a red circle", frames=9, given=torch.zeros(1, 3, 9, 32, 32))  # as a Generator gives one video
+    with pytest.raises(ValueError, match=r"must have shape \[3, frames, 32, 32\], got \[2, 3, 9, 32, 32\]"):
+        toy("a red circle", frames=9, given=torch.zeros(2, 3, 9, 32, 32))
 
 
 def test_an_interrupted_stream_gives_its_memory_back_and_can_be_started_again(

@@ -19,7 +19,7 @@ from torch import nn
 import lumos.weights as weights
 from lumos.tokenizer.cosmos import CosmosConfig
 from lumos.tokenizer.model import TokenizerConfig, VideoTokenizer
-from lumos.weights import check_names, find_weights, fingerprint, load_folder, save_folder
+from lumos.weights import check_names, find_weights, fingerprint, in_eight_bits, load_folder, save_folder
 
 HEADER = {"kind": "model", "format": 1, "config": {"width": 4}}
 
@@ -304,3 +304,38 @@ def test_fingerprints_tell_weights_and_networks_apart() -> None:
     cosmos = VideoTokenizer(CosmosConfig(levels=(8, 5, 5), channels=8, blocks=1, latent_channels=4))
     cosmos.initialise(torch.Generator().manual_seed(0))
     assert fingerprint(cosmos) == "72a6e9c5fc385c60"
+
+
+def test_eight_bits_are_half_the_bytes_and_close(tmp_path: Path) -> None:
+    draw = torch.Generator().manual_seed(0)
+    tensors = {
+        "matrix": torch.randn(60, 3000, generator=draw),
+        "kernel": torch.randn(8, 4, 3, 3, 3, generator=draw) / 50,
+        "norm": torch.ones(5),
+    }
+    tensors["matrix"][3] = 0
+    save_folder(tmp_path / "small", HEADER, in_eight_bits(tensors))
+    save_folder(tmp_path / "plain", HEADER, {name: tensor.to(torch.bfloat16) for name, tensor in tensors.items()})
+    sizes = [(tmp_path / name / "model.safetensors").stat().st_size for name in ("small", "plain")]
+    assert sizes[0] < 0.6 * sizes[1]
+    _, found = load_folder(tmp_path / "small", "model")
+    assert set(found) == set(tensors) and {tensor.dtype for tensor in found.values()} == {torch.bfloat16}
+    assert torch.equal(dict(in_eight_bits(tensors, "mat"))["kernel"], tensors["kernel"].bfloat16())
+    for name, tensor in tensors.items():
+        rows = tensor.flatten(1) if tensor.ndim > 1 else tensor[None]
+        error = (found[name].float().view(rows.shape) - rows).abs().amax(1)
+        assert (error <= rows.abs().amax(1) * (0.5 / 127 + 2**-8)).all()  # half a step, and bf16's rounding
+
+
+@pytest.mark.parametrize("wrong", ["lonely", "short", "float"])
+def test_eight_bit_rows_without_their_scales_are_refused(tmp_path: Path, wrong: str) -> None:
+    tensors = dict(in_eight_bits({"matrix": torch.ones(4, 6)}))
+    if wrong == "lonely":
+        del tensors["matrix"]
+    elif wrong == "short":
+        tensors["matrix/scale"] = torch.ones(3)
+    else:
+        tensors["matrix"] = tensors["matrix"].float()
+    save_folder(tmp_path / "model", HEADER, tensors)
+    with pytest.raises(ValueError, match="must hold 8-bit numbers for each row of matrix/scale"):
+        load_folder(tmp_path / "model", "model")

@@ -3,7 +3,7 @@ import { find, all, ask, address, calm, keep, tab } from "./client.js";
 import { watch, open, clear, shown, facts, changed } from "./stage.js";
 import { say, isLive } from "./live.js";
 
-const EXAMPLES = ["a red circle moves to the right", "a smiling octopus waving its arms", "a snowman", "two green triangles bounce", "a face with sunglasses"];
+const EXAMPLES = ["a red circle moves to the right", "a face with sunglasses", "a smiling octopus waving its arms", "a snowman", "two green triangles bounce"];
 const KNOWN = { tiny: "Knows coloured shapes that move, and 734 animated emoji." };
 const pick = (list) => list[Math.floor(Math.random() * list.length)];
 const given = { image: null, video: null }; // kind -> {id, frames}
@@ -202,7 +202,7 @@ function listen() {
     if (event.key === "Enter" && !event.shiftKey && !event.isComposing) { event.preventDefault(); find("#form").requestSubmit(); }
   });
   find("#more").addEventListener("input", showValues);
-  find("#start").addEventListener("change", name);
+  find("#start").addEventListener("change", () => { problem(""); name(); });
   stage.addEventListener("left", name);
   stage.addEventListener("click", (event) => {
     const element = event.target.closest("button[data-do]");

@@ -55,6 +55,15 @@ class RunParts:
         data = "" if self.shards is None else self.shards.index.digest
         return {**asdict(self.config), "tokenizer": fingerprint(self.tokenizer), "data": data}
 
+    def about_run(self, parameters: int, device: torch.device) -> str:
+        """One line on what is going to happen."""
+        config, video = self.config, self.config.video
+        data = "shards" if self.shards is not None else " and ".join(self.worlds) + " drawn meanwhile"
+        step = f"{config.videos} videos of {video.width}x{video.height}, {video.frames} frames, or {config.images} images"
+        limits = [f"{limit:g} {unit}" for limit, unit in ((config.max_steps, "steps"), (config.max_seconds, "s")) if limit]
+        until = f"at most {' or '.join(limits)}" if limits else "until Ctrl-C"
+        return f"{parameters / 1e6:.1f} M parameters on {device}; {data}; {step} a step; {until}"
+
     def about_captions(self) -> str:
         """What will happen to captions that the model cannot take as they are; empty when there are none."""
         return "" if self.shards is None else caption_report(self.shards.index, self.text, self.config.video.slots)
@@ -136,7 +145,8 @@ def _words(
         folder, model, text, _ = load_model(init)
         expected = replace(config.model, vocabulary=folder.vocabulary.size, sub_codes=folder.vocabulary.sub_codes)
         if folder.model != expected:
-            raise ValueError(f"{init} must hold a model of shape {expected}, got {folder.model}; use its own preset")
+            other = [f"{name}={value}" for name, value in asdict(folder.model).items() if value != getattr(expected, name)]
+            raise ValueError(f"{init} must hold a model of this preset's shape, got {', '.join(other)}; use its own preset")
         if folder.vocabulary.codes != codes:
             rule = f"the tokenizer must have the {folder.vocabulary.codes} codes of {init}"
             raise ValueError(f"{rule}, got {codes}; give its own")

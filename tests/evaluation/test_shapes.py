@@ -1,4 +1,5 @@
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -47,6 +48,19 @@ class Oracle(Generator):
         return torch.cat([render(pack([scene]), frames, video.height, video.fps) for scene in scenes])
 
 
+@pytest.fixture(scope="module")
+def whole(random_model: Generator, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder whose work is done, in batches of one."""
+    folder = tmp_path_factory.mktemp("whole") / "out"
+    evaluate_shapes(Oracle(random_model), folder, FEW, batch=1)
+    return folder
+
+
+@pytest.fixture
+def done(whole: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(whole, tmp_path / "done"))
+
+
 def test_truth_is_right_in_every_class(random_model: Generator, tmp_path: Path) -> None:
     firsts = {(prompt.split, name): prompt for prompt in reversed(benchmark()) for name in prompt.checks}
     oracle = Oracle(random_model)
@@ -86,8 +100,7 @@ def test_the_report_is_one_file_with_the_videos_and_words_made_safe(random_model
     assert (out / "sheet_images.png").exists() and (out / "sheet_videos.png").exists()
 
 
-def test_an_interrupted_run_goes_on_and_ends_as_a_whole_one(random_model: Generator, tmp_path: Path) -> None:
-    whole = evaluate_shapes(Oracle(random_model), tmp_path / "whole", FEW, batch=1)
+def test_an_interrupted_run_goes_on_and_ends_as_a_whole_one(random_model: Generator, whole: Path, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         evaluate_shapes(Oracle(random_model, fails=3), tmp_path / "half", FEW, batch=1)
     results = tmp_path / "half" / "results.jsonl"
@@ -96,35 +109,32 @@ def test_an_interrupted_run_goes_on_and_ends_as_a_whole_one(random_model: Genera
     rest = Oracle(random_model)
     report = evaluate_shapes(rest, tmp_path / "half", FEW, batch=1)
     assert rest.calls == 2
-    assert report["prompts"] == whole["prompts"]
-    nothing = Oracle(random_model)
-    assert evaluate_shapes(nothing, tmp_path / "half", FEW, batch=1)["classes"] == whole["classes"]
+    unbroken, nothing = json.loads((whole / "report.json").read_text()), Oracle(random_model)
+    assert report["prompts"] == unbroken["prompts"]
+    assert evaluate_shapes(nothing, tmp_path / "half", FEW, batch=1)["classes"] == unbroken["classes"]
     assert nothing.calls == 0
 
 
 @pytest.mark.parametrize("change", [{"seed": 1}, {"batch": 2}, {"sampler": SamplerConfig(steps=3)}, {"prompts": FEW[:2]}])
-def test_a_folder_of_other_settings_is_refused(random_model: Generator, tmp_path: Path, change: dict[str, Any]) -> None:
-    settings = {"prompts": FEW, "batch": 1}
-    evaluate_shapes(Oracle(random_model), tmp_path / "out", **settings)  # type: ignore[arg-type]
-    before = (tmp_path / "out" / "results.jsonl").read_bytes()
+def test_a_folder_of_other_settings_is_refused(random_model: Generator, done: Path, change: dict[str, Any]) -> None:
+    before = (done / "results.jsonl").read_bytes()
     with pytest.raises(ValueError, match="other settings"):
-        evaluate_shapes(Oracle(random_model), tmp_path / "out", **{**settings, **change})
-    assert (tmp_path / "out" / "results.jsonl").read_bytes() == before
+        evaluate_shapes(Oracle(random_model), done, **{"prompts": FEW, "batch": 1, **change})
+    assert (done / "results.jsonl").read_bytes() == before
 
 
-def test_a_folder_of_other_weights_or_of_an_older_benchmark_is_refused(random_model: Generator, tmp_path: Path) -> None:
-    out, oracle = tmp_path / "out", Oracle(random_model)
-    evaluate_shapes(oracle, out, FEW)
+def test_a_folder_of_other_weights_or_of_an_older_benchmark_is_refused(random_model: Generator, done: Path) -> None:
+    oracle = Oracle(random_model)
     oracle.model = Transformer(random_model.config.model)
     oracle.model.initialise(torch.Generator().manual_seed(2))
     with pytest.raises(ValueError, match=r"other settings \(weights"):
-        evaluate_shapes(oracle, out, FEW)
-    (out / "settings.json").write_text((out / "settings.json").read_text().replace('"benchmark": 2', '"benchmark": 1'))
+        evaluate_shapes(oracle, done, FEW, batch=1)
+    (done / "settings.json").write_text((done / "settings.json").read_text().replace('"benchmark": 2', '"benchmark": 1'))
     with pytest.raises(ValueError, match="results of version 1 of the benchmark, this is version 2.*another folder"):
-        evaluate_shapes(oracle, out, FEW)
+        evaluate_shapes(oracle, done, FEW, batch=1)
 
 
-def test_bad_folders_are_refused_and_left_alone(random_model: Generator, tmp_path: Path) -> None:
+def test_bad_folders_are_refused_and_left_alone(random_model: Generator, done: Path, tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_text("mine")
     with pytest.raises(ValueError, match="must be a folder"):
@@ -135,11 +145,9 @@ def test_bad_folders_are_refused_and_left_alone(random_model: Generator, tmp_pat
     with pytest.raises(ValueError, match="new or empty folder"):
         evaluate_shapes(random_model, foreign, FEW)
     assert [path.name for path in foreign.iterdir()] == ["thesis.txt"]
-    done = tmp_path / "done"
-    evaluate_shapes(Oracle(random_model), done, FEW)
     (done / "results.jsonl").write_text("what\n")
     with pytest.raises(ValueError, match="must have one JSON object per line"):
-        evaluate_shapes(Oracle(random_model), done, FEW)
+        evaluate_shapes(Oracle(random_model), done, FEW, batch=1)
     (done / "settings.json").write_text("{")
     with pytest.raises(ValueError, match="not readable JSON"):
         evaluate_shapes(Oracle(random_model), done, FEW)

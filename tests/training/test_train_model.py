@@ -48,7 +48,9 @@ def test_four_steps_equal_two_resumed_for_two(
     # the learning rate follows the share of max_steps, so half a run is a whole one that is interrupted
     with stopped_after_two(module):
         train_model(TOY, tmp_path, tokenizer)
-    assert "stopped at step 2" in capsys.readouterr().err and (tmp_path / "model/model.safetensors").exists()
+    said = capsys.readouterr().err
+    assert "M parameters on cpu; shapes drawn meanwhile; " in said and "at most 4 steps\n" in said
+    assert "stopped at step 2" in said and (tmp_path / "model/model.safetensors").exists()
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step_00000002"]
     assert not (tmp_path / "samples").exists()
     torch.manual_seed(7)
@@ -87,7 +89,7 @@ def test_the_weights_that_are_left_are_the_average_where_there_is_one(whole: Pat
 
 def test_a_run_leaves_weights_samples_and_metrics(whole: Path) -> None:
     names = sorted(path.name for path in (whole / "model").iterdir())
-    assert names == ["config.json", "model.safetensors", "text_tokenizer.json", "tokenizer"]
+    assert names == ["config.json", "model.safetensors", "text_tokenizer.json", "tokenizer", "words.txt"]
     assert [path.name for path in (whole / "samples").iterdir()] == ["prompts_00000004.png"]
     lines = metrics(whole)
     assert [line["step"] for line in lines] == [2, 4]
