@@ -23,10 +23,10 @@ from tests.training.toys import use_few_captions
 
 ROOT = Path(__file__).parents[2]
 LITTLE = {
-    "generate": ["--steps", "1", "--guidance", "1"],
-    "prepare": ["--device", "cpu"],
-    "train": "--set max_steps=1 --set videos=2 --set images=2 --set worlds.workers=0 --set worlds.chunk=2".split(),
-    "evaluate": "--set steps=1 --workers 0".split(),
+    "generate": "--steps 1 --guidance 1",
+    "prepare": "--device cpu",
+    "train": "--set max_steps=1 --set videos=2 --set images=2 --set worlds.workers=0 --set worlds.chunk=2",
+    "evaluate": "--set steps=1 --workers 0",
 }
 
 
@@ -52,7 +52,7 @@ def test_every_command_works_after_those_before_it(
     for line in found:
         program, *words = shlex.split(line)
         if program == "lumos":
-            assert main([*words, *LITTLE[words[0]]]) == 0, line
+            assert main([*words, *LITTLE[words[0]].split()]) == 0, line
         else:
             subprocess.run(["bash", "-c", line], check=True)
 
