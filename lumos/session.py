@@ -25,6 +25,7 @@ from lumos.tokenizer.model import VideoTokenizer
 from lumos.weights import fingerprint
 
 MOST_TURNS = 10_000
+REREAD = 1  # latent frames that a new sentence's video begins with; what it names begins anew, as in a video from a picture
 FrameModelOf = Callable[[VideoSpec, Sequence[list[int]], Sequence[int], SamplerConfig], FrameModel]
 
 
@@ -35,6 +36,7 @@ class Turn:
     start: Annotated[int, Range(0, 2**40)]  # number of the latent frame
     prompt: str
     seed: int
+    origin: Annotated[int, Range(0, 2**40)] = 0  # latent frame that its time counts from: those before it are not seen
 
 
 @dataclass(frozen=True)
@@ -143,8 +145,9 @@ class Session:
         """Have prompt and seed hold from the next latent frame on."""
         start = len(self.codes)
         turns = [turn for turn in self.course.turns if turn.start < start]
-        if not turns or (turns[-1].prompt, turns[-1].seed) != (prompt, seed):
-            turns.append(Turn(start, prompt, seed))
+        last = turns[-1] if turns else Turn(0, prompt, seed)
+        if not turns or (last.prompt, last.seed) != (prompt, seed):
+            turns.append(Turn(start, prompt, seed, last.origin if last.prompt == prompt else start - REREAD))
         if len(turns) > MOST_TURNS:
             raise ValueError(f"a session may have at most {MOST_TURNS} sentences, got one more; begin another")
         if tuple(turns) != self.course.turns:
@@ -166,9 +169,9 @@ class Session:
         number, turn = len(self.codes), self.course.turns[-1]
         device, made = next(self.tokenizer.parameters()).device, pixel_frames(turn.start, self.tokenizer.temporal)
         keyframes = {at: torch.tensor(codes, device=device) for at, codes in self.course.keyframes if at >= made}
-        spec = replace(self.spec, given=turn.start, keyframes=keyframes)
+        spec = replace(self.spec, given=turn.start, origin=turn.origin, keyframes=keyframes)
         model = self.model_of(spec, [self.read_prompt(turn.prompt)], [turn.seed], self.course.settings)
         # A layer's keys depend on so many frames before theirs, and these on as many before them in the layer below.
         view = model.window - 1
-        self._read = max(0, turn.start - view, number - view * model.model.config.layers)
+        self._read = max(turn.origin, turn.start - view, number - view * model.model.config.layers)
         return model

@@ -9,9 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
+import lumos.diffusion.frame_model as frame_model
 import lumos.session as sessions
+from lumos.diffusion.frame_model import FrameModel
 from lumos.generate import Generator
-from lumos.session import Session
+from lumos.session import Session, Turn
 
 PICTURE = torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(4)) * 2 - 1
 LONG = 13  # latent frames: far beyond the toy's positions (3), and more than its two layers reach back
@@ -85,23 +87,33 @@ def test_a_sentence_takes_effect_with_the_next_latent_frame(toy: Generator) -> N
     assert not torch.equal(take(other, 1), wanted) and other.sentences == [(0, "a red circle"), (17, "two blue stars")]
 
 
-def test_after_a_sentence_the_history_in_view_is_read_as_given_frames_are(toy: Generator) -> None:
-    """The new prompt, behind it the newest frames, at the places that they had: a video that goes on from them.
-
-    A picture of a frame that has passed is no longer shown.
-    """
+def test_a_sentence_begins_a_video_from_the_newest_latent_frame(toy: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is where a video's first is. Nothing before it is seen, nor pictures of frames that have passed."""
     session = toy.session("a red circle", seed=3, keyframes={11: PICTURE})
     take(session, LONG)
     session.say("two blue stars")
-    again = Session(
-        session.model_of,
-        session.read_prompt,
-        toy.tokenizer,
-        replace(session.spec, given=LONG),
-        replace(session.course, turns=(replace(session.course.turns[0], start=LONG, prompt="two blue stars"),), keyframes=()),
-        session.codes,
-    )
-    assert torch.equal(take(again, 3), take(session, 3))
+    blank, turn = torch.zeros_like(session.codes[0]), Turn(LONG, "two blue stars", 3, origin=LONG - 1)
+    course, codes = replace(session.course, turns=(turn,), keyframes=()), [*[blank] * (LONG - 1), session.codes[-1]]
+    again = Session(session.model_of, session.read_prompt, toy.tokenizer, session.spec, course, codes)
+    places: list[int] = []
+    rotation = FrameModel._rotation
+    with monkeypatch.context() as patch:
+        patch.setattr(FrameModel, "_rotation", lambda model, latent: places.append(latent) or rotation(model, latent))
+        take(session, 5)
+    assert places == [0, 1, 1, 2, 2, 3, 3, 3, 3, 3]  # of the frame that is read again, and of each that is made and then read
+    take(again, 5)
+    assert torch.equal(torch.stack(again.codes[LONG:]), torch.stack(session.codes[LONG:]))
+
+
+def test_pictures_of_later_frames_come_at_their_time_after_a_sentence(toy: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    session = toy.session("a red circle", seed=3, keyframes={11: PICTURE})
+    take(session, 2)
+    session.say("two")
+    times: list[int] = []
+    place = frame_model.key_positions
+    monkeypatch.setattr(frame_model, "key_positions", lambda *rest: times.append(int(rest[2][0])) or place(*rest))
+    take(session, 1)
+    assert times == [11 - 4]
 
 
 def test_steps_back(toy: Generator) -> None:
@@ -118,6 +130,7 @@ def test_steps_back(toy: Generator) -> None:
     session.back(12)
     assert session.sentences == [(0, "a red circle"), (5, "two")] and session.course.turns[1].start == 2
     session.back(0)
+    assert session.course.turns[-1].origin == 1  # time goes on
     session.back(5)
     assert session.frames == 0 and not torch.equal(take(session, 2), first)
     assert session.course.turns[0].seed == 7

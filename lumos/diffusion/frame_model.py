@@ -48,6 +48,8 @@ class VideoSpec:
     latest: int
     # how many come from outside (an image, the start of a video): they are history from the beginning
     given: int = 0
+    # the one that time counts from
+    origin: int = 0
     # pixel frame -> codes_HW of a picture that shows it; always in view, like the prompt
     keyframes: Mapping[int, Tensor] = field(default_factory=dict)
 
@@ -102,7 +104,7 @@ class FrameModel:
     def start_frame(self, number: int, steps: int) -> tuple[Tensor, Tensor]:
         """Go to latent frame `number`; returns noise for every step, row and place: uniform [S, P, B, N], for each of P
         sub-codes, and Gumbel [S, B, N]."""
-        self._turn = self._rotation(min(number, self.spec.latest))
+        self._turn = self._rotation(min(number - self.spec.origin, self.spec.latest))
         self._passes: dict[int, Replay] = {}  # by number of rows
         codes = len(self.slot_N)  # drawn on the CPU: the same on every device
         rows = [torch.rand(self.parts + 1, steps, codes, generator=stream(number, "frame")) for stream in self.streams]
@@ -137,6 +139,7 @@ class FrameModel:
     def commit(self, number: int, codes_BN: Tensor) -> None:
         """Make finished frame `number` history: one pass with part of its content masked writes its keys and values."""
         given, latest, content = self.spec.given, self.spec.latest, self.grid.content
+        time, start = number - self.spec.origin, given - self.spec.origin
         is_given = number < given
         if is_given and number < given - (self.window - 1):
             return  # given frames before the window are never seen
@@ -148,7 +151,7 @@ class FrameModel:
         ids_BN = self.template_BN.clone()
         ids_BN[:, FRAME_HEAD:-1] = content_BHW.flatten(1)
         # Given frames get the places in time that they have when the first new frame is made.
-        shown = max(0, min(given, latest) - (given - number)) if is_given else min(number, latest)
+        shown = max(0, min(start, latest) - (start - time)) if is_given else min(time, latest)
         with fastest(self.device, self.compute.kernel):
             self._pass(self._rotation(shown), len(self.starts))(ids_BN)
         self.cache.commit(self.grid.frame_length)
@@ -158,7 +161,7 @@ class FrameModel:
             self._keep(hidden_BHW.flatten(1).to(torch.uint8).argsort(dim=1, stable=True)[:, :visible])
         if len(self.history) == self.window:
             self.cache.forget(self.prefix, self.history.pop(0))
-        if not is_given and number >= latest:
+        if not is_given and time >= latest:
             self._turn_back()
 
     def _check_alike(self, what: object) -> None:
@@ -239,7 +242,8 @@ class FrameModel:
         """Keyframes as blocks behind the header, at their true times: part of the prefix, which is never forgotten or moved."""
         for at, codes_HW in sorted(self.spec.keyframes.items()):
             ids_1N = frame_ids(self.vocabulary, self.grid, content_ids(self.vocabulary, codes_HW[None, None]))[:, 0]
-            position_BN3 = key_positions(self.grid, self.length_B, torch.full_like(self.length_B, at))
+            at_B = torch.full_like(self.length_B, at - self.spec.origin * self.grid.temporal)
+            position_BN3 = key_positions(self.grid, self.length_B, at_B)
             turn = rotation(position_BN3, self.model.axis_K, self.model.inverse_frequency_K)
             self._pass(turn, len(self.starts))(ids_1N)
             self.cache.commit(self.grid.frame_length)
