@@ -4,7 +4,8 @@
     python -m research.near_words --wordnet package/dict --vectors site-packages/wordllama --emoji data.json --known words.txt
 
 A line is a word and at most two of the same or a wider meaning in WordNet 3.1 (Princeton University) whose vectors are alike, too
-("puppy dog"), or, after "~", two with like vectors alone ("beach ~ ocean sand"). An emoji's line is its name.
+("puppy dog"), or, after "~", two that are worth a try: of a less usual meaning ("yacht ~ boat"), or with like vectors alone
+("beach ~ ocean sand"). An emoji's line is its name.
 """
 
 import argparse
@@ -26,6 +27,7 @@ LEVELS = {"n": 3, "v": 2, "a": 1, "r": 0}  # how far up to wider words
 GENERAL = 5  # nouns fewer steps below "entity" say too little: thing, whole, animal
 COMMON = 40_000  # words that are looked up
 LIKELY = 0.42  # cosine of words that are one piece of wordllama each, from which on they are worth a suggestion
+WORTH_A_TRY = 0.25  # the same for words that are suggested
 ALIKE = 0.16  # cosine of two words, less 0.05 per step: chosen on the words of docs/decisions.md
 # Wider words that a picture of them would say nothing by.
 TOO_WIDE = set(
@@ -66,18 +68,25 @@ class WordNet:
             key, steps = self.wider[key][0], steps + 1
         return steps
 
-    def related(self, word: str) -> dict[str, int]:
-        """Words of the same meaning (0) or a wider one, and how many steps wider; of the word's usual meanings."""
+    def usual(self, word: str) -> tuple[str, str]:
+        return min(self.senses[word])[2] if word in self.senses else ("", "")
+
+    def related(self, word: str, loosely: bool) -> dict[str, int]:
+        """Words of the same meaning (0) or a wider one, and how many steps wider.
+
+        The usual meaning of both words must be meant; loosely: any of the word's usual meanings, and any of the other word's.
+        """
         found: dict[str, int] = {}
+        first = self.usual(word)
         for met, number, key in sorted(self.senses[word]):
-            if number > 2 and not met:
+            if key != first and not (loosely and (met or number < 3)):
                 continue
             level = [key]
             for step in range(LEVELS[key[0]] + 1):
                 for each in level:
                     if key[0] != "n" or not step or self.depth(each) >= GENERAL:
-                        for other in self.words[each]:
-                            found[other] = min(step, found.get(other, step))
+                        others = [other for other in self.words[each] if loosely or self.usual(other) == each]
+                        found |= {other: min(step, found.get(other, step)) for other in others}
                 level = [wider for each in level for wider in self.wider[each]]
         found.pop(word, None)
         return found
@@ -121,20 +130,22 @@ def main() -> None:
     args = parser.parse_args()
     known = {word for path in args.known for word in words_of(path.read_text("utf-8"))}
     wordnet, vectors, lines = WordNet(args.wordnet), Vectors(args.vectors), []
+
+    def nearest(word: str, least: float, loosely: bool) -> list[str]:
+        related = {other: steps for other, steps in wordnet.related(word, loosely).items() if other in known - TOO_WIDE}
+        fitting = (other for other in related if zipf_frequency(other, "en") > 3 and not other.endswith("ing"))
+        scores = {other: vectors.alike(word, other) - 0.05 * related[other] for other in fitting}
+        return sorted((other for other, score in scores.items() if score >= least), key=lambda other: -scores[other])[:2]
+
     pieces = sorted(word for word in known - TOO_WIDE if len(word) > 2 and vectors.is_piece(word))
     for word in sorted(top_n_list("en", COMMON)):
         if not (word.isascii() and word.isalpha() and len(word) > 2 and word in wordnet.senses):
             continue
-        scores = {
-            other: vectors.alike(word, other) - 0.05 * steps
-            for other, steps in wordnet.related(word).items()
-            if other in known - TOO_WIDE and zipf_frequency(other, "en") > 3 and not other.endswith("ing")
-        }
-        near = sorted((other for other, score in scores.items() if score >= ALIKE), key=lambda other: -scores[other])[:2]
-        if vectors.is_piece(word) and not near:
+        near = nearest(word, ALIKE, loosely=False) or ["~", *nearest(word, WORTH_A_TRY, loosely=True)]
+        if near == ["~"] and vectors.is_piece(word):
             likely = sorted(((vectors.alike(word, other), other) for other in pieces if other[:4] != word[:4]), reverse=True)
-            near = ["~", *(other for score, other in likely[:2] if score >= LIKELY)]
-        if near and near != ["~"]:
+            near += [other for score, other in likely[:2] if score >= LIKELY]
+        if near != ["~"]:
             lines.append(" ".join([word, *near]))
     lines += [f"{emoji} {name}" for emoji, name in sorted(emoji_names(args.emoji).items())]
     notice = ["Names of emoji: emojibase-data (MIT licence, Copyright 2017 Miles Johnson). Meanings of words:", ""]

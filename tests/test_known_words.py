@@ -30,7 +30,8 @@ WORDS = {
     ("prompt", "told", "note"),
     [
         ("A dog runs, running in the ocean.", "A dog runs, running in the ocean.", ""),
-        ("a yacht", "a boat", "does not know: yacht, reads it as boat"),
+        ("a sofa", "a couch", "does not know: sofa, reads it as couch"),
+        ("a yacht", "a yacht", "does not know: yacht; near it: boat"),
         ("two Sofas", "two couches", "does not know: two; does not know: sofas, reads it as couches"),  # the same form
         (
             "foxes sprint, sprinting",
@@ -68,4 +69,4 @@ def test_models_whose_words_are_not_known_get_every_prompt_as_it_is() -> None:
 def test_the_table_is_small_and_the_words_of_tiny_are_those_of_its_captions() -> None:
     assert TABLE.stat().st_size <= 300_000
     words = set((find_weights("tiny", "model") / "words.txt").read_text("utf-8").split())
-    assert {"circle", "octopus", "leftwards"} < words and "yacht" not in words
+    assert {"circle", "octopus", "leftwards"} < words and "sofa" not in words

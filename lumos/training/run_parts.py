@@ -4,7 +4,7 @@ All that can be wrong with it is found here, before anything is written: foreign
 not fit, too few clips, too little memory.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -141,6 +141,8 @@ def _words(
     text_file: Path | None,
 ) -> tuple[TextTokenizer, Vocabulary, dict[str, Tensor] | None]:
     """The vocabulary: that of the weights to start from, the published one, or a new one; and those weights."""
+    drawn = sample_captions(worlds, 20_000, config.seed) if worlds else []
+    captions = [] if index is None or index.form == TOKENS else chain.from_iterable(captions_by_clip(index))
     if init is not None:
         folder, model, text, _ = load_model(init)
         expected = replace(config.model, vocabulary=folder.vocabulary.size, sub_codes=folder.vocabulary.sub_codes)
@@ -151,6 +153,7 @@ def _words(
             rule = f"the tokenizer must have the {folder.vocabulary.codes} codes of {init}"
             raise ValueError(f"{rule}, got {codes}; give its own")
         if not config.new_words:
+            text.words |= _words_in(chain(drawn, captions)) if text.words else set()
             return text, folder.vocabulary, model.state_dict()
         if folder.vocabulary == LUMOS:
             raise ValueError("new_words must be false for the published vocabulary, got true; its words are fixed")
@@ -164,14 +167,16 @@ def _words(
         text = TextTokenizer.from_file(text_file)
         check_text(text)
         return text, LUMOS, None
-    drawn = sample_captions(worlds, 20_000, config.seed) if worlds else []
-    shards = [] if index is None or index.form == TOKENS else chain.from_iterable(captions_by_clip(index))
-    new_text = train_text_tokenizer(chain(drawn, shards), config.text_vocabulary)
-    new_text.words |= {word for caption in own_captions(worlds) for word in words_of(caption)}
+    new_text = train_text_tokenizer(chain(drawn, captions), config.text_vocabulary)
+    new_text.words |= _words_in(own_captions(worlds))
     vocabulary = small_vocabulary(new_text.size, codes)
     if init is None:
         return new_text, vocabulary, None
     return new_text, vocabulary, carried_over(model.state_dict(), text, folder.vocabulary, new_text, vocabulary)
+
+
+def _words_in(captions: Iterable[str]) -> set[str]:
+    return {word for caption in captions for word in words_of(caption)}
 
 
 def carried_over(

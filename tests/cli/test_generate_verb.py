@@ -51,13 +51,13 @@ def test_pictures_of_later_frames_reach_the_generator(
 
 
 def test_what_the_model_does_not_know_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "two.txt").write_text("a yacht\n\U0001f98a on the beach")
+    (tmp_path / "two.txt").write_text("a hound\n\U0001f98a on the beach")
     words = ["--prompts", str(tmp_path / "two.txt"), "--out", str(tmp_path / "two.png"), "--json"]
     assert main(["generate", *words, *FAST]) == 0
     out, told = capsys.readouterr()
     document = json.loads(out.splitlines()[-1])
-    assert document["prompts"] == ["a boat", "a fox on the beach"] and document["unknown"] in told
-    assert document["unknown"] == "does not know: yacht, reads it as boat; reads \U0001f98a as a fox"
+    assert document["prompts"] == ["a dog", "a fox on the beach"] and document["unknown"] in told
+    assert document["unknown"] == "does not know: hound, reads it as dog; reads \U0001f98a as a fox"
     (tmp_path / "script.txt").write_text("0s: \U0001f98a\n")
     assert (
         main(["generate", "--script", str(tmp_path / "script.txt"), "--out", str(tmp_path / "a.webp"), "--frames", "5", *FAST])

@@ -30,7 +30,9 @@ def test_weights_of_two_sub_codes_are_started_from(tokenizer: Path, tmp_path: Pa
     model = Transformer(parts.config.model)
     model.initialise(torch.Generator().manual_seed(0))
     save_model(tmp_path / "base", parts.folder, model.state_dict(), parts.text, parts.tokenizer)
+    monkeypatch.setattr("lumos.training.run_parts.sample_captions", lambda *_: ["a yellow zebra"])
     again = gather(TOY, tokenizer, tmp_path / "base")
+    assert {"circle"} < parts.text.words < again.text.words == parts.text.words | {"zebra"}  # of old and new captions
     assert again.folder == parts.folder and again.initial is not None
     assert all(torch.equal(tensor, again.initial[name].float()) for name, tensor in model.bfloat16().float().state_dict().items())
     for more, words in (({"ffn": 64}, "of this preset's shape, got ffn=32;"), ({"layers": 2}, "got layers=1; use")):
@@ -41,6 +43,11 @@ def test_weights_of_two_sub_codes_are_started_from(tokenizer: Path, tmp_path: Pa
     save_tokenizer(tmp_path / "nine", nine)
     with pytest.raises(ValueError, match="the tokenizer must have the 25 codes of .*, got 9"):
         gather(TOY, tmp_path / "nine", tmp_path / "base")
+
+
+def test_words_of_every_caption_of_a_sticker_are_known(tokenizer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lumos.training.run_parts.own_captions", lambda _: ["a rare okapi"])
+    assert "okapi" in gather(TOY, tokenizer).text.words
 
 
 def test_the_published_vocabulary_needs_its_text_and_its_codes(tokenizer: Path, tmp_path: Path) -> None:
