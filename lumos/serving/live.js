@@ -65,8 +65,9 @@ function tell(document) {
     part(".said").replaceChildren(...document.sentences.map(button));
     part(".said").scrollLeft = part(".said").scrollWidth;
   }
-  const words = live.paused ? "Paused" : !live.count ? "Thinking of the first frame" : `${(live.count / facts.fps).toFixed(0)} s`;
-  if (part(".status").textContent !== words) part(".status").textContent = words;
+  const state = live.paused ? "Paused" : live.count ? "Playing" : "Thinking of the first frame"; // it is read out at every change
+  if (part(".status").textContent !== state) part(".status").textContent = state;
+  part(".words").textContent = `${(live.count / facts.fps).toFixed(0)} s  \u00b7  ${document.size}  \u00b7  seed ${document.seed}`;
   part("[data-do=pause]").textContent = live.paused ? "Play" : "Pause";
 }
 
@@ -111,7 +112,7 @@ export function leave() {
   stage.dataset.state = "done";
   part(".status").textContent = "";
   for (const name of [".actions", ".said"]) part(name).hidden = true;
-  part(".said").dataset.text = "";
+  part(".said").dataset.text = part(".words").textContent = "";
   stage.dispatchEvent(new Event("left"));
 }
 
