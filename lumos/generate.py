@@ -182,6 +182,8 @@ class Generator:
         if not tokens.about.course:
             raise ValueError(f"{file} must be a session's, got a video of lumos generate; go on from it with branch")
         course = read_config(Course, json.loads(tokens.about.course), file)
+        if max(course.shown, course.turns[-1].start) > tokens.codes_BTHW.shape[1]:
+            raise ValueError(f"{file} must hold the frames that it speaks of, got fewer; use the file as it was saved")
         return self._session(course, tokens.codes_BTHW[0].to(self.device), progress)
 
     @torch.inference_mode()

@@ -105,7 +105,7 @@ class Session:
     def say(self, prompt: str) -> None:
         """Have another prompt hold from the next latent frame on. ValueError for one that the model cannot read."""
         self._check(prompt)
-        self._turn(prompt, self.course.turns[-1].seed)
+        self._turn(len(self.codes), prompt, self.course.turns[-1].seed)
 
     def back(self, frames: int) -> None:
         """Forget so many pixel frames, and make what follows with the next seed. ValueError unless they are whole latent frames
@@ -115,12 +115,11 @@ class Session:
         if not 0 <= frames <= most or (frames % temporal and frames < made):
             raise ValueError(f"frames to go back must be a multiple of {temporal}, at most the {most} made here, got {frames}")
         left = latent_frames(made - frames, temporal) if frames < made else 0
-        seed = self.course.turns[-1].seed + 1
-        kept = [turn for turn in self.course.turns if turn.start <= left]
+        held = [turn for turn in self.course.turns if turn.start <= left][-1]
+        self._turn(left, held.prompt, self.course.turns[-1].seed + 1)
         del self.codes[left:]
-        self.course = replace(self.course, turns=tuple(kept), shown=min(self.course.shown, left))
+        self.course = replace(self.course, shown=min(self.course.shown, left))
         self._decoder = None
-        self._turn(kept[-1].prompt, seed)
 
     def fork(self) -> "Session":
         """Another session that goes on from here."""
@@ -141,9 +140,8 @@ class Session:
             raise ValueError(f"a sentence must have words, got {prompt!r}; say what to show")
         self.read_prompt(prompt)
 
-    def _turn(self, prompt: str, seed: int) -> None:
-        """Have prompt and seed hold from the next latent frame on."""
-        start = len(self.codes)
+    def _turn(self, start: int, prompt: str, seed: int) -> None:
+        """Have prompt and seed hold from latent frame `start` on."""
         turns = [turn for turn in self.course.turns if turn.start < start]
         last = turns[-1] if turns else Turn(0, prompt, seed)
         if not turns or (last.prompt, last.seed) != (prompt, seed):

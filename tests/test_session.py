@@ -1,6 +1,7 @@
 """Sessions: what nobody steers is what the generator makes; copies, files and steps back are exact; a sentence acts at once."""
 
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -169,6 +170,11 @@ def test_other_files_are_no_sessions(toy: Generator, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=words):
             toy.load_session(tmp_path / "x.safetensors")
     course = toy.session("two").course
+    for changes in ({"shown": 3}, {"turns": (replace(course.turns[0], start=3),)}):
+        text = json.dumps(asdict(replace(course, **changes)))
+        save_tokens(tmp_path / "x.safetensors", replace(tokens, about=replace(tokens.about, course=text)))
+        with pytest.raises(ValueError, match="frames that it speaks of"):
+            toy.load_session(tmp_path / "x.safetensors")
     for turns in ((), course.turns * 2):
         with pytest.raises(ValueError, match="turns must start one after another"):
             replace(course, turns=turns)
