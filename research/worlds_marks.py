@@ -160,7 +160,10 @@ class Judge(nn.Module):
         super().__init__()
         self.about = about  # subjects: names, "world/subject"; allowed: creature -> actions; real: prompt -> change of features
         self.number = {name: n for n, name in enumerate(about["subjects"])}
-        self.names, self.moves, self.plain = Names(len(self.number)), Moves(len(self.number)), Names(1)
+        self.names, self.moves, self.plain = Names(len(self.number)), Moves(len(self.number)), Names(0)
+        pretrained = {name: value for name, value in _efficientnet().items() if not name.startswith("_fc")}
+        for network in (self.names, self.plain):
+            network.trunk.load_state_dict(pretrained)
 
     @torch.inference_mode()
     def marks(self, asked: list[Asked], pixels_BCFHW: Tensor) -> list[dict[str, Any]]:
@@ -329,9 +332,6 @@ def learn(args: argparse.Namespace) -> None:
             allowed.setdefault(f"creatures/{SUBJECTS[file].name}", []).extend(body.gaits)
     subjects = list(dict.fromkeys([*(f"stickers/{subject_of(stickers[n])}" for n in numbers), *allowed]))
     judge = Judge({"subjects": subjects, "allowed": allowed, "real": {}}).to(device)
-    pretrained = {name: value for name, value in _efficientnet().items() if not name.startswith("_fc")}
-    for network in (judge.names, judge.plain):
-        network.trunk.load_state_dict(pretrained)
     pictures_N, name_N, smalls, labels = training_set(material, library, judge, numbers, args, say)
     learn_names(judge, pictures_N, name_N, args.steps, say)
     learn_moves(judge, smalls, labels, args.steps, say)
@@ -339,7 +339,8 @@ def learn(args: argparse.Namespace) -> None:
     found = marked(judge, real_clips(known, material, args.seed + 1), say)
     judge.about["real"] = {asked.text: mark["change"] for asked, mark in found}
     args.out.mkdir(parents=True, exist_ok=True)
-    save_file({name: value.half().contiguous() for name, value in judge.state_dict().items()}, args.out / "marks.safetensors")
+    learnt = {name: value.half().contiguous() for name, value in judge.state_dict().items() if not name.startswith("plain.")}
+    save_file(learnt, args.out / "marks.safetensors")
     (args.out / "marks.json").write_text(json.dumps(judge.about))
     tell(judge, found, args.out)
     say("real clips, encoded and decoded, as above: what the marks are worth")
@@ -452,7 +453,8 @@ def learn_moves(judge: Judge, smalls_BCFHW: Tensor, labels_B3: Tensor, steps: in
 def mark(args: argparse.Namespace) -> None:
     began = time.monotonic()
     judge = Judge(json.loads((args.marks / "marks.json").read_text()))
-    judge.load_state_dict({name: value.float() for name, value in load_file(args.marks / "marks.safetensors").items()})
+    learnt = {name: value.float() for name, value in load_file(args.marks / "marks.safetensors").items()}
+    judge.load_state_dict(learnt, strict=False)  # without the features as they come
     generator = Generator.from_folder(args.weights, args.device)
     judge = judge.to(generator.device).eval()
     prompts = [asked for asked in chosen(args.count) if f"{asked.world}/{asked.subject}" in judge.number]
