@@ -3,27 +3,10 @@
 import pytest
 
 from lumos.known_words import TABLE, in_known_words
+from lumos.sequence.text import words_of
 from lumos.weights import find_weights
 
-WORDS = {
-    "a",
-    "an",
-    "and",
-    "in",
-    "the",
-    "big",
-    "boat",
-    "couch",
-    "couches",
-    "dog",
-    "dogs",
-    "fox",
-    "ocean",
-    "run",
-    "runs",
-    "running",
-    "t-rex",
-}
+WORDS = set(words_of("a an and big boat couch couches dog dogs face firefighter fox in ocean run running runs t-rex the woman"))
 
 
 @pytest.mark.parametrize(
@@ -36,7 +19,7 @@ WORDS = {
         (
             "foxes sprint, sprinting",
             "foxes run, running",
-            "does not know: sprint, reads it as run; does not know: sprinting, reads",
+            "does not know: sprint, reads it as run; does not know: sprinting, reads it as running",
         ),
         ("the beach", "the beach", "does not know: beach; near it: ocean"),
         ("a qqq and a qqq", "a qqq and a qqq", "does not know: qqq"),  # told once
@@ -53,13 +36,12 @@ WORDS = {
             "a woman firefighter",
             "reads \U0001f469\u200d\U0001f692 as a woman firefighter",
         ),  # not two
-        ("a \U0001fa00 dog", "a \U0001fa00 dog", ""),  # the model's own error tells of it
+        ("\U0001fa00\U0001f98a", "\U0001fa00 a fox", "reads \U0001f98a as a fox"),  # the model's own error tells of the first
         ("красный круг", "красный круг", "does not know: красный; does not know: круг"),
     ],
 )
 def test_prompts_are_put_in_known_words_and_all_is_told(prompt: str, told: str, note: str) -> None:
-    found = in_known_words(prompt, WORDS)
-    assert found.prompt == told and found.note.startswith(note) and bool(found.note) == bool(note)
+    assert in_known_words(prompt, WORDS) == (told, note)
 
 
 def test_models_whose_words_are_not_known_get_every_prompt_as_it_is() -> None:
