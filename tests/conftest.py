@@ -15,7 +15,7 @@ from lumos.diffusion.sampler import SamplerConfig
 from lumos.evaluation.prompts import benchmark, one_object
 from lumos.generate import Generator
 from lumos.model.transformer import ModelConfig, Transformer
-from lumos.model_folder import FolderConfig, VideoConfig
+from lumos.model_folder import FolderConfig, VideoConfig, save_model
 from lumos.sequence.text import train_text_tokenizer
 from lumos.sequence.vocabulary import small_vocabulary
 from lumos.tokenizer.model import TokenizerConfig, VideoTokenizer
@@ -85,3 +85,13 @@ def toy() -> Generator:
     video = VideoConfig(height=32, width=32, frames=9, fps=8, slots=12, window=3, latest=3)
     config = FolderConfig(shape, vocabulary, video, SamplerConfig(steps=3, guidance=2.0))
     return Generator(config, model.requires_grad_(False), text, tokenizer, torch.device("cpu"), torch.float32)
+
+
+@pytest.fixture
+def tiny_is_random(random_model: Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The weights in the package are replaced by ones that cost nothing, and the working folder is an empty one."""
+    given = random_model
+    save_model(tmp_path / "tiny", given.config, given.model.state_dict(), given.text, given.tokenizer)  # type: ignore[arg-type]
+    monkeypatch.setattr("lumos.weights.PRETRAINED", tmp_path)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from lumos import presets, weights
+from lumos import presets
 from lumos.cli.main import main
+from lumos.evaluation.prompts import one_object
 from lumos.generate import Generator
-from lumos.model_folder import save_model
 from tests.training.toys import use_few_captions
 
 ROOT = Path(__file__).parents[2]
@@ -38,15 +38,13 @@ def commands() -> list[str]:
 
 
 def test_every_command_works_after_those_before_it(
-    random_model: Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    random_model: Generator, tiny_is_random: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = random_model.config
-    save_model(tmp_path / "tiny", config, random_model.model.state_dict(), random_model.text, random_model.tokenizer)  # type: ignore[arg-type]
-    monkeypatch.setattr(weights, "PRETRAINED", tmp_path)
-    shape = replace(presets.MODELS["shapes-tiny"], model=replace(config.model, vocabulary=0))
-    monkeypatch.setitem(presets.MODELS, "shapes-tiny", shape)
+    for name in ("shapes-tiny", "shapes-64"):
+        preset = replace(presets.MODELS[name], model=replace(random_model.config.model, vocabulary=0))
+        monkeypatch.setitem(presets.MODELS, name, preset)
     use_few_captions(monkeypatch)
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("lumos.evaluation.shapes.one_object", lambda count: one_object(2))
     found = commands()
     assert len(found) > 10
     for line in found:
