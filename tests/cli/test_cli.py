@@ -166,7 +166,7 @@ def test_a_wrong_command_line_is_one_clear_line(words: list[str], parts: list[st
         (["--window", "0"], ["window must be at least 1"]),
         (["--history-mask", "1"], ["history", "1"]),
         (["--height", "100"], ["multiple of 32", "100", "96"]),
-        (["--height", "16384", "--width", "16384"], ["memory beside the weights"]),
+        (["--height", "16384", "--width", "16384"], ["in this vocabulary, got 512"]),
         (["--device", "abacus"], ["cpu, cuda", "abacus"]),
         (["--device", "cuda:99"], ["cuda:99", "use cpu"]),
         (["--weights", "huge"], ["no weights named 'huge'", "tiny"]),

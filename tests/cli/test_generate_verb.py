@@ -180,6 +180,9 @@ def test_long_work_is_announced(monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
     with pytest.raises((RuntimeError, ValueError)):  # nothing was made: torch.cat of no parts
         generate_files(replace(args, frames=401, force=True), ["a red circle"], {"steps": 20, "guidance": 3.0})
     assert "min here" in capsys.readouterr().err
+    monkeypatch.setattr("lumos.diffusion.cost.free_memory", lambda device: 1e6)
+    with pytest.raises(ValueError, match="memory beside the weights"):
+        generate_files(replace(args, force=True), ["a red circle"], QUICK)
 
 
 def test_a_larger_file_shows_the_same(saved: Path, tmp_path: Path) -> None:
