@@ -149,11 +149,12 @@ def test_there_are_so_many_sessions_and_no_more(other_server: Callable[..., Any]
     Viewer(server)
 
 
-def test_a_video_is_made_between_the_frames_of_a_session(viewer: Viewer) -> None:
-    video = viewer.server.make(frames=41, steps=4)
-    seen = len(viewer.see(6))
-    assert seen == 21
-    assert viewer.server.finish(video["id"])["status"] == "completed"
+def test_a_session_has_its_turn_between_the_frames_of_a_video(viewer: Viewer) -> None:
+    path = "/v1/videos/" + viewer.server.make(frames=129, steps=16)["id"]
+    while viewer.ask("GET", path)["status"] == "queued":
+        viewer.ask("GET", path)
+    assert len(viewer.see(3)) == 9 and viewer.ask("GET", path)["status"] == "in_progress"
+    viewer.ask("POST", path + "/cancel")
 
 
 class Worker:
