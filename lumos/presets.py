@@ -92,7 +92,8 @@ MODELS: dict[str, TrainModelConfig] = {
         video=VideoConfig(height=256, width=256, frames=25, fps=12, slots=64, window=7, latest=6, spatial=16),
         worlds=WorldsConfig(256, frames=25, fps=12, shapes=0.3, stickers=0.4, creatures=0.3, chunk=1024, reuse=12, workers=12),
         optim=OptimConfig(lr=1e-3, warmup_steps=200, ema=0.999, decay_share=0.5, muon=2.5),
-        sampler=SamplerConfig(steps=8, guidance=3.0, temperature=0.6, noise=2.0, history=0.7, guidance_until=0.5, first=4.0),
+        # Halton's order: the most confident codes are those of plain ground, which would leave no room for things
+        sampler=SamplerConfig(8, guidance=3.0, temperature=0.8, history=0.7, sampler="halton", guidance_until=0.5, first=2.0),
         text_vocabulary=3072,
         mask="nested",
         least_ratio=0.2,
