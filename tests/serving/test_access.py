@@ -173,6 +173,7 @@ def test_refused_requests_are_those_with_an_error() -> None:
 def test_health_and_metrics(server: Any) -> None:
     assert server.http.get("/health").json()["status"] == "ok"
     server.http.get("/v1/videos/made_up")
+    server.http.request("BREW", "/health")
     text = server.http.get("/metrics").text
     for line in (
         "lumos_queue_waiting 0.0",
@@ -187,3 +188,4 @@ def test_health_and_metrics(server: Any) -> None:
     ):
         assert line in text, line
     assert "made_up" not in text and "lumos_refused_requests_total 0.0" not in text
+    assert "BREW" not in text and 'method="other"' in text

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -336,6 +337,21 @@ def test_a_video_that_cannot_be_saved_ends_in_words(with_service: Any, monkeypat
             error = (await end(service, video)).error
         assert error and error["code"] == "disk"
         assert (await end(service, after)).status == "completed"
+
+    with_service(act)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the memory of another process")
+def test_a_video_that_needs_too_much_memory_costs_itself_alone(with_service: Any) -> None:
+    async def act(service: Service, life: asyncio.Task[None]) -> None:
+        pid = worker(service)
+        await end(service, service.submit(QUICK, ME))  # so that it has loaded all that it needs
+        pages = int(Path(f"/proc/{pid}/statm").read_text("ascii").split()[0])
+        resource.prlimit(pid, resource.RLIMIT_AS, (pages * resource.getpagesize() + 2**25,) * 2)
+        large, after = (service.submit(replace(QUICK, height=side, width=side), ME) for side in (1024, 32))
+        error = (await end(service, large)).error
+        assert error and error["code"] == "out_of_memory" and "smaller" in error["message"]
+        assert (await end(service, after)).status == "completed" and worker(service) == pid
 
     with_service(act)
 
