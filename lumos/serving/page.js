@@ -3,7 +3,7 @@ import { find, all, ask, address, calm, keep, tab } from "./client.js";
 import { watch, open, clear, shown, facts, changed } from "./stage.js";
 import { say, isLive } from "./live.js";
 
-const EXAMPLES = ["a red circle moves to the right", "a face with sunglasses", "a smiling octopus waving its arms", "a snowman", "two green triangles bounce"];
+const EXAMPLES = ["a red circle moves up", "a smiling octopus waving its arms", "a snowman", "two green triangles bounce", "a face with sunglasses"];
 const KNOWN = { tiny: "Knows coloured shapes that move, and 734 animated emoji." };
 const pick = (list) => list[Math.floor(Math.random() * list.length)];
 const given = { image: null, video: null }; // kind -> {id, frames}
