@@ -1,8 +1,6 @@
 """lumos gives the numbers recorded from the released code."""
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -53,6 +51,5 @@ def test_a_recording_of_another_network_is_refused(load_script: Callable[[Path],
         load_script(HERE / "check.py").check_cosmos(golden, info)
 
 
-def test_usage() -> None:
-    result = subprocess.run([sys.executable, HERE / "check.py", "nothing"], capture_output=True, text=True)
-    assert result.returncode == 2 and "usage" in result.stderr
+def test_usage(check: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    assert check.main(["nothing"]) == 2 and "usage" in capsys.readouterr().err
