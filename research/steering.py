@@ -86,8 +86,9 @@ def endurance(generator: Generator, count: int, seconds: float, seed: int) -> di
         memory.append(held(generator))
         for _ in range(round(seconds * generator.config.video.fps) // 4 - 2 * CLIP):
             next(session)
-        now = main_object(watch(take(session, CLIP)))
-        memory.append(held(generator))
+        clip = take(session, CLIP)
+        memory.append(held(generator))  # before the judge takes its own
+        now = main_object(watch(clip))
         marks["colour at the end"].append(now is not None and now.colour == scene.things[0].colour)
         marks["shape at the end"].append(now is not None and now.likely_shape == scene.things[0].shape)
     shares = {name: share(found) for name, found in marks.items() if found}
