@@ -18,7 +18,7 @@ from lumos.data.loader import ShardStream, caption_report, captions_by_clip, fit
 from lumos.data.shards import TOKENS, ShardIndex, check_tokenizer, open_shards
 from lumos.data.worlds import Chunks, World, WorldsStream, open_worlds, own_captions, sample_captions
 from lumos.diffusion.sampler import codes_left
-from lumos.model_folder import FolderConfig, load_model
+from lumos.model_folder import TEXT_FILE, FolderConfig, load_model
 from lumos.ranks import Ranks
 from lumos.sequence.prompt_template import check_text
 from lumos.sequence.text import TextTokenizer, train_text_tokenizer, words_of
@@ -101,8 +101,12 @@ def gather_parts(
     stickers: Path | None,
     creatures: Path | None,
     ranks: Ranks,
+    saved: Path | None = None,
 ) -> RunParts:
-    """The parts of a run, checked against each other. ValueError or OSError for those that do not fit."""
+    """The parts of a run, checked against each other. ValueError or OSError for those that do not fit.
+
+    saved: the weights folder of a run that goes on, whose vocabulary is taken as it is.
+    """
     if config.worlds is None and data is None:
         raise ValueError("this preset trains on shards, got none; give --data FOLDER (lumos prepare makes one)")
     if config.lora.rank and init is None:
@@ -117,7 +121,14 @@ def gather_parts(
         if index.form != TOKENS and index.fps != config.video.fps:
             rule = f"video.fps must be {index.fps:g}, as in {data}, got {config.video.fps}"
             raise ValueError(f"{rule}; change it, or prepare again")
-    text, vocabulary, initial = _words(config, list(worlds.values()), tokenizer.codebook_size, index, init, text_file)
+    if (
+        init is None and saved is not None and (saved / TEXT_FILE).is_file()
+    ):  # another look at 20,000 captions would take as long as 100 steps
+        text, initial = TextTokenizer.from_file(saved / TEXT_FILE), None
+        is_published = config.model.vocabulary == LUMOS.size
+        vocabulary = LUMOS if is_published else small_vocabulary(text.size, tokenizer.codebook_size)
+    else:
+        text, vocabulary, initial = _words(config, list(worlds.values()), tokenizer.codebook_size, index, init, text_file)
     model = replace(config.model, vocabulary=vocabulary.size, sub_codes=vocabulary.sub_codes)
     config = replace(config, model=model, video=replace(config.video, temporal=tokenizer.temporal, spatial=tokenizer.spatial))
     if config.lora.rank and config.parallel.recompute != "off":  # compiled, adapters are not computed again as they were

@@ -51,7 +51,8 @@ def train_model(
     ranks = start()
     device = ranks.device
     with together(ranks):
-        parts = gather_parts(config, tokenizer_folder, init, data, text_file, stickers, creatures, ranks)
+        saved = out / "model" if resume else None
+        parts = gather_parts(config, tokenizer_folder, init, data, text_file, stickers, creatures, ranks, saved)
         config, vocabulary = parts.config, parts.vocabulary
         checkpoints = Checkpoints(out, resume, parts.record(), ranks, config.keep)
         stream = parts.open_stream(checkpoints.step, device)
