@@ -63,11 +63,6 @@ def write_text(path: Path, text: str) -> None:
         partial.write_text(text, "utf-8", newline="")
 
 
-def text_lines(path: Path) -> list[str]:
-    """Lines of a text file in UTF-8. Only line feeds and carriage returns end one; a byte-order mark is no part of it."""
-    return path.read_text("utf-8-sig").split("\n")
-
-
 def flush(path: Path) -> None:
     """Wait until a file, or the list of what a folder holds, is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
