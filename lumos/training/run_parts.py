@@ -129,6 +129,10 @@ def gather_parts(
         vocabulary = LUMOS if is_published else small_vocabulary(text.size, tokenizer.codebook_size)
     else:
         text, vocabulary, initial = _words(config, list(worlds.values()), tokenizer.codebook_size, index, init, text_file)
+        some = sample_captions(list(worlds.values()), 200, config.seed) if worlds else ()
+        if (needed := 2 + max((len(text.encode(words)) for words in some), default=0)) > config.video.slots:
+            rule = f"video.slots must be at least {needed} for captions of the worlds in {text.size} text ids"
+            raise ValueError(f"{rule}, got {config.video.slots}; raise it, or text_vocabulary")
     model = replace(config.model, vocabulary=vocabulary.size, sub_codes=vocabulary.sub_codes)
     config = replace(config, model=model, video=replace(config.video, temporal=tokenizer.temporal, spatial=tokenizer.spatial))
     if config.lora.rank and config.parallel.recompute != "off":  # compiled, adapters are not computed again as they were

@@ -50,6 +50,12 @@ def test_words_of_every_caption_of_a_sticker_are_known(tokenizer: Path, monkeypa
     assert "okapi" in gather(TOY, tokenizer).text.words
 
 
+def test_captions_must_fit_into_the_places_for_prompts(tokenizer: Path) -> None:
+    for setting in ({"video": replace(TOY.video, slots=4)}, {"text_vocabulary": 60}):  # as cut, or nearly spelt
+        with pytest.raises(ValueError, match=r"video.slots must be at least \d+ for captions of the worlds in \d+ text ids, got"):
+            gather(replace(TOY, **setting), tokenizer)
+
+
 def test_the_published_vocabulary_needs_its_text_and_its_codes(tokenizer: Path, tmp_path: Path) -> None:
     config = replace(TOY, model=replace(TOY.model, vocabulary=LUMOS.size))
     for text_file, words in ((None, "got none; give --text"), (tmp_path / "text.json", "has 64000 codes, got a tokenizer of 25")):

@@ -121,11 +121,11 @@ def test_a_run_goes_on_with_its_own_tokenizer_and_another_budget(tmp_path: Path,
 
 
 def test_a_trained_model_goes_on_with_new_words(whole: Path, tmp_path: Path, tokenizer: Path) -> None:
-    config = replace(TOY, new_words=True, text_vocabulary=150, optim=replace(TOY.optim, lr=0.0), max_steps=1, sample_every=9)
+    config = replace(TOY, new_words=True, text_vocabulary=300, optim=replace(TOY.optim, lr=0.0), max_steps=1, sample_every=9)
     (old, before, *_), (new, after, text, _) = (
         load_model(folder) for folder in (whole / "model", train_model(config, tmp_path, tokenizer, init=whole / "model"))
     )
-    assert new.vocabulary.text_size == text.size <= 150 < old.vocabulary.text_size
+    assert new.vocabulary.text_size == text.size <= 300 < old.vocabulary.text_size
     assert torch.equal(after.embedding[new.vocabulary.first_code :], before.embedding[old.vocabulary.first_code :])
 
 
