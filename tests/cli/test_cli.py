@@ -314,3 +314,14 @@ def test_an_estimate_says_what_fits_in_parts(capsys: pytest.CaptureFixture[str])
     for row in document["steps"]["images"]["modes"]:
         parts = ("parameters", "gradients", "optimiser", "activations", "logits", "gathered")
         assert row["gib"] == pytest.approx(sum(row[part] for part in parts), abs=0.05)
+
+
+def test_how_threads_wait_is_set_unless_the_user_did(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    os.environ["OMP_WAIT_POLICY"] = "active"
+    os.environ.pop("GOMP_SPINCOUNT", None)
+    main(["--help"])
+    assert os.environ["OMP_WAIT_POLICY"] == "active" and "GOMP_SPINCOUNT" not in os.environ
+    del os.environ["OMP_WAIT_POLICY"]
+    main(["--help"])
+    assert (os.environ["OMP_WAIT_POLICY"], os.environ["GOMP_SPINCOUNT"]) == ("PASSIVE", "3000")
