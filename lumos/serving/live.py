@@ -105,7 +105,10 @@ class Sessions:
         ValueError for a number of frames that ends within a latent frame.
         """
         pause = min(15.0, self.config.session_idle / 2)
-        live.wanted = pixel_frames((latent_frames(after, live.temporal) if after else 0) + AHEAD, live.temporal)
+        latent = latent_frames(after, live.temporal) if after else 0
+        if after > live.frames:  # it has gone back behind this reader, for whom nothing is to be made
+            return None
+        live.wanted = pixel_frames(latent + AHEAD, live.temporal)
         self._touch(live)
         self._ask(live)
         with suppress(TimeoutError):
