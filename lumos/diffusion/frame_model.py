@@ -78,8 +78,9 @@ class FrameModel:
                 f"window must be at most the {spec.latest + 1} latent frames that the model knows, got {self.window}"
             )
         self.ids = divide(self.grid.frame_length, compute.divided)
-        keyframes = {at: codes_HW.tolist() for at, codes_HW in spec.keyframes.items()}
-        self._check_alike([prompts, seeds, settings, replace(spec, keyframes={}), keyframes])
+        if self.ids.world > 1:
+            keyframes = {at: codes_HW.tolist() for at, codes_HW in spec.keyframes.items()}
+            check_alike([prompts, seeds, settings, replace(spec, keyframes={}), keyframes])
         if self.ids.world > self.ids.count or (self.ids.world > 1 and self.grid.causal):
             most = 1 if self.grid.causal else self.ids.count
             rule = f"processes must be at most {most} for one video of this model and size"
@@ -143,8 +144,8 @@ class FrameModel:
         is_given = number < given
         if is_given and number < given - (self.window - 1):
             return  # given frames before the window are never seen
-        if is_given:
-            self._check_alike(codes_BN.tolist())
+        if is_given and self.ids.world > 1:
+            check_alike(codes_BN.tolist())
         codes_BHW = codes_BN.unflatten(1, (self.grid.rows, self.grid.columns))
         hidden_BHW = self._hidden(number, is_given)
         content_BHW = torch.where(hidden_BHW, self.vocabulary.mask, content_ids(self.vocabulary, codes_BHW))
@@ -163,10 +164,6 @@ class FrameModel:
             self.cache.forget(self.prefix, self.history.pop(0))
         if not is_given and time >= latest:
             self._turn_back()
-
-    def _check_alike(self, what: object) -> None:
-        if self.ids.world > 1:
-            check_alike(what)
 
     def _pass(self, turn: Rotation, rows: int) -> Callable[[Tensor], Tensor]:
         """ids_BN of a frame -> hidden_RND of the first `rows` rows. It does not hold `self`, so that memory is freed at once."""
