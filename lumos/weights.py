@@ -128,21 +128,6 @@ def load_folder(folder: Path, kind: Kind, device: str | torch.device = "cpu") ->
     return config, tensors
 
 
-def in_eight_bits(tensors: Mapping[str, Tensor], prefix: str = "") -> Iterator[tuple[str, Tensor]]:
-    """To save half of bf16's bytes: matrices and kernels as int8, scaled by row so that the largest is 127; the rest in bf16.
-
-    prefix: of the names that this is for; the others stay in bf16, too.
-    """
-    for name, tensor in tensors.items():
-        if tensor.ndim < 2 or not name.startswith(prefix):
-            yield name, tensor.to(torch.bfloat16)
-            continue
-        rows = tensor.float().flatten(1)
-        scale = (rows.abs().amax(1) / 127).clamp(min=1e-12)
-        yield name, (rows / scale[:, None]).round().to(torch.int8).view(tensor.shape)
-        yield name + SCALE, scale
-
-
 def stored_tensors(folder: Path) -> dict[str, Stored]:
     """Every tensor of a folder, from the headers of model.safetensors or of the files that its index names."""
     index = folder / INDEX

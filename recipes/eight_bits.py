@@ -8,11 +8,31 @@ python recipes/eight_bits.py RUNS/model/model RUNS/box
 
 import json
 import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import torch
+from torch import Tensor
+
+from lumos.model.quantise import to_int8
 from lumos.model_folder import TEXT_FILE, tokenizer_files
-from lumos.weights import CONFIG, Kind, in_eight_bits, load_folder, save_folder
+from lumos.sequence.text import WORDS_FILE
+from lumos.weights import CONFIG, SCALE, Kind, load_folder, save_folder
+
+
+def in_eight_bits(tensors: Mapping[str, Tensor], prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Matrices and kernels as int8 with a scale for each row, what `load_folder` makes bf16 again; the rest in bf16.
+
+    prefix: of the names that this is for; the others stay in bf16, too.
+    """
+    for name, tensor in tensors.items():
+        if tensor.ndim < 2 or not name.startswith(prefix):
+            yield name, tensor.to(torch.bfloat16)
+            continue
+        values, scale_D1 = to_int8(tensor.flatten(1))
+        yield name, values.view(tensor.shape)
+        yield name + SCALE, scale_D1[:, 0]
 
 
 def main(source: Path, out: Path) -> None:
@@ -22,7 +42,8 @@ def main(source: Path, out: Path) -> None:
 
     with TemporaryDirectory() as place:
         again(source / "tokenizer", Path(place) / "tokenizer", "tokenizer", "decoder.coarse", {})
-        again(source, out, "model", "", {TEXT_FILE: source / TEXT_FILE, **tokenizer_files(Path(place) / "tokenizer")})
+        text = {name: source / name for name in (TEXT_FILE, WORDS_FILE) if (source / name).is_file()}
+        again(source, out, "model", "", text | tokenizer_files(Path(place) / "tokenizer"))
     print(f"{out}: {sum(path.stat().st_size for path in out.rglob('*') if path.is_file()) / 1e6:.1f} MB")
 
 

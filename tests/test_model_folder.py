@@ -16,6 +16,7 @@ from lumos.generate import Generator
 from lumos.model_folder import load_decoder, load_model, save_model
 from lumos.sequence.text import train_text_tokenizer
 from lumos.tokenizer.model import VideoTokenizer, load_tokenizer
+from recipes import eight_bits
 
 HOSTILE = [None, True, 0, -1, 1.5, 2**31, 10**5, 10**400, float("nan"), float("inf"), "", "{0}", "{caption.x}", [], [1] * 10**4]
 HOSTILE += [{}, {"cosmos": {}}, [[[]]], "tokenizer", 1e-320, 1e308]
@@ -88,3 +89,13 @@ def test_parts_of_another_model_are_refused(random_model: Generator, tmp_path: P
         save_model(tmp_path / "model", config, weights, text, tokenizer)
         with pytest.raises(ValueError, match=said):
             load_model(tmp_path / "model")
+
+
+def test_a_folder_in_eight_bits_is_the_same_model_with_the_same_words(random_model: Generator, tmp_path: Path) -> None:
+    toy = random_model
+    save_model(tmp_path / "plain", toy.config, toy.model.state_dict(), toy.text, toy.tokenizer)  # type: ignore[arg-type]
+    eight_bits.main(tmp_path / "plain", tmp_path / "small")
+    (config, model, text, tokenizer), (_, plain, *_) = load_model(tmp_path / "small"), load_model(tmp_path / "plain")
+    assert config == toy.config and text.words == toy.text.words != frozenset()
+    assert tokenizer.config == toy.tokenizer.config
+    assert (model.head - plain.head).abs().max() < 0.01 * plain.head.abs().max()

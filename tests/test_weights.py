@@ -19,7 +19,8 @@ from torch import nn
 import lumos.weights as weights
 from lumos.tokenizer.cosmos import CosmosConfig
 from lumos.tokenizer.model import TokenizerConfig, VideoTokenizer
-from lumos.weights import check_names, find_weights, fingerprint, in_eight_bits, load_folder, save_folder
+from lumos.weights import check_names, find_weights, fingerprint, load_folder, save_folder
+from recipes.eight_bits import in_eight_bits
 
 HEADER = {"kind": "model", "format": 1, "config": {"width": 4}}
 
