@@ -207,7 +207,8 @@ class WorldsStream:
             self.next_chunk += 1
             if self.next_chunk == step // self.steps_per_chunk + count:
                 self.pool = [Batch(*map(torch.cat, zip(*half, strict=True))) for half in zip(*self.latest, strict=True)]
-        pool, size = self.pool[self.schedule.is_image(step)], self.schedule.size(self.schedule.is_image(step))
+        is_image = self.schedule.is_image(step)
+        pool, size = self.pool[is_image], self.schedule.size(is_image)
         rows = len(pool.length_B)
         # as often as they are needed where there are fewer: in small runs alone
         return pool.rows(torch.cat([torch.randperm(rows, generator=draw) for _ in range(-(-size // rows))])[:size])

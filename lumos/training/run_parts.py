@@ -121,9 +121,8 @@ def gather_parts(
         if index.form != TOKENS and index.fps != config.video.fps:
             rule = f"video.fps must be {index.fps:g}, as in {data}, got {config.video.fps}"
             raise ValueError(f"{rule}; change it, or prepare again")
-    if (
-        init is None and saved is not None and (saved / TEXT_FILE).is_file()
-    ):  # another look at 20,000 captions would take as long as 100 steps
+    if init is None and saved is not None and (saved / TEXT_FILE).is_file():
+        # another look at 20,000 captions would take as long as 100 steps
         text, initial = TextTokenizer.from_file(saved / TEXT_FILE), None
         is_published = config.model.vocabulary == LUMOS.size
         vocabulary = LUMOS if is_published else small_vocabulary(text.size, tokenizer.codebook_size)
