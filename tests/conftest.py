@@ -19,6 +19,7 @@ from lumos.model_folder import FolderConfig, VideoConfig, save_model
 from lumos.sequence.text import train_text_tokenizer
 from lumos.sequence.vocabulary import small_vocabulary
 from lumos.tokenizer.model import TokenizerConfig, VideoTokenizer
+from tests.toy_model import toy_generator
 
 # the same examples every time, no files left behind, no clock
 settings.register_profile("repeatable", derandomize=True, database=None, deadline=None, max_examples=25)
@@ -72,19 +73,7 @@ def random_model() -> Generator:
 
 @pytest.fixture(scope="session")
 def toy() -> Generator:
-    """A random model of 32x32 videos, 9 frames, a window of 3 latent frames, positions trained up to latent frame 3."""
-    tokenizer = VideoTokenizer(TokenizerConfig((4, 4, 4), (8, 8), (1, 1), (8, 8), (1, 1)))
-    tokenizer.initialise(torch.Generator().manual_seed(0))
-    text = train_text_tokenizer(["a red circle moves", "two blue stars"], 80)
-    vocabulary = small_vocabulary(text.size, tokenizer.codebook_size)
-    shape = ModelConfig(vocabulary.size, layers=2, width=32, heads=2, kv_heads=1, head_width=32, ffn=48)
-    model = Transformer(shape)
-    model.initialise(torch.Generator().manual_seed(1))
-    for parameter in model.parameters():  # louder than at initialisation, so that choices are clear
-        parameter.data *= 8 if parameter.ndim == 2 and parameter.shape[0] > 1 else 1
-    video = VideoConfig(height=32, width=32, frames=9, fps=8, slots=12, window=3, latest=3)
-    config = FolderConfig(shape, vocabulary, video, SamplerConfig(steps=3, guidance=2.0))
-    return Generator(config, model.requires_grad_(False), text, tokenizer, torch.device("cpu"), torch.float32)
+    return toy_generator(slots=12)
 
 
 @pytest.fixture

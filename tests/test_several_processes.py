@@ -18,15 +18,11 @@ from torch import Tensor
 from lumos.cli.main import main
 from lumos.diffusion.compute import Compute
 from lumos.diffusion.frame_model import FrameModel
-from lumos.diffusion.sampler import SamplerConfig
 from lumos.generate import Generator
-from lumos.model.transformer import ModelConfig, Transformer
-from lumos.model_folder import FolderConfig, VideoConfig, load_model, save_model
+from lumos.model_folder import load_model, save_model
 from lumos.ranks import divide, finish, start
-from lumos.sequence.text import train_text_tokenizer
 from lumos.sequence.token_file import load_tokens
-from lumos.sequence.vocabulary import small_vocabulary
-from lumos.tokenizer.model import TokenizerConfig, VideoTokenizer
+from tests.toy_model import toy_generator
 from tests.training.toys import two
 
 TWO_CARDS = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two cards")
@@ -41,18 +37,11 @@ CASES: dict[str, dict[str, Any]] = {
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random model of 32x32 videos, 9 frames, of codes with two sub-codes; fewer heads of keys than processes."""
-    tokenizer = VideoTokenizer(TokenizerConfig((4, 4), (8, 8), (1, 1), (8, 8), (1, 1)))
-    tokenizer.initialise(torch.Generator().manual_seed(0))
-    text = train_text_tokenizer(["a red circle moves", "two blue stars"], 80)
-    vocabulary = small_vocabulary(text.size, tokenizer.codebook_size)
-    shape = ModelConfig(vocabulary.size, 2, 32, heads=2, kv_heads=1, head_width=32, ffn=48, sub_codes=vocabulary.sub_codes)
-    model = Transformer(shape)
-    model.initialise(torch.Generator().manual_seed(1))
-    for parameter in model.parameters():  # louder than at initialisation, so that choices are clear
-        parameter.data *= 8 if parameter.ndim == 2 and parameter.shape[0] > 1 else 1
-    video = VideoConfig(height=32, width=32, frames=9, fps=8, slots=40, window=3, latest=3)
-    config = FolderConfig(shape, vocabulary, video, SamplerConfig(steps=3, guidance=2.0))
-    save_model(place := tmp_path_factory.mktemp("weights") / "toy", config, model.state_dict(), text, tokenizer)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lumos.sequence.vocabulary.MOST_ROWS", 8)  # so that 16 codes are two sub-codes of 4
+        toy, place = toy_generator(slots=40, levels=(4, 4)), tmp_path_factory.mktemp("weights") / "toy"
+    assert toy.model.config.sub_codes == 4
+    save_model(place, toy.config, toy.model.state_dict(), toy.text, toy.tokenizer)  # type: ignore[arg-type]
     return place
 
 

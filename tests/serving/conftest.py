@@ -14,16 +14,11 @@ import pytest
 pytest.importorskip("fastapi", reason="the server needs the extra: pip install 'lumos[serve]'")
 
 import httpx2 as httpx
-import torch
 
-from lumos.diffusion.sampler import SamplerConfig
-from lumos.model.transformer import ModelConfig, Transformer
-from lumos.model_folder import FolderConfig, VideoConfig, save_model
-from lumos.sequence.text import train_text_tokenizer
-from lumos.sequence.vocabulary import small_vocabulary
+from lumos.model_folder import save_model
 from lumos.serving.config import ServeConfig
 from lumos.serving.server import serve
-from lumos.tokenizer.model import TokenizerConfig, VideoTokenizer
+from tests.toy_model import toy_generator
 
 
 @dataclass
@@ -66,18 +61,8 @@ class Running:
 
 @pytest.fixture(scope="session")
 def toy_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random model of 32x32 videos, 9 frames."""
-    tokenizer = VideoTokenizer(TokenizerConfig((4, 4, 4), (8, 8), (1, 1), (8, 8), (1, 1)))
-    tokenizer.initialise(torch.Generator().manual_seed(0))
-    text = train_text_tokenizer(["a red circle moves", "two blue stars"], 80)
-    vocabulary = small_vocabulary(text.size, tokenizer.codebook_size)
-    shape = ModelConfig(vocabulary.size, layers=2, width=32, heads=2, kv_heads=1, head_width=32, ffn=48)
-    model = Transformer(shape)
-    model.initialise(torch.Generator().manual_seed(1))
-    video = VideoConfig(height=32, width=32, frames=9, fps=8, slots=40, window=3, latest=3)
-    config = FolderConfig(shape, vocabulary, video, SamplerConfig(steps=3, guidance=2.0))
-    folder = tmp_path_factory.mktemp("weights") / "toy"
-    save_model(folder, config, model.state_dict(), text, tokenizer)
+    toy, folder = toy_generator(slots=40, louder=False), tmp_path_factory.mktemp("weights") / "toy"
+    save_model(folder, toy.config, toy.model.state_dict(), toy.text, toy.tokenizer)  # type: ignore[arg-type]
     return folder
 
 
