@@ -278,7 +278,7 @@ def test_whoever_has_the_key_gets_in_and_out(browser: Any, other_server: Any, sh
 @pytest.fixture
 def proxy(tmp_path: Path) -> Iterator[Callable[[int, str], None]]:
     """nginx as in examples/serve: proxy(port, url of the server)."""
-    running: list[Any] = []
+    running: list[list[str]] = []
 
     def start(port: int, url: str) -> None:
         words = "openssl req -x509 -newkey rsa:2048 -nodes -days 1 -subj /CN=video.example.org -keyout key.pem -out cert.pem"
@@ -294,13 +294,14 @@ def proxy(tmp_path: Path) -> Iterator[Callable[[int, str], None]]:
             block = block.replace(ours, here)
         places = "".join(f"{name}_temp_path {tmp_path}/{name};" for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
         file = tmp_path / "nginx.conf"
-        file.write_text(f"daemon off; pid {tmp_path}/pid; events {{}} http {{ access_log off; {places} {block} }}")
-        running.append(subprocess.Popen(["nginx", "-c", str(file), "-e", str(tmp_path / "log")]))
+        file.write_text(f"pid {tmp_path}/pid; events {{}} http {{ access_log off; {places} {block} }}")
+        command = ["nginx", "-c", str(file), "-e", str(tmp_path / "log")]
+        subprocess.run(command, check=True)  # a daemon: this ends once it listens
+        running.append(command)
 
     yield start
-    for process in running:
-        process.terminate()
-        process.wait()
+    for command in running:
+        subprocess.run([*command, "-s", "stop"], check=True)
 
 
 @pytest.mark.skipif(not shutil.which("nginx") or not shutil.which("openssl"), reason="needs nginx: apt-get install nginx-light")
