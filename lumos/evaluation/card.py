@@ -1,7 +1,5 @@
-"""A model card beside the weights: what the model is, what it was trained on, what it scores and what it cannot do."""
+"""A model card, to be put beside the weights: what the model is, what it was trained on, what it scores and what it cannot do."""
 
-import hashlib
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,37 +10,17 @@ from lumos.generate import Generator
 
 CARD = "MODEL_CARD.md"
 WEAK = 0.75  # classes below this are told as limits
-UNTOLD = "Not told by the weights: say here what they were trained on. It is kept when the card is written again."
-MARK = "\n<!-- written by lumos evaluate: "  # and a digest of all but the data, by which changes are seen
 
 
-def write_card(folder: Path, out: Path, generator: Generator, scores: dict[str, Any]) -> Path:
-    """Write the card into a weights folder from the report of the whole benchmark; returns its path.
-
-    What stands under Data in a card that is there already is kept: only people know what a model was trained on. A card
-    that a person wrote, or changed elsewhere, is left alone: the new one goes to `out`.
-    """
-    path = folder / CARD
-    old = path.read_text("utf-8") if path.exists() else ""
-    body, _, mark = old.rpartition(MARK)
-    if old and mark.strip() != f"{_digest_without_data(body)} -->":
-        print(f"{path} was written or changed by hand and is kept; the new card is {out / CARD}", file=sys.stderr, flush=True)
-        path = out / CARD
-    text = _card_text(generator, scores, _data_in(old) or UNTOLD)
-    write_text(path, f"{text}{MARK}{_digest_without_data(text)} -->\n")
+def write_card(out: Path, generator: Generator, scores: dict[str, Any]) -> Path:
+    """Write the card from the report of the whole benchmark, unless there is one; returns its path."""
+    path = out / CARD
+    if not path.exists():
+        write_text(path, _card_text(generator, scores))
     return path
 
 
-def _digest_without_data(text: str) -> str:
-    return hashlib.sha256(text.replace(_data_in(text), "").encode()).hexdigest()[:16]
-
-
-def _data_in(text: str) -> str:
-    """What stands under "## Data"; empty when there is none."""
-    return text.partition("\n## Data\n")[2].partition("\n## ")[0].strip()
-
-
-def _card_text(generator: Generator, scores: dict[str, Any], data: str) -> str:
+def _card_text(generator: Generator, scores: dict[str, Any]) -> str:
     config, settings = generator.config, scores["settings"]
     sizes = [sum(part.numel() for part in module.parameters()) / 1e6 for module in (generator.model, generator.tokenizer)]
     video, shape = config.video, config.model
@@ -61,7 +39,7 @@ Sampling settings that come with it: {_listed(asdict(config.sampler))}. Weights 
 
 ## Data
 
-{data}
+Not told by the weights: say here what they were trained on.
 
 ## Scores
 

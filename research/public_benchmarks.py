@@ -1,12 +1,16 @@
 """GenEval and VBench (from text, from images): their own prompt files -> files laid out and named as their tools read them.
 
+    torchrun --nproc-per-node 8 -m research.public_benchmarks geneval --prompts FILE --weights FOLDER --out runs/geneval
+
 GenEval: OUT/00000/metadata.jsonl (the prompt's line) and OUT/00000/samples/00000.png ... VBench: OUT/videos/PROMPT-0.mp4 ...
 with nothing else in that folder. Several processes (torchrun) share the work; what is there is not made again.
 """
 
+import argparse
 import hashlib
 import json
 import os
+import sys
 import time
 import zlib
 from collections.abc import Mapping, Sequence
@@ -15,12 +19,13 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lumos.cli.options import with_settings
 from lumos.config import read_json
 from lumos.diffusion.sampler import SamplerConfig
 from lumos.evaluation.run import tell_progress, usual_batch
 from lumos.evaluation.shapes import is_continued
 from lumos.files import write_text
-from lumos.generate import Generator
+from lumos.generate import Generator, pick_device
 from lumos.media.video import read_image, write_video
 from lumos.weights import fingerprint
 
@@ -168,3 +173,35 @@ def place_of_process() -> tuple[int, int, int]:
     """Rank, world and local rank as torchrun says them; 0, 1, 0 alone."""
     rank, world, local = (int(os.environ.get(name, usual)) for name, usual in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
     return rank, world, local
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("suite", choices=SUITES)
+    parser.add_argument("--prompts", type=Path, required=True, help="the suite's own prompt file")
+    parser.add_argument("--out", type=Path, required=True, help="folder for all that is made; a half-done one is gone on with")
+    parser.add_argument("--weights", default="tiny", help="name of weights in the package, or a folder (default: tiny)")
+    parser.add_argument(
+        "--rewrites", type=Path, help="JSON object from the suite's prompts to longer ones that the model is told"
+    )
+    parser.add_argument("--images", type=Path, help="folder of the images that vbench-i2v starts from")
+    parser.add_argument("--samples", type=int, help="files per prompt (default: the suite's own number)")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="change one setting of the sampler")
+    parser.add_argument("--seed", type=int, default=0, help="(default: 0)")
+    parser.add_argument("--batch", type=int, help="videos at a time (default: 104 on CUDA, else 4)")
+    parser.add_argument("--device", help="cpu or cuda (default: cuda if there is one)")
+    args = parser.parse_args(words)
+    rank, world, local = place_of_process()
+    device = args.device or (f"cuda:{local}" if world > 1 and pick_device(None).type == "cuda" else None)
+    run = SuiteRun(args.suite, args.prompts, args.out, args.samples, args.rewrites, args.images, args.seed, args.batch)
+    try:
+        generator = Generator.from_folder(args.weights, device)
+        done = generate_suite(generator, run, with_settings(generator.config.sampler, args.set), rank, world)
+    except (ValueError, OSError) as error:
+        sys.exit(f"{args.suite}: {error}")
+    if rank == 0:
+        print(json.dumps(done))
+
+
+if __name__ == "__main__":
+    main()

