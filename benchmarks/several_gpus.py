@@ -4,18 +4,20 @@
     torchrun --nproc-per-node 2 benchmarks/several_gpus.py                     (without cards: toy sizes, to rehearse)
 
 Rank 0 measures one card while the others wait; then all of them divide every frame (docs/performance.md, "One video on several
-GPUs"). Few steps are run and their difference multiplied. Every measurement is a line of --out at once; a short table comes at
-the end, and also when the time is up, after which nothing is left running.
+GPUs"). Few steps are run and their difference multiplied. CUDA graphs come last, in a second round, as capturing an exchange may
+fail or hang. Every measurement is a line of --out at once, and every case a row of a table, which is printed whole at the end,
+and also when the time is up, after which nothing is left running.
 """
 
 import argparse
 import os
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext, redirect_stderr
 from dataclasses import dataclass, replace
 from io import StringIO
+from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -51,7 +53,7 @@ from lumos.tokenizer.model import VideoTokenizer
 
 ALONE, DIVIDED, GRAPHS = "1 card", "divided, no graphs", "divided, CUDA graphs"
 FEW, MORE = 2, 5  # steps that are run
-CASE_SECONDS = 30.0  # that another case may take
+ROUNDS = {(ALONE, DIVIDED): 30.0, (GRAPHS,): 15.0}  # ways, and seconds that another case may take
 
 
 @dataclass(frozen=True)
@@ -71,13 +73,13 @@ class Case:
         return f"{self.cell} {self.precision}, {self.steps} steps{', visible history' * self.visible}, {what}"
 
 
-CASES = (  # of one model side by side, quantised ones last, as the weights are changed in place
+CASES = (  # the most important first; of one model side by side, quantised ones last, as the weights are changed in place
     Case("1b-384p", "plain", 50, False, 8.0),
-    Case("1b-256p", "plain", 12, True, 0.25, first=True),
     Case("1b-384p", "fp8", 50, False, 7.2),
-    Case("3b-384p", "plain", 50, False, 16.5),
     Case("3b-384p", "plain", 12, True, 3.6),
+    Case("3b-384p", "plain", 50, False, 16.5),
     Case("3b-384p", "fp8", 50, False, 14.5),
+    Case("1b-256p", "plain", 12, True, 0.25, first=True),
 )
 
 
@@ -87,7 +89,7 @@ class Comparison:
     def __init__(self, ranks: Ranks, bench: Bench, toy: bool) -> None:
         self.ranks, self.bench, self.toy = ranks, bench, toy
         self.vocabulary: Vocabulary = TOY_VOCABULARY if toy else LUMOS
-        self.rows: list[tuple[Case, dict[str, float]]] = []
+        self.found: dict[Case, dict[str, float]] = {case: {} for case in CASES}
         tokenizer = VideoTokenizer(CosmosConfig(channels=8, blocks=1) if toy else CosmosConfig())
         tokenizer.initialise(torch.Generator().manual_seed(0))
         self.tokenizer = tokenizer.to(ranks.device).eval()
@@ -97,14 +99,15 @@ class Comparison:
             self.bench.keep(**line)
 
     def run(self) -> None:
+        """Every case by some ways, then by the others."""
         model, made, precision = None, None, None
-        for case in CASES:
-            [elapsed] = agree((self.bench.max_seconds - self.bench.left(),), self.ranks)
-            if elapsed + CASE_SECONDS > self.bench.max_seconds:
-                self.keep(what="skipped", case=case.name)
+        for (ways, seconds), case in product(ROUNDS.items(), CASES):
+            [missing] = agree((seconds - self.bench.left(),), self.ranks)
+            if missing > 0:
+                self.keep(what="skipped", case=case.name, ways=ways)
                 continue
             cell = next(iter(TOYS.values())) if self.toy else CELLS[case.cell]
-            if made != case.cell[:2]:
+            if made != case.cell[:2] or precision not in ("plain", case.precision):
                 model = None
                 self.bench.free()
                 torch.compiler.reset()  # there is a limit to how often a function is compiled
@@ -113,13 +116,12 @@ class Comparison:
             if precision != case.precision:
                 prepare_model(model, Compute(precision=case.precision, compile=True), self.ranks.device)
                 precision = case.precision
-            self.compare(case, cell, model)
+            self.compare(case, cell, model, ways if self.ranks.world > 1 else ways[:1])
+            if self.ranks.is_main:
+                print(self.row(case), flush=True)
 
-    def compare(self, case: Case, cell: Cell, model: Transformer) -> None:
-        """One card, then all of them, first without CUDA graphs, whose capture of an exchange may fail."""
-        found: dict[str, float] = {}
-        self.rows.append((case, found))
-        for way in (ALONE, DIVIDED, GRAPHS) if self.ranks.world > 1 else (ALONE,):
+    def compare(self, case: Case, cell: Cell, model: Transformer, ways: Sequence[str]) -> None:
+        for way in ways:
             compute = Compute(compile=True, graphs=way != DIVIDED, divided=way != ALONE)
             variant = Variant(case.name, case.steps, compute, only_visible=case.visible)
             gather(None)  # nobody begins before the others are there
@@ -130,12 +132,11 @@ class Comparison:
             except RuntimeError as error:
                 self.keep(what="failed", case=case.name, way=way, error=f"{type(error).__name__}: {error}"[:400])
                 continue
-            found[way] = seconds
+            self.found[case][way] = seconds
             self.keep(what="case", case=case.name, way=way, seconds=round(seconds, 3), cold_seconds=round(cold, 1))
             if way == DIVIDED and case.steps == 50:
                 self.profile(cell, model, variant)
-        if case.steps == 50 and self.ranks.world > 1:
-            self.difference(case, cell, model)
+                self.difference(case, cell, model)
 
     def video(self, cell: Cell, model: Transformer, variant: Variant) -> tuple[float, float]:
         settings = SamplerConfig(steps=variant.steps, guidance=15.0, only_visible=variant.only_visible)
@@ -188,14 +189,14 @@ class Comparison:
             came = part.nbytes * (ids.world - 1)
             self.keep(what="gather", of=name, ms=round(seconds * 1e3, 3), gigabytes_a_second=round(came / seconds / 1e9, 1))
 
+    def row(self, case: Case) -> str:
+        alone, *several = (self.found[case].get(way, float("nan")) for way in (ALONE, DIVIDED, GRAPHS))
+        best = min([seconds for seconds in several if seconds == seconds], default=float("nan"))
+        return f"| {case.name} | {' | '.join(f'{seconds:.2f}' for seconds in (alone, *several, alone / best))} | {case.goal} |"
+
     def table(self) -> str:
         lines = [f"| seconds | {ALONE} | {DIVIDED} | {GRAPHS} | times | wanted of 4 |", "| --- " * 6 + "|"]
-        for case, found in self.rows:
-            alone, *several = (found.get(way, float("nan")) for way in (ALONE, DIVIDED, GRAPHS))
-            best = min([seconds for seconds in several if seconds == seconds], default=float("nan"))
-            numbers = " | ".join(f"{seconds:.2f}" for seconds in (alone, *several, alone / best))
-            lines.append(f"| {case.name} | {numbers} | {case.goal} |")
-        return "\n".join([*lines, f"divided among {self.ranks.world}"])
+        return "\n".join([*lines, *map(self.row, CASES), f"divided among {self.ranks.world}"])
 
 
 def main() -> None:
