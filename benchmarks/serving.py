@@ -1,6 +1,7 @@
 """A server under load, with clients that cancel, send nonsense and hang up; then killed in the middle and started again.
 
 python benchmarks/serving.py [--weights tiny] [--clients 20] [--requests 200] [--repeat 5] [--only-first-frame] [--json]
+python benchmarks/serving.py --only-throughput --requests 100 --serve "--gpus 4"      (then "--gpus 1": whole videos a second)
 
 Prints: seconds until ready, seconds to a first frame (and on the page, with Playwright and a Chromium), what every request ended
 in, the slowest /health, memory before and after, what is left after SIGKILL and a restart. Exit code 1 if a promise is broken.
@@ -80,12 +81,13 @@ class Server:
         return self.process.wait(30)
 
 
-async def client(server: Server, number: int, requests: int, ends: collections.Counter[str]) -> None:
+async def client(server: Server, number: int, requests: int, ends: collections.Counter[str], whole: bool) -> None:
     chance = random.Random(number)
     headers = {"X-Client-Id": f"client {number}"}
     async with httpx.AsyncClient(base_url=server.url, headers=headers, timeout=300, verify=False) as http:
         for _ in range(requests):
             kind = chance.choices(("plain", "cancel", "bad", "hang up", "bad upload"), (55, 15, 15, 10, 5))[0]
+            kind = "whole" if whole else kind
             if kind == "bad":
                 end = status_of(await http.post("/v1/videos", json=chance.choice(BAD)), allowed=(400,))
             elif kind == "bad upload":
@@ -98,7 +100,9 @@ async def client(server: Server, number: int, requests: int, ends: collections.C
 
 async def one(http: httpx.AsyncClient, server: Server, chance: random.Random, kind: str) -> str:
     """A good request, which may be cancelled, or whose client may hang up in the middle of the body or of the events."""
-    asked = {"prompt": chance.choice(PROMPTS), "frames": chance.choice((1, 1, 5)), "steps": chance.choice((1, 2, 4))}
+    asked: dict[str, Any] = {"prompt": chance.choice(PROMPTS)}
+    if kind != "whole":
+        asked |= {"frames": chance.choice((1, 1, 5)), "steps": chance.choice((1, 2, 4))}
     if kind == "hang up" and chance.random() < 0.5:
         _, writer = await asyncio.open_connection("127.0.0.1", server.port)
         writer.write(
@@ -145,11 +149,12 @@ async def watch_health(server: Server, slowest: list[float]) -> None:
             await asyncio.sleep(0.1)
 
 
-async def load(server: Server, clients: int, requests: int) -> tuple[collections.Counter[str], list[float]]:
+async def load(server: Server, clients: int, requests: int, whole: bool = False) -> tuple[collections.Counter[str], list[float]]:
+    """What requests ended in, and the seconds that /health took. whole: all ask for a video of the usual length, and wait."""
     ends: collections.Counter[str] = collections.Counter()
     health: list[float] = []
     watching = asyncio.create_task(watch_health(server, health))
-    await asyncio.gather(*(client(server, number, requests // clients, ends) for number in range(clients)))
+    await asyncio.gather(*(client(server, number, requests // clients, ends, whole) for number in range(clients)))
     async with httpx.AsyncClient(base_url=server.url, verify=False) as http:  # those whose clients hung up are made all the same
         while (state := (await http.get("/health")).json())["waiting"] or state["running"]:
             await asyncio.sleep(0.2)
@@ -259,6 +264,7 @@ def main() -> int:
     parser.add_argument("--requests", type=int, default=200)
     parser.add_argument("--repeat", type=int, default=5, help="measurements of the first frame")
     parser.add_argument("--only-first-frame", action="store_true")
+    parser.add_argument("--only-throughput", action="store_true")
     parser.add_argument("--serve", default="", help="options of the loaded server, such as '--gpus 4' (seconds of load tell)")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
@@ -267,6 +273,15 @@ def main() -> int:
         server = Server(args.weights, Path(place) / "load", options=args.serve.split())
         try:
             first_frame(server)  # everything that happens once has happened
+            if args.only_throughput:
+                while not all(worker["ready"] for worker in httpx.get(f"{server.url}/health").json()["workers"]):
+                    time.sleep(0.2)
+                asyncio.run(load(server, args.clients, args.clients, whole=True))  # every worker has made one
+                begin = time.monotonic()
+                ends, health = asyncio.run(load(server, args.clients, args.requests, whole=True))
+                rate = sum(ends.values()) / (time.monotonic() - begin)
+                print(f"videos a second, {args.serve}: {rate:.2f}; {dict(ends)}; slowest /health {max(health) * 1000:.0f} ms")
+                return 0
             frames = [first_frame(server) for _ in range(args.repeat)]
             on_page = first_frames_on_the_page(server, args.repeat)
             if args.only_first_frame:
