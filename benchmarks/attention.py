@@ -11,25 +11,24 @@ head has them and three times as large. Without a card, toy sizes by Triton's in
 import argparse
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from sampling import CELLS, PROMPT, TOYS, Bench, spec_of
 from torch import Tensor
 from torch.nn.attention import SDPBackend
 
-if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")
-
+os.environ.setdefault("TRITON_INTERPRET", str(int(not torch.cuda.is_available())))
 from attention_8bit import FORMS, KeysAndValues, Query, Tiling, attend, quantise_cache, quantise_query
 
 from lumos.model.attention import attend_to_all, fastest
 from lumos.sequence.layout import HEADER
 
 TILINGS = (
-    *(Tiling(128, 128, 8, 3, True), Tiling(128, 64, 4, 4, True), Tiling(64, 128, 4, 3, True), Tiling(128, 128, 4, 3, True)),
-    *(Tiling(128, 128, 8, 3, False), Tiling(64, 64, 4, 4, True), Tiling(128, 64, 8, 4, True)),
+    *(Tiling(128, 128, 8, 3, True), Tiling(64, 128, 4, 3, True), Tiling(128, 64, 4, 4, True), Tiling(128, 256, 8, 2, True)),
+    *(Tiling(64, 64, 4, 4, True), Tiling(128, 64, 8, 4, True), Tiling(128, 128, 8, 3, False)),
 )
 TOY_TILINGS = (Tiling(32, 32, 4, 1, True), Tiling(64, 32, 4, 1, False))
 BF16 = {"cuDNN": SDPBackend.CUDNN_ATTENTION, "flash": SDPBackend.FLASH_ATTENTION}
@@ -37,19 +36,13 @@ SHARP = 3.0  # how much larger the queries of the second error are
 SEEN = 256  # queries of one group that the error is taken of
 
 
-@dataclass(frozen=True)
-class Problem:
-    """One layer's attention: `stop` slots of cache, of which row 1 leaves out the first `start`."""
+class Problem(NamedTuple):
+    """One layer's attention to a cache, of which row 1 leaves out the first `start` slots."""
 
     query_BNLK: Tensor
     key_BGSK: Tensor
     value_BGSK: Tensor
     start: int
-
-    @property
-    def operations(self) -> float:
-        (_, N, L, K), S = self.query_BNLK.shape, self.key_BGSK.shape[2]
-        return 4.0 * N * L * K * (2 * S - self.start)
 
     def part(self, out_BNLK: Tensor) -> Tensor:
         return out_BNLK[:, : self.query_BNLK.shape[1] // self.key_BGSK.shape[1], :SEEN].double()
@@ -76,7 +69,8 @@ def make_problem(cell_name: str, history: int, device: torch.device) -> Problem:
 
 def kernel_of(name: str, problem: Problem, tiling: Tiling | None) -> Callable[[float], Tensor]:
     """A kernel as a function of the queries' size. Quantising is not timed: `quantising` does it."""
-    query, key, value, starts = problem.query_BNLK, problem.key_BGSK, problem.value_BGSK, [0, problem.start]
+    query, key, value, start = problem
+    starts = [0, start]
     if tiling:
         cache = quantise_cache(key, value, FORMS[name], tiling.keys)
         ready = quantise_query(query, FORMS[name][0], tiling.queries)
@@ -100,6 +94,7 @@ def measure(bench: Bench, cell: str, history: int, best: dict[str, Tiling]) -> N
     """Every kernel on one problem. Our own are tried in every tiling, or in the best one if it is known."""
     problem = make_problem(cell, history, bench.device)
     truths = {sharp: problem.exact(sharp) for sharp in (1.0, SHARP)}
+    operations = 2.0 * problem.query_BNLK.numel() * (2 * problem.key_BGSK.shape[2] - problem.start)
     base: list[float] = []
     for name in (*BF16, *FORMS, "sage"):
         tilings = (TILINGS if bench.cuda else TOY_TILINGS) if name in FORMS else (None,)
@@ -117,7 +112,7 @@ def measure(bench: Bench, cell: str, history: int, best: dict[str, Tiling]) -> N
                 continue
             base = base or errors
             over_bf16 = [round(error / one, 2) for error, one in zip(errors, base, strict=True)]
-            tflops = round(problem.operations / found[tiling] / 1e12, 1)
+            tflops = round(operations / found[tiling] / 1e12, 1)
             bench.keep(what="attention", **line, ms=found[tiling] * 1e3, tflops=tflops, errors=errors, over_bf16=over_bf16)
         if name in FORMS and found:
             best[name] = min(found, key=lambda tiling: found[tiling])
@@ -143,13 +138,11 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     bench = Bench(device, args.max_seconds, args.out, 0)
     bench.keep(what="machine", name=torch.cuda.get_device_name() if bench.cuda else "cpu", torch=torch.__version__)
-    cells = ("1b-384p", "3b-384p") if bench.cuda else tuple(TOYS)
-    known: dict[str, dict[str, Tiling]] = {cell: {} for cell in cells}
+    known: dict[str, dict[str, Tiling]] = {cell: {} for cell in (("1b-384p", "3b-384p") if bench.cuda else TOYS)}
     with torch.inference_mode():
-        for history in (3, 6, 0):  # the middle frame first, which is also the mean of all
-            for cell in cells:
-                measure(bench, cell, history, known[cell])
-        for cell in cells:
+        for history, cell in product((3, 6, 0), known):  # the middle frame first, which is also the mean of all
+            measure(bench, cell, history, known[cell])
+        for cell in known:
             quantising(bench, cell)
 
 

@@ -131,7 +131,8 @@ def _add(
     less = tl.exp2(most - new)
     total = total * less + tl.sum(probability, 1)
     v = _tile(V, group * D, block * N, S, D, N, TMA)
-    sums = tl.dot(probability.to(v.dtype), v.T, sums * less[:, None])
+    # added apart: 8-bit matrix units add with 14 bits, which a block can bear and a whole cache cannot
+    sums = sums * less[:, None] + tl.dot(probability.to(v.dtype), v.T)
     return sums, new, total
 
 
