@@ -150,7 +150,7 @@ class Generator:
         spec = self._spec(self._grid_of(rows, columns), frames, given=min(about.given, known), known=known)
         seeds = list(about.seeds) if seed is None else seeds_of(seed, len(batch))
         seeds = seeds * len(batch) if len(seeds) == 1 else seeds
-        yield from self._make(spec, batch, seeds, sampler or self.config.sampler, codes_BTHW, progress, record)
+        yield from self._make(spec, batch, seeds, self._settings(sampler, {}), codes_BTHW, progress, record)
 
     @torch.inference_mode()
     def session(

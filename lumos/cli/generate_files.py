@@ -18,7 +18,7 @@ from lumos.cli.generate import GenerateArgs, keyframe_files, read_script
 from lumos.cli.options import tell
 from lumos.diffusion.compute import Compute
 from lumos.diffusion.cost import EFFICIENCY, check_memory, matrix_rate
-from lumos.diffusion.sampler import Progress, SamplerConfig
+from lumos.diffusion.sampler import Progress
 from lumos.files import check_writable
 from lumos.generate import CONTINUE, Generator
 from lumos.known_words import in_known_words
@@ -60,7 +60,6 @@ def generate_files(
     mine = slice(*(rank * len(prompts) // ranks.world for rank in (ranks.rank, ranks.rank + 1))) if is_dealt else slice(None)
     with together(ranks):
         _check_outputs(args, len(prompts) or 1)
-        replace(SamplerConfig(), **sampling)  # a wrong value is told before the weights are loaded
         compute = Compute(precision=args.precision, divided=ranks.world > 1 and not is_dealt)
         device = args.device if ranks.world == 1 else str(ranks.device)
         generator = Generator.from_folder(args.weights, device, compute, args.lora)

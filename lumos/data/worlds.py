@@ -72,13 +72,14 @@ class Shapes:
     """The shapes world."""
 
     def draw(self, rngs: Sequence[random.Random], image: bool) -> tuple[shape_pictures.PackedScenes, list[str]]:
-        scenes = [shape_scenes.sample_image(rng) if image else shape_scenes.sample_scene(rng) for rng in rngs]
+        scenes = [shape_scenes.sample_scene(rng) for rng in rngs]
+        scenes = [shape_scenes.freeze(scene) for scene in scenes] if image else scenes
         words = [shape_words.caption(scene, rng, image=image) for scene, rng in zip(scenes, rngs, strict=True)]
         return shape_pictures.pack(scenes), words
 
     def render(self, packed: shape_pictures.PackedScenes, frames: int, config: WorldsConfig, device: torch.device) -> Tensor:
         draw = _compiled_shapes() if device.type == "cuda" else shape_pictures.render
-        return draw(packed.to(device, non_blocking=True), frames, config.size, config.fps)
+        return draw(packed.to(device), frames, config.size, config.fps)
 
 
 @cache
@@ -99,7 +100,7 @@ class Stickers:
 
     def render(self, packed: sticker_pictures.PackedScenes, frames: int, config: WorldsConfig, device: torch.device) -> Tensor:
         self.pictures = self.pictures.to(device)
-        return sticker_pictures.render(packed.to(device, non_blocking=True), self.pictures, frames, config.size, config.fps)
+        return sticker_pictures.render(packed.to(device), self.pictures, frames, config.size, config.fps)
 
 
 class Creatures:

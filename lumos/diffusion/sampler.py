@@ -8,17 +8,20 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
 from torch import Tensor
 
+from lumos.config import Range, Share
 from lumos.model.attention import fastest
 
 if TYPE_CHECKING:
     from lumos.diffusion.frame_model import FrameModel
 
 MASKED = -1  # stands for MASK in a frame's codes
+Factor = Annotated[float, Range(0, 1e4)]
+SomeFactor = Annotated[float, Range(1e-3, 1e4)]
 SamplerKind = Literal["paper", "released", "random", "halton", "remask"]
 Progress = Callable[[int, int], None]
 
@@ -28,45 +31,28 @@ class SamplerConfig:
     """How frames are sampled. The defaults are the paper's method; what is not in the paper is off by default."""
 
     # denoising steps per latent frame
-    steps: int = 12
+    steps: Annotated[int, Range(1, 2**16)] = 12
     # strength g of classifier-free guidance: unconditional + g (conditional - unconditional); 1 = none
-    guidance: float = 3.0
+    guidance: Factor = 3.0
     # of the softmax that codes are drawn from
-    temperature: float = 1.0
+    temperature: SomeFactor = 1.0
     # weight T of the Gumbel noise in choosing which codes to keep, in a frame's first step; falls to 0 in its last
-    noise: float = 1.0
+    noise: Factor = 1.0
     # share of every finished frame that is masked in later frames' view
-    history: float = 0.7
+    history: Annotated[float, Range(0, 0.999)] = 0.7
     # paper: keep the most confident codes. released: the same with the published code's deviations, each marked where it acts.
     # random, halton: reveal in an order fixed beforehand (Halton: arXiv 2503.17076). remask: also doubt codes that were kept
     sampler: SamplerKind = "paper"
     # the first latent frame takes this many times the steps, since nothing before it says what is where
-    first: float = field(default=1.0, metadata={"later": True})
+    first: SomeFactor = field(default=1.0, metadata={"later": True})
     # no guidance, and no unconditional pass, from this share of the steps on
-    guidance_until: float = field(default=1.0, metadata={"later": True})
+    guidance_until: Share = field(default=1.0, metadata={"later": True})
     # with sampler remask: share of the kept codes that every step masks again (ReMDM, arXiv 2503.00307)
-    remask: float = field(default=0.1, metadata={"later": True})
+    remask: Share = field(default=0.1, metadata={"later": True})
     # leave masked places of finished frames out of the cache: faster, and no longer the paper's
     only_visible: bool = field(default=False, metadata={"later": True})
     # latent frames that see each other, the present one included; none = as trained
-    window: int | None = field(default=None, metadata={"later": True})
-
-    def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ValueError(f"steps must be at least 1, got {self.steps}; use 8 to 50")
-        for name, least in (("guidance", 0.0), ("noise", 0.0), ("temperature", 1e-3), ("first", 1e-3)):
-            value = getattr(self, name)
-            if not least <= value <= 1e4:  # False for NaN, too
-                raise ValueError(
-                    f"{name} must be from {least:g} to 10000, got {value}; {getattr(SamplerConfig, name):g} is usual"
-                )
-        if not 0 <= self.history < 1:
-            raise ValueError(f"history must be from 0 up to, not including, 1, got {self.history}; 0.7 is usual")
-        for name in ("guidance_until", "remask"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must be a share from 0 to 1, got {getattr(self, name)}")
-        if self.window is not None and self.window < 1:
-            raise ValueError(f"window must be at least 1 latent frame, got {self.window}")
+    window: Annotated[int, Range(1, 2**18)] | None = field(default=None, metadata={"later": True})
 
     def for_frame(self, number: int, codes: int) -> "SamplerConfig":
         """The settings for latent frame `number` of a video: with the steps that it takes, never more than its codes."""

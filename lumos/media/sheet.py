@@ -15,11 +15,10 @@ if TYPE_CHECKING:
 GAP, MARGIN, FONT_SIZE = 4, 16, 13  # pixels
 
 
-def contact_sheet(pixels_BCFHW: Tensor, captions: list[str], columns: int = 5, scale: int = 1) -> Image:
+def contact_sheet(pixels_BCFHW: Tensor, captions: list[str], columns: int = 5) -> Image:
     """Samples [B, 3, F, H, W] with their captions as one picture, to be looked at.
 
     Videos: one row each, `columns` frames evenly spread from the first to the last. Images: `columns` to a row.
-    `scale` enlarges every frame by a whole factor, without smoothing.
     """
     B, _, frames, H, W = pixels_BCFHW.shape
     if len(captions) != B:
@@ -27,22 +26,20 @@ def contact_sheet(pixels_BCFHW: Tensor, captions: list[str], columns: int = 5, s
     from PIL import Image, ImageDraw, ImageFont
 
     shown, samples_a_row = min(columns, frames), min(columns, B) if frames == 1 else 1
-    height, width = H * scale, W * scale
-    wide = shown * (width + GAP) - GAP
+    wide = shown * (W + GAP) - GAP
     font = ImageFont.load_default(FONT_SIZE)
     letters = max(1, int(wide / font.getlength("n")))
     lines = [wrap(caption, letters, break_long_words=False) for caption in captions]
     text_height = (FONT_SIZE + 4) * max(1, *map(len, lines)) + 6
-    across, down = samples_a_row * (wide + GAP) - GAP, -(-B // samples_a_row) * (height + text_height + MARGIN)
+    across, down = samples_a_row * (wide + GAP) - GAP, -(-B // samples_a_row) * (H + text_height + MARGIN)
     sheet = Image.new("RGB", (across + 2 * MARGIN, down + MARGIN), "white")
     draw = ImageDraw.Draw(sheet)
     rgb_BFHWC = to_bytes(pixels_BCFHW).permute(0, 2, 3, 4, 1).contiguous().numpy()
     for b in range(B):
         x = MARGIN + (b % samples_a_row) * (wide + GAP)
-        y = MARGIN + (b // samples_a_row) * (height + text_height + MARGIN)
+        y = MARGIN + (b // samples_a_row) * (H + text_height + MARGIN)
         draw.multiline_text((x, y), "\n".join(lines[b]), fill="#333333", font=font, spacing=4)
         for i in range(shown):
             frame = Image.fromarray(rgb_BFHWC[b, round(i * (frames - 1) / max(shown - 1, 1))])
-            frame = frame.resize((width, height), Image.Resampling.NEAREST)
-            sheet.paste(frame, (x + i * (width + GAP), y + text_height))
+            sheet.paste(frame, (x + i * (W + GAP), y + text_height))
     return sheet

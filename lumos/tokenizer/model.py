@@ -90,7 +90,7 @@ class VideoTokenizer(nn.Module):
         return pixels_BCFHW
 
     def start_stream(self) -> StreamState:
-        """A fresh state for `decode_next` or `encode_next` (one stream each, any batch)."""
+        """A fresh state for `decode_next` (one stream, any batch)."""
         return StreamState()
 
     @torch.no_grad()
@@ -99,15 +99,6 @@ class VideoTokenizer(nn.Module):
         if codes_BHW.ndim != 3:
             raise ValueError(f"codes of a latent frame must have 3 dimensions B, H, W, got shape {list(codes_BHW.shape)}")
         return self.pixels(self.fsq.values(codes_BHW[:, None]), state).clamp(-1, 1)
-
-    @torch.no_grad()
-    def encode_next(self, pixels_BCFHW: Tensor, state: StreamState) -> Tensor:
-        """The next 1 frame (of a stream's start) or `temporal` frames (afterwards) -> codes_BHW of one latent frame."""
-        frames, expected = pixels_BCFHW.shape[2], self.temporal if state.started else 1
-        if frames != expected:
-            raise ValueError(f"a stream is encoded 1 frame first, then {self.temporal} at a time, got {frames}; give {expected}")
-        self._check(pixels_BCFHW[:, :, :1])
-        return self.fsq(self.latents(pixels_BCFHW, state))[1][:, 0]
 
     def latents(self, pixels_BCFHW: Tensor, state: StreamState) -> Tensor:
         """The next frames of a stream -> the channels [B, T, H, W, D] that the FSQ rounds."""

@@ -4,7 +4,7 @@ import itertools
 import math
 import typing
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from lumos.config import read_config
 from lumos.diffusion.compute import Compute
 from lumos.diffusion.draw import Guess, draw_one
 from lumos.diffusion.frame_model import VideoSpec
@@ -69,7 +70,7 @@ def test_more_steps_than_codes_are_refused(steps: int) -> None:
 )
 def test_bad_settings(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
-        SamplerConfig(**wrong)  # type: ignore[arg-type]
+        read_config(SamplerConfig, {**asdict(SamplerConfig()), **wrong}, "settings")
 
 
 def test_released_noise_is_never_reset_and_the_papers_is() -> None:

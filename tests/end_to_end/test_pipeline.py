@@ -63,8 +63,7 @@ def generator(tmp_path_factory: pytest.TempPathFactory) -> Generator:
     """Both networks, trained for a moment, as they come back from the disk."""
     run = tmp_path_factory.mktemp("run")
     with pytest.MonkeyPatch.context() as patch:
-        for module, name in ((scenes, "sample_scene"), (scenes, "sample_image")):
-            patch.setattr(module, name, day_or_night)
+        patch.setattr(scenes, "sample_scene", day_or_night)
         train_tokenizer(TOKENIZER, run / "tokenizer")
         folder = train_model(MODEL, run / "model", run / "tokenizer/tokenizer")
     return Generator.from_folder(folder, device="cpu")

@@ -163,8 +163,8 @@ def test_shapes_a_format_cannot_hold(tmp_path: Path) -> None:
 def test_contact_sheet_shows_every_sample_and_caption() -> None:
     reds = torch.full((3, 3, 17, 32, 32), -1.0)
     reds[:, 0] = 1.0
-    sheet = np.asarray(contact_sheet(reds, ["a red square", "the same " * 20, ""], columns=5, scale=2))
-    assert (sheet == (255, 0, 0)).all(-1).sum() == 3 * 5 * 64 * 64 and (sheet[0] == 255).all()
+    sheet = np.asarray(contact_sheet(reds, ["a red square", "the same " * 20, ""], columns=5))
+    assert (sheet == (255, 0, 0)).all(-1).sum() == 3 * 5 * 32 * 32 and (sheet[0] == 255).all()
     assert (sheet < 128).all(-1).any(), "captions are printed in dark ink"
     images = np.asarray(contact_sheet(reds[:, :, :1], ["a", "b", "c"], columns=2))
     assert (images == (255, 0, 0)).all(-1).sum() == 3 * 32 * 32

@@ -81,9 +81,8 @@ def test_streaming_encode_equals_whole_encode(tokenizer: VideoTokenizer, count: 
         state = tokenizer.start_stream()
         latents = [tokenizer.latents(piece, state) for piece in pieces]
         close(torch.cat(latents, dim=1), tokenizer.latents(pixels, tokenizer.start_stream()))
-    state = tokenizer.start_stream()
-    codes = torch.stack([tokenizer.encode_next(piece, state) for piece in pieces], dim=1)
-    for at_once in (None, 1, 3):
+    codes = tokenizer.encode(pixels)
+    for at_once in (1, 3):
         assert torch.equal(tokenizer.encode(pixels, at_once), codes)
     assert torch.equal(tokenizer.encode(pixels[1:]), codes[1:]), "rows of a batch are independent"
     assert torch.equal(tokenizer.encode(pixels[:, :, :1]), codes[:, :1]), "an image is a video of one frame"
@@ -197,12 +196,3 @@ def test_bad_codes_are_refused(small: VideoTokenizer) -> None:
         small.decode_next(codes, small.start_stream())
     with pytest.raises(ValueError, match="at once must be at least 1, got 0"):
         small.decode(codes * 0, at_once=0)
-
-
-def test_a_stream_takes_one_frame_then_as_many_as_a_latent_frame(tokenizer: VideoTokenizer) -> None:
-    state = tokenizer.start_stream()
-    with pytest.raises(ValueError, match="give 1"):
-        tokenizer.encode_next(clip(tokenizer, 2), state)
-    tokenizer.encode_next(clip(tokenizer, 1), state)
-    with pytest.raises(ValueError, match=f"give {tokenizer.temporal}"):
-        tokenizer.encode_next(clip(tokenizer, 1), state)

@@ -11,7 +11,6 @@ from lumos.worlds.shapes.scene import (
     Scene,
     freeze,
     sample_count,
-    sample_image,
     sample_one,
     sample_scene,
     sample_two,
@@ -139,9 +138,8 @@ def test_counts_said_are_true(count: int, words: set[str]) -> None:
 def test_image_captions_have_no_motion_words() -> None:
     rng = random.Random(7)
     for scene in scenes(1500, 7):
-        for text in (caption(scene, rng, image=True), canonical_caption(scene, image=True)):
-            assert not MOTION_WORDS.search(text), text
-        assert not MOTION_WORDS.search(caption(sample_image(rng), rng, image=True))
+        assert not MOTION_WORDS.search(caption(scene, rng, image=True))
+        assert not MOTION_WORDS.search(caption(freeze(sample_scene(rng)), rng, image=True))
     assert not pairs_said(caption(sample_one(rng, motion="fading in"), rng, image=True))  # not yet seen
     assert MOTION_WORDS.search("a red circle moves to the right") and MOTION_WORDS.search("two hearts hop up and down")
 
@@ -167,11 +165,11 @@ def test_plain_captions_are_what_people_type() -> None:
     star, square = (Thing(shape, colour, "small", "dots", 0.2, 0.5) for shape, colour in (("star", "blue"), ("square", "green")))
     heart = Thing("heart", "yellow", "medium", "plain", 0.7, 0.5, "spinning")
     related = "a green square to the left of a yellow heart"
-    for things, relation, clip, image in (
-        ((circle,), "none", "a red circle moves to the right", "a red circle"),
-        ((star, star, star), "none", "three blue stars", "three blue stars"),
-        ((square, heart), "left of", f"{related}, the yellow heart spins", related),
-        ((circle, star), "in front of", "a red circle passes in front of a blue star", "a red circle and a blue star"),
+    for things, relation, clip in (
+        ((circle,), "none", "a red circle moves to the right"),
+        ((star, star, star), "none", "three blue stars"),
+        ((square, heart), "left of", f"{related}, the yellow heart spins"),
+        ((circle, star), "in front of", "a red circle passes in front of a blue star"),
     ):
         scene = Scene(Background("light gray"), things, relation)
-        assert (canonical_caption(scene), canonical_caption(scene, image=True)) == (clip, image)
+        assert canonical_caption(scene) == clip

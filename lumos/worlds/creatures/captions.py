@@ -97,9 +97,9 @@ def caption(scene: Scene, rng: random.Random, image: bool = False) -> str:
     return _caption(scene, rng, False, image)
 
 
-def canonical_caption(scene: Scene, image: bool = False) -> str:
+def canonical_caption(scene: Scene) -> str:
     """The plainest true caption, always the same one."""
-    return _caption(scene, random.Random(0), True, image)
+    return _caption(scene, random.Random(0), True, False)
 
 
 def _caption(scene: Scene, rng: random.Random, plain: bool, image: bool) -> str:

@@ -104,14 +104,11 @@ def caption(scene: Scene, rng: random.Random, image: bool = False) -> str:
     return _with_background(body, scene.background, rng, 0.45)
 
 
-def canonical_caption(scene: Scene, image: bool = False) -> str:
-    """The plainest true caption: colours, shapes, count, relation and motions; always the same one.
-
-    image: leave the motions out.
-    """
+def canonical_caption(scene: Scene) -> str:
+    """The plainest true caption: colours, shapes, count, relation and motions; always the same one."""
     first = scene.things[0]
     if _alike(scene):
-        verb = "" if image or first.motion == "still" else " " + _plain_verb(first)
+        verb = "" if first.motion == "still" else " " + _plain_verb(first)
         return f"{COUNTS[len(scene.things)]} {first.colour} {plural(first.shape)}{verb}"
     names = [f"{thing.colour} {thing.shape}" for thing in scene.things]
     moves = [third_person(_plain_verb(thing)) for thing in scene.things]
@@ -119,10 +116,10 @@ def canonical_caption(scene: Scene, image: bool = False) -> str:
     if scene.relation != "none":
         relation = WORDS.get(scene.relation, (scene.relation,))[0]
         if first.motion in DIRECTIONS and scene.relation in ("in front of", "behind"):
-            return listed(nouns) if image else f"{nouns[0]} passes {relation} {nouns[1]}"
+            return f"{nouns[0]} passes {relation} {nouns[1]}"
         nouns = [f"{nouns[0]} {relation} {nouns[1]}"]
     moving = [i for i, thing in enumerate(scene.things) if thing.motion != "still"]
-    if image or not moving:
+    if not moving:
         return listed(nouns)
     if scene.relation == "none" and len(moving) == len(nouns):
         return listed([f"{noun} {move}" for noun, move in zip(nouns, moves, strict=True)])

@@ -8,7 +8,6 @@
 import math
 from collections import namedtuple
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -24,22 +23,14 @@ EDGE = 1.4  # pixels over which an edge goes from 0 to 1
 WEAVE = 0.68  # period of textures, in radii: at least 8 pixels at 128
 
 
-@dataclass(frozen=True)
-class PackedScenes:
+class PackedScenes(NamedTuple):
     """Scenes as float32 tensors: objects_BNP (N = 3, unseen ones fill up) and background_BP."""
 
     objects_BNP: Tensor
     background_BP: Tensor
 
-    def __len__(self) -> int:
-        return len(self.objects_BNP)
-
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> "PackedScenes":
-        objects_BNP = self.objects_BNP.to(device, non_blocking=non_blocking)
-        return PackedScenes(objects_BNP, self.background_BP.to(device, non_blocking=non_blocking))
-
-    def pin_memory(self) -> "PackedScenes":
-        return PackedScenes(self.objects_BNP.pin_memory(), self.background_BP.pin_memory())
+    def to(self, device: torch.device | str) -> "PackedScenes":
+        return PackedScenes(*(part.to(device, non_blocking=True) for part in self))
 
 
 def pack(scenes: Sequence[Scene]) -> PackedScenes:
@@ -60,23 +51,22 @@ def render(
     frames: int,
     size: int = 128,
     fps: float = 8.0,
-    first_frame: int = 0,
     height: int | None = None,
     width: int | None = None,
 ) -> Tensor:
     """Clips of packed scenes, on their device: pixels_BCFHW in [-1, 1], RGB.
 
     size: height and width, unless given; objects keep their proportions in frames that are not square.
-    first_frame: number of the first frame rendered; frame n shows the scene at n / fps seconds.
+    Frame n shows the scene at n / fps seconds.
     """
     height, width = height or size, width or size
-    if min(frames, height, width) < 1 or first_frame < 0 or not fps > 0:
+    if min(frames, height, width) < 1 or not fps > 0:
         raise ValueError(f"frames, height, width and fps must be positive, got {frames}, {height}, {width}, {fps}")
     if packed.objects_BNP.device.type == "cpu" and not torch.compiler.is_compiling():
         # Clip by clip, without the unseen things: what is between fits into the cache then (five times faster).
         clips = zip(_seen(packed.objects_BNP), packed.background_BP.split(1), strict=True)
-        return torch.cat([_render(objects, background, frames, height, width, fps, first_frame) for objects, background in clips])
-    return _render(packed.objects_BNP, packed.background_BP, frames, height, width, fps, first_frame)
+        return torch.cat([_render(objects, background, frames, height, width, fps) for objects, background in clips])
+    return _render(packed.objects_BNP, packed.background_BP, frames, height, width, fps)
 
 
 def _seen(objects_BNP: Tensor) -> list[Tensor]:
@@ -86,13 +76,11 @@ def _seen(objects_BNP: Tensor) -> list[Tensor]:
     return [objects_NP[: int(count)][None] for objects_NP, count in zip(objects_BNP, count_B, strict=True)]
 
 
-def _render(
-    objects_BNP: Tensor, background_BP: Tensor, frames: int, height: int, width: int, fps: float, first_frame: int
-) -> Tensor:
+def _render(objects_BNP: Tensor, background_BP: Tensor, frames: int, height: int, width: int, fps: float) -> Tensor:
     side = min(height, width)
     device = objects_BNP.device
     # Lengths are in shorter sides of the frame, and broadcast over B, N, F, H, W.
-    seconds_F11 = ((torch.arange(frames, device=device) + first_frame) / fps)[:, None, None]
+    seconds_F11 = (torch.arange(frames, device=device) / fps)[:, None, None]
     y_H1 = ((torch.arange(height, device=device) + 0.5) / side)[:, None]
     x_1W = ((torch.arange(width, device=device) + 0.5) / side)[None, :]
     things: Any = _Object(*objects_BNP[..., None, None, None].unbind(2))

@@ -75,11 +75,6 @@ HELD_OUT_PAIRS: tuple[Pair, ...] = tuple(
 SEEN_PAIRS: tuple[Pair, ...] = tuple(pair for pair in PAIRS if pair not in HELD_OUT_PAIRS)
 
 
-def is_held_out(scene: Scene) -> bool:
-    """Whether the scene has a held-out (colour, shape) pair; such scenes measure compositional generalisation."""
-    return any((thing.colour, thing.shape) in HELD_OUT_PAIRS for thing in scene.things)
-
-
 def sample_scene(rng: random.Random, held_out: bool = False) -> Scene:
     """A scene of the training mixture: 30 % one thing, 30 % two, 18 % counting, 12 % occlusion, 10 % three things.
 
@@ -88,11 +83,6 @@ def sample_scene(rng: random.Random, held_out: bool = False) -> Scene:
     mixture = ((0.30, sample_one), (0.60, sample_two), (0.78, sample_count), (0.90, sample_occlusion), (1.0, sample_three))
     draw = rng.random()
     return next(sample for below, sample in mixture if draw < below)(rng, held_out=held_out)
-
-
-def sample_image(rng: random.Random, held_out: bool = False) -> Scene:
-    """Like `sample_scene`, with nothing moving: for clips of one frame."""
-    return freeze(sample_scene(rng, held_out))
 
 
 def freeze(scene: Scene) -> Scene:

@@ -5,7 +5,6 @@ stickers, made smaller first where they are drawn small, so that nothing flicker
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -32,22 +31,14 @@ class Pictures(NamedTuple):
         return Pictures(self.frames.to(device), self.first_N.to(device), self.count_N.to(device), self.fps)
 
 
-@dataclass(frozen=True)
-class PackedScenes:
+class PackedScenes(NamedTuple):
     """things_BTP (T = 3, unseen ones fill up): sticker, radius, mirrored, start, x, y, law; ground_BP: two colours and way."""
 
     things_BTP: Tensor
     ground_BP: Tensor
 
-    def __len__(self) -> int:
-        return len(self.things_BTP)
-
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> "PackedScenes":
-        things_BTP = self.things_BTP.to(device, non_blocking=non_blocking)
-        return PackedScenes(things_BTP, self.ground_BP.to(device, non_blocking=non_blocking))
-
-    def pin_memory(self) -> "PackedScenes":
-        return PackedScenes(self.things_BTP.pin_memory(), self.ground_BP.pin_memory())
+    def to(self, device: torch.device | str) -> "PackedScenes":
+        return PackedScenes(*(part.to(device, non_blocking=True) for part in self))
 
 
 def pack(scenes: Sequence[Scene]) -> PackedScenes:
@@ -55,18 +46,10 @@ def pack(scenes: Sequence[Scene]) -> PackedScenes:
     unseen = [0.0] * (6 + _LAW)
     things, grounds = [], []
     for scene in scenes:
-        rows = [
-            [
-                each.sticker,
-                each.radius,
-                each.mirrored,
-                each.start,
-                each.x,
-                each.y,
-                *law(each.motion, each.speed, each.reach, each.phase),
-            ]
-            for each in scene.things
-        ]
+        rows = []
+        for each in scene.things:
+            moved = law(each.motion, each.speed, each.reach, each.phase)
+            rows.append([each.sticker, each.radius, each.mirrored, each.start, each.x, each.y, *moved])
         things.append(rows + [unseen] * (MOST_THINGS - len(rows)))
         colour, way = GROUNDS[scene.ground.colour], scene.ground.gradient
         across, down = float(way in ("across", "diagonal")), float(way in ("down", "diagonal"))

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from lumos.worlds.shapes.motion import DIRECTIONS, SPEEDS
 from lumos.worlds.shapes.palette import BACKGROUNDS, BLENDING
-from lumos.worlds.shapes.placing import MARGIN, WHOLE, Box, straight_way
+from lumos.worlds.shapes.placing import MARGIN, WHOLE, Box, lanes, straight_way
 from lumos.worlds.shapes.scene import GRADIENTS, Background
 
 WHITE = "white"
@@ -87,7 +87,8 @@ def sample_scene(rng: random.Random, stickers: Sequence[Sticker], held_out: bool
         things: tuple[PlacedSticker, ...] = (_place(rng, WHOLE, one),)
     else:
         motions = rng.choice((IN_ROWS, IN_COLUMNS))
-        boxes = _side_by_side(rng, 2 if draw < 0.94 else 3, motions is IN_ROWS)
+        rows = lanes(2 if draw < 0.94 else 3, columns=motions is IN_COLUMNS)
+        boxes = rng.sample(rows, len(rows))
         sizes = ("small",) if len(boxes) == 3 else ("small", "medium")
         if draw < 0.88:  # two of any kind
             each = [_draft(rng, stickers, sizes, motions) for _ in boxes]
@@ -136,13 +137,6 @@ def _place(rng: random.Random, box: Box, thing: PlacedSticker) -> PlacedSticker:
         reach = rng.uniform(0.5, 0.9) * min(0.4, bottom - top)
         top = top + reach
     return replace(thing, x=rng.uniform(left, right), y=rng.uniform(top, bottom), reach=round(reach, 4), phase=phase)
-
-
-def _side_by_side(rng: random.Random, count: int, rows: bool) -> list[Box]:
-    """Rows or columns of the frame, in any order."""
-    parts = [(i / count, (i + 1) / count) for i in range(count)]
-    boxes = [(0.0, low, 1.0, high) if rows else (low, 0.0, high, 1.0) for low, high in parts]
-    return rng.sample(boxes, count)
 
 
 def _ground(rng: random.Random) -> Background:
