@@ -58,23 +58,6 @@ def test_copies_and_files_go_on_with_the_same_frames(toy: Generator, tmp_path: P
     assert session.sentences == copies[1].sentences
 
 
-def test_what_is_given_is_shown_after_loading_too(toy: Generator, tmp_path: Path) -> None:
-    session = toy.session("two", given=PICTURE[:, None].repeat(1, 5, 1, 1))
-    take(session, 1)
-    session.save(tmp_path / "s.safetensors")
-    assert torch.equal(take(toy.load_session(tmp_path / "s.safetensors"), 2), take(session, 2))
-
-
-def test_a_saved_session_decodes_as_a_tokens_file(toy: Generator, tmp_path: Path) -> None:
-    from lumos.sequence.token_file import load_tokens
-
-    session = toy.session("a red circle")
-    video = take(session, 3)
-    session.save(tmp_path / "s.safetensors")
-    tokens = load_tokens(tmp_path / "s.safetensors", toy.tokenizer, 64)
-    assert torch.equal(torch.cat(list(toy.decode(tokens)), dim=2), video)
-
-
 def test_a_sentence_takes_effect_with_the_next_latent_frame(toy: Generator) -> None:
     session = toy.session("a red circle", seed=3)
     take(session, 5)

@@ -66,11 +66,6 @@ def test_what_the_model_does_not_know_is_told(tmp_path: Path, capsys: pytest.Cap
     assert "reads \U0001f98a as a fox" in capsys.readouterr().err
 
 
-def test_saved_tokens_decode_to_the_same_file(saved: Path, tmp_path: Path) -> None:
-    assert main(["generate", "--from-tokens", str(saved / "one.safetensors"), "--out", str(tmp_path / "again.webp")]) == 0
-    assert (tmp_path / "again.webp").read_bytes() == (saved / "one.webp").read_bytes()
-
-
 def test_a_branch_goes_on_from_tokens(saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--from-tokens", str(saved / "one.safetensors"), "--branch", "1", "--frames", "9", "--json", *FAST]
     out = str(tmp_path / "other.webp")

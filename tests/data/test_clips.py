@@ -6,10 +6,8 @@ from typing import Any
 import fsspec
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from lumos.data.clips import Clip, Cut, _local, nearest_size, windows
+from lumos.data.clips import Clip, Cut, _local
 from tests.media.files import clips_of, write_frames
 
 SQUARE = ((32, 32),)
@@ -80,15 +78,6 @@ def test_scenes_are_split_and_not_mixed(tmp_path: Path) -> None:
     assert [clip.start for clip in clips] == [0, 5 / 8], "what moves is no new scene"
 
 
-@given(st.floats(0.2, 5), st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=6))
-def test_the_nearest_size_is_symmetric_in_width_and_height(ratio: float, sizes: list[tuple[int, int]]) -> None:
-    found = nearest_size(ratio, 1.0, tuple(sizes))
-    other = nearest_size(1.0, ratio, tuple((w, h) for h, w in sizes))
-    distance = abs(np.log(ratio * found[0] / found[1]))
-    assert np.isclose(distance, abs(np.log(ratio * other[1] / other[0])))
-    assert all(distance <= abs(np.log(ratio * h / w)) + 1e-9 for h, w in sizes)
-
-
 def test_a_video_takes_the_size_nearest_to_its_shape(tmp_path: Path) -> None:
     path = write_frames(tmp_path / "a.mp4", [np.zeros((90, 50, 3), np.uint8)] * 9, fps=8)
     (clip,) = clips_of(path, Cut(9, 8.0, ((32, 32), (32, 64), (64, 32))))
@@ -112,29 +101,3 @@ def test_urls(grays: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fsspec.open", silent)
     with pytest.raises(OSError, match="cannot fetch memory://videos/a.mp4 .TimeoutError: no answer"):
         clips_of("memory://videos/a.mp4", CUT)
-
-
-@given(
-    st.integers(1, 80),
-    st.sampled_from([1, 2, 5, 9, 17]),
-    st.sampled_from([None, 0.25, 1.0, 3.0]),
-    st.sampled_from([1, 4]),
-    st.integers(1, 9),
-)
-def test_clips_begin_a_hop_apart_and_the_rest_has_only_news(
-    count: int, frames: int, every: float | None, step: int, least: int
-) -> None:
-    cut = Cut(frames, 8.0, ((1, 1),), step=step, least=least, every=every)
-    found = list(windows(range(count), cut))
-    assert all(window == list(range(window[0], window[0] + len(window))) for window in found), "frames in order"
-    assert [window[0] for window in found] == [cut.hop * i for i in range(len(found))]
-    *whole, rest = found if found and len(found[-1]) < frames else [*found, []]
-    assert all(len(window) == frames for window in whole)
-    assert len(whole) == max(0, 1 + (count - frames) // cut.hop), "every whole clip is made"
-    first, used = cut.hop * len(whole), {number for window in whole for number in window}
-    left = count - first
-    longest = 1 + (left - 1) // step * step
-    if left > 0 and longest >= least and first not in used:
-        assert len(rest) == longest, "a rest that is long enough and begins with a new frame is a clip"
-    else:
-        assert not rest

@@ -9,8 +9,6 @@ import pyarrow
 import pyarrow.parquet as parquet
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from lumos.data.shards import (
     CODES,
@@ -151,14 +149,6 @@ def test_files_are_read_without_python_objects(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(parquet, "ParquetFile", noted)
     content(tmp_path)
     assert set(opened) == {(str, None)}
-
-
-@given(st.integers(1, 40), st.integers(1, 3), st.integers(1, 3))
-def test_pictures_hold_clips(frames: int, rows: int, columns: int) -> None:
-    smooth = np.linspace(0, 255, frames * rows * columns).reshape(frames, rows, columns).repeat(16, 1).repeat(16, 2)
-    rgb_FHWC = smooth[..., None].repeat(3, -1).astype(np.uint8)
-    again = unpack_picture(pack_picture(rgb_FHWC), *rgb_FHWC.shape[:3])
-    assert again.shape == rgb_FHWC.shape and np.abs(again.astype(int) - rgb_FHWC).mean() < 4
 
 
 def test_long_clips_take_several_rows_of_a_picture() -> None:

@@ -57,12 +57,6 @@ def test_a_chunk_depends_on_seed_rank_and_number_alone() -> None:
         assert not same(other, before)
 
 
-def test_ranks_never_see_the_same_scenes() -> None:
-    scenes = [tensors(number, rank=rank)[0] for rank in range(3) for number in range(4)]
-    rows = [tuple(scene.flatten().tolist()) for chunk in scenes for scene in chunk]
-    assert len(set(rows)) == len(rows) == 3 * 4 * CONFIG.chunk
-
-
 @pytest.mark.parametrize("first_step", [1, 2, 9, 10])
 def test_a_stream_started_late_gives_the_batches_of_one_that_ran_there(first_step: int) -> None:
     whole, late = stream(0), stream(first_step)
@@ -81,19 +75,6 @@ def test_the_pool_moves_on() -> None:
         later = take(source, step)
     seen, now = ({tuple(text) for text in batch.text_BS.tolist()} for batch in (first, later))
     assert len(seen) == len(now) == CONFIG.pool * CONFIG.chunk and not seen & now
-
-
-def test_videos_and_images_have_their_form() -> None:
-    source = stream(0, size=6)
-    for step, latent_frames in ((0, 2), (1, 1)):
-        text_BS, length_B, codes_BTHW, key_BHW, _ = take(source, step)
-        assert codes_BTHW.shape == (6, latent_frames, 2, 2) and codes_BTHW.dtype == torch.int64
-        assert key_BHW is not None and key_BHW.shape == (6, 2, 2)
-        assert codes_BTHW.min() >= 0 and codes_BTHW.max() < 25
-        assert text_BS.shape == (6, SLOTS)
-        for row, length in zip(text_BS, length_B.tolist(), strict=True):
-            assert 3 <= length <= SLOTS and row[SLOTS - length] == VOCABULARY.begin and row[-1] == VOCABULARY.separator
-            assert (row[SLOTS - length + 1 : -1] < VOCABULARY.text_size).all()
 
 
 def test_every_clip_and_every_image_is_used_as_often_as_asked() -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lumos.config import read_config
 from lumos.diffusion.compute import Compute
-from lumos.diffusion.draw import Guess, draw_one
+from lumos.diffusion.draw import Guess
 from lumos.diffusion.frame_model import VideoSpec
 from lumos.diffusion.sampler import (
     MASKED,
@@ -189,17 +189,6 @@ def test_the_less_confident_known_codes_are_doubted() -> None:
     masked = torch.tensor([[0, 5]])
     assert set(doubted(confidence, torch.zeros(1, 12), masked, 0.2)[0].tolist()) == {1, 2}
     assert doubted(confidence, torch.zeros(1, 12), masked, 0.0).shape == (1, 0)
-
-
-def test_same_noise_same_codes() -> None:
-    logits = torch.randn(2, 12, 9, generator=torch.Generator().manual_seed(5))
-
-    def look(codes_BN: Tensor, places_BM: Tensor, uniform_BM: Tensor) -> Guess:
-        return draw_one(logits.gather(1, places_BM[..., None].expand(-1, -1, 9)), 1.0, uniform_BM)
-
-    config = SamplerConfig(steps=4)
-    assert torch.equal(sample(look, config, seed=1), sample(look, config, seed=1))
-    assert not torch.equal(sample(look, config, seed=1), sample(look, config, seed=2))
 
 
 def test_guidance_may_end_early() -> None:

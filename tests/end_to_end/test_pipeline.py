@@ -83,15 +83,6 @@ def test_the_prompt_decides_what_is_seen(generator: Generator, frames: int) -> N
     assert (unlike(pixels_BCFHW, [DAY, NIGHT]) < 0.5 * unlike(pixels_BCFHW, [NIGHT, DAY])).all()
 
 
-def test_frames_come_as_they_are_finished_and_a_seed_repeats_them(generator: Generator) -> None:
-    hot = SamplerConfig(steps=4, guidance=1.0, temperature=4.0)  # this world leaves chance little else to decide
-    parts = list(generator.stream(PROMPTS[0], seed=3, sampler=hot))
-    assert [part.shape[2] for part in parts] == [1, 4, 4]
-    whole = torch.cat(parts, dim=2)
-    assert torch.equal(generator(PROMPTS[0], seed=3, sampler=hot), whole)
-    assert not torch.equal(generator(PROMPTS[0], seed=4, sampler=hot), whole)
-
-
 @pytest.mark.parametrize("given", [1, 5])
 def test_a_given_image_or_video_goes_on(generator: Generator, given: int) -> None:
     """What is given stays in front, as the tokenizer shows it, and what follows is the same scene."""

@@ -13,7 +13,7 @@ from lumos.evaluation.prompts import (
     to_lines,
 )
 from lumos.worlds.shapes.motion import DIRECTIONS
-from lumos.worlds.shapes.scene import HELD_OUT_PAIRS, Scene
+from lumos.worlds.shapes.scene import HELD_OUT_PAIRS
 
 PROMPTS = benchmark()
 
@@ -21,31 +21,6 @@ PROMPTS = benchmark()
 def test_the_prompts_of_a_version_never_change() -> None:
     """When they must, raise VERSION and put the new fingerprint here: old scores cannot be compared with new ones."""
     assert (VERSION, len(PROMPTS), digest_of(PROMPTS)) == (2, 608, "aa30fa405f539187")
-
-
-def test_splits_are_halves_and_hold_what_they_say() -> None:
-    assert [prompt.split for prompt in PROMPTS].count("seen") == len(PROMPTS) // 2
-    for prompt in PROMPTS:
-        held_out = any((thing.colour, thing.shape) in HELD_OUT_PAIRS for thing in prompt.scene.things)
-        assert (prompt.split == "held-out") == held_out
-
-
-def test_what_is_checked_is_told() -> None:
-    for prompt in PROMPTS:
-        if "speed" in prompt.checks:
-            assert any(word in prompt.text for word in ("slowly", "gently", "quickly", "fast", "rapidly"))
-        if "background steadiness" in prompt.checks:
-            assert prompt.scene.background.colour in prompt.text
-        if prompt.task == "text to image":
-            assert all(thing.motion == "still" for thing in prompt.scene.things)
-
-
-def test_images_are_shared_by_eight_motions() -> None:
-    motions: dict[Scene, list[str]] = {}
-    for prompt in PROMPTS:
-        if prompt.given is not None:
-            motions.setdefault(prompt.given, []).append(prompt.scene.things[0].motion)
-    assert len(motions) == 6 and {len(set(told)) for told in motions.values()} == {8}
 
 
 def test_the_smaller_set_has_every_class_in_both_splits() -> None:

@@ -20,8 +20,7 @@ from lumos.model_folder import load_decoder, load_model
 from lumos.published import import_weights as importing
 from lumos.published.import_weights import export_weights, import_weights
 from lumos.published.official import config_to_official, from_official, official_shapes
-from lumos.sequence.prompt_template import TEMPLATE, fill_numbers, sentence_ids
-from lumos.sequence.text import TextTokenizer
+from lumos.sequence.prompt_template import TEMPLATE
 from lumos.sequence.vocabulary import LUMOS, SENTENCE_END, SENTENCE_MIDDLE, SENTENCE_START
 from lumos.weights import load_folder, save_folder
 
@@ -148,12 +147,6 @@ def test_prompts_need_the_published_text_tokenizer(checkpoint: Path, tmp_path: P
     file.unlink()
     with pytest.raises(FileExistsError, match="would delete text_tokenizer"):
         import_weights(checkpoint, tmp_path / "out")
-
-
-def test_the_template_is_the_sentence_of_the_authors_records(tmp_path: Path) -> None:
-    text = TextTokenizer.from_file(text_file(tmp_path / "text.json"))
-    prompt = TEMPLATE.format(width=576, height=416, frames=1, fps=1, caption="A star")
-    assert text.encode(prompt) == [*fill_numbers(sentence_ids(576, 416), 1, 1), 500, 501]
 
 
 def test_the_cosmos_tokenizer_comes_along_or_alone(

@@ -107,14 +107,6 @@ def test_the_command_says_what_is_wrong_in_a_line(tmp_path: Path, capsys: pytest
         read_lines(tmp_path / "lines.jsonl")
 
 
-def test_a_line_that_was_cut_off_goes_before_the_next(tmp_path: Path) -> None:
-    file = tmp_path / "lines.jsonl"
-    file.write_text('{"a": 1}\n{"b": ')
-    assert read_lines(file) == [{"a": 1}]
-    add_line(file, {"c": 2})
-    assert [json.loads(line) for line in file.read_text().splitlines()] == [{"a": 1}, {"c": 2}]
-
-
 def test_prompts_cover_all_motions_and_hold_out_half_the_pairs() -> None:
     prompts = claim_prompts(2 * len(MOTIONS))
     assert [prompt.scene.things[0].motion for prompt in prompts] == [*MOTIONS, *MOTIONS]

@@ -18,7 +18,7 @@ from lumos.sequence.layout import (
     text_batch,
     unpack,
 )
-from lumos.sequence.vocabulary import LUMOS, small_vocabulary
+from lumos.sequence.vocabulary import small_vocabulary
 
 SMALL = small_vocabulary(text_size=100, codes=50)
 
@@ -38,36 +38,9 @@ def test_unpack_undoes_pack(text: list[int], shape: tuple[int, int, int], seed: 
     assert torch.equal(found_codes, codes[0])
 
 
-def test_vocabularies_do_not_overlap() -> None:
-    for vocabulary in (SMALL, LUMOS):
-        special = [
-            vocabulary.separator,
-            vocabulary.video_start,
-            vocabulary.video_end,
-            vocabulary.frame_start,
-            vocabulary.frame_end,
-        ]
-        special += [vocabulary.newline, vocabulary.mask, *(vocabulary.number(n) for n in range(vocabulary.numbers))]
-        codes = range(vocabulary.first_code, vocabulary.first_code + vocabulary.codes)
-        assert len(set(special)) == len(special) and not set(special) & set(codes)
-        assert codes.stop == vocabulary.size
-    assert SMALL.begin >= SMALL.text_size
-
-
 def test_numbers_have_a_range() -> None:
     with pytest.raises(ValueError, match="0 to 63"):
         SMALL.number(64)
-
-
-def test_positions_are_scaled_to_pixels_and_offset_by_the_first_content_id() -> None:
-    grid = Grid(4, 8)
-    row, length = text_batch(SMALL, [[5, 6, 7]], 8)
-    codes = torch.zeros(1, 2, 4, 8, dtype=torch.int64)
-    position = pack(SMALL, grid, row, length, content_ids(SMALL, codes), 1, 1).position_BL3
-    offset = int(length) + HEADER + 3
-    content = content_of(grid, position, 8, 2)[0] - offset
-    for t, h, w in [(0, 0, 0), (1, 0, 0), (1, 3, 8), (0, 2, 5)]:
-        assert content[t, h, w].tolist() == [4 * t, 8 * h, 8 * w]
 
 
 def test_prompt_padding_changes_no_position_and_is_visible_to_nothing() -> None:
@@ -80,15 +53,6 @@ def test_prompt_padding_changes_no_position_and_is_visible_to_nothing() -> None:
     assert not see[:, 5:, :5].any()
     tight_see = tight.block_BL[:, None, :] <= tight.block_BL[:, :, None]
     assert torch.equal(see[:, 5:, 5:], tight_see)
-
-
-def test_a_frame_sees_itself_and_the_past_only() -> None:
-    grid, codes = Grid(4, 4), torch.zeros(1, 3, 4, 4, dtype=torch.int64)
-    block = pack(SMALL, grid, *text_batch(SMALL, [[5]], 3), content_ids(SMALL, codes), 1, 1).block_BL[0]
-    see = block[None, :] <= block[:, None]
-    frames = [slice(6 + grid.frame_length * t, 6 + grid.frame_length * (t + 1)) for t in range(3)]
-    assert see[frames[1], : frames[1].stop].all() and not see[frames[1], frames[2]].any()
-    assert torch.equal(see[:6, :6], torch.ones(6, 6).tril().bool())
 
 
 def test_a_window_has_the_positions_it_has_in_the_whole_video() -> None:
@@ -120,13 +84,6 @@ def test_content_lies_at_its_pixels_or_latent_places(places: Places, step: tuple
     origin = position_THW3[0, 0, 0]
     assert origin.tolist() == [11, 11, 11]
     assert (position_THW3[2, 3, 1] - origin).tolist() == [2 * step[0], 3 * step[1], step[2]]
-
-
-def test_places_by_index_count_the_sequence() -> None:
-    grid = Grid(4, 4, places="index")
-    position_L3 = frame_positions(grid, torch.tensor([5]), 1, 2)[0]
-    first = 5 + HEADER + grid.frame_length
-    assert position_L3.tolist() == [[first + i] * 3 for i in range(2 * grid.frame_length)]
 
 
 @pytest.mark.parametrize("places", ["pixel", "latent", "index"])
