@@ -25,7 +25,9 @@ PACKAGE = Path(__file__).parents[1]
 SHORT = {"-o": "--out"}
 # of a field or a key: name, type, default, comment
 FIELD = re.compile(r' {4}"?([\w.-]+)"?: ?(.*?)(?: = (.*?))?(?:  # (.*))?$')
-VALUES = {"bool": "", "int": "N", "float": "X", "Path": "PATH"}  # what help shows for a value of a type
+# what help shows for a value of a type
+VALUES = {"bool": "", "Path": "PATH", **dict.fromkeys(("int", "Whole"), "N")}
+VALUES |= dict.fromkeys(("float", "Share", "Factor", "SomeFactor"), "X")
 
 
 class UsageError(ValueError):

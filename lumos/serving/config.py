@@ -4,11 +4,15 @@ No torch here or in anything that the HTTP process imports: the model lives in a
 """
 
 import ipaddress
+import math
 import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 from urllib.parse import urlsplit
+
+from lumos.config import Range, Whole
 
 FEWEST_KEY_LETTERS = 12
 
@@ -17,29 +21,31 @@ FEWEST_KEY_LETTERS = 12
 class ServeConfig:
     """Address and key; weights and device; limits of requests, uploads, queue and stored results."""
 
-    data: Path  # folder for finished videos
+    # folder for finished videos: new, empty or an earlier server's (default: ~/.local/state/lumos/serve)
+    data: Path | None = None
     host: str = "127.0.0.1"  # address to listen on; any but this machine's own needs a key or --no-auth
-    port: int = 7860  # port to listen on; 0 takes a free one
+    port: Annotated[int, Range(0, 65535)] = 7860  # port to listen on; 0 takes a free one
     public_url: str | None = None  # address under which a proxy offers this server: https://NAME
-    api_key: str | None = None  # what every request must carry
+    # key that every request must carry; the environment variable LUMOS_API_KEY is safer, as nobody sees it
+    api_key: str | None = None
     no_auth: bool = False  # let everybody who can reach the address in without a key
     weights: str = "tiny"  # name of weights in the package, or a folder
     device: str | None = None  # where to compute: cpu, cuda, cuda:1
-    workers: int = 1  # processes that make videos side by side, each with the model; for GPUs --gpus
+    workers: Whole = 1  # processes that make videos side by side, each with the model; for GPUs --gpus
     gpus: str | None = None  # GPUs that make videos side by side: how many of the machine's, or all
-    batch: int = 1  # requests made in one pass: those that agree in all but prompt and seed
-    queue: int = 32  # requests that may wait; more are told to come back later
-    queue_per_client: int = 8  # requests of one client that may wait
-    sessions: int = 20  # live sessions at a time
-    sessions_per_client: int = 4  # of one client
-    session_idle: float = 120.0  # seconds after which a session that nobody reads or tells anything ends
+    batch: Whole = 1  # requests made in one pass: those that agree in all but prompt and seed
+    queue: Whole = 32  # requests that may wait; more are told to come back later
+    queue_per_client: Whole = 8  # requests of one client that may wait
+    sessions: Whole = 20  # live sessions at a time
+    sessions_per_client: Whole = 4  # of one client
+    session_idle: Annotated[float, Range(0, 1e9)] = 120.0  # seconds until a session ends that nobody reads or tells
     max_frames: int = 129  # longest video in frames, 1 + 4k
     size_factor: float = 4.0  # largest picture, in multiples of the model's own pixels
-    max_steps: int = 100  # most denoising steps of a latent frame
-    time_limit: float = 600.0  # seconds that making one video or batch may take
-    keep_seconds: float = 24 * 3600.0  # seconds for which finished videos are kept
-    keep_bytes: float = 2**31  # bytes that finished videos may take
-    upload_bytes: int = 32 * 2**20  # largest upload in bytes
+    max_steps: Whole = 100  # most denoising steps of a latent frame
+    time_limit: Annotated[float, Range(1, 1e9)] = 600.0  # seconds that making one video or batch may take
+    keep_hours: Annotated[float, Range(1e-3, math.inf)] = 24.0  # hours for which finished videos are kept; inf keeps them
+    keep_gb: Annotated[float, Range(0, math.inf)] = 2.0  # gigabytes that finished videos may take; the oldest go first
+    upload_mb: Whole = 32  # largest upload in megabytes
     upload_pixels: int = 40_000_000  # most pixels of one frame of an upload
     upload_seconds: float = 60.0  # seconds for a body to arrive
     header_seconds: float = 10.0  # seconds for the first lines of a request to arrive
@@ -49,19 +55,10 @@ class ServeConfig:
     log_prompts: bool = False  # write prompts into the log
 
     def __post_init__(self) -> None:
-        if not 0 <= self.port <= 65535:
-            raise ValueError(f"port must be 0 to 65535, got {self.port}; 7860 is usual, 0 takes a free one")
         if self.gpus is not None and not re.fullmatch(r"all|[1-9]\d{0,2}", self.gpus):
             raise ValueError(f"gpus must be all or a number of GPUs, got {self.gpus!r}")
         if self.gpus is not None and (self.device or self.workers != 1):
             raise ValueError("give gpus without device and workers: each GPU has a worker of its own")
-        counts = ("workers", "batch", "queue", "queue_per_client", "sessions", "sessions_per_client", "max_steps")
-        for name in (*counts, "time_limit", "keep_seconds", "upload_bytes"):
-            if not getattr(self, name) >= 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("keep_bytes", "session_idle"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
         if self.max_frames < 1 or self.max_frames % 4 != 1:
             raise ValueError(f"max_frames must be 1 + 4k, got {self.max_frames}; use {max(1, self.max_frames // 4 * 4 + 1)}")
         self._check_access()
@@ -81,6 +78,15 @@ class ServeConfig:
         if key is not None and len(key) < FEWEST_KEY_LETTERS:
             make = "make one with: python -c 'import secrets; print(secrets.token_urlsafe())'"
             raise ValueError(f"the API key must have at least {FEWEST_KEY_LETTERS} letters, got {len(key)}; {make}")
+
+    @property
+    def data_folder(self) -> Path:
+        """Where results are kept: $XDG_STATE_HOME/lumos/serve, or ~/.local/state/lumos/serve, unless the user says otherwise."""
+        return self.data or Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "lumos" / "serve"
+
+    @property
+    def upload_bytes(self) -> int:
+        return self.upload_mb * 2**20
 
     @property
     def weights_name(self) -> str:
@@ -105,8 +111,3 @@ class ServeConfig:
             return ipaddress.ip_address(self.host.strip("[]")).is_loopback
         except ValueError:
             return False
-
-
-def usual_data_folder() -> Path:
-    """Where results are kept unless the user says otherwise: $XDG_STATE_HOME/lumos/serve, or ~/.local/state/lumos/serve."""
-    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "lumos" / "serve"

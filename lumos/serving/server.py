@@ -43,7 +43,7 @@ async def serve(config: ServeConfig, ready: Callable[[str], None], stop: asyncio
     with _listener(config) as listener:
         start_processes()
         log.info("loading the model")
-        service = Service(config, Store(config.data, config.keep_seconds, config.keep_bytes), devices)
+        service = Service(config, Store(config.data_folder, config.keep_hours, config.keep_gb), devices)
         server = uvicorn.Server(_settings(config, service))
         server.capture_signals = nullcontext  # type: ignore[assignment] # they are ours; it would raise them again at its end
         life = asyncio.create_task(service.run())

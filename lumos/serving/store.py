@@ -90,8 +90,8 @@ def new_id(kind: Literal["video", "upload", "session"]) -> str:
 class Store:
     """Every record in memory (they are small), every file on disk. Not thread-safe: it belongs to the event loop."""
 
-    def __init__(self, folder: Path, keep_seconds: float, keep_bytes: float) -> None:
-        self.keep_seconds, self.keep_bytes = keep_seconds, keep_bytes
+    def __init__(self, folder: Path, keep_hours: float = 24.0, keep_gb: float = 2.0) -> None:
+        self.keep_seconds, self.keep_bytes = 3600 * keep_hours, 1e9 * keep_gb
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.lock, self.temporary = _lock(folder)
         self.videos, self.uploads, self.scratch = folder / "videos", self.temporary / "uploads", self.temporary / "scratch"

@@ -98,7 +98,7 @@ def running(config: ServeConfig) -> Iterator[Running]:
 @pytest.fixture(scope="session")
 def toy_config(toy_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> ServeConfig:
     folder, weights = tmp_path_factory.mktemp("data"), str(toy_folder)
-    return ServeConfig(data=folder, port=0, weights=weights, device="cpu", upload_bytes=2**20, restart_pause=0.01)
+    return ServeConfig(data=folder, port=0, weights=weights, device="cpu", upload_mb=1, restart_pause=0.01)
 
 
 @pytest.fixture(scope="session")

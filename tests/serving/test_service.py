@@ -40,7 +40,7 @@ def with_service(toy_config: ServeConfig, tmp_path: Path) -> Callable[..., Any]:
     """What `act` gives with a service that has its model, and with the task that is its life."""
 
     async def run(config: ServeConfig, act: Act) -> Any:
-        service = Service(config, Store(config.data, config.keep_seconds, config.keep_bytes), worker_devices(config))
+        service = Service(config, Store(config.data_folder), worker_devices(config))
         life, loaded = asyncio.create_task(service.run()), asyncio.create_task(service.loaded.wait())
         try:
             await asyncio.wait((life, loaded), return_when=asyncio.FIRST_COMPLETED)
@@ -267,7 +267,7 @@ def test_a_stop_ends_everything_and_a_restart_knows_it(with_service: Any, tmp_pa
         return done.id, long.id
 
     done, long = with_service(act)
-    store = Store(tmp_path / "data", 60, 2**30)
+    store = Store(tmp_path / "data")
     assert store.known[done].status == "completed"
     assert (store.folder(done) / "video.mp4").read_bytes()[4:8] == b"ftyp"
     assert store.known[long].error and store.known[long].error["code"] == "server_stopped"
