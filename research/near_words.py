@@ -20,7 +20,7 @@ from wordfreq import top_n_list, zipf_frequency  # type: ignore[import-not-found
 
 from examples.emoji import SKIN_TONES, in_words, plain
 from lumos.known_words import TABLE
-from lumos.sequence.text import words_of
+from lumos.sequence.text import words_in
 
 PARTS = {"noun": "n", "verb": "v", "adj": "a", "adv": "r"}
 LEVELS = {"n": 3, "v": 2, "a": 1, "r": 0}  # how far up to wider words
@@ -31,7 +31,7 @@ WORTH_A_TRY = 0.25  # the same for words that are suggested
 ALIKE = 0.16  # cosine of two words, less 0.05 per step: chosen on the words of docs/decisions.md
 # Wider words that a picture of them would say nothing by.
 TOO_WIDE = set(
-    words_of(
+    words_in(
         "someone somebody being change travel go come get machine republic adult male female relative mammal animal vehicle "
         "instrument device entertainer ruler sign time day work food part"
     )
@@ -128,7 +128,7 @@ def main() -> None:
     parser.add_argument("--emoji", type=Path, required=True, help="emojibase's data.json")
     parser.add_argument("--known", type=Path, nargs="+", required=True, help="words.txt of models")
     args = parser.parse_args()
-    known = {word for path in args.known for word in words_of(path.read_text("utf-8"))}
+    known = {word for path in args.known for word in words_in(path.read_text("utf-8"))}
     wordnet, vectors, lines = WordNet(args.wordnet), Vectors(args.vectors), []
 
     def nearest(word: str, least: float, loosely: bool) -> list[str]:

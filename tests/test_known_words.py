@@ -3,10 +3,10 @@
 import pytest
 
 from lumos.known_words import TABLE, in_known_words
-from lumos.sequence.text import words_of
+from lumos.sequence.text import words_in
 from lumos.weights import find_weights
 
-WORDS = set(words_of("a an and big boat couch couches dog dogs face firefighter fox in ocean run running runs t-rex the woman"))
+WORDS = words_in("a an and big boat couch couches dog dogs face firefighter fox in ocean run running runs t-rex the woman")
 
 
 @pytest.mark.parametrize(

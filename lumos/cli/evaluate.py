@@ -45,7 +45,7 @@ def run_evaluate(args: EvaluateArgs) -> None:
 
 
 def _shapes(args: EvaluateArgs) -> dict[str, Any]:
-    from lumos.evaluation.card import write_card
+    from lumos.evaluation.report import write_card
     from lumos.evaluation.shapes import chosen_prompts, evaluate_shapes
     from lumos.generate import Generator
 

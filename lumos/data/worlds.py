@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
@@ -58,18 +58,9 @@ class WorldsConfig:
             raise ValueError(f"the shares of shapes, stickers and creatures must add up to 1, got {total:g}; change one")
 
 
-class World(Protocol):
-    """What a stream needs of a world."""
-
-    def draw(self, rngs: Sequence[random.Random], image: bool) -> tuple[Any, list[str]]:
-        """A random scene from each of `rngs`, packed on the CPU, and its caption; of images it says what one frame shows."""
-
-    def render(self, packed: Any, frames: int, config: WorldsConfig, device: torch.device) -> Tensor:
-        """Their clips: pixels_BCFHW in [-1, 1] on the device."""
-
-
 class Shapes:
-    """The shapes world."""
+    """The shapes world. A world draws random scenes, packed on the CPU, and their captions (of images what one frame shows), and
+    renders them: pixels_BCFHW in [-1, 1] on the device."""
 
     def draw(self, rngs: Sequence[random.Random], image: bool) -> tuple[shape_pictures.PackedScenes, list[str]]:
         scenes = [shape_scenes.sample_scene(rng) for rng in rngs]
@@ -117,6 +108,9 @@ class Creatures:
     def render(self, packed: creature_pictures.PackedScenes, frames: int, config: WorldsConfig, device: torch.device) -> Tensor:
         self.library = self.library.to(device)
         return creature_pictures.render(packed, self.library, frames, config.size, config.fps)
+
+
+World = Shapes | Stickers | Creatures
 
 
 def open_worlds(config: WorldsConfig, stickers: Path | None, creatures: Path | None) -> dict[str, World]:

@@ -7,7 +7,7 @@ the softmax. Nothing here waits for the device, because how many codes stay mask
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from functools import cache, partial
+from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
@@ -86,11 +86,16 @@ def sample_video(
     _, known, N = known_BTN.shape
     per_frame = [config.for_frame(number, N) for number in range(model.spec.latent_frames)]
     done, total = 0, sum(settings.steps for settings in per_frame[known:])
+
+    def tell(step: int, _: int) -> None:
+        if progress:
+            progress(done + step, total)
+
     for number, settings in enumerate(per_frame):  # frames, one after another
         if number < known:
             codes_BN = known_BTN[:, number]
         else:
-            codes_BN = sample_frame(model, settings, number, progress and partial(_tell, progress, done, total))
+            codes_BN = sample_frame(model, settings, number, tell)
             done += settings.steps
         yield codes_BN
         if number + 1 < len(per_frame):  # once it is shown; nothing will see the last frame
@@ -124,10 +129,6 @@ def sample_frame(model: "FrameModel", config: SamplerConfig, number: int, progre
             if progress:
                 progress(step + 1, config.steps)
     return codes_BN
-
-
-def _tell(progress: Progress, before: int, total: int, done: int, steps: int) -> None:
-    progress(before + done, total)
 
 
 def codes_left(codes: int, steps: int) -> list[int]:

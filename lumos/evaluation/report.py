@@ -1,21 +1,20 @@
-"""Results -> what people look at: report.html (one file with the videos inside, worst and best first) and contact sheets."""
+"""Results -> what people look at: report.html (one file with the videos inside, worst and best first) and a model
+card: what the model is, what it was trained on, what it scores and what it cannot do."""
 
 import base64
 import html
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor
-
 from lumos.evaluation.scores import Result, in_percent
-from lumos.media.pixels import to_float
-from lumos.media.sheet import contact_sheet
+from lumos.files import write_text
+from lumos.generate import Generator
 
 WORST, BEST = 12, 6  # of each class in the report
-IN_SHEET = 5  # frames of a video on the contact sheet
+CARD = "MODEL_CARD.md"
+WEAK = 0.75  # classes below this are told as limits
 STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; max-width: 1120px; margin: 2em auto; padding: 0 1em; color: #222; }
 table { border-collapse: collapse; margin: 1em 0; }
@@ -28,23 +27,15 @@ td, th { padding: 3px 12px 3px 0; text-align: left; border-bottom: 1px solid #dd
 
 
 def write_report(out: Path, report: dict[str, Any], results: Sequence[Result]) -> None:
-    """Write report.html and, for images and videos, a contact sheet of the worst and best of every class."""
+    """Write report.html, with the worst and the best of every class."""
     parts = [_head(report)]
-    sheets: dict[str, dict[str, tuple[Result, str]]] = {"images": {}, "videos": {}}
     for name, entry in report["classes"].items():
         of_class = [result for result in results if name in result.classes]
         # What is not right comes first, and of that the worst.
         of_class.sort(key=lambda result: (result.classes[name] is True, result.classes[name] is None, -result.faults, result.id))
         parts.append(_cards(out, name, entry, of_class))
-        for result in (*of_class[:2], *of_class[-2:]):
-            chosen = sheets["images" if result.file.endswith(".png") else "videos"]
-            chosen.setdefault(result.id, (result, f"{name}, {_word(result.classes[name])}: {result.text}"))
     page = f"<!doctype html><meta charset=utf-8><title>lumos: shapes benchmark</title><style>{STYLE}</style>{''.join(parts)}"
     (out / "report.html").write_text(page, "utf-8")
-    for kind, frames, columns in (("images", 1, 8), ("videos", IN_SHEET, IN_SHEET)):
-        if shown := sheets[kind].values():
-            pixels_BCFHW = torch.stack([_spread_frames(out / result.file, frames) for result, _ in shown])
-            contact_sheet(pixels_BCFHW, [caption for _, caption in shown], columns).save(out / f"sheet_{kind}.png")
 
 
 def _head(report: dict[str, Any]) -> str:
@@ -88,17 +79,60 @@ def _card(out: Path, name: str, result: Result) -> str:
     )
 
 
-def _spread_frames(path: Path, count: int) -> Tensor:
-    """Some frames of a file, evenly spread: pixels_CFHW."""
-    from PIL import Image
-
-    with Image.open(path) as image:
-        frames = []
-        for number in np.linspace(0, getattr(image, "n_frames", 1) - 1, count).round().astype(int):
-            image.seek(int(number))
-            frames.append(torch.from_numpy(np.array(image.convert("RGB"))))
-    return to_float(torch.stack(frames).permute(3, 0, 1, 2))
-
-
 def _word(mark: bool | None) -> str:
     return "unclear" if mark is None else "right" if mark else "wrong"
+
+
+def write_card(out: Path, generator: Generator, scores: dict[str, Any]) -> Path:
+    """Write the card from the report of the whole benchmark, unless there is one; returns its path."""
+    path = out / CARD
+    if not path.exists():
+        write_text(path, _card_text(generator, scores))
+    return path
+
+
+def _card_text(generator: Generator, scores: dict[str, Any]) -> str:
+    config, settings = generator.config, scores["settings"]
+    sizes = [sum(part.numel() for part in module.parameters()) / 1e6 for module in (generator.model, generator.tokenizer)]
+    video, shape = config.video, config.model
+    weak = [name for name, entry in scores["classes"].items() if entry["score"] < WEAK]
+    rows = {"**overall**": {**scores["overall"], **scores["splits"]}, **scores["classes"]}
+    return f"""# Model card
+
+Written by `lumos evaluate shapes`; scores are of exactly these weights.
+
+## The model
+
+{sizes[0]:.1f} M parameters ({shape.layers} layers of width {shape.width}, {shape.rope}), and a visual tokenizer of \
+{sizes[1]:.1f} M with {config.vocabulary.codes} codes. Videos of {video.frames} frames at {video.fps} per second, \
+{video.width}x{video.height} pixels; prompts of at most {video.slots - 2} ids, of {config.vocabulary.text_size} that there are.
+Sampling settings that come with it: {_listed(asdict(config.sampler))}. Weights {settings["weights"]} (a fingerprint).
+
+## Data
+
+Not told by the weights: say here what they were trained on.
+
+## Scores
+
+Shapes benchmark version {settings["benchmark"]}, {settings["count"]} prompts, seed {settings["seed"]}, on \
+{settings["device"]}, sampled with {_listed(settings["sampler"])}. A judge reads the pixels and compares with what the prompt \
+promises; what is unclear is not right. Intervals are Wilson's 95 %.
+
+| class | right | 95 % | seen pairs | held-out pairs | unclear |
+| --- | --- | --- | --- | --- | --- |
+{chr(10).join(_score_row(name, entry) for name, entry in rows.items())}
+
+## Limits
+
+It knows what it was trained on and nothing else; words that no caption had mean nothing to it.
+Below {100 * WEAK:.0f} %: {", ".join(weak) if weak else "no class"}.
+"""
+
+
+def _listed(sampler: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in sampler.items())
+
+
+def _score_row(name: str, entry: dict[str, Any]) -> str:
+    splits = [in_percent(entry[split])[0] if split in entry else "" for split in ("seen", "held-out")]
+    return f"| {' | '.join([name, *in_percent(entry), *splits, str(entry['unclear'])])} |"

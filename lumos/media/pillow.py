@@ -60,14 +60,13 @@ def _opened(path: Path) -> Iterator[tuple[Any, range]]:
     from PIL import Image, UnidentifiedImageError
 
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of large pictures, for which our own rule follows, and of odd EXIF data
-            with Image.open(path, formats=IMAGE_FORMATS) as image:
-                check_size(path, *image.size)
-                _check_range(path)
-                count = getattr(image, "n_frames", 1) if image.format in ANIMATED else 1
-                cover = getattr(image, "default_image", False)  # in a PNG, for viewers that show no animations
-                yield image, range(bool(cover), count) if count > 1 + bool(cover) else range(0)
+        # warnings of large pictures, for which our own rule follows, and of odd EXIF data
+        with warnings.catch_warnings(action="ignore"), Image.open(path, formats=IMAGE_FORMATS) as image:
+            check_size(path, *image.size)
+            _check_range(path)
+            count = getattr(image, "n_frames", 1) if image.format in ANIMATED else 1
+            cover = getattr(image, "default_image", False)  # in a PNG, for viewers that show no animations
+            yield image, range(bool(cover), count) if count > 1 + bool(cover) else range(0)
     except Image.DecompressionBombError as error:
         raise ValueError(f"{path} must have fewer pixels ({error}); make it smaller first") from error
     except UnidentifiedImageError:

@@ -63,23 +63,13 @@ class Keyframe(NamedTuple):
     at_B: Tensor  # pixel frame that it shows, from 1 on
 
 
-def prompt_row(vocabulary: Vocabulary, text_ids: Sequence[int], slots: int) -> list[int]:
-    """begin + text + separator; empty text gives nothing at all (the unconditional branch starts at the video)."""
-    if not text_ids:
-        return []
-    row = [vocabulary.begin, *text_ids, vocabulary.separator]
-    if len(row) > slots:
-        raise ValueError(f"a prompt may have at most {slots - 2} text ids for this model, got {len(text_ids)}; shorten it")
-    return row
-
-
 def text_batch(vocabulary: Vocabulary, prompts: Sequence[Sequence[int]], slots: int) -> tuple[Tensor, Tensor]:
     """Prompts (text ids; an empty one = unconditional) -> right-aligned ids_BS and their lengths_B."""
-    rows = [prompt_row(vocabulary, prompt, slots) for prompt in prompts]
+    rows = [[vocabulary.begin, *prompt, vocabulary.separator] if prompt else [] for prompt in prompts]
+    lengths = torch.tensor([len(row) for row in rows], dtype=torch.int64)
+    assert not rows or int(lengths.max()) <= slots
     padded = [[vocabulary.begin] * (slots - len(row)) + row for row in rows]
-    return torch.tensor(padded, dtype=torch.int64).view(len(rows), slots), torch.tensor(
-        [len(row) for row in rows], dtype=torch.int64
-    )
+    return torch.tensor(padded, dtype=torch.int64).view(len(rows), slots), lengths
 
 
 def frame_ids(vocabulary: Vocabulary, grid: Grid, content_BTHW: Tensor) -> Tensor:

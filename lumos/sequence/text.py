@@ -4,7 +4,7 @@
 """
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
@@ -65,17 +65,11 @@ def train_text_tokenizer(captions: Iterable[str], size: int) -> TextTokenizer:
     trainer = trainers.BpeTrainer(
         vocab_size=size, special_tokens=[UNKNOWN], initial_alphabet=alphabet, limit_alphabet=len(alphabet), show_progress=False
     )
-    words: set[str] = set()
-    tokenizer.train_from_iterator(_noting(captions, words), trainer)
-    return TextTokenizer(tokenizer, words)
+    known = list(captions)
+    tokenizer.train_from_iterator(known, trainer)
+    return TextTokenizer(tokenizer, words_in(*known))
 
 
-def words_of(text: str) -> list[str]:
-    """The words of a text, in lower case: "A t-rex's cub." has a, t-rex's and cub."""
-    return WORD.findall(text.lower())
-
-
-def _noting(captions: Iterable[str], words: set[str]) -> Iterator[str]:
-    for caption in captions:
-        words.update(words_of(caption))
-        yield caption
+def words_in(*texts: str) -> set[str]:
+    """The words of texts, in lower case: "A t-rex's cub." has a, t-rex's and cub."""
+    return {word for text in texts for word in WORD.findall(text.lower())}

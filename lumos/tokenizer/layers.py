@@ -146,14 +146,3 @@ def as_images(features_BTHWC: Tensor) -> Tensor:
 def as_video(images_NCHW: Tensor, batch: int) -> Tensor:
     """The inverse of `as_images`."""
     return images_NCHW.permute(0, 2, 3, 1).unflatten(0, (batch, -1))
-
-
-def initialise(module: nn.Module, generator: torch.Generator) -> None:
-    """Fresh weights: matrices and kernels uniform with variance 1 / (3 * fan-in), biases 0, norms 1."""
-    for name, parameter in module.named_parameters():
-        with torch.no_grad():
-            if parameter.ndim > 1:
-                bound = parameter[0].numel() ** -0.5
-                parameter.uniform_(-bound, bound, generator=generator)
-            else:
-                parameter.fill_(1.0 if name.endswith("weight") else 0.0)

@@ -15,7 +15,7 @@ from lumos.config import read_config
 from lumos.tokenizer.compression import check_sides, latent_frames, pixel_frames
 from lumos.tokenizer.cosmos import CosmosConfig, CosmosDecoder, CosmosEncoder
 from lumos.tokenizer.fsq import FSQ
-from lumos.tokenizer.layers import StreamState, initialise, patch, unpatch
+from lumos.tokenizer.layers import StreamState, patch, unpatch
 from lumos.tokenizer.small import Decoder, Encoder, TokenizerConfig
 from lumos.weights import CONFIG, FORMAT, check_names, load_folder, save_folder
 
@@ -56,8 +56,13 @@ class VideoTokenizer(nn.Module):
         return sum(getattr(layer, "remembers", 0) for layer in self.decoder.modules())
 
     def initialise(self, generator: torch.Generator) -> None:
-        """Fresh weights, see `layers.initialise`."""
-        initialise(self, generator)
+        """Fresh weights: matrices and kernels uniform with variance 1 / (3 * fan-in), biases 0, norms 1."""
+        for name, parameter in self.named_parameters():
+            if parameter.ndim > 1:
+                bound = parameter[0].numel() ** -0.5
+                nn.init.uniform_(parameter, -bound, bound, generator)
+            else:
+                nn.init.constant_(parameter, 1.0 if name.endswith("weight") else 0.0)
 
     def forward(self, pixels_BCFHW: Tensor) -> tuple[Tensor, Tensor]:
         """Encode and decode, for training: (reconstruction_BCFHW float32, not clamped; codes_BTHW)."""

@@ -16,7 +16,6 @@ import socket
 import warnings
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -37,7 +36,7 @@ FOLDER = re.compile(r"step_(\d{8,})")
 # Budget, logging and how the work is split up: they do not change what is trained, and a resumed run may change them.
 FREE = re.compile(
     r"(max_steps|max_seconds|log_every|sample_every|evaluate_every|evaluation_clips|save_every|keep|spike|patience|accumulate"
-    r"|workers|compile|sampler|parallel)(\..*)?|(shapes|loader)\.workers|loader\.(ahead|cache_mib)"
+    r"|workers|compile|sampler|parallel)(\..*)?|(worlds|loader)\.workers|loader\.(ahead|cache_mib)"
 )
 
 
@@ -91,7 +90,7 @@ def load(path: Path, learner: Learner, ranks: Ranks) -> None:
     """Fill everything, however it is spread now. Every rank must call it. ValueError for another model's checkpoint."""
     ensure_group(ranks)
     reader = dcp.HuggingFaceStorageReader(str(path))
-    with _quiet():
+    with warnings.catch_warnings(action="ignore"):  # the library's own, about how it saves
         saved: dict[str, Any] = dict(reader.read_metadata().state_dict_metadata)
         _make_moments(saved, learner)
         wanted = learner.tensors()
@@ -157,7 +156,7 @@ class Checkpoints:
                 partial.mkdir(parents=True)
         self.path, self.step = path, step  # asking the disk instead would answer ranks differently
         state = {"format": CHECKPOINT, "step": step, "seconds": seconds, "config": self.record}
-        with _quiet():
+        with warnings.catch_warnings(action="ignore"):
             writer = dcp.HuggingFaceStorageWriter(str(partial), save_distributed=True)
             tensors_written = dcp.async_save(dict(learner.tensors()), storage_writer=writer, process_group=self.group)
         assert isinstance(tensors_written, Future)
@@ -226,10 +225,3 @@ def _first_line(error: BaseException) -> str:
     failures = getattr(error, "failures", {})  # of every rank
     error = next((failure for failure, _ in failures.values()), error)
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the library's own, about how it saves
-        yield

@@ -4,7 +4,7 @@ All that can be wrong with it is found here, before anything is written: foreign
 not fit, too few clips, too little memory.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -21,7 +21,7 @@ from lumos.diffusion.sampler import codes_left
 from lumos.model_folder import TEXT_FILE, FolderConfig, load_model
 from lumos.ranks import Ranks
 from lumos.sequence.prompt_template import check_text
-from lumos.sequence.text import TextTokenizer, train_text_tokenizer, words_of
+from lumos.sequence.text import TextTokenizer, train_text_tokenizer, words_in
 from lumos.sequence.vocabulary import LUMOS, Vocabulary, small_vocabulary
 from lumos.tokenizer.cosmos import CosmosConfig
 from lumos.tokenizer.model import VideoTokenizer, load_tokenizer
@@ -167,7 +167,7 @@ def _words(
             rule = f"the tokenizer must have the {folder.vocabulary.codes} codes of {init}"
             raise ValueError(f"{rule}, got {codes}; give its own")
         if not config.new_words:
-            text.words |= _words_in(chain(drawn, captions)) if text.words else set()
+            text.words |= words_in(*drawn, *captions) if text.words else set()
             return text, folder.vocabulary, model.state_dict()
         if folder.vocabulary == LUMOS:
             raise ValueError("new_words must be false for the published vocabulary, got true; its words are fixed")
@@ -182,15 +182,11 @@ def _words(
         check_text(text)
         return text, LUMOS, None
     new_text = train_text_tokenizer(chain(drawn, captions), config.text_vocabulary)
-    new_text.words |= _words_in(own_captions(worlds))
+    new_text.words |= words_in(*own_captions(worlds))
     vocabulary = small_vocabulary(new_text.size, codes)
     if init is None:
         return new_text, vocabulary, None
     return new_text, vocabulary, carried_over(model.state_dict(), text, folder.vocabulary, new_text, vocabulary)
-
-
-def _words_in(captions: Iterable[str]) -> set[str]:
-    return {word for caption in captions for word in words_of(caption)}
 
 
 def carried_over(

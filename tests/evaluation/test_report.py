@@ -1,6 +1,6 @@
 from pathlib import Path
 
-from lumos.evaluation.card import CARD, write_card
+from lumos.evaluation.report import CARD, write_card
 from lumos.evaluation.scores import Result, summary
 from lumos.generate import Generator
 
