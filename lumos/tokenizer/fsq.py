@@ -5,6 +5,7 @@ spell. There is no codebook to learn or to collapse. The formulas are those of t
 """
 
 import math
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -24,24 +25,18 @@ class FSQ(nn.Module):
         levels_D = torch.tensor(levels, device="cpu")  # arithmetic on the meta device loads all of torch's compiler
         half_D = (levels_D - 1) * (1 + 1e-3) / 2
         offset_D = torch.where(levels_D % 2 == 0, 0.5, 0.0)  # an even number of levels has none at 0
-        self.levels_D: Tensor
-        self.basis_D: Tensor
-        self.half_D: Tensor
-        self.offset_D: Tensor
-        self.shift_D: Tensor
-        self.register_buffer("levels_D", levels_D, persistent=False)
-        self.register_buffer("basis_D", torch.tensor([math.prod(levels[:i]) for i in range(len(levels))]), persistent=False)
-        self.register_buffer("half_D", half_D, persistent=False)
-        self.register_buffer("offset_D", offset_D, persistent=False)
-        self.register_buffer("shift_D", torch.atanh(offset_D / half_D), persistent=False)
+        constant = partial(nn.Buffer, persistent=False)
+        self.levels_D, self.middle_D = constant(levels_D), constant(levels_D // 2)
+        self.basis_D = constant(torch.tensor([math.prod(levels[:i]) for i in range(len(levels))]))
+        self.half_D, self.offset_D, self.shift_D = constant(half_D), constant(offset_D), constant(torch.atanh(offset_D / half_D))
 
     def forward(self, channels_D: Tensor) -> tuple[Tensor, Tensor]:
         """Any shape [..., D] -> (values [..., D] in [-1, 1] with a straight-through gradient, codes [...] int64)."""
         bounded_D = torch.tanh(channels_D.float() + self.shift_D) * self.half_D - self.offset_D
         digits_D = torch.round(bounded_D)
-        codes = self._spell(digits_D)
+        codes = ((digits_D.detach().long() + self.middle_D) * self.basis_D).sum(-1)
         straight_D = bounded_D + (digits_D - bounded_D).detach()  # the gradient passes as if nothing had been rounded
-        return straight_D / self._middle(), codes
+        return straight_D / self.middle_D, codes
 
     def values(self, codes: Tensor) -> Tensor:
         """Codes of any shape [...] -> the decoder's values [..., D]. Raises ValueError for a code out of range."""
@@ -52,12 +47,5 @@ class FSQ(nn.Module):
                 f"codes must lie in 0 ... {self.codebook_size - 1} for levels {self.levels}, "
                 f"got {int(codes.min())} ... {int(codes.max())}; take them from this tokenizer's encode"
             )
-        middle_D = self._middle()
-        digits_D = codes[..., None] // self.basis_D % self.levels_D - middle_D
-        return digits_D.float() / middle_D
-
-    def _spell(self, digits_D: Tensor) -> Tensor:
-        return ((digits_D.detach().long() + self._middle()) * self.basis_D).sum(-1)
-
-    def _middle(self) -> Tensor:
-        return self.levels_D // 2
+        digits_D = codes[..., None] // self.basis_D % self.levels_D - self.middle_D
+        return digits_D.float() / self.middle_D

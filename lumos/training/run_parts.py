@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lumos.data.batch import Schedule, Stream
-from lumos.data.loader import ShardStream, caption_report, captions_by_clip, fits_as_prompt
+from lumos.data.loader import ShardStream, captions_by_clip, fits_as_prompt
 from lumos.data.shards import TOKENS, ShardIndex, check_tokenizer, open_shards
 from lumos.data.worlds import Chunks, World, WorldsStream, open_worlds, own_captions, sample_captions
 from lumos.diffusion.sampler import codes_left
@@ -63,10 +63,6 @@ class RunParts:
         limits = [f"{limit:g} {unit}" for limit, unit in ((config.max_steps, "steps"), (config.max_seconds, "s")) if limit]
         until = f"at most {' or '.join(limits)}" if limits else "until Ctrl-C"
         return f"{parameters / 1e6:.1f} M parameters on {device}; {data}; {step} a step; {until}"
-
-    def about_captions(self) -> str:
-        """What will happen to captions that the model cannot take as they are; empty when there are none."""
-        return "" if self.shards is None else caption_report(self.shards.index, self.text, self.config.video.slots)
 
     def sample_prompts(self) -> tuple[str, ...]:
         """What the sample sheets show: shapes, and captions of the other worlds and of the shards."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from lumos.data.loader import caption_report
 from lumos.generate import Generator
 from lumos.media.sheet import contact_sheet
 from lumos.model.transformer import Transformer
@@ -82,7 +83,7 @@ def train_model(
     clock = Clock(config.max_steps, config.max_seconds, ranks, checkpoints.seconds)
     with log, clock, tell_of_lost_ranks(ranks, f"the same command with --resume goes on from {out}"):
         log.say(parts.about_run(sum(parameter.numel() for parameter in model.parameters()), device))
-        if about := parts.about_captions():
+        if parts.shards and (about := caption_report(parts.shards.index, parts.text, config.video.slots)):
             log.say(about)
         while (progress := clock.progress(step)) < 1 and not clock.interrupted:
             draw, asked = generator_of(config.seed, ranks.rank, step), time.monotonic()

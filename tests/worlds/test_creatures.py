@@ -18,6 +18,7 @@ from lumos.worlds.creatures.subjects import SUBJECTS
 from lumos.worlds.english import plural
 
 CORNERS = np.array(list(product((-0.5, 0.5), (0.0, 1.0), (-1.0, 1.0))), np.float32)  # x, y, z
+MIDDLE = np.array([0, 0.5, 0], np.float32)
 FACES = np.array([int(digit) for digit in "013032467475045051237276026064157173"], np.uint16)
 
 
@@ -26,15 +27,15 @@ def tiny_glb(colour: tuple[float, float, float] = (0.8, 0.1, 0.1), **changes: ob
     times = np.array([0.0, 0.5, 1.0], np.float32)
     steps = np.array([[0, 0, 0], [0, 0.3, -1], [0, 0, 0]], np.float32)
     joints, weights = np.zeros((8, 4), np.uint8), np.tile(np.array([1, 0, 0, 0], np.float32), (8, 1))
-    blocks = [CORNERS, FACES, joints, weights, np.eye(4, dtype=np.float32).reshape(1, 16), times, steps]
-    kinds, components = ("VEC3", "SCALAR", "VEC4", "VEC4", "MAT4", "SCALAR", "VEC3"), {"f": 5126, "H": 5123, "B": 5121}
+    blocks = [CORNERS, FACES, joints, weights, np.eye(4, dtype=np.float32).reshape(1, 16), times, steps, CORNERS - MIDDLE]
+    kinds, components = ("VEC3", "SCALAR", "VEC4", "VEC4", "MAT4", "SCALAR", "VEC3", "VEC3"), {"f": 5126, "H": 5123, "B": 5121}
     views, accessors, binary = [], [], b""
     for number, (block, kind) in enumerate(zip(blocks, kinds, strict=True)):
         views.append({"buffer": 0, "byteOffset": len(binary), "byteLength": block.nbytes})
         component = components[block.dtype.char]
         accessors.append({"bufferView": number, "componentType": component, "count": len(block), "type": kind})
         binary += block.tobytes() + b"\0" * (-block.nbytes % 4)
-    attributes = {"POSITION": 0, "JOINTS_0": 2, "WEIGHTS_0": 3}
+    attributes = {"POSITION": 0, "JOINTS_0": 2, "WEIGHTS_0": 3, "NORMAL": 7}
     moves = {"samplers": [{"input": 5, "output": 6}], "channels": [{"sampler": 0, "target": {"node": 1, "path": "translation"}}]}
     content = {
         "asset": {"version": "2.0"},

@@ -116,17 +116,16 @@ class _File(NamedTuple):
         return found
 
     def array(self, index: int) -> NDArray[Any]:
-        """An accessor's values, one row per item, normalised integers as floats. NumPy checks that it lies within the file."""
+        """An accessor's values, one row per item. NumPy checks that it lies within the file."""
         accessor = self.item("accessors", index)
-        if "sparse" in accessor:
-            raise ValueError("sparse accessors are not read")
+        if "sparse" in accessor or accessor.get("normalized"):
+            raise ValueError("sparse and normalised accessors are not read")
         count, width, kind = accessor["count"], _WIDTHS[accessor["type"]], np.dtype(_TYPES[accessor["componentType"]])
         _at_most(3 * MOST_ITEMS, "items", count)
         view = self.item("bufferViews", accessor["bufferView"])
         strides = (view.get("byteStride", 0) or width * kind.itemsize, kind.itemsize)
         start = view.get("byteOffset", 0) + accessor.get("byteOffset", 0)
-        values = np.ndarray((count, width), kind, self.binary, start, strides).copy()
-        return values.astype(np.float32) / float(np.iinfo(kind.type).max) if accessor.get("normalized") else values
+        return np.ndarray((count, width), kind, self.binary, start, strides).copy()
 
     def texture(self, index: int) -> Floats:
         """Linear light."""
@@ -178,8 +177,9 @@ def _sampled(file: _File, animation: dict[str, Any], rest: dict[str, NDArray[Any
     for channel in animation["channels"]:
         sampler = animation["samplers"][channel["sampler"]]
         if channel["target"]["path"] in rest and "node" in channel["target"]:
+            if sampler.get("interpolation") == "CUBICSPLINE":
+                raise ValueError("animations are linear between keys")
             times, values = file.array(sampler["input"])[:, 0], file.array(sampler["output"]).astype(np.float64)
-            values = values[1::3] if sampler.get("interpolation") == "CUBICSPLINE" else values
             channels.append((channel["target"], times, values))
     seconds = max((float(times[-1]) for _, times, _ in channels), default=0.0)
     if not 0 <= seconds <= MOST_SECONDS:
@@ -206,8 +206,6 @@ def _surface(file: _File, hidden: Callable[[str], bool]) -> tuple[Surface, Ints,
         if "mesh" not in node or hidden(str(node.get("name", ""))):
             continue
         for primitive in file.item("meshes", node["mesh"])["primitives"]:
-            if primitive.get("mode", 4) != 4:
-                continue
             part, nodes, inverse = _part(file, number, primitive)
             parts.append(part._replace(bones_V4=part.bones_V4 + len(hung), triangles_T3=part.triangles_T3 + vertices))
             vertices, triangles = vertices + len(part.vertices_V3), triangles + len(part.triangles_T3)
@@ -225,7 +223,7 @@ def _part(file: _File, number: int, primitive: dict[str, Any]) -> tuple[Surface,
     node, attributes = file.json["nodes"][number], primitive["attributes"]
     places = file.array(attributes["POSITION"]).astype(np.float32)
     count = len(places)
-    triangles = file.array(primitive["indices"])[:, 0] if "indices" in primitive else np.arange(count)
+    triangles = file.array(primitive["indices"])[:, 0]
     triangles = triangles[: len(triangles) // 3 * 3].astype(np.int64).reshape(-1, 3)
     if "skin" in node and "JOINTS_0" in attributes:
         skin = file.item("skins", node["skin"])
@@ -243,13 +241,8 @@ def _part(file: _File, number: int, primitive: dict[str, Any]) -> tuple[Surface,
     heavy = weights.sum(1) > 1e-6  # some files have vertices of no weight (not a number): without their triangles
     triangles = triangles[heavy[triangles].all(1)]
     weights = weights / np.where(heavy, weights.sum(1), 1)[:, None]
-    if "NORMAL" in attributes:
-        normals = file.array(attributes["NORMAL"]).astype(np.float32).reshape(count, 3)
-    else:
-        normals = np.zeros_like(places)
-        one, two, three = places[triangles].transpose(1, 0, 2)
-        np.add.at(normals, triangles, np.cross(two - one, three - one)[:, None])
-    material = file.item("materials", primitive["material"]) if "material" in primitive else {}
+    normals = file.array(attributes["NORMAL"]).astype(np.float32).reshape(count, 3)
+    material = file.item("materials", primitive["material"])
     colours = _colours(file, material, attributes, triangles)
     two_sided = np.full(len(triangles), material.get("doubleSided") is True)
     surface = Surface(places, np.nan_to_num(normals), joints, weights.astype(np.float32), triangles, colours, two_sided)
