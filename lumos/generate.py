@@ -29,7 +29,7 @@ from lumos.sequence.prompt_template import PromptReader
 from lumos.sequence.text import TextTokenizer
 from lumos.sequence.token_file import About, Tokens, load_tokens
 from lumos.session import Course, Session, Turn
-from lumos.tokenizer.compression import latent_frames, pixel_frames
+from lumos.tokenizer.compression import check_keyframe, latent_frames, pixel_frames
 from lumos.tokenizer.model import VideoTokenizer
 from lumos.weights import fingerprint
 
@@ -307,12 +307,9 @@ class Generator:
     def _encode_keyframes(self, keyframes: Mapping[int, Tensor], spec: VideoSpec) -> dict[int, Tensor]:
         """Codes of every picture alone, as of a video's first frame."""
         grid, temporal = spec.grid, spec.grid.temporal
-        first, last = max(1, pixel_frames(spec.given, temporal)), pixel_frames(spec.latent_frames, temporal) - 1
         shape = (3, grid.rows * grid.spatial, grid.columns * grid.spatial)
         for at, pixels_CHW in keyframes.items():
-            if not first <= at <= last:
-                rule = f"a keyframe must lie after frame {first - 1} and at most at the last frame, {last}"
-                raise ValueError(f"{rule}, got {at}; use another time or more frames")
+            check_keyframe(at, pixel_frames(spec.given, temporal), pixel_frames(spec.latent_frames, temporal))
             if pixels_CHW.shape != shape:
                 raise ValueError(f"a keyframe must have shape {list(shape)}, got {list(pixels_CHW.shape)}; resize it")
         return {at: self._encode(pixels_CHW[:, None], grid)[0, 0] for at, pixels_CHW in keyframes.items()}

@@ -14,12 +14,12 @@ from typing import Annotated, Any, Literal
 
 from lumos.cli.options import Fields, UsageError, Word, progress_line, report, tell
 from lumos.config import Range
+from lumos.tokenizer.compression import TIME, frame_at
 
 # Options that change the model's sampler; --history has two of its fields.
 SAMPLING = Fields("lumos.diffusion.sampler", "SamplerConfig", {"history": "history-mask", "only_visible": ""}, "the model's")
-TIME = r"([0-9]{1,6}(?:[.][0-9]{1,6}(?=s))?)(s?)"  # and whether in seconds
-KEYFRAME = re.compile(TIME + "=(.+)")  # path
-SCRIPT_LINE = re.compile(rf"\s*{TIME}\s*:\s*(\S.*)")  # sentence
+KEYFRAME = re.compile(f"({TIME})=(.+)")  # path
+SCRIPT_LINE = re.compile(rf"\s*({TIME})\s*:\s*(\S.*)")  # sentence
 MOST_FRAMES = 10_000
 PROMPT = "a red circle moves to the right"  # of bench
 PLAIN = str.maketrans({"\u2018": "'", "\u2019": "'", "\u201c": '"', "\u201d": '"', "\u201e": '"', "\u2013": "-", "\u2014": "-"})
@@ -150,7 +150,7 @@ def check(args: GenerateArgs) -> None:
 def keyframe_files(args: GenerateArgs, frames: int, fps: float) -> dict[int, Path]:
     """Number of a frame -> picture that it is to show. UsageError for two of one frame."""
     given = [match.groups() for text in args.keyframe if (match := KEYFRAME.fullmatch(text))]
-    named = [(round(float(time) * (fps if seconds else 1)), Path(path)) for time, seconds, path in given]
+    named = [(frame_at(time, fps), Path(path)) for time, path in given]
     named += [(frames - 1, args.last_image)] if args.last_image else []
     files: dict[int, Path] = {}
     for at, file in named:
@@ -196,14 +196,14 @@ def read_script(file: Path, fps: float, temporal: int) -> dict[int, str]:
         match, where = SCRIPT_LINE.fullmatch(line), f"line {number} of {file}"
         if not match:
             raise ValueError(f"{where} must be TIME: SENTENCE, got {line[:60]!r}; for example 4s: it stops")
-        frame = round(float(match[1]) * (fps if match[2] else 1))
+        frame = frame_at(match[1], fps)
         start = -(-(frame - 1) // temporal) + 1 if frame else 0
         if frame >= MOST_FRAMES:
             raise ValueError(f"{where} must be before frame {MOST_FRAMES}, got {frame}; use an earlier time")
         if (start > 0) if not script else (start <= last):
             rule = f"start later than the one before, by {temporal} frames or more" if script else "start at 0"
-            raise ValueError(f"{where} must {rule}, got {match[1]}{match[2]}; use another time")
-        script[start], last = plain(match[3]), start
+            raise ValueError(f"{where} must {rule}, got {match[1]}; use another time")
+        script[start], last = plain(match[2]), start
     if not script:
         raise ValueError(f"{file} must have a line TIME: SENTENCE, got none; begin with 0: and what to show")
     return script

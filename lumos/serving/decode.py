@@ -64,7 +64,7 @@ def _decode(file: Path, folder: Path, size: Format, config: ServeConfig) -> Deco
     frames = (read - 1) // 4 * 4 + 1
     left = f"last {read - frames} frames left out, as frames come in 1 + 4k" if read > frames else ""
     rgb_CFHW = to_bytes(footage.pixels_CFHW[:, :frames]).contiguous()
-    (folder / START).write_bytes(save({"rgb_CFHW": rgb_CFHW}))
+    (folder / START.format(0)).write_bytes(save({"rgb_CFHW": rgb_CFHW}))
     first, *others = [Image.fromarray(rgb_HWC.numpy()) for rgb_HWC in rgb_CFHW.permute(1, 2, 3, 0).contiguous()]
     first.save(folder / PREVIEW, save_all=True, append_images=others, duration=round(1000 / fps), loop=0, quality=85)
     return Decoded(footage.kind == "video", frames, ", ".join(filter(None, [footage.note, left])))

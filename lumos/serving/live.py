@@ -6,7 +6,7 @@ while a reader waits, at most two ahead of what that reader has: a session that 
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -42,6 +42,7 @@ class Live:
     request: VideoRequest
     temporal: int  # frames per latent frame
     sentences: list[tuple[int, str]]  # first frame of each
+    note: str  # what the model does not know of the newest one
     frames: int = 0  # made so far
     wanted: int = 0  # frames up to which more may be made
     parts: deque[Part] = field(default_factory=lambda: deque(maxlen=AHEAD + 1))  # the newest
@@ -66,7 +67,8 @@ class Live:
             "status": status,
             "frames": self.frames,
             "sentences": [{"frame": frame, "prompt": prompt} for frame, prompt in [*self.sentences, *later]],
-            "note": asked.note or None,
+            "note": self.note or None,
+            "keyframes": list(asked.keyframes),
             "size": f"{asked.width}x{asked.height}",
             **{name: getattr(asked, name) for name in ("fps", "seed", "steps", "guidance", "temperature")},
             "error": {"code": self.over[0], "message": self.over[1]} if self.over else None,
@@ -80,11 +82,12 @@ class Sessions:
         self.config, self.freest = config, freest
         self.known: dict[str, Live] = {}
 
-    def open(self, request: VideoRequest, client: Client, temporal: int) -> Live:
-        """Begin a session. RequestError when there are enough."""
-        self._check_room(client)
-        live = Live(new_id("session"), client, self.freest(), request, temporal, [(0, request.prompt)])
-        live.worker.send("open", live.id, request)
+    def open(self, request: VideoRequest, client: Client, temporal: int, given: Mapping[int, bytes] | None = None) -> Live:
+        """Begin a session. given: files of its given frames, by number of the first. RequestError when there are enough."""
+        self.check_room(client)
+        first = [(request.given, request.prompt)]
+        live = Live(new_id("session"), client, self.freest(), request, temporal, first, request.note)
+        live.worker.send("open", live.id, request, given or {})
         return self._add(live)
 
     async def fork(self, source: Live, client: Client) -> Live:
@@ -93,7 +96,7 @@ class Sessions:
             await source.news.wait()
         if source.over:
             raise RequestError(404, source.over[1], code="not_found")
-        self._check_room(client)
+        self.check_room(client)
         live = replace(source, id=new_id("session"), client=client, wanted=0, timers={}, news=asyncio.Event())
         live.parts = source.parts.copy()
         live.worker.send("fork", live.id, source.id)
@@ -120,21 +123,23 @@ class Sessions:
                 return part
         return None
 
-    def say(self, live: Live, prompt: str) -> None:
+    def say(self, live: Live, prompt: str, note: str = "") -> None:
         self._touch(live)
-        live.said = prompt
+        live.said, live.note = prompt, note
         live.tell()
 
     def back(self, live: Live, frame: int) -> None:
         """Make all from frame number `frame` on anew. ValueError for one that no latent frame starts with."""
-        if not 0 <= frame <= live.frames:
-            raise ValueError(f"frame must be 0 to the {live.frames} that were made, got {frame}")
+        least = live.request.given
+        if not least <= frame <= live.frames:
+            raise ValueError(f"frame must be {least} to the {live.frames} that were made, got {frame}")
         if frame:
             latent_frames(frame, live.temporal)
         self._touch(live)
         live.back, live.said, live.frames, live.wanted = frame, None, frame, 0
         live.parts = deque((part for part in live.parts if part[0] < frame), maxlen=live.parts.maxlen)
         live.sentences = [sentence for sentence in live.sentences if sentence[0] <= frame]
+        live.note = "" if live.sentences[1:] else live.request.note
         live.tell()
 
     def pause(self, live: Live) -> None:
@@ -191,7 +196,8 @@ class Sessions:
         self._touch(live)
         return live
 
-    def _check_room(self, client: Client) -> None:
+    def check_room(self, client: Client) -> None:
+        """RequestError when there are enough sessions."""
         config = self.config
         here = [live.client for live in self.known.values() if live.client.address == client.address]
         mine, most = here.count(client), config.per_address(config.sessions, config.sessions_per_client)

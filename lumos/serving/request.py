@@ -1,4 +1,4 @@
-"""What a client sends (a JSON object, or a form with perhaps a file) -> one checked VideoRequest, or an error in words.
+"""What a client sends (a JSON object, or a form with perhaps files) -> one checked VideoRequest, or an error in words.
 
 VideoBody holds the fields of OpenAI's video API (prompt, model, seconds, size, input_reference) and our own, with the rules that
 each keeps by itself; `complete` checks what depends on the model and fills in its defaults. Nothing is silently changed.
@@ -6,7 +6,7 @@ each keeps by itself; `complete` checks what depends on the model and fills in i
 
 import re
 import secrets
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, BinaryIO, Literal
@@ -20,10 +20,12 @@ from lumos.known_words import in_known_words
 from lumos.sequence.prompt_template import PromptReader
 from lumos.serving.config import ServeConfig
 from lumos.serving.errors import RequestError, invalid, quoted, refusing
-from lumos.tokenizer.compression import check_sides, latent_frames
+from lumos.tokenizer.compression import check_keyframe, check_sides, frame_at, latent_frames
 
 MOST_SEED = 2**32 - 1
 MOST_FRAMES = 10**6  # of any server
+FILES = ("input_reference", "last_image")  # fields that may be a file
+Source = str | BinaryIO  # id of an upload or a video, or a file in a form
 ADDED = 16  # frames that a given video is continued by unless the client says how many
 
 
@@ -41,12 +43,13 @@ class VideoRequest:
     guidance: float
     temperature: float
     given: int = 0  # frames at the beginning that come from a file or another video
+    keyframes: tuple[int, ...] = ()  # later frames that pictures are given of
     note: str = ""  # what was done to them so that they fit, and to the prompt
 
     def can_batch_with(self, other: "VideoRequest") -> bool:
         """Whether both can be made in one pass: nothing given, and alike in all but prompt and seed."""
         mine, others = (replace(each, prompt="", seed=0, note="") for each in (self, other))
-        return not (self.given or other.given) and mine == others
+        return not (self.given or self.keyframes) and mine == others
 
 
 def _with_words(prompt: str) -> str:
@@ -89,6 +92,12 @@ class VideoBody(BaseModel):
     input_reference: dict[Literal["file_id"], str] | None = Field(
         None, min_length=1, description="what to start from: the id of an upload, or of a finished video to continue"
     )
+    last_image: dict[Literal["file_id"], str] | None = Field(
+        None, min_length=1, description="picture that the last frame is to show; it and keyframes need weights trained with such"
+    )
+    keyframes: dict[str, str] = Field(
+        {}, max_length=8, description="pictures that later frames are to show, {time: id}; 2s, or 16 for frame number 16"
+    )
 
 
 class Sentence(BaseModel):
@@ -110,25 +119,29 @@ class FrameBody(BaseModel):
 def body_schema() -> dict[str, Any]:
     """The request body of POST /v1/videos for the OpenAPI document: JSON, or a form with a file in it."""
     schema = VideoBody.model_json_schema()
-    file = {"type": "string", "format": "binary", "description": "image or video to start from, or an id"}
-    form = {**schema, "properties": {**schema["properties"], "input_reference": file}}
+    file = {"type": "string", "format": "binary", "description": "a file, or an id"}
+    form = {**schema, "properties": {**schema["properties"], **dict.fromkeys(FILES, file)}}
     return {"required": True, "content": {"application/json": {"schema": schema}, "multipart/form-data": {"schema": form}}}
 
 
 @asynccontextmanager
-async def read_body(request: Request) -> AsyncIterator[tuple[VideoBody, BinaryIO | None]]:
-    """The fields of a body, each checked by itself, and the file in it, which is open inside only."""
+async def read_body(request: Request) -> AsyncIterator[tuple[VideoBody, dict[str, Source]]]:
+    """The fields of a body, each checked by itself, and of FILES what was sent: files are open inside only."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind in ("multipart/form-data", "application/x-www-form-urlencoded"):
-        async with read_form(request, "input_reference") as (texts, file):
-            values: dict[str, Any] = {name: text for name, text in texts.items() if text or name == "prompt"}
-            if "input_reference" in values:
-                values["input_reference"] = {"file_id": values["input_reference"]}
-            yield _checked(values), file
+        async with read_form(request, FILES) as (texts, files):
+            sent = {name: text for name, text in texts.items() if text or name == "prompt"}
+            body = _checked({name: {"file_id": text} if name in FILES else text for name, text in sent.items()})
+            yield body, {**_ids(body), **files}
     elif kind in ("application/json", ""):
-        yield _checked(await request.body()), None
+        body = _checked(await request.body())
+        yield body, _ids(body)
     else:
         raise RequestError(400, "the body must be application/json or multipart/form-data; see /docs")
+
+
+def _ids(body: VideoBody) -> dict[str, Source]:
+    return {name: given["file_id"] for name in FILES if (given := getattr(body, name))}
 
 
 def _checked(values: bytes | dict[str, Any]) -> VideoBody:
@@ -140,12 +153,12 @@ def _checked(values: bytes | dict[str, Any]) -> VideoBody:
 
 
 @asynccontextmanager
-async def read_form(request: Request, file_field: str) -> AsyncIterator[tuple[dict[str, str], BinaryIO | None]]:
-    """The fields of a form, each once, and the file in the field that may be one. RequestError unless the form is whole."""
+async def read_form(request: Request, fields: Collection[str]) -> AsyncIterator[tuple[dict[str, str], dict[str, BinaryIO]]]:
+    """The texts of a form, each once, and the files in those `fields` that may be one. RequestError unless the form is whole."""
     if not request.headers.get("content-type", "").lower().startswith("multipart/"):
         form, whole = await request.form(), True
     else:
-        parser = _CheckedForm(request.headers, request.stream(), max_files=1, max_fields=32, max_part_size=2**18)
+        parser = _CheckedForm(request.headers, request.stream(), max_files=len(fields), max_fields=32, max_part_size=2**18)
         try:
             form, whole = await parser.parse(), parser.ended
         except MultiPartException as error:
@@ -158,10 +171,10 @@ async def read_form(request: Request, file_field: str) -> AsyncIterator[tuple[di
         for name, value in items:
             if names.count(name) > 1:
                 raise RequestError(400, f"{name[:40]} is given twice; send it once", name[:40])
-            if isinstance(value, UploadFile) and name != file_field:
-                raise RequestError(400, f"{name[:40]} must not be a file; only {file_field} may", name[:40])
-        files = [value.file for _, value in items if isinstance(value, UploadFile)]
-        yield {name: value for name, value in items if isinstance(value, str)}, files[0] if files else None
+            if isinstance(value, UploadFile) and name not in fields:
+                raise RequestError(400, f"{name[:40]} must not be a file; only {' and '.join(fields)} may", name[:40])
+        files = {name: value.file for name, value in items if isinstance(value, UploadFile)}
+        yield {name: value for name, value in items if isinstance(value, str)}, files
     finally:
         await form.close()
 
@@ -232,4 +245,19 @@ def start_from(request: VideoRequest, decoded: Decoded, body: VideoBody, config:
     if frames <= given:
         hint = f"use {given + ADDED}" if given + ADDED <= config.max_frames else "cut it first"
         raise RequestError(400, f"frames must be more than the {given} given ones, got {frames}; {hint}", "frames")
-    return replace(request, frames=frames, given=given, note="; ".join(filter(None, (request.note, decoded.note))))
+    return replace(request, frames=frames, given=given)
+
+
+def keyframe_sources(request: VideoRequest, body: VideoBody, sources: Mapping[str, Source]) -> dict[int, tuple[str, Source]]:
+    """Which pictures later frames are to show: field and source by number of the frame. RequestError for impossible frames."""
+    found: dict[int, tuple[str, Source]] = {}
+    last = {str(request.frames - 1): sources["last_image"]} if "last_image" in sources else {}
+    for field, named in (("keyframes", body.keyframes), ("last_image", last)):
+        for time, source in named.items():
+            with refusing(field):
+                at = frame_at(time, request.fps)
+                check_keyframe(at, request.given, request.frames)
+                if at in found:
+                    raise ValueError(f"a frame may have one keyframe, got two for frame {at}; leave one out")
+            found[at] = field, source
+    return found

@@ -8,7 +8,7 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from statistics import mean
@@ -28,6 +28,7 @@ from lumos.serving.uploads import Uploads
 
 log = logging.getLogger("lumos.serving")
 LARGE = 512  # pixels of the longer side of a large file
+Starts = Mapping[int, Path]  # files of frames that are given, by number of the first
 CANCELLED = ("cancelled", "this video was cancelled")
 
 
@@ -123,11 +124,11 @@ class Service:
         self.check_loaded()
         self.queue.check_room(client, round(min(600, max(1, mean(self._taken or [10.0]) / len(self.workers)))))
 
-    def submit(self, request: VideoRequest, client: Client, start: Path | None = None, source: str | None = None) -> Video:
-        """Put a checked request into the queue. `start`: file with its given frames, which is moved. RequestError, or OSError."""
+    def submit(self, request: VideoRequest, client: Client, starts: Starts | None = None, source: str | None = None) -> Video:
+        """Put a checked request into the queue. `starts`: see Store.add. RequestError, or OSError."""
         self.check_room(client)
         video = Video(new_id("video"), client.digest, self.config.weights_name, request, time.time(), source=source)
-        self.store.add(video, start)
+        self.store.add(video, starts)
         self.jobs[video.id] = job = Job(video, client)
         self.queue.waiting.append(job)
         for worker in self.workers:

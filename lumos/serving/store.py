@@ -13,6 +13,7 @@ import re
 import secrets
 import shutil
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,12 +27,12 @@ from lumos.serving.request import VideoRequest
 log = logging.getLogger("lumos.serving")
 MARKER = ".lumos-serve"
 RECORD = "record.json"
-START = "start.safetensors"  # the given frames of a video that is not finished
+START = "start_{}.safetensors"  # frames that are given to a video that is not finished, with the number of the first
 FILES = ("video.mp4", "video.gif", "video.png", "thumbnail.png")  # of a completed video
 # what a server writes into a video's folder, also half written; whatever else lies there is not ours to delete
 LARGE_FILES = ("large.mp4", "large.gif", "large.png")  # of one that somebody wanted larger, until the server stops
-_NAMES = "|".join(re.escape(name) for name in (RECORD, START, *FILES, *LARGE_FILES))
-OURS = re.compile(rf"({_NAMES})|\.({_NAMES}){PARTIAL}")
+_NAMES = "|".join(re.escape(name) for name in (RECORD, *FILES, *LARGE_FILES))
+OURS = re.compile(rf"({_NAMES})|start(_\d+)?\.safetensors|\.({_NAMES}){PARTIAL}")
 FIRST_HOUR = 3600.0  # a machine may start with a wrong clock; until it can have been set, no video is too old
 
 
@@ -73,6 +74,7 @@ class Video:
             "size": f"{made.width}x{made.height}",
             "seconds": f"{made.frames / made.fps:.3f}".rstrip("0").rstrip("."),
             "given_frames": made.given,
+            "keyframes": list(made.keyframes),
             "note": made.note or None,
             "remixed_from_video_id": self.source,
             "queue_position": position,
@@ -119,13 +121,13 @@ class Store:
         """The folder of a video that is known. KeyError for any other name, so that no path is made of a stranger's words."""
         return self.videos / self.known[id].id
 
-    def add(self, video: Video, start: Path | None = None) -> None:
-        """Keep a new video, and move the file of its given frames to it. OSError when the disk is full: nothing is kept then."""
+    def add(self, video: Video, starts: Mapping[int, Path] | None = None) -> None:
+        """Keep a new video, and move the files of its given frames to it. OSError when the disk is full: nothing is kept then."""
         folder = self.videos / video.id
         try:
             folder.mkdir(mode=0o700)
-            if start:
-                os.replace(start, folder / START)
+            for at, file in (starts or {}).items():
+                os.replace(file, folder / START.format(at))
             self.save(video)
         except OSError:
             _remove(folder)

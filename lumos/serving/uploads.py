@@ -61,7 +61,7 @@ class Uploads:
             file = source if isinstance(source, Path) else await asyncio.to_thread(self._copy, source, place / "file")
             async with self._places:
                 found = await asyncio.to_thread(self._decode, file, place, size)
-            yield found, place / START
+            yield found, place / START.format(0)
         finally:
             shutil.rmtree(place, ignore_errors=True)
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load
 from torch import Tensor
 
 from lumos.generate import Generator
@@ -29,6 +29,7 @@ from lumos.serving.decode import is_memory_error
 from lumos.serving.request import VideoRequest
 from lumos.serving.store import FILES, START
 from lumos.session import Session
+from lumos.tokenizer.compression import pixel_frames
 from lumos.weights import find_weights
 
 SECONDS_BETWEEN_NEWS = 0.4  # of progress; frames are told at once
@@ -42,7 +43,7 @@ class Cancelled(Exception):
 
 def run(server: Connection, weights: str, device: str | None, workers: int = 1) -> None:
     """Serve until the server closes its end. It sends ("make", requests, folders for their files) and ("cancel",), of sessions
-    ("open", id, request), ("fork", id, source), ("next", id, frames to keep or None, sentence or None) and ("end", id).
+    ("open", id, request, given), ("fork", id, source), ("next", id, frames to keep or None, sentence or None) and ("end", id).
 
     It is told ("ready", about, prompts, files) or ("broken", message) first, then for every batch ("progress", done, passes) and
     ("frames", first, [pictures of each row]), and at its end ("finished", [error or None of each row], seconds, files) or
@@ -110,9 +111,9 @@ def _steer(
 ) -> tuple[tuple[int, list[bytes]], list[tuple[int, str]]] | None:
     """One word of serving/live.py: after "next", (number of the first new frame, pictures) and all sentences."""
     if word == "open":
-        asked: VideoRequest = rest[0]
+        asked, starts = rest
         settings = {name: getattr(asked, name) for name in ("height", "width", "steps", "guidance", "temperature")}
-        sessions[id] = generator.session(asked.prompt, asked.seed, **settings)
+        sessions[id] = generator.session(asked.prompt, asked.seed, **settings, **_given(asked, starts.__getitem__))
     elif word == "fork":
         sessions[id] = sessions[rest[0]].fork()
     elif word == "end":
@@ -123,7 +124,7 @@ def _steer(
             session.back(session.frames - kept)
         if sentence is not None:
             session.say(sentence)
-        first = session.frames
+        first = pixel_frames(session.course.shown, generator.tokenizer.temporal)
         return (first, _pictures(next(session)[0].cpu())), session.sentences
     return None
 
@@ -166,11 +167,11 @@ def _make(
         [request.prompt for request in requests],
         frames=first.frames,
         seed=[request.seed for request in requests],
-        given=to_float(load_file(folders[0] / START)["rgb_CFHW"]) if first.given else None,
         sampler=replace(generator.config.sampler, steps=first.steps, guidance=first.guidance, temperature=first.temperature),
         height=first.height,
         width=first.width,
         progress=progress,
+        **_given(first, lambda at: (folders[0] / START.format(at)).read_bytes()),
     )
     with closing(frames):  # type: ignore[type-var]
         for pixels_BCFHW in frames:
@@ -179,6 +180,12 @@ def _make(
             say("frames", shown, [_pictures(pixels_CFHW) for pixels_CFHW in parts[-1]])
             between()
     return [_write(folder, pixels, first.fps) for folder, pixels in zip(folders, torch.cat(parts, dim=2), strict=True)]
+
+
+def _given(request: VideoRequest, read: Callable[[int], bytes]) -> dict[str, Any]:
+    """The generator's arguments for what a request gives. read: bytes of the file of frames, by number of the first."""
+    given = {at: to_float(load(read(at))["rgb_CFHW"]) for at in ([0] if request.given else []) + list(request.keyframes)}
+    return {"given": given.pop(0, None), "keyframes": {at: pixels_CFHW[:, 0] for at, pixels_CFHW in given.items()}}
 
 
 def _pictures(pixels_CFHW: Tensor) -> list[bytes]:

@@ -1,4 +1,8 @@
-"""How many pixels a code stands for, in time and in space. Without torch, so that every part of lumos can ask here."""
+"""How many pixels a code stands for, in time and in space, and which frame a time is. Without torch: all of lumos can ask."""
+
+import re
+
+TIME = r"[0-9]{1,6}(?:[.][0-9]{1,6}(?=s))?s?"
 
 
 def latent_frames(frames: int, temporal: int) -> int:
@@ -12,6 +16,20 @@ def latent_frames(frames: int, temporal: int) -> int:
 def pixel_frames(latent_frames: int, temporal: int) -> int:
     """The inverse: frames of so many latent frames."""
     return 1 + temporal * (latent_frames - 1) if latent_frames else 0
+
+
+def frame_at(time: str, fps: float) -> int:
+    """Number of the frame at a time: seconds (2s), or that number itself. ValueError for anything else."""
+    if not re.fullmatch(TIME, time):
+        raise ValueError(f"a time must be seconds, such as 2s, or the number of a frame, such as 16, got {time[:20]!r}")
+    return round(float(time.removesuffix("s")) * (fps if time.endswith("s") else 1))
+
+
+def check_keyframe(at: int, given: int, frames: int) -> None:
+    """ValueError unless frame number `at` comes after the first and all `given` ones of a video of so many frames."""
+    if not max(1, given) <= at < frames:
+        rule = f"a keyframe must lie after frame {max(1, given) - 1} and at most at the last frame, {frames - 1}"
+        raise ValueError(f"{rule}, got {at}; use another time or more frames")
 
 
 def check_sides(height: int, width: int, unit: int) -> None:

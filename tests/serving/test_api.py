@@ -156,6 +156,58 @@ def test_a_video_is_continued_from_a_file_or_from_a_result(server: Any, tmp_path
     assert frames_of(server.http.get(f"/v1/videos/{more['id']}/content").content) == 25
 
 
+def test_pictures_of_later_frames_are_taken_with_the_request_or_before(server: Any, files: dict[str, str]) -> None:
+    end, upload = {"last_image": {"file_id": files["picture"]}}, files["picture"]
+    for given, frames in ((end, [8]), ({"keyframes": {"0.25s": upload, "7": upload}} | end, [2, 7, 8])):
+        video = server.make(frames=9, steps=1, input_reference={"file_id": upload}, **given)
+        assert (video["given_frames"], video["keyframes"]) == (1, frames)
+        assert server.finish(video["id"])["status"] == "completed"
+    form = {"prompt": "a red circle", "frames": "9", "steps": "1", "input_reference": upload}
+    video = server.http.post("/v1/videos", data=form, files={"last_image": picture(100, 50)}).json()
+    assert video["keyframes"] == [8] and video["note"].count("resized to 32x32") == 2
+    assert server.finish(video["id"])["status"] == "completed"
+
+
+@pytest.fixture(scope="module")
+def files(server: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Ids of uploads."""
+    clip = write_video(tmp_path_factory.mktemp("clip") / "x.mp4", torch.zeros(3, 5, 32, 32), 8).read_bytes()
+    sent = {"picture": picture(), "video": clip}
+    return {name: server.http.post("/v1/uploads", files={"file": file}).json()["id"] for name, file in sent.items()}
+
+
+LAST: dict[str, Any] = {"last_image": {"file_id": "picture"}}
+WRONG_KEYFRAMES: list[tuple[dict[str, Any], str, str]] = [
+    ({"keyframes": {"9": "picture"}}, "keyframes", "at most at the last frame, 8, got 9"),
+    ({"keyframes": {"2s": "picture"}}, "keyframes", "got 16; use another time or more frames"),
+    ({"keyframes": {"0": "picture"}}, "keyframes", "after frame 0"),
+    ({"keyframes": {"4": "picture"}, "input_reference": {"file_id": "video"}}, "keyframes", "after frame 4"),
+    ({"keyframes": {"4.5": "picture"}}, "keyframes", "seconds, such as 2s, or the number of a frame, such as 16, got '4.5'"),
+    ({"keyframes": {"-1": "picture"}}, "keyframes", "got '-1'"),
+    ({"keyframes": {"1s": "picture", "8": "picture"}}, "keyframes", "two for frame 8"),
+    ({"keyframes": {"8": "picture"}} | LAST, "last_image", "two for frame 8"),
+    ({"frames": 1} | LAST, "last_image", "last frame, 0, got 0"),
+    ({"keyframes": {"4": "video"}}, "keyframes", "must be a picture here, got a video"),
+    ({"last_image": {"file_id": "video"}}, "last_image", "must be a picture here, got a video"),
+    ({"keyframes": {"4": "upload_0"}}, "keyframes", "no such upload"),
+    ({"keyframes": {str(at): "picture" for at in range(1, 10)}}, "keyframes", "at most 8"),
+    ({"keyframes": ["picture"]}, "keyframes", "should be an object"),
+]
+
+
+@pytest.mark.parametrize(("asked", "field", "says"), WRONG_KEYFRAMES, ids=range(len(WRONG_KEYFRAMES)))
+def test_what_is_wrong_with_pictures_of_later_frames_is_said(
+    server: Any, files: dict[str, str], asked: dict[str, Any], field: str, says: str
+) -> None:
+    words = json.dumps({"prompt": "a", "frames": 9} | asked)
+    for name, id in files.items():
+        words = words.replace(f'"{name}"', f'"{id}"')
+    answer = server.http.post("/v1/videos", content=words, headers={"Content-Type": "application/json"})
+    assert answer.status_code == 400, answer.text
+    error = server.error(answer)
+    assert error["param"] == field and says in error["message"]
+
+
 def test_lists_are_of_one_client(server: Any) -> None:
     mine, other = {"X-Client-Id": "list one"}, {"X-Client-Id": "list two"}
     ids = [server.http.post("/v1/videos", json={"prompt": "a", "frames": 1}, headers=mine).json()["id"] for _ in range(3)]
@@ -256,7 +308,8 @@ def test_what_is_wrong_is_said(server: Any, body: bytes, says: str) -> None:
     [
         ({"prompt": ["a", "b"]}, {}, "prompt is given twice"),
         ({"prompt": "a", "input_reference": "upload_0"}, {"input_reference": b"x"}, "input_reference is given twice"),
-        ({"prompt": "a"}, {"size": b"x"}, "size must not be a file"),
+        ({"prompt": "a"}, {"size": b"x"}, "size must not be a file; only input_reference and last_image may"),
+        ({"prompt": "a"}, {"last_image": b"just text"}, "no picture"),
         ({"prompt": "a", "frames": "5.5"}, {}, "frames"),
         ({"prompt": ""}, {}, "words"),
         ({"prompt": "a", "frames": "1"}, {"input_reference": picture()}, "frames must be more than the 1 given ones"),

@@ -1,6 +1,8 @@
 """Sessions over HTTP and a real worker: watched while made, told on the way; nothing is made that nobody waits for."""
 
 import asyncio
+import io
+import threading
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -11,12 +13,19 @@ import pytest
 
 pytest.importorskip("fastapi", reason="the server needs the extra: pip install 'lumos[serve]'")
 
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from lumos.diffusion.sampler import SamplerConfig
 from lumos.generate import Generator
+from lumos.media.pixels import to_bytes
 from lumos.serving.api import _data_url
 from lumos.serving.live import AHEAD, Sessions
 from lumos.serving.queue import Client
 from lumos.serving.request import VideoRequest
-from lumos.serving.worker import _pictures
+from lumos.serving.store import START
+from lumos.serving.worker import _make, _pictures, _steer
 
 QUICK = {"prompt": "a red circle", "seed": 3, "steps": 2}
 
@@ -82,15 +91,17 @@ def test_a_session_shows_what_a_session_in_python_makes(viewer: Viewer, toy_fold
 
 def test_back_fork_and_pause(viewer: Viewer) -> None:
     first = viewer.see(3)
-    assert viewer.do("say", prompt="two crimson stars")["note"] == "does not know: crimson, reads it as red"
+    note = "does not know: crimson, reads it as red"
+    assert viewer.do("say", prompt="two crimson stars")["note"] == note
     viewer.see(AHEAD + 1)
+    assert viewer.document["note"] == note
     start = viewer.sentences[1][0]
     assert start is not None
     fork = Viewer(viewer.server, viewer.ask("POST", f"/v1/sessions/{viewer.document['id']}/fork"))
     fork.after = viewer.after
     assert fork.see(2) == viewer.see(2) and fork.document["id"] != viewer.document["id"]
     document = viewer.do("back", frame=1)
-    assert document["frames"] == 1 and viewer.sentences == [(0, "a red circle")]
+    assert document["frames"] == 1 and viewer.sentences == [(0, "a red circle")] and document["note"] is None
     late = viewer.ask("GET", f"/v1/sessions/{document['id']}/frames", params={"after": viewer.after})
     assert late["pictures"] == [] and late["frames"] == 1
     while (standing := viewer.ask("GET", f"/v1/sessions/{document['id']}"))["status"] == "making":
@@ -102,6 +113,45 @@ def test_back_fork_and_pause(viewer: Viewer) -> None:
     assert len(viewer.see()) == 4  # and on it goes
     viewer.do("end")
     assert fork.see() and fork.do("end")["status"] == "ended"
+
+
+def test_a_session_starts_from_a_picture_and_leads_to_another(server: Any, toy_folder: Path) -> None:
+    pixels = [torch.full((3, 1, 32, 32), value) for value in (-1.0, 1.0)]
+    names = []
+    for pixels_CFHW in pixels:
+        file = io.BytesIO()
+        Image.fromarray(to_bytes(pixels_CFHW)[:, 0].permute(1, 2, 0).numpy()).save(file, "PNG")
+        names.append(server.http.post("/v1/uploads", files={"file": file.getvalue()}).json()["id"])
+    asked = QUICK | {"input_reference": {"file_id": names[0]}, "keyframes": {"1s": names[1]}}
+    viewer = Viewer(server, server.http.post("/v1/sessions", json=asked).json())
+    assert viewer.document["keyframes"] == [8]
+    session = Generator.from_folder(toy_folder, "cpu").session("a red circle", 3, given=pixels[0], steps=2)
+    assert viewer.see(3) == [_data_url(picture) for part in islice(session, 3) for picture in _pictures(part[0])]
+    answer = server.http.post(f"/v1/sessions/{viewer.document['id']}/back", json={"frame": 0})
+    assert answer.status_code == 400 and "frame must be 1 to the" in server.error(answer)["message"]
+    assert viewer.do("back", frame=1)["frames"] == 1 and viewer.sentences == [(1, "a red circle")]
+    viewer.after = 1
+    assert len(viewer.see()) == 4
+    viewer.do("end")
+
+
+def test_a_worker_gives_the_generator_what_a_request_gives(tmp_path: Path) -> None:
+    request = VideoRequest("a", 9, 32, 32, 8.0, 1, 2, 2.0, 1.0, given=5, keyframes=(6, 8))
+    for at, frames in ((0, 5), (6, 1), (8, 1)):
+        save_file({"rgb_CFHW": torch.full((3, frames, 32, 32), at, dtype=torch.uint8)}, tmp_path / START.format(at))
+    told: list[dict[str, Any]] = []
+
+    def made(*_: Any, **settings: Any) -> Any:
+        told.append(settings)
+        return (part for part in [torch.zeros(1, 3, 9, 32, 32)])
+
+    generator: Any = SimpleNamespace(config=SimpleNamespace(sampler=SamplerConfig()), stream=made, session=made)
+    assert _make(generator, [request], [tmp_path], threading.Event(), lambda *words: None, lambda: None) == [None]
+    files = {at: (tmp_path / START.format(at)).read_bytes() for at in (0, 6, 8)}
+    _steer(generator, {}, "open", "x", request, files)
+    for settings in told:
+        assert settings["given"].shape == (3, 5, 32, 32) and settings["keyframes"].keys() == {6, 8}
+        assert all(torch.equal(pixels, torch.full((3, 32, 32), at / 127.5 - 1)) for at, pixels in settings["keyframes"].items())
 
 
 def test_what_is_wrong_is_told_and_changes_nothing(viewer: Viewer) -> None:
@@ -124,7 +174,9 @@ def test_what_is_wrong_is_told_and_changes_nothing(viewer: Viewer) -> None:
     for path in ("say", "back", "pause", "fork", "end"):
         answer = http.post(f"/v1/sessions/session_0/{path}", json={"prompt": "a"} if path == "say" else {"frame": 0})
         assert answer.status_code == 404 and "no such session" in viewer.server.error(answer)["message"]
-    for wrong in ({"frames": 9}, {"seconds": 1}, {"input_reference": {"file_id": "x"}}, {"prompt": ""}, {"steps": 10_000}):
+    file = {"file_id": "x"}
+    wrongs: tuple[dict[str, Any], ...] = ({"frames": 9}, {"seconds": 1}, {"last_image": file}, {"input_reference": file})
+    for wrong in (*wrongs, {"keyframes": {"9": "x"}}, {"prompt": ""}, {"steps": 10_000}):
         answer = http.post("/v1/sessions", json=QUICK | wrong)
         assert answer.status_code == 400 and viewer.server.error(answer)["param"] == next(iter(wrong))
     assert viewer.ask("GET", f"/v1/sessions/{id}")["sentences"] == [{"frame": 0, "prompt": "a red circle"}]
