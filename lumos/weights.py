@@ -192,8 +192,7 @@ def check_names(tensors: Mapping[str, Tensor], module_state: Mapping[str, Tensor
     for name, expected in module_state.items():
         found = tensors[name]
         if found.shape != expected.shape:
-            shapes = f"{list(expected.shape)} by its config, got {list(found.shape)}"
-            raise ValueError(f"{where}: {name} must have shape {shapes}; use the config it was saved with")
+            raise ValueError(f"{where}: {name} must have shape {list(expected.shape)} by its config, got {list(found.shape)}")
         if expected.is_floating_point() and (not found.is_floating_point() or found.dtype.itemsize < 2):
             raise ValueError(f"{where}: {name} must hold floating point numbers of 16 bits or more, got {found.dtype}")
 

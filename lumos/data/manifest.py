@@ -198,8 +198,7 @@ def _csv_rows(path: Path, kind: str) -> list[Values]:
         names = [name.strip() for name in next(reader, [])]
         for fields in filter(None, reader):
             if len(fields) > len(names):
-                rule = f"{path} has too many fields in line {reader.line_num}, more than its header"
-                raise ValueError(f"{rule}; quote captions that hold commas")
+                raise ValueError(f"{path} has too many fields in line {reader.line_num}; quote captions that hold commas")
             rows.append(dict(zip_longest(names, fields)))
     except csv.Error as error:
         raise ValueError(f"{path} must be a {kind[1:]} table, got a broken line ({error})") from error

@@ -68,8 +68,7 @@ def open_pixels(folder: str, size: int) -> ShardIndex:
     if index.form != PIXELS:
         raise ValueError(f"a tokenizer is trained on pictures, got codes in {folder}; make shards with lumos prepare --pixels")
     if index.sizes_N3[:, 1:].min() < size:
-        rule = f"{folder} must hold pictures of at least {size}x{size}, got smaller ones"
-        raise ValueError(f"{rule}; prepare them larger, or set size")
+        raise ValueError(f"{folder} must hold pictures of at least {size}x{size}, got smaller ones")
     return index
 
 

@@ -269,8 +269,7 @@ def _begin(out: Path, parts: Sequence[Sequence[Entry]], config: PrepareConfig, m
     if not changed and (len(made_from or []) != len(parts) or any(shard_path(out, i).exists() for i in differ)):
         changed = ["manifest"]
     if before and changed:
-        rule = f"{out} was begun with another {', '.join(changed)}"
-        raise ValueError(f"{rule}; give the command that began it, or choose a new folder")
+        raise ValueError(f"{out} was begun with another {', '.join(changed)}; choose a new folder")
     if made_from != digests:
         write_text(out / PREPARED, json.dumps(settings, indent=1))
 

@@ -65,13 +65,11 @@ class ShardIndex:
 def check_tokenizer(index: ShardIndex, tokenizer: VideoTokenizer) -> None:
     """ValueError unless `tokenizer` made the codes of these shards."""
     if index.form == PIXELS:
-        rule = f"{index.folder} holds pictures, not codes"
-        raise ValueError(f"{rule}; tokenise them: lumos prepare {index.folder} NEW --tokenizer ...")
+        raise ValueError(f"{index.folder} holds pictures, not codes; tokenise them with lumos prepare")
     if index.tokenizer == COSMOS and isinstance(tokenizer.config, CosmosConfig):
         return
     if (found := fingerprint(tokenizer)) != index.tokenizer:
-        rule = f"{index.folder} must be made with this tokenizer ({found}), got shards of another one ({index.tokenizer})"
-        raise ValueError(f"{rule}; prepare them again with it, or give theirs with --tokenizer")
+        raise ValueError(f"{index.folder} must be made with this tokenizer ({found}), got another's ({index.tokenizer})")
 
 
 def pack_codes(codes_THW: Tensor) -> bytes:

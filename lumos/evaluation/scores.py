@@ -1,9 +1,10 @@
 """Marks of single prompts -> scores with confidence intervals, by class, split and task."""
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from scipy.stats import binomtest
 
 
 @dataclass(frozen=True)
@@ -25,14 +26,10 @@ class Result:
         return sum(0.0 if mark else 0.5 if mark is None else 1.0 for mark in self.classes.values()) / len(self.classes)
 
 
-def wilson(right: int, of: int, z: float = 1.959964) -> tuple[float, float]:
-    """Wilson's confidence interval of a share; z = 1.96 is 95 %."""
-    if not 0 <= right <= of or of < 1:
-        raise ValueError(f"right must be 0 to of, and of at least 1, got {right} of {of}")
-    share, spread = right / of, z * z / of
-    middle = (share + spread / 2) / (1 + spread)
-    half = z / (1 + spread) * math.sqrt(share * (1 - share) / of + spread / (4 * of))
-    return max(0.0, middle - half), min(1.0, middle + half)
+def wilson(right: int, of: int) -> tuple[float, float]:
+    """Wilson's 95 % confidence interval of a share."""
+    interval = binomtest(right, of).proportion_ci(method="wilson")
+    return float(interval.low), float(interval.high)
 
 
 def score(marks: Iterable[bool | None]) -> dict[str, Any]:

@@ -60,8 +60,7 @@ def read_video(
             frames.append(frames[-1] if picture is shown else picture.draw(height, width))
             shown, notes = picture, notes or picture.note(height, width)
             if len(frames) * frames[0].size * 4 > MAX_BYTES:
-                rule = f"{path} is longer than fits into 4 GiB at {width}x{height}"
-                raise ValueError(f"{rule}; read fewer frames or a smaller size")
+                raise ValueError(f"{path} is longer than fits into 4 GiB at {width}x{height}; read fewer frames")
     if not frames:
         raise ValueError(f"start must lie within {path}, got {start} s; use a smaller one")
     if header.fps and abs(1 / header.fps - 1 / fps) > header.tick:

@@ -37,9 +37,7 @@ def axis_of_channel(kind: RopeKind, pairs: int) -> list[int]:
     frequencies. 1d: needs no table (all three coordinates are the sequence index), any will do.
     """
     if pairs % 16:
-        raise ValueError(
-            f"half of head_width must be a multiple of 16 for the 4:6:6 split, got {pairs}; use head_width 32, 64, 96, 128, ..."
-        )
+        raise ValueError(f"half of head_width must be a multiple of 16 for the 4:6:6 split, got {pairs}; use 64 or 128")
     if kind == "m-rope":
         return [TIME] * (pairs // 16 * 4) + [HEIGHT] * (pairs // 16 * 6) + [WIDTH] * (pairs // 16 * 6)
     return list(INTERLEAVED) * (pairs // 16)

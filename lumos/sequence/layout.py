@@ -197,8 +197,7 @@ def unpack(vocabulary: Vocabulary, ids: Sequence[int]) -> tuple[list[int], Tenso
         lines = [content[r * (columns + 1) : (r + 1) * (columns + 1)] for r in range(rows)]
         if row[at - 1 : at] != [vocabulary.frame_end] or any(line[-1] != vocabulary.newline for line in lines):
             raise ValueError(
-                f"latent frame {len(frames)} of a sample must be {rows} rows of {columns} codes and a newline, it is not; "
-                "the file is damaged"
+                f"latent frame {len(frames)} of a sample must be {rows} rows of {columns} codes and a newline, it is not"
             )
         frames.append([line[:-1] for line in lines])
     codes_THW = torch.tensor(frames, dtype=torch.int64) - vocabulary.first_code

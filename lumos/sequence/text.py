@@ -25,9 +25,7 @@ class TextTokenizer:
     @classmethod
     def from_file(cls, path: Path) -> "TextTokenizer":
         if not path.is_file():
-            raise FileNotFoundError(
-                f"a prompt needs the text tokenizer file {path}, which is missing; copy text_tokenizer.json into the folder"
-            )
+            raise FileNotFoundError(f"a prompt needs the text tokenizer file {path}, which is missing; copy it into the folder")
         check_not_a_pointer(path)
         try:
             tokenizer = Tokenizer.from_file(str(path))

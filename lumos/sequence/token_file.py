@@ -64,10 +64,7 @@ def load_tokens(file: Path, tokenizer: nn.Module, codebook_size: int) -> Tokens:
         raise ValueError(f"{file} must be a tokens file made with --save-tokens, got another or a damaged one; make it again")
     found = fingerprint(tokenizer)
     if about.tokenizer not in (found, _former_fingerprint(tokenizer)):
-        raise ValueError(
-            f"{file} holds codes of another tokenizer ({about.tokenizer}) than these weights have ({found}); "
-            "use the weights it was made with"
-        )
+        raise ValueError(f"{file} holds codes of another tokenizer ({about.tokenizer}) than these weights have ({found})")
     if codes_BTHW.numel() == 0 or int(codes_BTHW.min()) < 0 or int(codes_BTHW.max()) >= codebook_size:
         raise ValueError(f"{file} must hold codes of 0 to {codebook_size - 1}, got others or none; make it again")
     return Tokens(codes_BTHW, about)

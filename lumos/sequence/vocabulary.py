@@ -56,9 +56,7 @@ class Vocabulary:
     def number(self, n: int) -> int:
         """Id of the number n (a grid size in units of 32 pixels, a duration in seconds, or frames per second)."""
         if not 0 <= n < self.numbers:
-            raise ValueError(
-                f"a size, duration or frame rate must be 0 to {self.numbers - 1} in this vocabulary, got {n}; use a smaller one"
-            )
+            raise ValueError(f"a size, duration or frame rate must be 0 to {self.numbers - 1} in this vocabulary, got {n}")
         return self.number_zero + n
 
 

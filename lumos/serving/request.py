@@ -194,8 +194,7 @@ def complete(body: VideoBody, config: ServeConfig, about: Mapping[str, Any], pro
     about: what the worker said of the model.
     """
     if body.model not in (None, config.weights_name):
-        message = f"model must be {config.weights_name}, got {quoted(body.model)}; leave it out"
-        raise RequestError(400, message, "model", "model_not_found")
+        raise RequestError(400, f"model must be {config.weights_name}, got {quoted(body.model)}", "model", "model_not_found")
     with refusing("size"):
         width, height = _size(body.size or f"{about['width']}x{about['height']}", config, about)
     with refusing("frames" if body.seconds is None else "seconds"):

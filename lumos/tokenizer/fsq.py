@@ -43,9 +43,7 @@ class FSQ(nn.Module):
         if codes.dtype != torch.int64:
             raise ValueError(f"codes must be int64, got {codes.dtype}; convert them with .long()")
         if codes.numel() and (int(codes.min()) < 0 or int(codes.max()) >= self.codebook_size):
-            raise ValueError(
-                f"codes must lie in 0 ... {self.codebook_size - 1} for levels {self.levels}, "
-                f"got {int(codes.min())} ... {int(codes.max())}; take them from this tokenizer's encode"
-            )
+            found = f"{int(codes.min())} ... {int(codes.max())}"
+            raise ValueError(f"codes must lie in 0 ... {self.codebook_size - 1} for levels {self.levels}, got {found}")
         digits_D = codes[..., None] // self.basis_D % self.levels_D - self.middle_D
         return digits_D.float() / self.middle_D

@@ -65,5 +65,4 @@ class TrainModelConfig:
                 raise ValueError(f"video.{name} must be {value}, as in worlds, got {getattr(self.video, name)}; change one")
         last = (self.worlds.frames - 1) // self.video.temporal
         if self.video.latest > last:
-            rule = f"video.latest must be a latent frame of the clips, at most {last}"
-            raise ValueError(f"{rule}, got {self.video.latest}; make worlds.frames longer")
+            raise ValueError(f"video.latest must be a latent frame of the clips, at most {last}, got {self.video.latest}")

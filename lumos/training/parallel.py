@@ -44,8 +44,7 @@ class ParallelConfig:
     def check(self, world: int) -> None:
         """ValueError when `world` ranks cannot be divided like this."""
         if world % self.replicas:
-            rule = f"the number of processes must be a multiple of parallel.replicas = {self.replicas}"
-            raise ValueError(f"{rule}, got {world}; change --nproc-per-node or --set parallel.replicas")
+            raise ValueError(f"the number of processes must be a multiple of parallel.replicas = {self.replicas}, got {world}")
 
 
 @torch.no_grad()

@@ -115,8 +115,7 @@ def gather_parts(
     if index is not None:
         check_tokenizer(index, tokenizer)
         if index.form != TOKENS and index.fps != config.video.fps:
-            rule = f"video.fps must be {index.fps:g}, as in {data}, got {config.video.fps}"
-            raise ValueError(f"{rule}; change it, or prepare again")
+            raise ValueError(f"video.fps must be {index.fps:g}, as in {data}, got {config.video.fps}")
     if init is None and saved is not None and (saved / TEXT_FILE).is_file():
         # another look at 20,000 captions would take as long as 100 steps
         text, initial = TextTokenizer.from_file(saved / TEXT_FILE), None
@@ -126,8 +125,7 @@ def gather_parts(
         text, vocabulary, initial = _words(config, list(worlds.values()), tokenizer.codebook_size, index, init, text_file)
         some = sample_captions(list(worlds.values()), 200, config.seed) if worlds else ()
         if (needed := 2 + max((len(text.encode(words)) for words in some), default=0)) > config.video.slots:
-            rule = f"video.slots must be at least {needed} for captions of the worlds in {text.size} text ids"
-            raise ValueError(f"{rule}, got {config.video.slots}; raise it, or text_vocabulary")
+            raise ValueError(f"video.slots must be at least {needed} for captions of the worlds, got {config.video.slots}")
     model = replace(config.model, vocabulary=vocabulary.size, sub_codes=vocabulary.sub_codes)
     config = replace(config, model=model, video=replace(config.video, temporal=tokenizer.temporal, spatial=tokenizer.spatial))
     if config.lora.rank and config.parallel.recompute != "off":  # compiled, adapters are not computed again as they were
@@ -160,8 +158,7 @@ def _words(
             other = [f"{name}={value}" for name, value in asdict(folder.model).items() if value != getattr(expected, name)]
             raise ValueError(f"{init} must hold a model of this preset's shape, got {', '.join(other)}; use its own preset")
         if folder.vocabulary.codes != codes:
-            rule = f"the tokenizer must have the {folder.vocabulary.codes} codes of {init}"
-            raise ValueError(f"{rule}, got {codes}; give its own")
+            raise ValueError(f"the tokenizer must have the {folder.vocabulary.codes} codes of {init}, got {codes}")
         if not config.new_words:
             text.words |= words_in(*drawn, *captions) if text.words else set()
             return text, folder.vocabulary, model.state_dict()

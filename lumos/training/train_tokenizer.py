@@ -154,8 +154,7 @@ def new_tokenizer(config: TrainTokenizerConfig, init: Path | None) -> VideoToken
     if init is not None:
         tokenizer = load_tokenizer(init).train()
         if tokenizer.config != config.tokenizer:
-            rule = f"{init} must hold a tokenizer of shape {config.tokenizer}"
-            raise ValueError(f"{rule}, got {tokenizer.config}; use its own preset")
+            raise ValueError(f"{init} must hold a tokenizer of shape {config.tokenizer}, got {tokenizer.config}")
     elif config.decoder_only:
         raise ValueError("decoder_only must start from a trained tokenizer, got none; name one with --init")
     else:

@@ -326,7 +326,7 @@ def test_a_dry_run_foretells_the_run(material: Path, whole: Path, tmp_path: Path
 
 
 def test_other_settings_or_another_manifest_need_another_folder(material: Path, whole: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"begun with another frames = 5; give the command"):
+    with pytest.raises(ValueError, match=r"begun with another frames = 5; choose"):
         run(material, whole, PrepareConfig(Cut(9, 8.0, CUT.sizes, least=5), rows=2, batch=3))
     with pytest.raises(ValueError, match="begun with another tokenizer"):
         prepare_shards(material / "clips.csv", whole, CONFIG, small_tokenizer(1), Share())

@@ -49,7 +49,7 @@ def train_until_one_dies(rank: int, out: Path, tokenizer: Path) -> None:
 def test_two_train_sharded_until_one_is_killed_and_one_alone_goes_on(tmp_path: Path, tokenizer: Path) -> None:
     assert two(train_until_one_dies, tmp_path, tokenizer) == [2, 9]
     first, second = (json.loads((tmp_path / f"said {rank}").read_text()) for rank in (0, 1))
-    assert first[0].startswith("ValueError the number of processes must be a multiple of parallel.replicas = 3, got 2; change")
+    assert first[0].startswith("ValueError the number of processes must be a multiple of parallel.replicas = 3, got 2")
     assert second == ["SystemExit 2"]
     rule = "all 2 processes must go on together, but one has gone; the same command with --resume goes on"
     assert first[1].startswith(f"ValueError {rule}")

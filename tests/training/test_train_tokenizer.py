@@ -177,5 +177,5 @@ def test_training_the_decoder_alone_keeps_every_code(whole: Path, tmp_path: Path
 def test_weights_to_start_from_are_asked_for_and_must_fit(whole: Path) -> None:
     with pytest.raises(ValueError, match=r"decoder_only must start from a trained tokenizer, got none; name one with --init"):
         new_tokenizer(replace(TOY, decoder_only=True), None)
-    with pytest.raises(ValueError, match="must hold a tokenizer of shape .* use its own preset"):
+    with pytest.raises(ValueError, match="must hold a tokenizer of shape"):
         new_tokenizer(replace(TOY, tokenizer=TokenizerConfig((8, 8))), whole / "tokenizer")

@@ -61,9 +61,7 @@ def read_glb(content: bytes, wanted: Callable[[str], bool], hidden: Callable[[st
             return _read(content, wanted, hidden)
     except _FAULTS as error:
         reason = " ".join(str(error).split())[:120]
-        raise ValueError(
-            f"not a GLB file that can be drawn: {type(error).__name__} {reason}; export it as plain glTF 2.0"
-        ) from None
+        raise ValueError(f"not a GLB file that can be drawn: {type(error).__name__} {reason}") from None
 
 
 def _read(content: bytes, wanted: Callable[[str], bool], hidden: Callable[[str], bool]) -> Mesh:

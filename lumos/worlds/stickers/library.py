@@ -27,9 +27,7 @@ def load_stickers(manifest: Path, size: int, fps: float, workers: int = 0) -> tu
     """
     rows = [_row(manifest, number, line) for number, line in enumerate(manifest.read_text("utf-8").splitlines(), 1) if line]
     if not any(known["noun"] for _, known in rows):
-        raise ValueError(
-            f"{manifest} must have a line per sticker, one of them with a noun, got none; examples/emoji.md makes one"
-        )
+        raise ValueError(f"{manifest} must have a line per sticker, one of them with a noun, got none; see examples/emoji.md")
     draw, paths = partial(_frames, size=size, fps=fps), [path for path, _ in rows]
     with ProcessPoolExecutor(max(1, workers)) as pool:
         drawn = [torch.from_numpy(frames) for frames in (pool.map(draw, paths, chunksize=4) if workers else map(draw, paths))]
