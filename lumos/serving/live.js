@@ -67,7 +67,8 @@ function tell(document) {
   }
   const state = live.paused ? "Paused" : live.count ? "Playing" : "Thinking of the first frame"; // it is read out at every change
   if (part(".status").textContent !== state) part(".status").textContent = state;
-  part(".words").textContent = `${(live.count / facts.fps).toFixed(0)} s  \u00b7  ${document.size}  \u00b7  seed ${document.seed}`;
+  const known = [`${(live.count / facts.fps).toFixed(0)} s`, document.size, document.note, `seed ${document.seed}`];
+  part(".words").textContent = known.filter(Boolean).join("  \u00b7  ");
   part("[data-do=pause]").textContent = live.paused ? "Play" : "Pause";
 }
 

@@ -6,7 +6,7 @@ import { say, isLive } from "./live.js";
 const EXAMPLES = ["a red circle moves up", "a smiling octopus waving its arms", "a snowman", "two green triangles bounce", "a face with sunglasses"];
 const KNOWN = { tiny: "Knows coloured shapes that move, and 734 animated emoji." };
 const pick = (list) => list[Math.floor(Math.random() * list.length)];
-const given = { image: null, video: null }; // kind -> {id, frames}
+const given = { image: null, last: null, video: null }; // kind -> {id, frames}
 const prompt = find("#prompt"), stage = find("#stage");
 const field = (name) => find("#" + name);
 const mode = () => find("[name=start]:checked").value;
@@ -29,11 +29,12 @@ async function create() {
   const length = Number(find("[name=length]:checked").value);
   const asked = { prompt: prompt.value, frames: length, steps: number("steps"), guidance: number("guidance"), temperature: number("temperature") };
   problem("");
-  if (start === "image" || start === "video") {
-    if (!given[start]) return problem(start === "image" ? "Choose a picture first." : "Choose a video to continue first.");
-    asked.input_reference = { file_id: given[start].id };
-    if (start === "video") asked.frames = given[start].frames + Math.max(facts.temporal, length - 1);
-  }
+  if (start === "video" && !given.video) return problem("Choose a video to continue first.");
+  if (start === "image" && !given.image && !given.last) return problem("Choose a picture first.");
+  const first = start === "video" ? given.video : start !== "text" && given.image;
+  if (first) asked.input_reference = { file_id: first.id };
+  if (start === "image" && given.last) asked.last_image = { file_id: given.last.id };
+  if (start === "video") asked.frames = given.video.frames + Math.max(facts.temporal, length - 1);
   if (!words) { problem("Describe the video first."); return prompt.focus(); }
   field("create").disabled = true;
   if (start === "live" && !field("vary").checked) asked.seed = number("seed");
@@ -168,6 +169,7 @@ async function take(zone, file) {
     const form = new FormData();
     form.append("file", file);
     const upload = await ask("POST", "v1/uploads", form);
+    if (upload.kind === "video" && zone.dataset.kind !== "video") throw new Error("This moves: choose a picture, or the tab Continue.");
     use(zone.dataset.kind, upload, upload.preview, `${upload.kind === "image" ? "Picture" : `${upload.frames} frames`} ready` + (upload.note ? `: ${upload.note}` : ""));
   } catch (error) {
     say.textContent = error.message;
@@ -176,8 +178,10 @@ async function take(zone, file) {
   }
 }
 
+const told = (zone) => find(zone.dataset.kind === "video" ? "b" : "small", zone); // where a drop zone says what it holds
+
 function use(kind, reference, picture, words) {
-  const zone = find(`.drop[data-kind=${kind}]`), title = find("b", zone);
+  const zone = find(`.drop[data-kind=${kind}]`), title = told(zone);
   given[kind] = reference;
   Object.assign(find("img", zone), { src: picture, hidden: false });
   title.dataset.usual ||= title.textContent;
@@ -188,7 +192,7 @@ function use(kind, reference, picture, words) {
 }
 
 function forget(zone) {
-  const title = find("b", zone);
+  const title = told(zone);
   given[zone.dataset.kind] = null;
   zone.classList.remove("full");
   find("img", zone).hidden = find("button", zone).hidden = true;

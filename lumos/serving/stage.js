@@ -122,7 +122,7 @@ function tell(video) {
   const settings = [video.prompt, `${video.size}, ${video.steps} steps, guidance ${video.guidance}, temperature ${video.temperature}`, video.note, `seed ${video.seed}`];
   part(".words").textContent = settings.filter(Boolean).join("  \u00b7  ");
   const moves = video.frames > 1, done = state === "done", over = done || state === "failed";
-  const visible = { cancel: !over, mp4: done && moves, gif: done && moves, png: done, loop: done && moves, continue: done, again: over, copy: done && !video.given_frames, delete: over };
+  const visible = { cancel: !over, mp4: done && moves, gif: done && moves, png: done, loop: done && moves, continue: done, again: over, copy: done && !video.given_frames && !video.keyframes.length, delete: over };
   part(".actions").hidden = false;
   for (const element of all("[data-do]", stage)) {
     const what = element.dataset.do;

@@ -120,14 +120,29 @@ def test_text_to_video_and_what_can_be_done_with_it(page: Any, shoot: Any) -> No
 
 def test_image_to_video(page: Any, shoot: Any, tmp_path: Path) -> None:
     Image.linear_gradient("L").resize((64, 40)).save(tmp_path / "photo.png")
+    write_video(tmp_path / "moving.gif", torch.linspace(-1, 1, 5).view(1, 5, 1, 1).expand(3, 5, 32, 32), 8)
     page.click("#start label:has-text('Picture')")
-    page.set_input_files("#file-image", tmp_path / "photo.png")
-    page.wait_for_selector(".drop.full[data-kind=image]")
-    assert "center-cropped" in page.inner_text(".drop[data-kind=image] b")
-    shoot(page, "picture")
-    make(page, "a red circle")
+    shoot(page, "pictures_empty")
+    page.focus("[name=start]:checked")
+    for kind in ("image", "last"):  # by keyboard: Tab, then the space bar opens the browser's dialogue
+        page.keyboard.press("Tab")
+        with page.expect_file_chooser() as chooser:
+            page.keyboard.press("Space")
+        chooser.value.set_files(tmp_path / "photo.png")
+        page.wait_for_selector(f".drop.full[data-kind={kind}]")
+        page.keyboard.press("Tab")  # over the button that removes it
+    assert "center-cropped" in page.inner_text(".drop[data-kind=image] small")
+    shoot(page, "pictures")
+    with page.expect_request("**/v1/videos") as asked:
+        make(page, "a red circle")
+    assert asked.value.post_data_json.keys() >= {"input_reference", "last_image"}
     done(page)
-    assert "resized to 32x32" in page.inner_text("#stage .words")
+    assert page.inner_text("#stage .words").count("resized to 32x32") == 2 and not page.is_visible("[data-do=copy]")
+    page.click("[data-kind=image] button")
+    page.set_input_files("#file-last", tmp_path / "moving.gif")
+    page.wait_for_function("document.querySelector('[data-kind=last] .problem').textContent.includes('choose a picture')")
+    make(page, "a red circle")
+    assert page.inner_text("#problem") == "Choose a picture first."
 
 
 def test_a_result_and_a_file_are_continued(page: Any, tmp_path: Path) -> None:
@@ -183,23 +198,30 @@ def test_a_bad_upload_and_a_bad_prompt_are_explained(page: Any, shoot: Any, tmp_
     shoot(page, "bad_upload")
 
 
-def test_live_is_told_what_comes_next_and_goes_back(page: Any, shoot: Any) -> None:
+def test_live_is_told_what_comes_next_and_goes_back(page: Any, shoot: Any, tmp_path: Path) -> None:
     page.click("#start label:has-text('Live')")
     make(page, "a " * 100)
     page.wait_for_function("document.querySelector('#problem').textContent.includes('text ids')")
-    page.fill("#prompt", "a red circle")
+    Image.linear_gradient("L").save(tmp_path / "photo.png")
+    page.set_input_files("#file-image", tmp_path / "photo.png")
+    page.wait_for_selector(".drop.full[data-kind=image]")
+    shoot(page, "live_start")
+    page.fill("#prompt", "a crimson circle")
     page.press("#prompt", "Enter")
     page.wait_for_selector("#stage[data-state=live]")
+    assert not page.is_visible(".zones")
     page.wait_for_function("Number(document.querySelector('#stage').dataset.frames) >= 5", timeout=WAIT)
     assert page.inner_text("#create") == "Say" and page.input_value("#prompt") == ""
-    page.keyboard.type("two blue stars")  # the field has the focus
+    page.keyboard.type("two azure stars")  # the field has the focus
     page.keyboard.press("Enter")
     page.wait_for_selector(".said li:nth-child(2) button:not(:disabled)", timeout=WAIT)
-    assert page.inner_text(".said [aria-current]").endswith("two blue stars")
+    assert page.inner_text(".said [aria-current]").endswith("two azure stars")
+    assert "does not know: azure; near it: blue" in page.inner_text("#stage .words")
     shoot(page, "live")
     page.focus(".said button >> nth=0")
     page.keyboard.press("Enter")
     page.wait_for_function("document.querySelectorAll('.said li').length === 1")
+    assert "does not know: crimson" in page.inner_text("#stage .words")
     page.click("[data-do=pause]")
     page.wait_for_function("document.querySelector('#stage .status').textContent === 'Paused'")
     page.click("[data-do=pause]")
@@ -230,9 +252,18 @@ def test_prompts_are_text_whatever_they_look_like(page: Any) -> None:
     assert page.locator("#stage .words b, #gallery b").count() == 0
 
 
-def test_a_phone_in_the_dark_and_the_keyboard(browser: Any, server: Any, shoot: Any) -> None:
+def test_a_phone_in_the_dark_and_the_keyboard(browser: Any, server: Any, shoot: Any, tmp_path: Path) -> None:
     for page in opened(browser, server, color_scheme="dark", **PHONE):
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        Image.linear_gradient("L").resize((64, 40)).save(tmp_path / "photo.png")
+        page.tap("#start label:has-text('Picture')")
+        for kind in ("image", "last"):
+            with page.expect_file_chooser() as chooser:
+                page.tap(f"label[for=file-{kind}]")
+            chooser.value.set_files(tmp_path / "photo.png")
+            page.wait_for_selector(f".drop.full[data-kind={kind}]")
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        shoot(page, "phone_pictures")
         page.focus("#prompt")
         page.keyboard.type("a red circle")
         page.keyboard.press("Enter")
