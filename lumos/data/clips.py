@@ -1,7 +1,7 @@
 """Pictures of an input -> clips of 1 + `step` k frames at one frame rate, in the size nearest in shape: uint8 rgb_FHWC.
 
 Frames are picked by time, so variable rates come out right; `lumos.media.source` reads the files. Clips stored in picture
-shards are cut the same way, and need no PyAV.
+shards are cut the same way.
 """
 
 import math
@@ -15,6 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple, TypeVar
 
+import fsspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -140,8 +141,6 @@ def _local(path: str) -> Iterator[Path]:
     if not is_url(path):
         yield Path(path)
         return
-    import fsspec
-
     with TemporaryDirectory(prefix="lumos-") as folder:
         copy = Path(folder) / (path.rpartition("/")[2][-80:] or "video")
         try:

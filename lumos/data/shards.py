@@ -17,9 +17,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from lumos.files import whole_file
@@ -88,9 +90,7 @@ def unpack_codes(content: bytes, T: int, H: int, W: int, codebook: int = 2**16) 
 
 
 def pack_picture(rgb_FHWC: NDArray[np.uint8]) -> bytes:
-    """A clip as one WebP picture, its frames side by side in rows: small, and readable without PyAV."""
-    from PIL import Image
-
+    """A clip as one WebP picture, its frames side by side in rows: small."""
     F, H, W, _ = rgb_FHWC.shape
     columns = min(F, LARGEST_SIDE // W)
     rows = math.ceil(F / columns)
@@ -105,8 +105,6 @@ def pack_picture(rgb_FHWC: NDArray[np.uint8]) -> bytes:
 
 def unpack_picture(content: bytes, F: int, H: int, W: int) -> NDArray[np.uint8]:
     """The inverse of `pack_picture`, but for what WebP loses: rgb_FHWC."""
-    from PIL import Image
-
     with Image.open(io.BytesIO(content), formats=["WEBP"]) as image:
         sheet = np.asarray(image.convert("RGB"))
     columns = sheet.shape[1] // W
@@ -227,8 +225,6 @@ class ShardReader:
 
 def _listed(folder: str) -> tuple[list[str], dict[str, Any]]:
     """(Parquet files in a folder; settings that made them)."""
-    import fsspec
-
     files, where = fsspec.core.url_to_fs(folder)
     listed = files.ls(where, detail=False) if files.isdir(where) else []
     names = sorted(name for name in listed if re.search(r"(^|/)[^./][^/]*\.parquet$", name))
@@ -250,7 +246,6 @@ def _parquet(folder: str, name: str, footer: Any = None) -> Iterator[Any]:
 
     Arrow itself opens local files: its threads may outlive Python, so what they free must hold no Python objects.
     """
-    import fsspec
     import pyarrow
     import pyarrow.parquet as parquet
 

@@ -1,7 +1,5 @@
 """What every reader of pictures and videos yields: `Picture`, upright and over white, drawn at any size by one crop rule."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,21 +1,17 @@
 """Photos and animations -> timed pictures, through Pillow: upright, 8 bits, over white."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from lumos.media.picture import HDR, Header, Picture, Timed, check_size, of_rgb, over_white
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 ANIMATED = ("PNG", "WEBP", "GIF", "AVIF")  # of several pictures in a JPEG or TIFF file the first one is meant
@@ -25,8 +21,6 @@ MOMENT = 1e-9  # for which a photo is shown: at any rate it is one frame
 
 def image_header(path: Path) -> Header | None:
     """What a photo or animation says of itself; None for a file that is neither."""
-    from PIL import UnidentifiedImageError
-
     try:
         with _opened(path) as (image, moving):
             width, height = image.size
@@ -40,8 +34,6 @@ def image_header(path: Path) -> Header | None:
 
 def image_pictures(path: Path, start: float) -> Iterator[Timed]:
     """The photo, at the moment asked for, or all frames of an animation."""
-    from PIL import ImageOps
-
     with _opened(path) as (image, moving):
         if not moving:
             done = ["first of several frames"] if getattr(image, "n_frames", 1) > 1 else []
@@ -57,8 +49,6 @@ def image_pictures(path: Path, start: float) -> Iterator[Timed]:
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[Any, range]]:
     """An image, and the numbers of its frames if it moves."""
-    from PIL import Image, UnidentifiedImageError
-
     try:
         # warnings of large pictures, for which our own rule follows, and of odd EXIF data
         with warnings.catch_warnings(action="ignore"), Image.open(path, formats=IMAGE_FORMATS) as image:
@@ -86,7 +76,7 @@ def _check_range(path: Path) -> None:
             raise ValueError(f"{path} is an HDR picture ({HDR[kind]}), which would be read in wrong colours; convert it to SDR")
 
 
-def _turn_to(image: Image, number: int) -> float:
+def _turn_to(image: Image.Image, number: int) -> float:
     """Turn to a frame of an animation: the seconds for which it is shown."""
     image.seek(number)
     image.load()
@@ -94,12 +84,12 @@ def _turn_to(image: Image, number: int) -> float:
     return seconds if seconds >= SHORTEST else 0.1
 
 
-def _scaled(image: Image, path: Path, rows: int, columns: int) -> NDArray[np.uint8]:
+def _scaled(image: Image.Image, path: Path, rows: int, columns: int) -> NDArray[np.uint8]:
     """A frame of an animation, converted when it is drawn: few are."""
     return of_rgb(_rgb(image, path)).scaled(rows, columns)
 
 
-def _rgb(image: Image, path: Path) -> NDArray[np.uint8]:
+def _rgb(image: Image.Image, path: Path) -> NDArray[np.uint8]:
     """An open image as rgb_HWC, 8 bits, transparency over white."""
     if image.mode.startswith("I"):  # 16 bits, which Pillow's own conversion would clip
         gray_HW = (np.asarray(image, dtype=np.float64) / 257).round().clip(0, 255).astype(np.uint8)

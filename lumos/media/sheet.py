@@ -1,21 +1,16 @@
 """Samples and their captions -> one picture, to be looked at."""
 
-from __future__ import annotations
-
 from textwrap import wrap
-from typing import TYPE_CHECKING
 
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from lumos.media.pixels import to_bytes
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
 GAP, MARGIN, FONT_SIZE = 4, 16, 13  # pixels
 
 
-def contact_sheet(pixels_BCFHW: Tensor, captions: list[str], columns: int = 5) -> Image:
+def contact_sheet(pixels_BCFHW: Tensor, captions: list[str], columns: int = 5) -> Image.Image:
     """Samples [B, 3, F, H, W] with their captions as one picture, to be looked at.
 
     Videos: one row each, `columns` frames evenly spread from the first to the last. Images: `columns` to a row.
@@ -23,8 +18,6 @@ def contact_sheet(pixels_BCFHW: Tensor, captions: list[str], columns: int = 5) -
     B, _, frames, H, W = pixels_BCFHW.shape
     if len(captions) != B:
         raise ValueError(f"captions must be as many as samples, got {len(captions)} for {B}; give one each")
-    from PIL import Image, ImageDraw, ImageFont
-
     shown, samples_a_row = min(columns, frames), min(columns, B) if frames == 1 else 1
     wide = shown * (W + GAP) - GAP
     font = ImageFont.load_default(FONT_SIZE)

@@ -1,10 +1,7 @@
 """Files <-> pixels: read a video or an image at a size and frame rate, and write one.
 
-Reads paths into pixels_CFHW, float in [-1, 1], with a note on what was done to make them fit, and writes them back. PyAV and
-Pillow are imported where they are used, because training on prepared codes runs without them.
+Reads paths into pixels_CFHW, float in [-1, 1], with a note on what was done to make them fit, and writes them back.
 """
-
-from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
@@ -12,9 +9,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Literal
 
+import av
 import numpy as np
 import torch
+from av.filter import Graph
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from lumos.config import Range, read_value
@@ -117,8 +117,6 @@ def _write_mp4(path: Path, rgb_FHWC: NDArray[np.uint8], fps: float) -> None:
     _, rows, columns, _ = rgb_FHWC.shape
     if rows % 2 or columns % 2:
         raise ValueError(f"an .mp4 must have even sides, got {columns}x{rows}; use .gif or an even size")
-    import av
-
     rate = Fraction(fps).limit_denominator(1001)
     with av.open(f"file:{path}", "w", format="mp4", options={"movflags": "+faststart"}) as container:
         # Its macroblock tree is not deterministic; without it, and with one thread, the same pixels give the same file.
@@ -139,9 +137,6 @@ def _write_mp4(path: Path, rgb_FHWC: NDArray[np.uint8], fps: float) -> None:
 def _write_gif(path: Path, rgb_FHWC: NDArray[np.uint8], fps: float) -> None:
     if fps > 50:
         raise ValueError(f"a .gif must have at most 50 fps, got {fps}; use .mp4")
-    import av
-    from av.filter import Graph
-
     _, rows, columns, _ = rgb_FHWC.shape
     tick = Fraction(1, 100)  # what the format counts in
     graph = Graph()
@@ -167,8 +162,6 @@ def _write_gif(path: Path, rgb_FHWC: NDArray[np.uint8], fps: float) -> None:
 
 
 def _write_webp(path: Path, rgb_FHWC: NDArray[np.uint8], fps: float) -> None:
-    from PIL import Image
-
     starts = [round(1000 * i / fps) for i in range(len(rgb_FHWC) + 1)]
     durations = [after - before for before, after in pairwise(starts)]
     first, *rest = [Image.fromarray(rgb_HWC) for rgb_HWC in rgb_FHWC]
@@ -176,8 +169,6 @@ def _write_webp(path: Path, rgb_FHWC: NDArray[np.uint8], fps: float) -> None:
 
 
 def _write_png(path: Path, rgb_FHWC: NDArray[np.uint8], fps: float) -> None:
-    from PIL import Image
-
     if len(rgb_FHWC) == 1:
         Image.fromarray(rgb_FHWC[0]).save(path, "PNG")
     else:

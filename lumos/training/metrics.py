@@ -8,9 +8,9 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
+from PIL.Image import Image
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
@@ -18,9 +18,6 @@ from lumos.files import read_lines, write_text
 from lumos.model.transformer import ModelConfig
 from lumos.ranks import Ranks, average
 from lumos.training.step_cost import Work, card_named, flops
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 PLAIN_SECONDS = 10.0  # between two lines where there is no terminal
 CLEAR = "\r\x1b[K"  # back to the start of the terminal's line, and wipe it
@@ -46,7 +43,7 @@ class RunLog:
             with self.lines.open("a") as file:
                 file.write(json.dumps({"step": step, **values}) + "\n")
 
-    def picture(self, step: int, name: str, picture: "Image") -> None:
+    def picture(self, step: int, name: str, picture: Image) -> None:
         """Save RUN/samples/NAME_STEP.png."""
         if self.enabled:
             self.samples.mkdir(exist_ok=True)

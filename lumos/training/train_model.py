@@ -7,9 +7,9 @@ same command with `resume` goes on where the last checkpoint was, on any number 
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
+from PIL.Image import Image
 from torch import Tensor
 
 from lumos.data.loader import caption_report
@@ -27,9 +27,6 @@ from lumos.training.metrics import Meter, RunLog
 from lumos.training.objective import backward, generator_of, mask_batch, work_of
 from lumos.training.parallel import average_gradients, build, whole
 from lumos.training.run_parts import RunParts, gather_parts
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 
 def train_model(
@@ -121,7 +118,7 @@ def best_weights(learner: Learner, config: TrainModelConfig) -> tuple[dict[str, 
     return split(weights, config.lora) if config.lora.rank else (weights, {})
 
 
-def sample_sheet(parts: RunParts, weights: dict[str, Tensor], device: torch.device) -> "Image":
+def sample_sheet(parts: RunParts, weights: dict[str, Tensor], device: torch.device) -> Image:
     """Videos of a few prompts, a row each."""
     model = Transformer(parts.config.model)
     model.load_state_dict(weights)

@@ -11,9 +11,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import torch
+from PIL.Image import Image
 from torch import Tensor
 
 from lumos.config import Range, Scale, Share, Size, SomeShare, Whole
@@ -33,9 +34,6 @@ from lumos.training.optim import OptimConfig
 from lumos.training.parallel import average_gradients
 from lumos.worlds.shapes.render import pack, render
 from lumos.worlds.shapes.scene import sample_scene
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 SHEET_CLIPS = 6
 
@@ -222,7 +220,7 @@ def held_out_scenes(config: TrainTokenizerConfig, device: torch.device) -> Itera
 
 
 @torch.no_grad()
-def evaluate_tokenizer(tokenizer: VideoTokenizer, batches: Iterable[Tensor]) -> tuple[dict[str, float], "Image"]:
+def evaluate_tokenizer(tokenizer: VideoTokenizer, batches: Iterable[Tensor]) -> tuple[dict[str, float], Image]:
     """PSNR (dB) of all clips of batches of pixels_BCFHW, and how much of the codebook they use; and the first batch as a sheet,
     each clip above its reconstruction."""
     found, pairs = [], torch.empty(0)

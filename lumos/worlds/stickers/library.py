@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 
 from lumos.worlds.stickers.render import Pictures
 from lumos.worlds.stickers.scene import Sticker
@@ -59,8 +60,6 @@ def _frames(path: Path, size: int, fps: float) -> NDArray[np.uint8]:
 
 
 def _animation(path: Path, size: int, fps: float) -> NDArray[np.uint8]:
-    from PIL import Image
-
     shown, times, seconds = [], [], 0.0
     with Image.open(path) as image:
         for number in range(getattr(image, "n_frames", 1)):
