@@ -32,8 +32,7 @@ class PrepareArgs:
     tokenizer: str = "tiny"  # visual tokenizer: name of weights in the package, or a folder
     pixels: bool = False  # write pictures instead of codes: to train a tokenizer on, or to tokenise later; needs no tokenizer
     size: str | None = None  # WIDTHxHEIGHT in pixels (default: the model's, where the tokenizer is part of one)
-    # also use other shapes of about that area, each video the nearest; otherwise all are cropped to SIZE
-    buckets: bool = False
+    buckets: bool = False  # also use other shapes of about that area, each video the nearest; otherwise all are cropped to SIZE
     frames: int | None = None  # frames per clip, 1 + 4k; longer videos make several (default: the model's)
     fps: Annotated[float, Range(0.01, 240)] | None = None  # frames per second (default: the model's)
     # frames that a shorter video, or the rest of one, needs to be a clip of its own (default: half of --frames)

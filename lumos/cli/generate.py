@@ -39,8 +39,7 @@ class GenerateArgs:
     torchrun --nproc-per-node 4 -m lumos generate "a red circle" --out red.mp4
     """
 
-    # file to write: .mp4, .gif or .webp for a video, .png for an image (one frame); several prompts are numbered
-    out: Path
+    out: Path  # file to write: .mp4, .gif or .webp for a video, .png for an image (one frame); several prompts are numbered
     prompt: Word[tuple[str, ...]] = ()  # what to show, in quotes; several make several videos in one batch
     prompts: Path | None = None  # text file with one prompt per line, empty lines left out; instead of PROMPT
     # text file with lines TIME: SENTENCE, such as 0: a red circle moves up, then 4s: it stops or, by the frame's number, 32: it

@@ -27,12 +27,9 @@ class Compute:
 
     # plain: bf16 or float32; fp8: needs an Ada, Hopper or newer card; int8: halves the memory of the weights
     precision: Precision = "plain"
-    # compile layers (CUDA only); none = for large models
-    compile: bool | None = None
-    # replay denoising passes as CUDA graphs; none = yes
-    graphs: bool | None = None
-    # attention kernel that is tried first on CUDA
-    attention: Literal["cudnn", "flash"] = "cudnn"
+    compile: bool | None = None  # compile layers (CUDA only); none = for large models
+    graphs: bool | None = None  # replay denoising passes as CUDA graphs; none = yes
+    attention: Literal["cudnn", "flash"] = "cudnn"  # attention kernel that is tried first on CUDA
     # divide the ids of every frame among the ranks of torchrun, all of which must then be asked for the same videos
     divided: bool = False
 

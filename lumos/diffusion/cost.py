@@ -25,10 +25,8 @@ DECODER = 400  # bytes per pixel of a code's area that decoding takes
 class GenerationCost:
     """What a generation takes beside the weights."""
 
-    # of cache, activations, logits and decoding
-    bytes: float
-    # multiplications and additions
-    operations: float
+    bytes: float  # of cache, activations, logits and decoding
+    operations: float  # multiplications and additions
 
 
 def generation_cost(

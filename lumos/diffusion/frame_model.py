@@ -37,19 +37,13 @@ class VideoSpec:
     """The video to make. Lengths are latent frames, unless they say otherwise."""
 
     grid: Grid
-    # all of them, known ones included
-    latent_frames: int
-    # pixel frames and their rate, as the header says them
-    frames: int
-    fps: int
-    # latent frames that see each other
-    window: int
-    # the last one whose position the model has met
-    latest: int
-    # how many come from outside (an image, the start of a video): they are history from the beginning
-    given: int = 0
-    # the one that time counts from
-    origin: int = 0
+    latent_frames: int  # all of them, known ones included
+    frames: int  # pixel frames, as the header says them
+    fps: int  # of those
+    window: int  # latent frames that see each other
+    latest: int  # the last one whose position the model has met
+    given: int = 0  # how many come from outside (an image, the start of a video): they are history from the beginning
+    origin: int = 0  # the one that time counts from
     # pixel frame -> codes_HW of a picture that shows it; always in view, like the prompt
     keyframes: Mapping[int, Tensor] = field(default_factory=dict)
 

@@ -30,16 +30,12 @@ Progress = Callable[[int, int], None]
 class SamplerConfig:
     """How frames are sampled. The defaults are the paper's method; what is not in the paper is off by default."""
 
-    # denoising steps per latent frame
-    steps: Annotated[int, Range(1, 2**16)] = 12
-    # strength g of classifier-free guidance: unconditional + g (conditional - unconditional); 1 = none
-    guidance: Factor = 3.0
-    # of the softmax that codes are drawn from
-    temperature: SomeFactor = 1.0
+    steps: Annotated[int, Range(1, 2**16)] = 12  # denoising steps per latent frame
+    guidance: Factor = 3.0  # strength g of classifier-free guidance: unconditional + g (conditional - unconditional); 1 = none
+    temperature: SomeFactor = 1.0  # of the softmax that codes are drawn from
     # weight T of the Gumbel noise in choosing which codes to keep, in a frame's first step; falls to 0 in its last
     noise: Factor = 1.0
-    # share of every finished frame that is masked in later frames' view
-    history: Annotated[float, Range(0, 0.999)] = 0.7
+    history: Annotated[float, Range(0, 0.999)] = 0.7  # share of every finished frame that is masked in later frames' view
     # paper: keep the most confident codes. released: the same with the published code's deviations, each marked where it acts.
     # random, halton: reveal in an order fixed beforehand (Halton: arXiv 2503.17076). remask: also doubt codes that were kept
     sampler: SamplerKind = "paper"

@@ -31,12 +31,9 @@ class Sticker:
 
     # without article, in words that follow "a small": "octopus", "man with beard"; "" where only whole captions are true
     noun: str
-    # of it alone, filling the frame over white
-    captions: tuple[str, ...]
-    # it has no writing, hands of a clock, left or right
-    mirror: bool = True
-    # it moves by itself
-    animated: bool = True
+    captions: tuple[str, ...]  # of it alone, filling the frame over white
+    mirror: bool = True  # it has no writing, hands of a clock, left or right
+    animated: bool = True  # it moves by itself
 
 
 @dataclass(frozen=True)
