@@ -365,11 +365,38 @@ def test_operations_are_counted_as_the_model_computes_them(toy: Generator) -> No
     ids, keys = 24, 12 + 3 + 24
     matrices = sum(parameter.numel() for parameter in toy.model.layers[0].parameters() if parameter.shape[0] > 1 < parameter.ndim)
     layer = 2 * ids * matrices + 4 * ids * keys * config.heads * config.head_width
-    one = config.layers * layer + 2 * 16 * config.width * 64
-    assert toy.cost(1, 1, 32, 32, settings).operations == 2 * one  # the pass, and the one that makes it history
+    head = 2 * 16 * config.width * 64
+    assert toy.cost(1, 1, 32, 32, settings).operations == 2 * config.layers * layer + head  # the second makes it history
     spec = replace(toy._spec(Grid(4, 4), 1), keyframes={4: PICTURE})  # a frame more to see
     more = config.layers * 4 * ids * 24 * config.heads * config.head_width
-    assert toy._cost(spec, 0, 1, settings).operations == 2 * (one + more)
+    assert toy._cost(spec, 0, 1, settings).operations == 2 * (config.layers * layer + more) + head
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"guidance": 1.0},
+        {"first": 2.0, "guidance_until": 0.5},
+        {"sampler": "halton", "guidance_until": 0.5},
+        {"sampler": "random"},
+        {"sampler": "remask", "remask": 0.4},
+    ],
+)
+def test_logits_are_counted_as_the_sampler_asks_for_them(
+    toy: Generator, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
+) -> None:
+    made: list[int] = []
+    draw, config, settings = frame_model.draw_codes, toy.model.config, SamplerConfig(**{"steps": 5, "guidance": 2.0} | changes)
+
+    def counted(hidden_RMD: Tensor, head_VD: Tensor, *rest: Any) -> Any:
+        made.append(2 * hidden_RMD.shape[0] * hidden_RMD.shape[1] * head_VD.numel())
+        return draw(hidden_RMD, head_VD, *rest)
+
+    monkeypatch.setattr(frame_model, "draw_codes", counted)
+    toy(PROMPTS, frames=9, sampler=settings)
+    spec, slots = toy._spec(toy._grid(32, 32), 9), toy.config.video.slots
+    with_head, without = (costs.generation_cost(config, spec, 0, slots, codes, 3, 4, settings).operations for codes in (64, 0))
+    assert with_head - without == sum(made)
 
 
 def test_the_examples_of_the_python_page_run(tiny_is_random: None) -> None:

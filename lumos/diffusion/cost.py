@@ -12,7 +12,7 @@ import torch
 from lumos.diffusion.compute import pass_operations
 from lumos.diffusion.draw import MOST_LOGITS
 from lumos.diffusion.frame_model import VideoSpec, most_slots, visible_content
-from lumos.diffusion.sampler import SamplerConfig, codes_left, guidance_strengths
+from lumos.diffusion.sampler import SamplerConfig, guidance_strengths, places_asked
 from lumos.model.transformer import ModelConfig
 from lumos.sequence.layout import HEADER
 
@@ -57,13 +57,13 @@ def generation_cost(
     for number, each in enumerate(per_frame):
         if number < known:
             continue
-        asked = sum([places, *codes_left(places, each.steps)[:-1]]) / each.steps  # places per step that logits are made for
         whole = 1 + len(spec.keyframes)  # frames with all their slots
         keys = prefix + min(number, (settings.window or spec.window) - 1) * seen + whole * grid.frame_length
-        for value in [*guidance_strengths(each), 0.0]:  # the last one is the pass that makes it history
-            running = prompts if value == 1 else rows
-            operations += pass_operations(config, running * grid.frame_length, keys)
-            operations += 2.0 * running * asked * config.width * codes
+        running = [prompts if strength == 1 else rows for strength in guidance_strengths(each)]
+        for count in [*running, rows]:  # the last one is the pass that makes it history
+            operations += pass_operations(config, count * grid.frame_length, keys)
+        drawn = sum(count * asked for count, asked in zip(running, places_asked(each, places), strict=True))
+        operations += 2.0 * drawn * config.width * codes
     return GenerationCost(cache + activations + logits + decoding, operations)
 
 

@@ -107,13 +107,12 @@ def sample_frame(model: "FrameModel", config: SamplerConfig, number: int, progre
     masked_BM = reveal_order(config, gumbel_SBN[0], model.grid.columns)
     confidence_BN = torch.zeros_like(gumbel_SBN[0])
     with fastest(model.device, model.compute.kernel):
-        for step, left in enumerate(codes_left(N, config.steps)):  # steps: all places see each other
-            # An order fixed beforehand needs a look at those places only that this step reveals.
-            ask_BM = masked_BM[:, : masked_BM.shape[1] - left] if config.sampler in FIXED else masked_BM
+        for step, (left, asked) in enumerate(zip(codes_left(N, config.steps), places_asked(config, N), strict=True)):
+            ask_BM = masked_BM[:, :asked]  # steps: all places see each other
             guess = model.predict(codes_BN, ask_BM, strength_S[step], config.temperature, uniform_SPBN[step])
             codes_BN = codes_BN.scatter(1, ask_BM, guess.code_BM)
             if config.sampler in FIXED:
-                masked_BM = masked_BM[:, masked_BM.shape[1] - left :]
+                masked_BM = masked_BM[:, asked:]
             else:  # keep the most confident codes: log-probability + T * Gumbel noise
                 score_BM = guess.log_probability_BM + noise_S[step] * gumbel_SBN[step].gather(1, ask_BM)
                 masked_BM = ask_BM.gather(1, score_BM.topk(left, largest=False).indices)
@@ -136,6 +135,17 @@ def codes_left(codes: int, steps: int) -> list[int]:
         remaining = max(1, min(remaining - 1, math.floor(codes * math.cos(math.pi / 2 * (step + 1) / steps))))
         left.append(remaining)
     return [*left, 0]
+
+
+def places_asked(config: SamplerConfig, codes: int) -> list[int]:
+    """Of how many places of a frame each step asks the model for codes."""
+    asked, left = [codes], codes_left(codes, config.steps)
+    if config.sampler in FIXED:  # those only that it reveals
+        return [before - after for before, after in zip([codes, *left], left, strict=False)]
+    for masked in left[:-1]:
+        doubted_again = round(config.remask * (codes - asked[-1])) if config.sampler == "remask" else 0
+        asked.append(masked + doubted_again)
+    return asked
 
 
 def place_noise(config: SamplerConfig, frame: int) -> list[float]:
