@@ -58,6 +58,11 @@ def test_frame_count_order_and_rate_are_exact(
     assert times == pytest.approx([i / fps for i in range(frames)], abs=0.0001 if suffix == ".mp4" else 0.006)
 
 
+@pytest.mark.parametrize("suffix", list(video.WRITERS))
+def test_the_same_pixels_give_the_same_file(tmp_path: Path, suffix: str) -> None:
+    assert len({write_video(tmp_path / f"{i}{suffix}", smooth(30), 8).read_bytes() for i in range(4)}) == 1
+
+
 @pytest.mark.parametrize(("suffix", "tick"), [(".gif", 10), (".webp", 1)])
 def test_animations_loop_forever_with_true_timing(tmp_path: Path, suffix: str, tick: int) -> None:
     durations = []

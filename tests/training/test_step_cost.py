@@ -10,6 +10,7 @@ from lumos.model.attention import dense
 from lumos.model.transformer import LUMOS_1B, LUMOS_3B, ModelConfig, Transformer
 from lumos.model_folder import VideoConfig
 from lumos.presets import MODELS
+from lumos.published.official import official_shapes
 from lumos.sequence.layout import HEADER, PADDING_BLOCK, Grid, content_ids, pack, text_batch
 from lumos.sequence.vocabulary import small_vocabulary
 from lumos.training import step_cost
@@ -29,7 +30,7 @@ H200 = CARDS["H200"]
 @pytest.mark.parametrize(("shape", "count"), [(LUMOS_1B, 1_503_729_664), (LUMOS_3B, 3_614_630_912)])
 def test_parameters_are_the_published_counts(shape: ModelConfig, count: int) -> None:
     layer, outside = step_cost.parameters(shape)
-    assert layer * shape.layers + outside == count
+    assert layer * shape.layers + outside == count == sum(torch.Size(of).numel() for of in official_shapes(shape).values())
 
 
 def test_ids_and_visible_pairs_are_those_of_the_block_rule() -> None:
