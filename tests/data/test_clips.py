@@ -35,8 +35,8 @@ def numbers(clip: Clip) -> list[int]:
     [
         (CUT, {}, [range(5), range(5, 10), range(10, 15)]),
         (Cut(33, 8.0, SQUARE), {}, [range(17)]),  # 18 is not 1 + 4k
-        (Cut(33, 8.0, SQUARE, step=1), {}, [range(18)]),
-        (Cut(5, 8.0, SQUARE, every=0.25), {}, [range(2 * i, 2 * i + 5) for i in range(7)]),
+        (Cut(33, 8.0, SQUARE, step=1, least=18), {}, [range(18)]),
+        (Cut(5, 8.0, SQUARE, every=0.25, step=1, least=1), {}, [range(2 * i, 2 * i + 5) for i in range(7)]),
         (Cut(5, 8.0, SQUARE, every=0.01), {}, [range(i, i + 5) for i in range(14)]),  # a frame is the least
         (Cut(5, 8.0, SQUARE, every=1.0), {}, [range(5), range(8, 13)]),
         (CUT, {"start": 0.5, "end": 1.3}, [range(4, 9)]),

@@ -506,3 +506,15 @@ def test_exif_orientation_is_undone(tmp_path: Path, orientation: int) -> None:
     path = saved(tmp_path / "a.jpg", stored, exif=exif, quality=95)
     assert corners(frames_of(path, (48, 64))[0]) == "RG/BY"
     assert read_image(path, 48, 64).note == ("turned upright" if orientation > 1 else "")
+
+
+def test_fine_detail_becomes_an_even_gray() -> None:
+    checks = np.indices((160, 160)).sum(0) % 2 * 255
+    assert np.ptp(of_rgb(checks[..., None].repeat(3, -1).astype(np.uint8)).draw(32, 32)[4:-4, 4:-4]) < 60
+
+
+def test_variable_frame_rate_shows_what_a_player_shows(tmp_path: Path) -> None:
+    shades, times = [20, 60, 100, 140, 180], [0, 0.1, 0.2, 1.2, 1.3]
+    path = write_frames(tmp_path / "vfr.mp4", map(gray, shades), times=times, crf="1")
+    nearest = [min(shades, key=lambda level: abs(level - found)) for found in levels(path)]
+    assert nearest[:13] == [20, 60, *[100] * 10, 140] and 13 <= len(nearest) <= 15

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from lumos.media import video
 from lumos.media.sheet import contact_sheet
-from lumos.media.video import check_output, read_video, write_video
+from lumos.media.video import check_output, read_image, read_video, write_video
 
 
 def smooth(frames: int = 17, height: int = 64, width: int = 96) -> Tensor:
@@ -160,3 +160,10 @@ def test_contact_sheet_shows_every_sample_and_caption() -> None:
     assert (images == (255, 0, 0)).all(-1).sum() == 3 * 32 * 32
     with pytest.raises(ValueError, match="captions must be as many as samples, got 1 for 3"):
         contact_sheet(reds, ["a"])
+
+
+def test_png_is_an_image_or_a_contact_sheet(tmp_path: Path) -> None:
+    footage = read_image(write_video(tmp_path / "one.png", smooth(1), 8), 64, 96)
+    assert (footage.pixels_CFHW - smooth(1)).abs().max() <= 1 / 255 + 1e-6 and footage.note == ""
+    with Image.open(write_video(tmp_path / "sheet.png", smooth(17), 8)) as sheet:
+        assert sheet.width > 5 * 96
