@@ -4,13 +4,10 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from lumos.cli.options import UsageError, Word, progress_line, report, tell
 from lumos.config import Range
-
-if TYPE_CHECKING:
-    from lumos.data.prepare import PrepareConfig, Share
 
 REJECTED = 3  # exit code of a run that is whole, but had to leave inputs out
 
@@ -120,7 +117,7 @@ def run_prepare(args: PrepareArgs) -> int:
     return REJECTED if document.get("rejected") else 0
 
 
-def _prepare_config(args: PrepareArgs, video: dict[str, Any], temporal: int, spatial: int) -> "PrepareConfig":
+def _prepare_config(args: PrepareArgs, video: dict[str, Any], temporal: int, spatial: int) -> Any:
     from lumos.data.clips import Cut
     from lumos.data.prepare import PrepareConfig
     from lumos.sequence.prompt_template import crops
@@ -152,7 +149,7 @@ def _video_of(folder: Path) -> dict[str, Any]:
     return video if isinstance(video, dict) else {}
 
 
-def _share(args: PrepareArgs) -> "Share":
+def _share(args: PrepareArgs) -> Any:
     """This process's part, as torchrun says in the environment. The processes share files alone, so none waits for another."""
     import torch
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from lumos.config import read_json
+from lumos.data.shards import PIXELS, ShardReader, open_shards
 from lumos.media.source import one_line, readable_file
 
 MAX_CAPTION = 10_000  # characters
@@ -273,8 +274,7 @@ def _beside(path: Path) -> Values:
 
 
 def _stored(folder: Path) -> list[Entry]:
-    from lumos.data.shards import PIXELS, ShardReader, open_shards
-
+    """The clips of picture shards."""
     index = open_shards(folder)
     if index.form != PIXELS:
         raise ValueError(f"{folder} holds codes already; give videos, or shards made with --pixels")

@@ -6,7 +6,7 @@ each time with other masks: rendering and tokenising then cost little beside tra
 """
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -73,9 +73,7 @@ class Shapes:
         return draw(packed.to(device), frames, config.size, config.fps)
 
 
-@cache
-def _compiled_shapes() -> Callable[..., Tensor]:
-    return torch.compile(shape_pictures.render, dynamic=False)
+_compiled_shapes = cache(lambda: torch.compile(shape_pictures.render, dynamic=False))
 
 
 class Stickers:

@@ -1,6 +1,5 @@
 """Hidden states -> logits of visual codes, guidance, and one code drawn per place with its log-probability."""
 
-from collections.abc import Callable
 from functools import cache
 from typing import NamedTuple
 
@@ -82,7 +81,5 @@ def _draw(logits_RMV: Tensor, strength: float, temperature: float, uniform_BM: T
     return draw_one(logits_RMV, temperature, uniform_BM)
 
 
-@cache
-def _compiled_draw() -> Callable[..., Guess]:
-    # Fused, the float32 values exist in registers alone; the number of places falls from step to step.
-    return torch.compile(_draw)
+# Fused, the float32 values exist in registers alone; the number of places falls from step to step.
+_compiled_draw = cache(lambda: torch.compile(_draw))

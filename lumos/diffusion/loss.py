@@ -79,7 +79,5 @@ def _losses_and_slope(logits_MV: Tensor, target_M: Tensor, weight_M: Tensor) -> 
     return loss_M, slope_MV.to(logits_MV.dtype)
 
 
-@cache
-def _compiled():  # type: ignore[no-untyped-def]
-    # Fused, the float32 values exist in registers alone; the number of rows varies from batch to batch.
-    return torch.compile(_losses_and_slope)
+# Fused, the float32 values exist in registers alone; the number of rows varies from batch to batch.
+_compiled = cache(lambda: torch.compile(_losses_and_slope))

@@ -1,14 +1,11 @@
 """What is around the creatures: the ground of each place, the sky of each time of day, and their light."""
 
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from lumos.worlds.creatures.render import Cameras
 
 
 class Place(NamedTuple):
@@ -73,6 +70,14 @@ LOOKS = {
 }
 
 
+class Cameras(NamedTuple):
+    """Where each clip's camera is in each frame, and its axes: right, up, and back (away from what it looks at)."""
+
+    eye_BF3: Tensor
+    axes_BF33: Tensor
+    unit_B: Tensor  # the distance at first: what textures and haze are measured by
+
+
 class Landscape(NamedTuple):
     """Places and times of B clips as tensors."""
 
@@ -94,7 +99,7 @@ class Landscape(NamedTuple):
         haze = 1 - torch.exp(-0.6 * place.haze[clip_H, None] * distance / unit_B[clip_H, None])
         return torch.lerp(seen, time.horizon[clip_H], haze)
 
-    def behind(self, camera: "Cameras", seconds_F: Tensor, focal: float, shadow_BFHW: Tensor) -> Tensor:
+    def behind(self, camera: Cameras, seconds_F: Tensor, focal: float, shadow_BFHW: Tensor) -> Tensor:
         """Ground and sky, without things but with their shadows: B, F, H, W, 3."""
         size = shadow_BFHW.shape[-1]
         across = ((torch.arange(size, device=seconds_F.device) + 0.5) * 2 / size - 1) / focal

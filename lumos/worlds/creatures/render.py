@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from lumos.worlds.creatures.glb import POSES_PER_SECOND
-from lumos.worlds.creatures.landscape import LOOKS, landscape
+from lumos.worlds.creatures.landscape import LOOKS, Cameras, landscape
 from lumos.worlds.creatures.library import Library
 from lumos.worlds.creatures.scene import FOCAL, Camera, Item, Scene, way
 from lumos.worlds.creatures.subjects import ACTIONS
@@ -135,14 +135,6 @@ def _render(packed: PackedScenes, library: Library, seconds_F: Tensor, size: int
     linear = over[..., :3] + ground * (1 - over[..., 3:])
     linear = torch.where(linear > 0.6, 0.6 + 0.4 * torch.tanh((linear - 0.6) / 0.4), linear)  # snow keeps its shades
     return (linear.clamp(0, 1) ** (1 / 2.2) * 2 - 1).permute(0, 4, 1, 2, 3).contiguous()
-
-
-class Cameras(NamedTuple):
-    """Where each clip's camera is in each frame, and its axes: right, up, and back (away from what it looks at)."""
-
-    eye_BF3: Tensor
-    axes_BF33: Tensor
-    unit_B: Tensor  # the distance at first: what textures and haze are measured by
 
 
 def cameras(packed: PackedScenes, seconds_F: Tensor) -> Cameras:
