@@ -17,8 +17,10 @@ VERBS: dict[str, Verb] = {
     "generate": Verb((generate.GenerateArgs, generate.SAMPLING), generate.run_generate),
     "prepare": Verb((data.PrepareArgs,), data.run_prepare),
     "inspect": Verb((data.InspectArgs,), data.run_inspect),
-    "train-tokenizer": Verb((train.TrainTokenizerArgs, train.RunArgs), train.run_train_tokenizer, "TOKENIZERS"),
-    "train": Verb((train.TrainArgs, train.RunArgs), train.run_train, "MODELS"),
+    "train-tokenizer": Verb(
+        (train.TrainTokenizerArgs, train.RunArgs, train.TOKENIZER_SOURCES), train.run_train_tokenizer, "TOKENIZERS"
+    ),
+    "train": Verb((train.TrainArgs, train.RunArgs, train.SOURCES), train.run_train, "MODELS"),
     "evaluate": Verb((evaluate.EvaluateArgs,), evaluate.run_evaluate),
     "serve": Verb((serve.ServeArgs, serve.SERVER_OPTIONS), serve.run_serve),
     "estimate": Verb((train.EstimateArgs,), train.run_estimate, "MODELS"),

@@ -4,13 +4,15 @@ import os
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from lumos.cli.options import UsageError, Word, choose, report, with_settings
+from lumos.cli.options import Fields, UsageError, Word, choose, report, with_settings
 from lumos.config import Range
 
 SMALL_CODES = 4096  # of the tokenizers that the shapes presets are made for
 STRUCTURE = 8 + 64  # ids beside text and codes in a vocabulary of our own
+SOURCES = Fields("lumos.training.config", "Sources")
+TOKENIZER_SOURCES = SOURCES._replace(flags={"text": ""})
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,6 @@ class TrainArgs:
     """
 
     tokenizer: str = "tiny"  # visual tokenizer: name of weights in the package, or a folder
-    text: Path | None = None  # text_tokenizer.json of the published models, for their vocabulary without --init
 
 
 @dataclass(frozen=True)
@@ -45,12 +46,6 @@ class RunArgs:
 
     preset: Word[str]  # name of a configuration; NAME --help, or NAME --show, lists all its settings
     out: Path  # folder of the run: weights, checkpoints, metrics, samples
-    # shards to train on (lumos prepare; with --pixels for a tokenizer), a folder or fsspec URL; --set data_share=0.5 mixes them
-    # with shapes (default: shapes alone)
-    data: str | None = None
-    init: str | None = None  # weights to start from: a name in the package, or a folder (default: random weights)
-    stickers: Path | None = None  # manifest of the stickers world (examples/emoji.md), for presets with it
-    creatures: Path | None = None  # folder or zip of the creatures' GLB files (examples/creatures.md), for presets with them
     resume: bool = False  # go on from the newest checkpoint in --out
     set: tuple[str, ...] = ()  # change one setting of the preset; repeat for more; --lora.rank 16 is short for --set lora.rank=16
     json: bool = False  # print one JSON document as the last line of stdout
@@ -72,29 +67,33 @@ class EstimateArgs:
     json: bool = False  # print one JSON document as the last line of stdout
 
 
-def run_train(args: TrainArgs, run: RunArgs) -> None:
+def run_train(args: TrainArgs, run: RunArgs, files: dict[str, Any]) -> None:
     from lumos.presets import MODELS
     from lumos.training.train_model import train_model
     from lumos.weights import find_weights
 
     config = with_settings(choose("preset", run.preset, MODELS), run.set)
-    init = None if run.init is None else find_weights(run.init, "model")
+    sources = _sources(files, "model")
     tokenizer = find_weights(args.tokenizer, "tokenizer")
     restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0  # torchrun has started the same command again
-    sources = (run.data, args.text, run.stickers, run.creatures)
-    folder = train_model(config, run.out, tokenizer, run.resume or restarted, init, *sources)
+    folder = train_model(config, run.out, tokenizer, sources, run.resume or restarted)
     report({"weights": str(folder)} | ({"lora": str(run.out / "lora")} if config.lora.rank else {}), run.json)
 
 
-def run_train_tokenizer(args: TrainTokenizerArgs, run: RunArgs) -> None:
+def run_train_tokenizer(args: TrainTokenizerArgs, run: RunArgs, files: dict[str, Any]) -> None:
     from lumos.presets import TOKENIZERS
     from lumos.training.train_tokenizer import train_tokenizer
-    from lumos.weights import find_weights
 
     config = with_settings(choose("preset", run.preset, TOKENIZERS), run.set)
-    init = None if run.init is None else find_weights(run.init, "tokenizer")
-    train_tokenizer(config, run.out, run.resume, run.data, init, run.stickers, run.creatures)
+    train_tokenizer(config, run.out, _sources(files, "tokenizer"), run.resume)
     report({"weights": str(run.out / "tokenizer")}, run.json)
+
+
+def _sources(files: dict[str, Any], kind: Literal["model", "tokenizer"]) -> Any:
+    from lumos.training.config import Sources
+    from lumos.weights import find_weights
+
+    return Sources(**(files | ({"init": find_weights(files["init"], kind)} if "init" in files else {})))
 
 
 def run_estimate(args: EstimateArgs) -> None:

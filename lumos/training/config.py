@@ -1,6 +1,7 @@
 """The configuration of a training run: what is trained, on what, and for how long."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated
 
 from lumos.config import Range, Scale, Share, Size, SomeShare, Whole
@@ -14,6 +15,22 @@ from lumos.training.learner import Spike
 from lumos.training.lora import LoraSettings
 from lumos.training.optim import OptimConfig
 from lumos.training.parallel import ParallelConfig
+
+
+@dataclass(frozen=True)
+class Sources:
+    """The files that a run is made from, beside a model's tokenizer."""
+
+    # shards to train on (lumos prepare; with --pixels for a tokenizer), a folder or fsspec URL; --set data_share=0.5 mixes them
+    # with the worlds (default: the worlds alone)
+    data: str | None = None
+    init: Path | None = None  # weights to start from: a name in the package, or a folder (default: random weights)
+    text: Path | None = None  # text_tokenizer.json of the published models, for their vocabulary without --init
+    stickers: Path | None = None  # manifest of the stickers world (examples/emoji.md), for presets with it
+    creatures: Path | None = None  # folder or zip of the creatures' GLB files (examples/creatures.md), for presets with them
+
+
+NOTHING = Sources()
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from lumos.sequence.vocabulary import LUMOS, Vocabulary, small_vocabulary
 from lumos.tokenizer.cosmos import CosmosConfig
 from lumos.tokenizer.model import VideoTokenizer, load_tokenizer
 from lumos.training import step_cost
-from lumos.training.config import TrainModelConfig
+from lumos.training.config import Sources, TrainModelConfig
 from lumos.weights import fingerprint
 
 SAMPLE_PROMPTS = ("a red circle moves to the right", "a blue star moving up", "three green hearts", "a small pink ring grows")
@@ -89,20 +89,13 @@ class RunParts:
 
 
 def gather_parts(
-    config: TrainModelConfig,
-    tokenizer_folder: Path,
-    init: Path | None,
-    data: str | None,
-    text_file: Path | None,
-    stickers: Path | None,
-    creatures: Path | None,
-    ranks: Ranks,
-    saved: Path | None = None,
+    config: TrainModelConfig, tokenizer_folder: Path, sources: Sources, ranks: Ranks, saved: Path | None = None
 ) -> RunParts:
     """The parts of a run, checked against each other. ValueError or OSError for those that do not fit.
 
     saved: the weights folder of a run that goes on, whose vocabulary is taken as it is.
     """
+    data, init = sources.data, sources.init
     if config.worlds is None and data is None:
         raise ValueError("this preset trains on shards, got none; give --data FOLDER (lumos prepare makes one)")
     if config.lora.rank and init is None:
@@ -111,7 +104,7 @@ def gather_parts(
     drawn = config.worlds is not None and (data is None or config.data_share < 1)
     if drawn and isinstance(tokenizer.config, CosmosConfig):
         raise ValueError("the built-in worlds need a tokenizer trained on them, got a Cosmos one; give --tokenizer")
-    worlds = open_worlds(config.worlds, stickers, creatures) if config.worlds is not None and drawn else {}
+    worlds = open_worlds(config.worlds, sources.stickers, sources.creatures) if config.worlds is not None and drawn else {}
     if index is not None:
         check_tokenizer(index, tokenizer)
         if index.form != TOKENS and index.fps != config.video.fps:
@@ -122,7 +115,7 @@ def gather_parts(
         is_published = config.model.vocabulary == LUMOS.size
         vocabulary = LUMOS if is_published else small_vocabulary(text.size, tokenizer.codebook_size)
     else:
-        text, vocabulary, initial = _words(config, list(worlds.values()), tokenizer.codebook_size, index, init, text_file)
+        text, vocabulary, initial = _words(config, list(worlds.values()), tokenizer.codebook_size, index, sources)
         some = sample_captions(list(worlds.values()), 200, config.seed) if worlds else ()
         if (needed := 2 + max((len(text.encode(words)) for words in some), default=0)) > config.video.slots:
             raise ValueError(f"video.slots must be at least {needed} for captions of the worlds, got {config.video.slots}")
@@ -141,16 +134,12 @@ def gather_parts(
 
 
 def _words(
-    config: TrainModelConfig,
-    worlds: Sequence[World],
-    codes: int,
-    index: ShardIndex | None,
-    init: Path | None,
-    text_file: Path | None,
+    config: TrainModelConfig, worlds: Sequence[World], codes: int, index: ShardIndex | None, sources: Sources
 ) -> tuple[TextTokenizer, Vocabulary, dict[str, Tensor] | None]:
     """The vocabulary: that of the weights to start from, the published one, or a new one; and those weights."""
     drawn = sample_captions(worlds, 20_000, config.seed) if worlds else []
     captions = [] if index is None or index.form == TOKENS else chain.from_iterable(captions_by_clip(index))
+    init = sources.init
     if init is not None:
         folder, model, text, _ = load_model(init)
         expected = replace(config.model, vocabulary=folder.vocabulary.size, sub_codes=folder.vocabulary.sub_codes)
@@ -165,13 +154,13 @@ def _words(
         if folder.vocabulary == LUMOS:
             raise ValueError("new_words must be false for the published vocabulary, got true; its words are fixed")
     elif config.model.vocabulary == LUMOS.size:
-        if text_file is None:
+        if sources.text is None:
             rule = "the published vocabulary needs its text tokenizer, got none"
             raise ValueError(f"{rule}; give --text text_tokenizer.json, or --init")
         if codes != LUMOS.codes:
             rule = f"the published vocabulary has {LUMOS.codes} codes, got a tokenizer of {codes}"
             raise ValueError(f"{rule}; give the Cosmos tokenizer (--tokenizer FOLDER), or --set model.vocabulary=0")
-        text = TextTokenizer.from_file(text_file)
+        text = TextTokenizer.from_file(sources.text)
         check_text(text)
         return text, LUMOS, None
     new_text = train_text_tokenizer(chain(drawn, captions), config.text_vocabulary)

@@ -20,7 +20,7 @@ from lumos.model_folder import save_model
 from lumos.ranks import finish, start, tell_of_lost_ranks, together
 from lumos.training.checkpoint import Checkpoints
 from lumos.training.clock import Clock
-from lumos.training.config import TrainModelConfig
+from lumos.training.config import NOTHING, Sources, TrainModelConfig
 from lumos.training.learner import Learner
 from lumos.training.lora import add_adapter, save_adapter, split
 from lumos.training.metrics import Meter, RunLog
@@ -30,27 +30,17 @@ from lumos.training.run_parts import RunParts, gather_parts
 
 
 def train_model(
-    config: TrainModelConfig,
-    out: Path,
-    tokenizer_folder: Path,
-    resume: bool = False,
-    init: Path | None = None,
-    data: str | None = None,
-    text_file: Path | None = None,
-    stickers: Path | None = None,
-    creatures: Path | None = None,
+    config: TrainModelConfig, out: Path, tokenizer_folder: Path, sources: Sources = NOTHING, resume: bool = False
 ) -> Path:
     """Train until the budget is used or Ctrl-C; returns the weights folder. ValueError for a run that cannot start.
 
-    init: a weights folder to start from instead of random weights; its text vocabulary is kept, or carried over to
-    config.new_words. data: shards to train on, a folder or URL. stickers, creatures: files of these worlds, see `open_worlds`.
-    With config.lora only adapters are trained, and RUN/lora holds them beside RUN/model, where they are merged.
+    With sources.init its text vocabulary is kept, or carried over to config.new_words. With config.lora only adapters are
+    trained, and RUN/lora holds them beside RUN/model, where they are merged.
     """
     ranks = start()
     device = ranks.device
     with together(ranks):
-        saved = out / "model" if resume else None
-        parts = gather_parts(config, tokenizer_folder, init, data, text_file, stickers, creatures, ranks, saved)
+        parts = gather_parts(config, tokenizer_folder, sources, ranks, out / "model" if resume else None)
         config, vocabulary = parts.config, parts.vocabulary
         checkpoints = Checkpoints(out, resume, parts.record(), ranks, config.keep)
         stream = parts.open_stream(checkpoints.step, device)
@@ -69,7 +59,7 @@ def train_model(
         if ranks.is_main:
             save_model(out / "model", parts.folder, weights, parts.text, parts.tokenizer)
             if adapter:
-                save_adapter(out / "lora", config.lora, adapter, str(init))
+                save_adapter(out / "lora", config.lora, adapter, str(sources.init))
 
     def samples() -> None:
         weights, _ = best_weights(learner, config)

@@ -28,6 +28,7 @@ from lumos.tokenizer.losses import LossConfig, codes_used, psnr, reconstruction_
 from lumos.tokenizer.model import TokenizerConfig, VideoTokenizer, load_tokenizer, save_tokenizer
 from lumos.training.checkpoint import Checkpoints
 from lumos.training.clock import Clock
+from lumos.training.config import NOTHING, Sources
 from lumos.training.learner import Learner, Spike
 from lumos.training.metrics import RunLog
 from lumos.training.optim import OptimConfig
@@ -79,30 +80,20 @@ class TrainTokenizerConfig:
         return WorldsConfig(self.size, self.frames, self.fps, *shares, workers=self.workers)
 
 
-def train_tokenizer(
-    config: TrainTokenizerConfig,
-    out: Path,
-    resume: bool = False,
-    data: str | None = None,
-    init: Path | None = None,
-    stickers: Path | None = None,
-    creatures: Path | None = None,
-) -> VideoTokenizer:
+def train_tokenizer(config: TrainTokenizerConfig, out: Path, sources: Sources = NOTHING, resume: bool = False) -> VideoTokenizer:
     """Train until the budget is used or Ctrl-C, then save; returns the tokenizer with averaged weights, in eval mode.
 
-    data: a folder of picture shards. init: a tokenizer's folder to start from instead of random weights. stickers, creatures:
-    files of these worlds, see `open_worlds`. With `resume`, goes on from the newest checkpoint in `out`. ValueError for a run
-    that cannot start.
+    With `resume`, goes on from the newest checkpoint in `out`. ValueError for a run that cannot start.
     """
     ranks = start()
     device = ranks.device
     with together(ranks):
-        tokenizer = new_tokenizer(config, init)
+        data, tokenizer = sources.data, new_tokenizer(config, sources.init)
         shown = max(1, round(config.data_share * config.batch))
         where = (config.seed, ranks.rank, ranks.world)
         clips = None if data is None else PixelBatches(data, shown, config.frames, config.size, *where)
         clips_of_worlds(config, config.batch - (0 if clips is None else clips.batch))  # told before anything is written
-        worlds = open_worlds(config.worlds, stickers, creatures)
+        worlds = open_worlds(config.worlds, sources.stickers, sources.creatures)
         record = {**asdict(config), "data": "" if clips is None else clips.index.digest}
         checkpoints = Checkpoints(out, resume, record, ranks, config.keep)
     torch.set_float32_matmul_precision("high")

@@ -234,8 +234,8 @@ def test_options_and_prompts_may_come_in_any_order() -> None:
     args = parse("generate", kinds, ["--out=x", "a", "--history-mask=0.5", "--weights", "1"])
     assert args == [GenerateArgs(Path("x"), ("a",), weights="1"), {"history": 0.5}]
     assert parse("generate", kinds, ["--out", "x", "--", "-minus"]) == [GenerateArgs(Path("x"), ("-minus",)), {}]
-    args = parse("train", [TrainArgs, RunArgs], ["--set", "a=1", "p", "--b.c", "2", "--d.e=3", "--text", "t", "--out", "r"])
-    assert args == [TrainArgs(text=Path("t")), RunArgs("p", Path("r"), set=("a=1", "b.c=2", "d.e=3"))]
+    args = parse("train", cli.VERBS["train"].kinds, ["--set", "a=1", "p", "--b.c", "2", "--d.e=3", "--text", "t", "--out", "r"])
+    assert args == [TrainArgs(), RunArgs("p", Path("r"), set=("a=1", "b.c=2", "d.e=3")), {"text": Path("t")}]
     args = parse("import-tokens", [ImportTokensArgs], ["a", "b", "out"])
     assert args == [ImportTokensArgs((Path("a"), Path("b")), Path("out"))]
     assert parse("serve", [serve.SERVER_OPTIONS], ["--no-auth", "--port", "0"]) == [{"no_auth": True, "port": 0}]

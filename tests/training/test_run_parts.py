@@ -12,7 +12,7 @@ from lumos.ranks import ALONE, Ranks
 from lumos.sequence.text import train_text_tokenizer
 from lumos.sequence.vocabulary import LUMOS, small_vocabulary
 from lumos.tokenizer.model import TokenizerConfig, VideoTokenizer, save_tokenizer
-from lumos.training.config import TrainModelConfig
+from lumos.training.config import Sources, TrainModelConfig
 from lumos.training.parallel import ParallelConfig
 from lumos.training.run_parts import RunParts, _check_memory, carried_over, gather_parts
 from tests.tokenizer.small import COSMOS, made
@@ -20,7 +20,7 @@ from tests.training.toys import TOY
 
 
 def gather(config: TrainModelConfig, tokenizer: Path, init: Path | None = None, text_file: Path | None = None) -> RunParts:
-    return gather_parts(config, tokenizer, init, None, text_file, None, None, ALONE)
+    return gather_parts(config, tokenizer, Sources(init=init, text=text_file), ALONE)
 
 
 def test_weights_of_two_sub_codes_are_started_from(tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

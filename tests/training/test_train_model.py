@@ -17,7 +17,7 @@ from lumos.diffusion.sampler import SamplerConfig
 from lumos.model_folder import load_model
 from lumos.training import checkpoint, run_parts
 from lumos.training import train_model as module
-from lumos.training.config import TrainModelConfig
+from lumos.training.config import Sources, TrainModelConfig
 from lumos.training.lora import LoraSettings
 from lumos.training.parallel import ParallelConfig
 from lumos.training.train_model import train_model
@@ -123,7 +123,8 @@ def test_a_run_goes_on_with_its_own_tokenizer_and_another_budget(tmp_path: Path,
 def test_a_trained_model_goes_on_with_new_words(whole: Path, tmp_path: Path, tokenizer: Path) -> None:
     config = replace(TOY, new_words=True, text_vocabulary=300, optim=replace(TOY.optim, lr=0.0), max_steps=1, sample_every=9)
     (old, before, *_), (new, after, text, _) = (
-        load_model(folder) for folder in (whole / "model", train_model(config, tmp_path, tokenizer, init=whole / "model"))
+        load_model(folder)
+        for folder in (whole / "model", train_model(config, tmp_path, tokenizer, sources=Sources(init=whole / "model")))
     )
     assert new.vocabulary.text_size == text.size <= 300 < old.vocabulary.text_size
     assert torch.equal(after.embedding[new.vocabulary.first_code :], before.embedding[old.vocabulary.first_code :])

@@ -17,6 +17,7 @@ from lumos.model_folder import load_model
 from lumos.ranks import ALONE
 from lumos.tokenizer.model import load_tokenizer
 from lumos.training import train_model as module
+from lumos.training.config import Sources
 from lumos.training.lora import LoraSettings
 from lumos.training.parallel import ParallelConfig
 from lumos.training.run_parts import gather_parts
@@ -60,17 +61,17 @@ def same(one: Path, other: Path) -> bool:
 @pytest.mark.parametrize("share", [1.0, 0.5])
 def test_two_halves_equal_one_run(share: float, tokenizer: Path, shards: Path, tmp_path: Path) -> None:
     config = replace(TOY, data_share=share)
-    train_model(config, tmp_path / "one", tokenizer, data=str(shards))
-    train_model(replace(config, max_steps=2), tmp_path / "two", tokenizer, data=str(shards))
+    train_model(config, tmp_path / "one", tokenizer, sources=Sources(data=str(shards)))
+    train_model(replace(config, max_steps=2), tmp_path / "two", tokenizer, sources=Sources(data=str(shards)))
     other_threads = replace(config, loader=LoaderConfig(workers=1, ahead=1))
-    train_model(other_threads, tmp_path / "two", tokenizer, resume=True, data=str(shards))
+    train_model(other_threads, tmp_path / "two", tokenizer, resume=True, sources=Sources(data=str(shards)))
     assert same(tmp_path / "one", tmp_path / "two")
     train_model(TOY, tmp_path / "shapes", tokenizer)
     assert not same(tmp_path / "one", tmp_path / "shapes")
 
 
 def test_a_model_without_shapes_knows_the_captions_words(tokenizer: Path, shards: Path, tmp_path: Path) -> None:
-    train_model(replace(TOY, worlds=None), tmp_path / "run", tokenizer, data=str(shards))
+    train_model(replace(TOY, worlds=None), tmp_path / "run", tokenizer, sources=Sources(data=str(shards)))
     _, _, text, _ = load_model(tmp_path / "run" / "model")
     assert len(text.encode("zebras quiz")) == 2  # a word an id: they were in the captions that the vocabulary was made from
 
@@ -85,7 +86,7 @@ def test_a_mix_takes_from_both(tokenizer: Path, shards: Path, tmp_path: Path, mo
         return batch
 
     monkeypatch.setattr(ShardStream, "batch", noted)
-    train_model(replace(TOY, data_share=0.5, max_steps=8), tmp_path / "run", tokenizer, data=str(shards))
+    train_model(replace(TOY, data_share=0.5, max_steps=8), tmp_path / "run", tokenizer, sources=Sources(data=str(shards)))
     videos, images = [shape for shape in chosen if shape[1] > 1], [shape for shape in chosen if shape[1] == 1]
     assert len(videos) == len(images) == 4
     assert {shape[1:] for shape in videos} <= {(3, 4, 4), (2, 4, 8)} and (2, 3, 4, 4) in videos
@@ -95,9 +96,9 @@ def test_adapters_leave_the_weights_alone_and_resume(tokenizer: Path, shards: Pa
     train_model(TOY, tmp_path / "base", tokenizer)
     base = tmp_path / "base" / "model"
     tuned = replace(TOY, lora=LoraSettings(rank=2), seed=5)
-    train_model(tuned, tmp_path / "one", tokenizer, init=base, data=str(shards))
-    train_model(replace(tuned, max_steps=2), tmp_path / "two", tokenizer, init=base, data=str(shards))
-    train_model(tuned, tmp_path / "two", tokenizer, resume=True, init=base, data=str(shards))
+    train_model(tuned, tmp_path / "one", tokenizer, sources=Sources(data=str(shards), init=base))
+    train_model(replace(tuned, max_steps=2), tmp_path / "two", tokenizer, sources=Sources(data=str(shards), init=base))
+    train_model(tuned, tmp_path / "two", tokenizer, resume=True, sources=Sources(data=str(shards), init=base))
     assert same(tmp_path / "one", tmp_path / "two")
     before, after = weights(tmp_path / "base"), weights(tmp_path / "one")
     changed = {name.rpartition(".")[2] for name in before if not torch.equal(before[name], after[name])}
@@ -105,7 +106,7 @@ def test_adapters_leave_the_weights_alone_and_resume(tokenizer: Path, shards: Pa
 
     for recompute, compiled in (("off", "static"), ("full", "off")):
         plan = ParallelConfig(recompute=recompute)  # type: ignore[arg-type]
-        parts = gather_parts(replace(tuned, parallel=plan), tokenizer, base, None, None, None, None, ALONE)
+        parts = gather_parts(replace(tuned, parallel=plan), tokenizer, Sources(init=base), ALONE)
         assert parts.config.parallel.compile == compiled
 
     merged = Generator.from_folder(tmp_path / "one" / "model", "cpu")("a red circle", seed=1)
@@ -123,9 +124,9 @@ def test_runs_that_cannot_start(tokenizer: Path, shards: Path, tmp_path: Path) -
         (replace(TOY, videos=13), str(shards), "13 videos of a step on all GPUs, got 12; use --set videos=12, or more"),
     ):
         with pytest.raises((ValueError, FileNotFoundError), match=words):
-            train_model(config, tmp_path / "run", tokenizer, data=data)
+            train_model(config, tmp_path / "run", tokenizer, sources=Sources(data=data))
     with pytest.raises(ValueError, match="must be made with this tokenizer"):
-        train_model(TOY, tmp_path / "run", tmp_path / "other", data=str(shards))
+        train_model(TOY, tmp_path / "run", tmp_path / "other", sources=Sources(data=str(shards)))
     index = open_shards(str(shards))
     for image, schedule, words in (
         (True, Schedule(2, 4, 2, world=10), "the 40 images of a step on all GPUs, got 12; use --set images=1, or more clips"),
@@ -138,8 +139,8 @@ def test_runs_that_cannot_start(tokenizer: Path, shards: Path, tmp_path: Path) -
 
 
 def test_a_resumed_run_keeps_its_shards(tokenizer: Path, shards: Path, tmp_path: Path) -> None:
-    train_model(replace(TOY, max_steps=1), tmp_path / "run", tokenizer, data=str(shards))
+    train_model(replace(TOY, max_steps=1), tmp_path / "run", tokenizer, sources=Sources(data=str(shards)))
     shutil.copytree(shards, tmp_path / "more")
     shutil.copy(shards / "000000.parquet", tmp_path / "more/000001.parquet")
     with pytest.raises(ValueError, match="data = .* where"):
-        train_model(TOY, tmp_path / "run", tokenizer, resume=True, data=str(tmp_path / "more"))
+        train_model(TOY, tmp_path / "run", tokenizer, resume=True, sources=Sources(data=str(tmp_path / "more")))

@@ -20,6 +20,7 @@ from lumos.ranks import ALONE
 from lumos.tokenizer.model import TokenizerConfig, load_tokenizer
 from lumos.training import checkpoint
 from lumos.training import train_tokenizer as module
+from lumos.training.config import Sources
 from lumos.training.optim import OptimConfig
 from lumos.training.train_tokenizer import (
     TrainTokenizerConfig,
@@ -142,21 +143,23 @@ def test_real_clips_beside_shapes(tmp_path: Path) -> None:
     prepare_shards(tmp_path / "in", tmp_path / "pictures", PrepareConfig(Cut(9, 8.0, ((16, 16),), step=1)), None, Share())
     data = str(tmp_path / "pictures")
     config = replace(TOY, batch=2, data_share=0.5, optim=replace(TOY.optim, schedule="constant"))
-    one = train_tokenizer(config, tmp_path / "one", data=data)
+    one = train_tokenizer(config, tmp_path / "one", sources=Sources(data=data))
     assert "data_psnr" in (tmp_path / "one" / "metrics.jsonl").read_text()
-    train_tokenizer(replace(config, max_steps=2), tmp_path / "two", data=data)
-    two = train_tokenizer(config, tmp_path / "two", resume=True, data=data)
+    train_tokenizer(replace(config, max_steps=2), tmp_path / "two", sources=Sources(data=data))
+    two = train_tokenizer(config, tmp_path / "two", resume=True, sources=Sources(data=data))
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
     with pytest.raises(ValueError, match="keep its config"):
         train_tokenizer(config, tmp_path / "two", resume=True)
-    only = train_tokenizer(replace(config, data_share=1.0), tmp_path / "only", data=data, init=tmp_path / "one" / "tokenizer")
+    only = train_tokenizer(
+        replace(config, data_share=1.0), tmp_path / "only", sources=Sources(data=data, init=tmp_path / "one" / "tokenizer")
+    )
     assert not torch.equal(next(only.parameters()), next(one.parameters()))
 
 
 @pytest.mark.parametrize("decoder_only", [True, False])
 def test_training_the_decoder_alone_keeps_every_code(whole: Path, tmp_path: Path, decoder_only: bool) -> None:
     before = load_tokenizer(whole / "tokenizer")
-    after = train_tokenizer(replace(TOY, decoder_only=decoder_only, seed=1), tmp_path, init=whole / "tokenizer")
+    after = train_tokenizer(replace(TOY, decoder_only=decoder_only, seed=1), tmp_path, sources=Sources(init=whole / "tokenizer"))
     changed = {name for name, tensor in after.state_dict().items() if not torch.equal(tensor, before.state_dict()[name])}
     assert changed and all(name.startswith("decoder.") for name in changed) == decoder_only
     pixels_BCFHW = torch.rand(2, 3, 5, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
