@@ -7,7 +7,7 @@ published ones) get every prompt as it is.
 
 import re
 from collections.abc import Callable, Collection
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,13 +33,13 @@ def in_known_words(prompt: str, words: Collection[str]) -> Reading:
     if not words:
         return Reading(prompt, "")
     notes: list[str] = []
-    named = _named(prompt, notes)
+    named, nearest = _named(prompt, notes), cache(partial(_near, words=words))  # a stranger's prompt may repeat a word often
 
     def read(match: re.Match[str]) -> str:
         word = match[0].lower()
         if word in words or word in SILENT or all(part in words or len(part) < 2 for part in re.split("['-]", word)):
             return match[0]
-        taken, suggested = _near(word, words)
+        taken, suggested = nearest(word)
         if taken == word:
             return match[0]
         near = f", reads it as {taken}" if taken else f"; near it: {', '.join(suggested)}" if suggested else ""
@@ -53,19 +53,18 @@ def in_known_words(prompt: str, words: Collection[str]) -> Reading:
 def _named(prompt: str, notes: list[str]) -> str:
     """Emoji of the table as words, the longest sequences first."""
     table, plain = _table(), prompt.replace("\ufe0f", "")
-    at = 0
+    parts: list[str] = []
+    told = at = 0
     while match := PICTOGRAPH.search(plain, at):
-        at = match.start()
-        length = next((n for n in range(10, 0, -1) if plain[at : at + n] in table), 0)
+        start = match.start()
+        length = next((n for n in range(10, 0, -1) if plain[start : start + n] in table), 0)
+        at = start + max(1, length)
         if length:
-            name = table[plain[at : at + length]][0].replace("_", " ")
-            notes.append(f"reads {plain[at : at + length]} as {name}")
-            before = re.sub(r"\ban?$", "", plain[:at].rstrip(), flags=re.IGNORECASE).rstrip()
-            plain = f"{before} {name} {plain[at + length :].lstrip()}".strip()
-            at = len(before) + 1 + len(name)
-        else:
-            at += 1
-    return plain.strip()
+            name = table[plain[start:at]][0].replace("_", " ")
+            notes.append(f"reads {plain[start:at]} as {name}")
+            parts += [re.sub(r"\ban?$", "", plain[told:start].rstrip(), flags=re.IGNORECASE), name]
+            told = at
+    return " ".join(filter(None, map(str.strip, [*parts, plain[told:]])))
 
 
 def _near(word: str, words: Collection[str]) -> tuple[str, list[str]]:

@@ -36,6 +36,7 @@ WORDS = words_in("a an and big boat couch couches dog dogs face firefighter fox 
             "a woman firefighter",
             "reads \U0001f469\u200d\U0001f692 as a woman firefighter",
         ),  # not two
+        (" \U0001f98a \U0001fa00\U0001f98a", "a fox \U0001fa00 a fox", "reads \U0001f98a as a fox"),
         ("\U0001fa00\U0001f98a", "\U0001fa00 a fox", "reads \U0001f98a as a fox"),  # the model's own error tells of the first
         ("красный круг", "красный круг", "does not know: красный; does not know: круг"),
     ],
