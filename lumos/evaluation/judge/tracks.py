@@ -9,7 +9,7 @@ from scipy.optimize import linear_sum_assignment
 
 from lumos.evaluation.judge.regions import Blob
 
-FAR = 0.45  # frame widths a thing may have moved between two frames, less what else changed
+TOO_FAR = 0.45  # frame widths a thing may have moved between two frames, less what else changed
 SHADOWY = 0.1  # a blob weaker than this, or than a twentieth of the strongest, is haze
 LIKE = 30.0  # Lab: parts of one track look no less alike
 BRIEF = 3  # an object is seen in at least this many frames (or in all of a shorter clip)
@@ -33,8 +33,8 @@ def _link(blobs: Sequence[Sequence[Blob]]) -> list[Track]:
         apart = np.array([[_apart(track, blob) for blob in found] for track in tracks]).reshape(len(tracks), len(found))
         new = set(range(len(found)))
         # The root: one pair that fits and one that does not are likelier than two that fit half.
-        for i, j in zip(*linear_sum_assignment(np.sqrt(np.minimum(apart, FAR))), strict=True):
-            if apart[i, j] < FAR:
+        for i, j in zip(*linear_sum_assignment(np.sqrt(np.minimum(apart, TOO_FAR))), strict=True):
+            if apart[i, j] < TOO_FAR:
                 tracks[i].append(found[j])
                 new.remove(j)
         tracks += [[found[j]] for j in sorted(new)]
@@ -68,7 +68,7 @@ def _joined(tracks: list[Track]) -> list[Track]:
 def _may_be_one(one: Track, other: Track) -> bool:
     """Whether two tracks may be of one thing: its colour, and no further apart than it may move in the time between."""
     times = [(abs(a.frame - b.frame), _way(a, b)) for a in one for b in other if a.frame != b.frame]
-    gap, way = min(times, default=(0, FAR))
+    gap, way = min(times, default=(0, TOO_FAR))
     return _tints_apart(_plainest(one), _plainest(other)) < LIKE and way < 0.15 + 0.1 * gap
 
 
