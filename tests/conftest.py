@@ -15,11 +15,10 @@ from lumos.diffusion.sampler import SamplerConfig
 from lumos.evaluation.prompts import benchmark, one_object
 from lumos.generate import Generator
 from lumos.model.transformer import ModelConfig, Transformer
-from lumos.model_folder import FolderConfig, VideoConfig, save_model
+from lumos.model_folder import FolderConfig, VideoConfig
 from lumos.sequence.text import train_text_tokenizer
 from lumos.sequence.vocabulary import small_vocabulary
-from lumos.tokenizer.model import TokenizerConfig, VideoTokenizer
-from tests.toy_model import toy_generator
+from tests.toy_model import save_generator, toy_generator, toy_tokenizer
 
 # the same examples every time, no files left behind, no clock
 settings.register_profile("repeatable", derandomize=True, database=None, deadline=None, max_examples=25)
@@ -59,8 +58,7 @@ def load_script() -> Callable[[Path], ModuleType]:
 @pytest.fixture(scope="session")
 def random_model() -> Generator:
     """A model of 128x128 videos that knows nothing, as small as can be."""
-    tokenizer = VideoTokenizer(TokenizerConfig((4, 4, 4), (8, 8), (1, 1), (8, 8), (1, 1)))
-    tokenizer.initialise(torch.Generator().manual_seed(0))
+    tokenizer = toy_tokenizer((4, 4, 4))
     text = train_text_tokenizer([prompt.text for prompt in (*benchmark(), *one_object(8))], 200)
     vocabulary = small_vocabulary(text.size, tokenizer.codebook_size)
     shape = ModelConfig(vocabulary.size, layers=1, width=32, heads=1, kv_heads=1, head_width=32, ffn=32)
@@ -72,6 +70,11 @@ def random_model() -> Generator:
 
 
 @pytest.fixture(scope="session")
+def random_folder(random_model: Generator, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_generator(tmp_path_factory.mktemp("weights") / "model", random_model)
+
+
+@pytest.fixture(scope="session")
 def toy() -> Generator:
     return toy_generator(slots=12)
 
@@ -79,8 +82,7 @@ def toy() -> Generator:
 @pytest.fixture
 def tiny_is_random(random_model: Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The weights in the package are replaced by ones that cost nothing, and the working folder is an empty one."""
-    given = random_model
-    save_model(tmp_path / "tiny", given.config, given.model.state_dict(), given.text, given.tokenizer)  # type: ignore[arg-type]
+    save_generator(tmp_path / "tiny", random_model)
     monkeypatch.setattr("lumos.weights.PRETRAINED", tmp_path)
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")

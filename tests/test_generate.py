@@ -41,13 +41,8 @@ class Watched:
 
 @pytest.fixture
 def watched(monkeypatch: pytest.MonkeyPatch) -> Watched:
-    watched, draw, predict, commit, hidden = (
-        Watched(),
-        frame_model.draw_codes,
-        FrameModel.predict,
-        FrameModel.commit,
-        FrameModel._hidden,
-    )
+    watched, draw = Watched(), frame_model.draw_codes
+    predict, commit, hidden = FrameModel.predict, FrameModel.commit, FrameModel._hidden
 
     def keep_logits(hidden_RMD: Tensor, head_VD: Tensor, strength: float, *rest: Any) -> Any:
         logits = hidden_RMD @ head_VD.T

@@ -19,10 +19,10 @@ from lumos.cli.main import main
 from lumos.diffusion.compute import Compute
 from lumos.diffusion.frame_model import FrameModel
 from lumos.generate import Generator
-from lumos.model_folder import load_model, save_model
+from lumos.model_folder import load_model
 from lumos.ranks import divide, finish, start
 from lumos.sequence.token_file import load_tokens
-from tests.toy_model import toy_generator
+from tests.toy_model import save_generator, toy_generator
 from tests.training.toys import two
 
 TWO_CARDS = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two cards")
@@ -41,8 +41,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setattr("lumos.sequence.vocabulary.MOST_ROWS", 8)  # so that 16 codes are two sub-codes of 4
         toy, place = toy_generator(slots=40, levels=(4, 4)), tmp_path_factory.mktemp("weights") / "toy"
     assert toy.model.config.sub_codes == 4
-    save_model(place, toy.config, toy.model.state_dict(), toy.text, toy.tokenizer)  # type: ignore[arg-type]
-    return place
+    return save_generator(place, toy)
 
 
 def codes(folder: Path, compute: Compute, prompts: list[str], case: dict[str, Any], device: str = "cpu") -> Tensor:

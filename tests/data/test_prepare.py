@@ -25,22 +25,33 @@ from lumos.data.manifest import Entry, read_manifest
 from lumos.data.prepare import PrepareConfig, Share, _finish, prepare_shards
 from lumos.data.shards import open_shards, unpack_codes, unpack_picture
 from lumos.media.video import read_video, write_video
-from lumos.tokenizer.model import TokenizerConfig, VideoTokenizer, load_tokenizer, save_tokenizer
+from lumos.tokenizer.model import load_tokenizer, save_tokenizer
 from lumos.weights import fingerprint
 from lumos.worlds.shapes.render import pack, render
 from lumos.worlds.shapes.scene import sample_scene
+from tests.toy_model import toy_tokenizer
 
 SIZE = 32
 CUT = Cut(frames=5, fps=8.0, sizes=((SIZE, SIZE),), least=5)
 CONFIG = PrepareConfig(CUT, rows=2, batch=3)
 PICTURES = PrepareConfig(Cut(40, 8.0, CUT.sizes, step=1, least=1), rows=4)
-OPTIONS = ["--size", "32x32", "--frames", "5", "--fps", "8", "--least", "5", "--rows", "2", "--batch", "3"]
-
-
-def small_tokenizer(seed: int = 0) -> VideoTokenizer:
-    tokenizer = VideoTokenizer(TokenizerConfig((5, 5), (8, 8), (1, 1), (8, 8), (1, 1)))
-    tokenizer.initialise(torch.Generator().manual_seed(seed))
-    return tokenizer.eval()
+OPTIONS = [
+    "--size",
+    "32x32",
+    "--frames",
+    "5",
+    "--fps",
+    "8",
+    "--least",
+    "5",
+    "--rows",
+    "2",
+    "--batch",
+    "3",
+    "--device",
+    "cpu",
+    "--json",
+]
 
 
 def moving(seed: int, frames: int) -> Tensor:
@@ -57,7 +68,7 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
         lines.append(f"{number}.mp4,clip number {number},{number % 3 == 0}")
     Image.fromarray(np.full((40, 40, 3), 90, np.uint8)).save(folder / "gray.png")
     (folder / "clips.csv").write_text("\n".join([*lines, "gray.png,a gray picture,"]))
-    save_tokenizer(folder / "tokenizer", small_tokenizer())
+    save_tokenizer(folder / "tokenizer", toy_tokenizer())
     return folder
 
 
@@ -66,17 +77,7 @@ def run(material: Path, out: Path, config: PrepareConfig = CONFIG, **share: Any)
 
 
 def command(material: Path, out: Path, manifest: str = "clips.csv") -> list[str]:
-    return [
-        "prepare",
-        str(material / manifest),
-        str(out),
-        "--tokenizer",
-        str(material / "tokenizer"),
-        *OPTIONS,
-        "--device",
-        "cpu",
-        "--json",
-    ]
+    return ["prepare", str(material / manifest), str(out), "--tokenizer", str(material / "tokenizer"), *OPTIONS]
 
 
 def rows_of(out: Path) -> list[dict[str, Any]]:
@@ -100,9 +101,9 @@ def test_shards_hold_codes_captions_and_where_they_came_from(material: Path, who
     first = rows[0]
     assert first["captions"] == ["clip number 0"] and first["source"] == str(material / "0.mp4") and first["fps"] == 8.0
     assert (first["T"], first["H"], first["W"], first["frames"], first["start"]) == (2, 4, 4, 5, 0.0)
-    assert {row["tokenizer"] for row in rows} == {fingerprint(small_tokenizer())}
+    assert {row["tokenizer"] for row in rows} == {fingerprint(toy_tokenizer())}
     pixels_CFHW = read_video(material / "0.mp4", 8, SIZE, SIZE, 5).pixels_CFHW
-    both = small_tokenizer().encode(torch.stack([pixels_CFHW, pixels_CFHW.flip(-1)]))  # the second is its mirrored copy
+    both = toy_tokenizer().encode(torch.stack([pixels_CFHW, pixels_CFHW.flip(-1)]))  # the second is its mirrored copy
     found = torch.stack([unpack_codes(row["codes"], 2, 4, 4) for row in rows[:2]])
     assert (found != both).float().mean((1, 2, 3)).max() < 0.1  # bfloat16 is not exact
     assert (both[0] != both[1]).float().mean() > 0.2
@@ -237,7 +238,7 @@ def test_clips_of_a_rejected_input_do_not_stay(material: Path, tmp_path: Path) -
     content = write_video(tmp_path / "long.mp4", moving(3, 161), 8).read_bytes()
     (tmp_path / "cut.mp4").write_bytes(content[: len(content) * 4 // 5])
     (tmp_path / "clips.csv").write_text(f"path,caption\n{material}/0.mp4,good\ncut.mp4,cut\n{material}/1.mp4,good\n")
-    for name, tokenizer in (("codes", small_tokenizer()), ("pictures", None)):
+    for name, tokenizer in (("codes", toy_tokenizer()), ("pictures", None)):
         document = prepare_shards(tmp_path / "clips.csv", tmp_path / name, PrepareConfig(CUT, batch=3), tokenizer, Share())
         assert document["rejected"] == 1
         assert {Path(row["source"]).name for row in rows_of(tmp_path / name)} == {"0.mp4", "1.mp4"}
@@ -249,15 +250,15 @@ def test_rejected_rows_can_be_mended(material: Path, tmp_path: Path) -> None:
     lines = ["path,caption,mirror", f"{material}/0.mp4,good,true", "late.mp4,late,true", f"{material}/1.mp4,,true"]
     manifest.write_text("\n".join(lines))
     config = PrepareConfig(CUT, rows=1)
-    assert prepare_shards(manifest, out, config, small_tokenizer(), Share())["rejected"] == 2
+    assert prepare_shards(manifest, out, config, toy_tokenizer(), Share())["rejected"] == 2
     (tmp_path / "late.mp4").write_bytes((material / "2.mp4").read_bytes())
-    assert prepare_shards(manifest, out, config, small_tokenizer(), Share())["rejected"] == 2  # what is there stays
+    assert prepare_shards(manifest, out, config, toy_tokenizer(), Share())["rejected"] == 2  # what is there stays
     manifest.write_text("\n".join([*lines[:3], f"{material}/1.mp4,said now,true"]))
     with pytest.raises(ValueError, match="begun with another manifest"):
-        prepare_shards(manifest, out, config, small_tokenizer(), Share())
+        prepare_shards(manifest, out, config, toy_tokenizer(), Share())
     for number in (1, 2):
         (out / f"{number:06}.parquet").unlink()
-    document = prepare_shards(manifest, out, config, small_tokenizer(), Share())
+    document = prepare_shards(manifest, out, config, toy_tokenizer(), Share())
     assert document["rejected"] == 0 and {row["captions"][0] for row in rows_of(out)} == {"good", "late", "said now"}
 
 
@@ -329,11 +330,11 @@ def test_other_settings_or_another_manifest_need_another_folder(material: Path, 
     with pytest.raises(ValueError, match=r"begun with another frames = 5; choose"):
         run(material, whole, PrepareConfig(Cut(9, 8.0, CUT.sizes, least=5), rows=2, batch=3))
     with pytest.raises(ValueError, match="begun with another tokenizer"):
-        prepare_shards(material / "clips.csv", whole, CONFIG, small_tokenizer(1), Share())
+        prepare_shards(material / "clips.csv", whole, CONFIG, toy_tokenizer(seed=1), Share())
     lines = (material / "clips.csv").read_text().splitlines()
     (material / "other.csv").write_text("\n".join(lines[:-1]))
     with pytest.raises(ValueError, match="begun with another manifest"):
-        prepare_shards(material / "other.csv", whole, CONFIG, small_tokenizer(), Share())
+        prepare_shards(material / "other.csv", whole, CONFIG, toy_tokenizer(), Share())
     (tmp_path / "mine.txt").write_text("a thesis")
     with pytest.raises(FileExistsError, match="new or empty folder"):
         run(material, tmp_path)
@@ -366,14 +367,14 @@ def test_pictures_can_be_tokenised_later(material: Path, whole: Path, tmp_path: 
     entries = read_manifest(tmp_path / "pictures")
     assert entries[0] == Entry(1, str(tmp_path / "pictures" / "000000.parquet"), ("clip number 0",), mirror=True, stored=0)
     assert [entry.stored for entry in entries] == list(range(len(rows)))
-    document = prepare_shards(tmp_path / "pictures", tmp_path / "codes", CONFIG, small_tokenizer(), Share())
+    document = prepare_shards(tmp_path / "pictures", tmp_path / "codes", CONFIG, toy_tokenizer(), Share())
     same = ("T", "H", "W", "captions", "start", "mirrored", "frames")
     again, direct = ([[row[name] for name in same] for row in rows_of(out)] for out in (tmp_path / "codes", whole))
     assert document["rejected"] == 0 and again == direct
     assert main(["inspect", str(tmp_path / "pictures"), "--sheet", str(tmp_path / "sheet.png"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["holds"] == "pictures" and (tmp_path / "sheet.png").exists()
     with pytest.raises(ValueError, match="holds codes already"):
-        prepare_shards(tmp_path / "codes", tmp_path / "more", CONFIG, small_tokenizer(), Share())
+        prepare_shards(tmp_path / "codes", tmp_path / "more", CONFIG, toy_tokenizer(), Share())
     assert main(["prepare", str(tmp_path / "pictures"), "nowhere", *command(material, tmp_path)[3:], "--dry-run"]) == 0
     assert json.loads(capsys.readouterr().out)["clips"] == len(direct)
 

@@ -24,8 +24,8 @@ from lumos.data.shards import (
     unpack_picture,
     write_shard,
 )
-from lumos.tokenizer.model import TokenizerConfig, VideoTokenizer
 from lumos.weights import fingerprint
+from tests.toy_model import toy_tokenizer
 
 
 def row(number: int, **more: Any) -> dict[str, Any]:
@@ -163,15 +163,10 @@ def test_long_clips_take_several_rows_of_a_picture() -> None:
 
 
 def test_shards_of_another_tokenizer_are_refused() -> None:
-    def tokenizer(seed: int) -> VideoTokenizer:
-        made = VideoTokenizer(TokenizerConfig((5, 5), (8, 8), (1, 1), (8, 8), (1, 1)))
-        made.initialise(torch.Generator().manual_seed(seed))
-        return made
-
     none = np.zeros((0, 3))
-    index = ShardIndex("-", (), CODES, fingerprint(tokenizer(0)), 8.0, none, none, "", none[:, 0])
-    check_tokenizer(index, tokenizer(0).bfloat16().float())  # a folder in half precision holds the same tokenizer
+    index = ShardIndex("-", (), CODES, fingerprint(toy_tokenizer()), 8.0, none, none, "", none[:, 0])
+    check_tokenizer(index, toy_tokenizer().bfloat16().float())  # a folder in half precision holds the same tokenizer
     with pytest.raises(ValueError, match="must be made with this tokenizer"):
-        check_tokenizer(index, tokenizer(1))
+        check_tokenizer(index, toy_tokenizer(seed=1))
     with pytest.raises(ValueError, match=COSMOS):
-        check_tokenizer(ShardIndex("-", (), CODES, COSMOS, 8.0, none, none, "", none[:, 0]), tokenizer(0))
+        check_tokenizer(ShardIndex("-", (), CODES, COSMOS, 8.0, none, none, "", none[:, 0]), toy_tokenizer())

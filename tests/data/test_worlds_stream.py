@@ -16,7 +16,7 @@ from lumos.data.batch import Batch, Schedule
 from lumos.data.worlds import Chunks, Shapes, World, WorldsConfig, WorldsStream, open_worlds, own_captions, sample_captions
 from lumos.sequence.text import train_text_tokenizer
 from lumos.sequence.vocabulary import small_vocabulary
-from lumos.tokenizer.model import TokenizerConfig, VideoTokenizer
+from tests.toy_model import toy_tokenizer
 
 SLOTS = 64
 CONFIG = WorldsConfig(size=16, frames=5, chunk=4, pool=2, reuse=1, workers=0)
@@ -35,9 +35,7 @@ def tensors(number: int, seed: int = 0, rank: int = 0) -> list[Tensor]:
 
 
 def stream(first_step: int, **settings: int) -> WorldsStream:
-    tokenizer = VideoTokenizer(TokenizerConfig((5, 5), (8, 8), (1, 1), (8, 8), (1, 1)))
-    tokenizer.initialise(torch.Generator().manual_seed(0))
-    return WorldsStream(chunks(**settings), tokenizer, first_step, torch.device("cpu"))
+    return WorldsStream(chunks(**settings), toy_tokenizer(), first_step, torch.device("cpu"))
 
 
 def take(source: WorldsStream, step: int) -> Batch:

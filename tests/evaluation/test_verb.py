@@ -5,22 +5,13 @@ import pytest
 
 from lumos.cli.main import main
 from lumos.evaluation.prompts import benchmark, to_lines
-from lumos.generate import Generator
-from lumos.model_folder import save_model
 
 FEW = [prompt for prompt in benchmark() if "counting" in prompt.checks][:2]
 
 
-@pytest.fixture(scope="module")
-def weights(random_model: Generator, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder, model = tmp_path_factory.mktemp("weights") / "model", random_model
-    save_model(folder, model.config, model.model.state_dict(), model.text, model.tokenizer)  # type: ignore[arg-type]
-    return folder
-
-
-def test_shapes_by_command(weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_shapes_by_command(random_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "few.jsonl").write_text(to_lines(FEW))
-    words = ["evaluate", "shapes", "--weights", str(weights), "--device", "cpu", "--out", str(tmp_path / "out")]
+    words = ["evaluate", "shapes", "--weights", str(random_folder), "--device", "cpu", "--out", str(tmp_path / "out")]
     words += ["--prompts", str(tmp_path / "few.jsonl"), "--set", "steps=2"]
     assert main([*words, "--workers", "1", "--json"]) == 0
     document = json.loads(capsys.readouterr().out.splitlines()[-1])
@@ -33,8 +24,11 @@ def test_shapes_by_command(weights: Path, tmp_path: Path, capsys: pytest.Capture
     assert "other settings (seed: 0, now 1)" in capsys.readouterr().err
 
 
-def test_a_tokenizer_by_command(weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["evaluate", "tokenizer", "--quick", "--weights", str(weights), "--device", "cpu", "--out", str(tmp_path)]) == 0
+def test_a_tokenizer_by_command(random_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert (
+        main(["evaluate", "tokenizer", "--quick", "--weights", str(random_folder), "--device", "cpu", "--out", str(tmp_path)])
+        == 0
+    )
     found = json.loads((tmp_path / "tokenizer.json").read_text())
     assert found["psnr_lowest"] <= found["psnr"] < 20  # it knows nothing
     assert (tmp_path / "tokenizer.png").exists() and "codes_used: " in capsys.readouterr().out
@@ -53,7 +47,7 @@ def test_a_tokenizer_by_command(weights: Path, tmp_path: Path, capsys: pytest.Ca
     ],
 )
 def test_mistakes_are_one_line(
-    weights: Path,
+    random_folder: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
@@ -62,7 +56,7 @@ def test_mistakes_are_one_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("tokenizer.json").write_text("[]")
-    assert main(["evaluate", "--weights", str(weights), "--out", "out", *words]) == 2
+    assert main(["evaluate", "--weights", str(random_folder), "--out", "out", *words]) == 2
     assert Path("tokenizer.json").read_text() == "[]"
     error = capsys.readouterr().err
     assert says in error and error.count("\n") == 1

@@ -7,7 +7,6 @@ import pytest
 from lumos.diffusion.sampler import SamplerConfig
 from lumos.evaluation.prompts import benchmark
 from lumos.generate import Generator
-from lumos.model_folder import save_model
 from research.sampler_grid import main, run_grid, settings_around, settings_of, table
 
 OWN = SamplerConfig(steps=1, guidance=1.0)
@@ -45,10 +44,8 @@ def test_a_grid_goes_on_where_it_stopped(random_model: Generator, tmp_path: Path
     assert len(lines) == 4 and lines[0].split()[0] == "history" and "counting" in lines[0]
 
 
-def test_the_command_on_a_folder_of_weights(random_model: Generator, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    model = random_model
-    save_model(tmp_path / "model", model.config, model.model.state_dict(), model.text, model.tokenizer)  # type: ignore[arg-type]
-    words = ["--weights", str(tmp_path / "model"), "--out", str(tmp_path / "grid"), "--device", "cpu"]
+def test_the_command_on_a_folder_of_weights(random_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--weights", str(random_folder), "--out", str(tmp_path / "grid"), "--device", "cpu"]
     main([*words, "--over", "history=0.5", "--benchmark", "none", "--one-objects", "2"])
     shown = capsys.readouterr().out
     assert "direction1" in shown and (tmp_path / "grid" / "table.txt").read_text() == shown

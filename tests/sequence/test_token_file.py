@@ -8,12 +8,10 @@ import torch
 from safetensors.torch import save_file
 
 from lumos.sequence.token_file import About, Tokens, load_tokens, save_tokens
-from lumos.tokenizer.model import TokenizerConfig, VideoTokenizer
 from lumos.weights import fingerprint
+from tests.toy_model import toy_tokenizer
 
-OURS, OTHER = (VideoTokenizer(TokenizerConfig((5, 5), (8, 8), (1, 1), (8, 8), (1, 1))) for _ in range(2))
-for number, tokenizer in enumerate((OURS, OTHER)):
-    tokenizer.initialise(torch.Generator().manual_seed(number))
+OURS, OTHER = (toy_tokenizer(seed=seed) for seed in (0, 1))
 ABOUT = About(("a red circle", "ein Kreis"), (3, -1), 8, 1, fingerprint(OURS))
 CODES = torch.arange(2 * 3 * 4 * 5).view(2, 3, 4, 5) % 50
 

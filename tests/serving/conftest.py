@@ -15,10 +15,9 @@ pytest.importorskip("fastapi", reason="the server needs the extra: pip install '
 
 import httpx2 as httpx
 
-from lumos.model_folder import save_model
 from lumos.serving.config import ServeConfig
 from lumos.serving.server import serve
-from tests.toy_model import toy_generator
+from tests.toy_model import save_generator, toy_generator
 
 
 @dataclass
@@ -61,9 +60,7 @@ class Running:
 
 @pytest.fixture(scope="session")
 def toy_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    toy, folder = toy_generator(slots=40, louder=False), tmp_path_factory.mktemp("weights") / "toy"
-    save_model(folder, toy.config, toy.model.state_dict(), toy.text, toy.tokenizer)  # type: ignore[arg-type]
-    return folder
+    return save_generator(tmp_path_factory.mktemp("weights") / "toy", toy_generator(slots=40, louder=False))
 
 
 @contextmanager

@@ -6,11 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-pytest.importorskip("fastapi", reason="the server needs the extra: pip install 'lumos[serve]'")
-
 import httpx2 as httpx
+import pytest
 from fastapi import FastAPI
 
 from lumos.serving.access import COOKIE, Access, add_login

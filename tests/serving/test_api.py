@@ -9,11 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-pytest.importorskip("fastapi", reason="the server needs the extra: pip install 'lumos[serve]'")
-
 import av
+import pytest
 import torch
 from PIL import Image
 

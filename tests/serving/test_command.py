@@ -12,11 +12,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-pytest.importorskip("fastapi", reason="the server needs the extra: pip install 'lumos[serve]'")
-
 import httpx2 as httpx
+import pytest
 
 from lumos.cli.main import main
 

@@ -5,8 +5,6 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("fastapi", reason="the server needs the extra: pip install 'lumos[serve]'")
-
 from lumos.serving.config import ServeConfig
 
 LONG = {"frames": 129, "steps": 16}

@@ -16,8 +16,6 @@ from typing import Any
 import pytest
 import torch
 
-pytest.importorskip("fastapi", reason="the server needs the extra: pip install 'lumos[serve]'")
-
 from lumos.serving import decode, pool
 from lumos.serving.config import ServeConfig
 from lumos.serving.decode import is_memory_error

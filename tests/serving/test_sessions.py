@@ -10,9 +10,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-
-pytest.importorskip("fastapi", reason="the server needs the extra: pip install 'lumos[serve]'")
-
 import torch
 from PIL import Image
 from safetensors.torch import save_file

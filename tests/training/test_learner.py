@@ -10,10 +10,10 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
 from lumos.ranks import finish, start
-from lumos.tokenizer.model import TokenizerConfig, VideoTokenizer
 from lumos.training.learner import USUAL, SpikeGuard, step_unless
 from lumos.training.optim import Ema, OptimConfig, build_optimizer, is_inner_matrix, learning_rate, set_learning_rate
 from lumos.training.parallel import whole
+from tests.toy_model import toy_tokenizer
 from tests.training.toys import two
 
 
@@ -119,7 +119,7 @@ def test_two_processes_take_muons_step_of_one(tmp_path: Path) -> None:
 
 
 def test_of_a_tokenizer_muon_takes_what_lies_inside() -> None:
-    tokenizer = VideoTokenizer(TokenizerConfig((5, 5), (8, 8), (1, 1), (8, 8), (1, 1)))
+    tokenizer = toy_tokenizer()
     inside = {name for name, parameter in tokenizer.named_parameters() if is_inner_matrix(name, parameter)}
     assert len(inside) > 8 and not any(word in name for name in inside for word in ("conv_in", "conv_out", "encoder.out"))
     assert all(parameter.ndim > 1 for name, parameter in tokenizer.named_parameters() if name in inside)

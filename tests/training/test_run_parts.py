@@ -11,11 +11,12 @@ from lumos.model_folder import save_model
 from lumos.ranks import ALONE, Ranks
 from lumos.sequence.text import train_text_tokenizer
 from lumos.sequence.vocabulary import LUMOS, small_vocabulary
-from lumos.tokenizer.model import TokenizerConfig, VideoTokenizer, save_tokenizer
+from lumos.tokenizer.model import save_tokenizer
 from lumos.training.config import Sources, TrainModelConfig
 from lumos.training.parallel import ParallelConfig
 from lumos.training.run_parts import RunParts, _check_memory, carried_over, gather_parts
 from tests.tokenizer.small import COSMOS, made
+from tests.toy_model import toy_tokenizer
 from tests.training.toys import TOY
 
 
@@ -38,9 +39,7 @@ def test_weights_of_two_sub_codes_are_started_from(tokenizer: Path, tmp_path: Pa
     for more, words in (({"ffn": 64}, "of this preset's shape, got ffn=32;"), ({"layers": 2}, "got layers=1; use")):
         with pytest.raises(ValueError, match=words):
             gather(replace(TOY, model=replace(TOY.model, **more)), tokenizer, tmp_path / "base")
-    nine = VideoTokenizer(TokenizerConfig((3, 3), (8, 8), (1, 1), (8, 8), (1, 1)))
-    nine.initialise(torch.Generator().manual_seed(0))
-    save_tokenizer(tmp_path / "nine", nine)
+    save_tokenizer(tmp_path / "nine", toy_tokenizer((3, 3)))
     with pytest.raises(ValueError, match="the tokenizer must have the 25 codes of .*, got 9"):
         gather(TOY, tmp_path / "nine", tmp_path / "base")
 

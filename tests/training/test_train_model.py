@@ -107,17 +107,11 @@ def test_a_run_leaves_weights_samples_and_metrics(whole: Path) -> None:
     assert 0 < lines[0]["seconds"] < lines[1]["seconds"]
 
 
-def test_a_run_goes_on_with_its_own_tokenizer_and_another_budget(tmp_path: Path, tokenizer: Path) -> None:
-    config = replace(TOY, max_steps=1)
-    train_model(config, tmp_path / "run", tokenizer)
-    before = (tmp_path / "run/model/model.safetensors").read_bytes()
-    save_toy_tokenizer(tmp_path / "other", seed=1)
+def test_a_run_goes_on_with_its_own_tokenizer(whole: Path, tmp_path: Path) -> None:
+    before = (whole / "model/model.safetensors").read_bytes()
     with pytest.raises(ValueError, match="got tokenizer = "):
-        train_model(config, tmp_path / "run", tmp_path / "other", resume=True)
-    assert (tmp_path / "run/model/model.safetensors").read_bytes() == before
-    longer = replace(config, max_steps=2, save_every=7, accumulate=2)
-    train_model(longer, tmp_path / "run", tokenizer, resume=True)
-    assert checkpoint.latest(tmp_path / "run") == tmp_path / "run/checkpoints/step_00000002"
+        train_model(TOY, whole, save_toy_tokenizer(tmp_path / "other", seed=1), resume=True)
+    assert (whole / "model/model.safetensors").read_bytes() == before
 
 
 def test_a_trained_model_goes_on_with_new_words(whole: Path, tmp_path: Path, tokenizer: Path) -> None:

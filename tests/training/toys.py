@@ -14,11 +14,12 @@ from lumos.data.worlds import WorldsConfig, sample_captions
 from lumos.diffusion.sampler import SamplerConfig
 from lumos.model.transformer import ModelConfig
 from lumos.model_folder import VideoConfig
-from lumos.tokenizer.model import TokenizerConfig, VideoTokenizer, save_tokenizer
+from lumos.tokenizer.model import save_tokenizer
 from lumos.training import run_parts
 from lumos.training.clock import Clock
 from lumos.training.config import TrainModelConfig
 from lumos.training.optim import OptimConfig
+from tests.toy_model import toy_tokenizer
 
 TOY = TrainModelConfig(
     model=ModelConfig(vocabulary=0, layers=1, width=32, heads=1, kv_heads=1, head_width=32, ffn=32),
@@ -38,9 +39,7 @@ TOY = TrainModelConfig(
 
 def save_toy_tokenizer(folder: Path, seed: int = 0) -> Path:
     """An untrained tokenizer of 25 codes."""
-    small = VideoTokenizer(TokenizerConfig((5, 5), (8, 8), (1, 1), (8, 8), (1, 1)))
-    small.initialise(torch.Generator().manual_seed(seed))
-    save_tokenizer(folder, small)
+    save_tokenizer(folder, toy_tokenizer(seed=seed))
     return folder
 
 

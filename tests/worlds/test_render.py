@@ -1,6 +1,5 @@
 import math
 import random
-from dataclasses import replace
 
 import pytest
 import torch
@@ -63,21 +62,6 @@ def test_place_and_size_from_pixels_follow_the_formula(motion: str) -> None:
         at = thing.at(frame / 8)
         assert math.dist(place, (at.x + at.orbit_x, at.y + at.orbit_y)) < 0.012
         assert areas[frame] / areas[0] == pytest.approx((at.scale / thing.at(0).scale) ** 2, rel=0.12)
-
-
-@pytest.mark.parametrize("motion", ["fading in", "fading out", "blinking"])
-def test_opacity_from_pixels_follows_the_formula(motion: str) -> None:
-    scene = bright(motion, 5)
-    thing = scene.things[0]
-    plain = Scene(scene.background, (replace(thing, motion="still"),))
-    row, column = int(thing.y * 64), int(thing.x * 64)
-    clips = (render(pack([each]), 17, 64)[0, :, :, row, column] for each in (scene, plain, empty(scene)))
-    shown, full, none = (((pixels + 1) / 2).square() for pixels in clips)  # what is mixed
-    for frame in range(17):
-        opacity = thing.at(frame / 8).opacity
-        shaded = none[:, frame] * (1 - 0.3 * opacity)
-        torch.testing.assert_close(shown[:, frame], shaded + opacity * (full[:, frame] - shaded), atol=0.01, rtol=0)
-    assert (shown - full).abs().max() > 0.3  # unseen at some time
 
 
 def test_a_frame_alone_is_that_frame_of_the_clip() -> None:
