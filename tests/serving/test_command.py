@@ -51,6 +51,7 @@ def test_wrong_options_are_one_line(capsys: pytest.CaptureFixture[str], tmp_path
         (["--keep-hours", "-1"], "--keep-hours"),
         (["--port", "70000"], "--port must be 0 to 65535"),
         (["--queue", "0"], "--queue must be 1 to"),
+        (["--workers", "0"], "--workers must be 1 to"),
         (["--time-limit", "nan"], "--time-limit must be"),
         (["--host", "300.1.1.1", "--no-auth"], "host must be an address"),
     ):
