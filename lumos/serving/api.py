@@ -8,8 +8,6 @@ import base64
 import json
 import re
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import replace
 from email.utils import parsedate_to_datetime
 from pathlib import Path as FilePath
 from typing import Annotated, Any, Literal
@@ -25,19 +23,7 @@ from lumos.serving.access import Access, add_login
 from lumos.serving.errors import ERRORS, HANDLERS, RequestError, refusing
 from lumos.serving.live import Live
 from lumos.serving.queue import Client
-from lumos.serving.request import (
-    Decoded,
-    FrameBody,
-    Sentence,
-    Source,
-    VideoRequest,
-    body_schema,
-    complete,
-    keyframe_sources,
-    read_body,
-    read_form,
-    start_from,
-)
+from lumos.serving.request import FrameBody, Sentence, asked_for, body_schema, read_form
 from lumos.serving.service import Service
 from lumos.serving.store import Video
 
@@ -91,51 +77,8 @@ TheVideo = Annotated[Video, Depends(_video)]
 @router.post("/v1/videos", openapi_extra={"requestBody": body_schema()})
 async def make_video(request: Request, service: TheService, client: TheClient) -> dict[str, Any]:
     service.check_room(client)  # before a file is decoded for nothing
-    async with _asked(request, service) as (wanted, starts, continued):
+    async with asked_for(request, service) as (wanted, starts, continued):
         return service.document(service.submit(wanted, client, starts, continued))
-
-
-@asynccontextmanager
-async def _asked(
-    request: Request, service: Service, is_session: bool = False
-) -> AsyncIterator[tuple[VideoRequest, dict[int, FilePath], str | None]]:
-    """What a body asks for; files of the frames that it gives, by number of the first, there inside only; the video continued."""
-    async with read_body(request) as (body, sources), AsyncExitStack() as files:
-        for name in ("frames", "seconds", "last_image") if is_session else ():
-            if getattr(body, name) is not None or name in sources:
-                raise RequestError(400, f"a session has no length and no last frame; leave {name} out", name)
-        wanted = complete(body, service.config, service.about, service.prompts)
-        size, starts, continued, notes = (wanted.height, wanted.width, wanted.fps), {}, None, [wanted.note]
-
-        async def decode(at: int, field: str, source: Source, must_be_picture: bool) -> Decoded:
-            with refusing(field, "unusable_file"):
-                file = _file_of(service, source, field) if isinstance(source, str) else source
-                decoded, starts[at] = await files.enter_async_context(service.uploads.decoded(file, size))
-                if decoded.is_video and must_be_picture:
-                    raise ValueError(f"{field} must be a picture here, got a video; send one frame of it")
-            notes.append(decoded.note)
-            return decoded
-
-        if start := sources.get("input_reference"):
-            wanted = start_from(wanted, await decode(0, "input_reference", start, is_session), body, service.config)
-            continued = start if start in service.store.known else None
-        keyframes = keyframe_sources(wanted, body, sources)
-        for at, (field, source) in keyframes.items():
-            await decode(at, field, source, True)
-        yield replace(wanted, keyframes=tuple(keyframes), note="; ".join(filter(None, notes))), starts, continued
-
-
-def _file_of(service: Service, id: str, field: str) -> FilePath:
-    """The file of an upload or a video."""
-    if id in service.uploads.known:
-        return service.uploads.known[id].file
-    video = service.store.known.get(id)
-    if video is None:
-        message = "there is no such upload or video; uploads are kept for an hour, send the file again"
-        raise RequestError(400, message, field, "not_found")
-    if video.status != "completed":
-        raise RequestError(400, "a video to go on from must be completed; wait for it", field, "not_completed")
-    return service.store.folder(id) / ("video.png" if video.request.frames == 1 else "video.mp4")
 
 
 @router.get("/v1/videos")
@@ -273,7 +216,7 @@ async def begin_session(request: Request, service: TheService, client: TheClient
     """A video without end: the fields are those of a video, but for its length and last frame. It may start from a picture."""
     service.check_loaded()
     service.sessions.check_room(client)
-    async with _asked(request, service, is_session=True) as (wanted, files, _):
+    async with asked_for(request, service, is_session=True) as (wanted, files, _):
         given = {at: file.read_bytes() for at, file in files.items()}  # of one picture each
     return service.sessions.open(wanted, client, service.about["temporal"], given).document()
 

@@ -68,7 +68,7 @@ class Live:
             "frames": self.frames,
             "sentences": [{"frame": frame, "prompt": prompt} for frame, prompt in [*self.sentences, *later]],
             "note": self.note or None,
-            "keyframes": list(asked.keyframes),
+            "keyframes": sorted(asked.keyframes),
             "size": f"{asked.width}x{asked.height}",
             **{name: getattr(asked, name) for name in ("fps", "seed", "steps", "guidance", "temperature")},
             "error": {"code": self.over[0], "message": self.over[1]} if self.over else None,

@@ -1,15 +1,16 @@
 """What a client sends (a JSON object, or a form with perhaps files) -> one checked VideoRequest, or an error in words.
 
 VideoBody holds the fields of OpenAI's video API (prompt, model, seconds, size, input_reference) and our own, with the rules that
-each keeps by itself; `complete` checks what depends on the model and fills in its defaults. Nothing is silently changed.
+each keeps by itself; `asked_for` checks what depends on the model and fills in its defaults. Nothing is silently changed.
 """
 
 import re
 import secrets
 from collections.abc import AsyncIterator, Collection, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, BinaryIO, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, Literal
 
 from fastapi import Request
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -22,10 +23,12 @@ from lumos.serving.config import ServeConfig
 from lumos.serving.errors import RequestError, invalid, quoted, refusing
 from lumos.tokenizer.compression import check_keyframe, check_sides, frame_at, latent_frames
 
+if TYPE_CHECKING:
+    from lumos.serving.service import Service
+
 MOST_SEED = 2**32 - 1
 MOST_FRAMES = 10**6  # of any server
 FILES = ("input_reference", "last_image")  # fields that may be a file
-Source = str | BinaryIO  # id of an upload or a video, or a file in a form
 ADDED = 16  # frames that a given video is continued by unless the client says how many
 
 
@@ -125,23 +128,73 @@ def body_schema() -> dict[str, Any]:
 
 
 @asynccontextmanager
-async def read_body(request: Request) -> AsyncIterator[tuple[VideoBody, dict[str, Source]]]:
-    """The fields of a body, each checked by itself, and of FILES what was sent: files are open inside only."""
+async def asked_for(
+    request: Request, service: "Service", is_session: bool = False
+) -> AsyncIterator[tuple[VideoRequest, dict[int, Path], str | None]]:
+    """What a body asks for; files of the frames that it gives, by number of the first, there inside only; the video continued."""
+    async with read_body(request) as (body, sent), AsyncExitStack() as files:
+        for name in ("frames", "seconds", "last_image") if is_session else ():
+            if getattr(body, name) is not None or name in sent:
+                raise RequestError(400, f"a session has no length and no last frame; leave {name} out", name)
+        wanted = _complete(body, service.config, service.about, service.prompts)
+        starts: dict[int, Path] = {}
+        continued = None
+        for field, time, source in _sources(body, sent):
+            at = 0
+            if field != "input_reference":
+                with refusing(field):
+                    at = frame_at(time or str(wanted.frames - 1), wanted.fps)
+                    check_keyframe(at, wanted.given, wanted.frames)
+                    if at in starts:
+                        raise ValueError(f"a frame may have one keyframe, got two for frame {at}; leave one out")
+            with refusing(field, "unusable_file"):
+                file = _file_of(service, source, field) if isinstance(source, str) else source
+                decoding = service.uploads.decoded(file, (wanted.height, wanted.width, wanted.fps))
+                found, starts[at] = await files.enter_async_context(decoding)
+                if found.is_video and (at or is_session):
+                    raise ValueError(f"{field} must be a picture here, got a video; send one frame of it")
+            if at:
+                wanted = replace(wanted, keyframes=(*wanted.keyframes, at))
+            else:
+                wanted = _start_from(wanted, found, body, service.config)
+                continued = str(source) if source in service.store.known else None
+            wanted = replace(wanted, note="; ".join(filter(None, (wanted.note, found.note))))
+        yield wanted, starts, continued
+
+
+def _sources(body: VideoBody, files: Mapping[str, BinaryIO]) -> list[tuple[str, str, str | BinaryIO]]:
+    """Field, time ("" of the first and the last frame) and id or file of all that gives frames, what it starts from first."""
+    given: dict[str, str | BinaryIO] = {name: ref["file_id"] for name in FILES if (ref := getattr(body, name))}
+    given |= files
+    times = [("keyframes", time, id) for time, id in body.keyframes.items()]
+    return [*((name, "", given[name]) for name in FILES if name in given), *times]
+
+
+def _file_of(service: "Service", id: str, field: str) -> Path:
+    """The file of an upload or a video."""
+    if id in service.uploads.known:
+        return service.uploads.known[id].file
+    video = service.store.known.get(id)
+    if video is None:
+        message = "there is no such upload or video; uploads are kept for an hour, send the file again"
+        raise RequestError(400, message, field, "not_found")
+    if video.status != "completed":
+        raise RequestError(400, "a video to go on from must be completed; wait for it", field, "not_completed")
+    return service.store.folder(id) / ("video.png" if video.request.frames == 1 else "video.mp4")
+
+
+@asynccontextmanager
+async def read_body(request: Request) -> AsyncIterator[tuple[VideoBody, dict[str, BinaryIO]]]:
+    """The fields of a body, each checked by itself, and the files in it, which are open inside only."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind in ("multipart/form-data", "application/x-www-form-urlencoded"):
         async with read_form(request, FILES) as (texts, files):
             sent = {name: text for name, text in texts.items() if text or name == "prompt"}
-            body = _checked({name: {"file_id": text} if name in FILES else text for name, text in sent.items()})
-            yield body, {**_ids(body), **files}
+            yield _checked({name: {"file_id": text} if name in FILES else text for name, text in sent.items()}), files
     elif kind in ("application/json", ""):
-        body = _checked(await request.body())
-        yield body, _ids(body)
+        yield _checked(await request.body()), {}
     else:
         raise RequestError(400, "the body must be application/json or multipart/form-data; see /docs")
-
-
-def _ids(body: VideoBody) -> dict[str, Source]:
-    return {name: given["file_id"] for name in FILES if (given := getattr(body, name))}
 
 
 def _checked(values: bytes | dict[str, Any]) -> VideoBody:
@@ -188,7 +241,7 @@ class _CheckedForm(MultiPartParser):
         self.ended = True
 
 
-def complete(body: VideoBody, config: ServeConfig, about: Mapping[str, Any], prompts: PromptReader) -> VideoRequest:
+def _complete(body: VideoBody, config: ServeConfig, about: Mapping[str, Any], prompts: PromptReader) -> VideoRequest:
     """Every default filled in, every rule checked; what is `given` comes later. RequestError.
 
     about: what the worker said of the model.
@@ -236,7 +289,7 @@ def _frames(body: VideoBody, config: ServeConfig, about: Mapping[str, Any]) -> i
     return frames
 
 
-def start_from(request: VideoRequest, decoded: Decoded, body: VideoBody, config: ServeConfig) -> VideoRequest:
+def _start_from(request: VideoRequest, decoded: Decoded, body: VideoBody, config: ServeConfig) -> VideoRequest:
     """The request, going on from given frames. RequestError when there is no room for more."""
     frames, given = request.frames, decoded.frames
     if decoded.is_video and body.frames is None and body.seconds is None:
@@ -245,18 +298,3 @@ def start_from(request: VideoRequest, decoded: Decoded, body: VideoBody, config:
         hint = f"use {given + ADDED}" if given + ADDED <= config.max_frames else "cut it first"
         raise RequestError(400, f"frames must be more than the {given} given ones, got {frames}; {hint}", "frames")
     return replace(request, frames=frames, given=given)
-
-
-def keyframe_sources(request: VideoRequest, body: VideoBody, sources: Mapping[str, Source]) -> dict[int, tuple[str, Source]]:
-    """Which pictures later frames are to show: field and source by number of the frame. RequestError for impossible frames."""
-    found: dict[int, tuple[str, Source]] = {}
-    last = {str(request.frames - 1): sources["last_image"]} if "last_image" in sources else {}
-    for field, named in (("keyframes", body.keyframes), ("last_image", last)):
-        for time, source in named.items():
-            with refusing(field):
-                at = frame_at(time, request.fps)
-                check_keyframe(at, request.given, request.frames)
-                if at in found:
-                    raise ValueError(f"a frame may have one keyframe, got two for frame {at}; leave one out")
-            found[at] = field, source
-    return found

@@ -74,7 +74,7 @@ class Video:
             "size": f"{made.width}x{made.height}",
             "seconds": f"{made.frames / made.fps:.3f}".rstrip("0").rstrip("."),
             "given_frames": made.given,
-            "keyframes": list(made.keyframes),
+            "keyframes": sorted(made.keyframes),
             "note": made.note or None,
             "remixed_from_video_id": self.source,
             "queue_position": position,
