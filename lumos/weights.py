@@ -12,9 +12,9 @@ import shutil
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -35,8 +35,7 @@ SUMS = "sums"  # metadata: a checksum for each tensor
 SCALE = "/scale"  # after a matrix's name: what its rows of 8-bit numbers are multiplied with
 
 
-@dataclass(frozen=True)
-class Stored:
+class Stored(NamedTuple):
     """Where a tensor lies, and what the header of its file says of it."""
 
     file: Path

@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from itertools import count, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -64,8 +64,7 @@ class PrepareConfig:
     batch: int = 16  # clips tokenised at once
 
 
-@dataclass(frozen=True)
-class Share:
+class Share(NamedTuple):
     """This process's part of the work."""
 
     rank: int = 0  # it makes every `world`-th shard from `rank` on

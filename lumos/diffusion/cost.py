@@ -5,7 +5,7 @@ Counts follow from shapes; what is measured is the device: its free memory, and 
 
 import os
 import time
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -21,8 +21,7 @@ EFFICIENCY = 0.5  # of the matrix products' rate that a whole generation reaches
 DECODER = 400  # bytes per pixel of a code's area that decoding takes
 
 
-@dataclass(frozen=True)
-class GenerationCost:
+class GenerationCost(NamedTuple):
     """What a generation takes beside the weights."""
 
     bytes: float  # of cache, activations, logits and decoding

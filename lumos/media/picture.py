@@ -1,7 +1,6 @@
 """What every reader of pictures and videos yields: `Picture`, upright and over white, drawn at any size by one crop rule."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -15,8 +14,7 @@ MAX_PIXELS = 2**27
 HDR = {16: "PQ", 18: "HLG"}  # transfer functions by their number in ITU-T H.273
 
 
-@dataclass(frozen=True)
-class Header:
+class Header(NamedTuple):
     """What a file says of itself before anything is decoded."""
 
     kind: Literal["image", "video"]

@@ -3,11 +3,10 @@
 Reads paths into pixels_CFHW, float in [-1, 1], with a note on what was done to make them fit, and writes them back.
 """
 
-from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 import av
 import numpy as np
@@ -31,8 +30,7 @@ Rate = Annotated[float, Range(0.001, 1000)]  # frames per second
 Moment = Annotated[float, Range(0, 1e9)]  # seconds
 
 
-@dataclass(frozen=True)
-class Footage:
+class Footage(NamedTuple):
     """Pixels read from a file, and what was done to them in words a user understands (empty when nothing was)."""
 
     pixels_CFHW: Tensor

@@ -22,11 +22,7 @@ class Cache:
         shape = (layers, rows, kv_heads, capacity, head_width)
         self.keys = torch.zeros(shape, device=device, dtype=dtype)
         self.values = torch.zeros(shape, device=device, dtype=dtype)
-        self.length = 0
-
-    @property
-    def capacity(self) -> int:
-        return self.keys.shape[3]
+        self.length, self.capacity = 0, capacity
 
     def write(self, layer: int, key_BGLK: Tensor, value_BGLK: Tensor) -> tuple[Tensor, Tensor]:
         """Put new keys and values after `length`; returns everything up to and including them (views).

@@ -11,9 +11,8 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from lumos.serving.config import ServeConfig
 from lumos.serving.processes import Pipe, new_process
@@ -26,8 +25,7 @@ PREVIEW = "preview.webp"
 Format = tuple[int, int, float]  # height, width, fps
 
 
-@dataclass(frozen=True)
-class Upload:
+class Upload(NamedTuple):
     """A file that was sent: where it lies, and who sent it when."""
 
     file: Path

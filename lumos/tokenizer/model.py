@@ -30,25 +30,13 @@ class VideoTokenizer(nn.Module):
         super().__init__()
         self.config = config
         self.fsq, D = FSQ(config.levels), len(config.levels)
+        # pixel frames per latent frame, after the first; pixels per code, in height and in width; how many codes there are
+        self.temporal, self.spatial, self.codebook_size = config.temporal, config.spatial, self.fsq.codebook_size
         self.encoder = CosmosEncoder(config) if isinstance(config, CosmosConfig) else Encoder(config)
         self.quant_conv = nn.Linear(config.latent_channels, D) if isinstance(config, CosmosConfig) else nn.Identity()
         self.post_quant_conv = nn.Linear(D, config.latent_channels) if isinstance(config, CosmosConfig) else nn.Identity()
         self.decoder = CosmosDecoder(config) if isinstance(config, CosmosConfig) else Decoder(config)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # the stubs lack it
-
-    @property
-    def codebook_size(self) -> int:
-        return self.fsq.codebook_size
-
-    @property
-    def temporal(self) -> int:
-        """Pixel frames a latent frame, after the first."""
-        return self.config.temporal
-
-    @property
-    def spatial(self) -> int:
-        """Pixels a code, in height and in width."""
-        return self.config.spatial
 
     @property
     def reach(self) -> int:

@@ -5,10 +5,10 @@ not fit, too few clips, too little memory.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -32,8 +32,7 @@ from lumos.weights import fingerprint
 SAMPLE_PROMPTS = ("a red circle moves to the right", "a blue star moving up", "three green hearts", "a small pink ring grows")
 
 
-@dataclass(frozen=True)
-class RunParts:
+class RunParts(NamedTuple):
     """The same on every rank, but for the stream's share of the data."""
 
     config: TrainModelConfig  # with the vocabulary's size in it

@@ -19,8 +19,7 @@ MODES: Sequence[Recompute] = get_args(Recompute)
 RESERVE = 0.94  # share of a card's memory that a run may use
 
 
-@dataclass(frozen=True)
-class Card:
+class Card(NamedTuple):
     """A GPU's rates in TFLOP/s, and its memory."""
 
     peak: float  # of large dense bf16 products, as published

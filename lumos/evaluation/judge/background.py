@@ -4,8 +4,8 @@ The background of every frame is a smooth fit, found robustly; the strength of a
 of it, in squared colours, so that shadows have none and fading things have a part.
 """
 
-from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 from numpy import ndarray as Array
@@ -18,8 +18,7 @@ from lumos.evaluation.judge.regions import COARSE, Blob, find_blobs
 GRID = 32  # the background is fitted to this many places per side
 
 
-@dataclass(frozen=True)
-class View:
+class View(NamedTuple):
     """What is seen in a clip."""
 
     grid_FPC: Array  # squared colours on the grid

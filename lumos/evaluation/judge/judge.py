@@ -7,8 +7,8 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 from numpy import ndarray as Array
@@ -60,8 +60,7 @@ WORN = 0.15  # an outline this far from its shape has fallen apart
 VANISHING = {"fading in", "fading out", "blinking"}  # motions of things that need not be seen in every frame
 
 
-@dataclass(frozen=True)
-class Verdict:
+class Verdict(NamedTuple):
     """Marks for the attributes that the scene has, and for each that is not right what was wanted and seen."""
 
     marks: dict[str, Mark]

@@ -4,7 +4,8 @@
 """
 
 from collections import defaultdict
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 from numpy import ndarray as Array
@@ -20,13 +21,12 @@ from lumos.worlds.shapes.thing import SHAPES, SIZES
 FITS = 0.06  # an outline whose misfit is less is seen whole
 
 
-@dataclass(frozen=True)
-class Watched:
+class Watched(NamedTuple):
     """Everything that is seen in a clip."""
 
     objects: list[Followed]
     specks: int  # blobs that belong to no object
-    view: View = field(repr=False)
+    view: View
 
 
 def watch(pixels_CFHW: Tensor, fps: float = 8.0) -> Watched:

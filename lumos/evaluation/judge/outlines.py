@@ -7,7 +7,6 @@ Where a part is hidden, a template is slid over what is seen: it must cover all 
 under the objects that touch it (and outside the frame) it is free.
 """
 
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -30,8 +29,7 @@ STEP = 6.0  # degrees between templates
 PAD = 16  # coarse pixels around the frame in which a thing may lie
 
 
-@dataclass(frozen=True)
-class Templates:
+class Templates(NamedTuple):
     """Outlines on RASTER * RASTER, their shapes and angles, and what each thing is like when the disc has radius 1."""
 
     picture_PG: Array

@@ -8,7 +8,6 @@ import io
 import json
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -46,8 +45,7 @@ class Surface(NamedTuple):
     two_sided_T: Any  # whether its back is drawn too
 
 
-@dataclass(frozen=True)
-class Mesh:
+class Mesh(NamedTuple):
     """What a GLB file shows. J bones, P poses of an animation."""
 
     surface: Surface

@@ -7,7 +7,7 @@ import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,8 +17,7 @@ from lumos.worlds.creatures.glb import MOST_BYTES, POSES_PER_SECOND, Floats, Mes
 from lumos.worlds.creatures.subjects import ACTIONS, GLIDING, SUBJECTS, Subject, actions, is_hidden
 
 
-@dataclass(frozen=True)
-class Gait:
+class Gait(NamedTuple):
     """One action of a body: rows of `poses` and the speed at which its feet do not slide."""
 
     first_pose: int
