@@ -29,7 +29,7 @@ from lumos.sequence.prompt_template import PromptReader
 from lumos.sequence.text import TextTokenizer
 from lumos.sequence.token_file import About, Tokens, load_tokens
 from lumos.session import Course, Session, Turn
-from lumos.tokenizer.compression import check_keyframe, latent_frames, pixel_frames
+from lumos.tokenizer.compression import check_keyframe, check_sides, latent_frames, pixel_frames
 from lumos.tokenizer.model import VideoTokenizer
 from lumos.weights import fingerprint
 
@@ -281,14 +281,11 @@ class Generator:
         return VideoSpec(grid, latent, min(frames, video.frames), video.fps, video.window, video.latest, given)
 
     def _grid(self, height: int | None, width: int | None) -> Grid:
-        sides = {"height": height or self.config.video.height, "width": width or self.config.video.width}
-        for name, side in sides.items():
-            if side < SIZE_UNIT or side % SIZE_UNIT:
-                nearest = max(SIZE_UNIT, round(side / SIZE_UNIT) * SIZE_UNIT)
-                raise ValueError(f"{name} must be a multiple of {SIZE_UNIT}, at least {SIZE_UNIT}, got {side}; use {nearest}")
+        sides = (height or self.config.video.height, width or self.config.video.width)
+        check_sides(*sides, SIZE_UNIT)
+        for side in sides:
             self.config.vocabulary.number(side // SIZE_UNIT)  # has a word for it
-        spatial = self.tokenizer.spatial
-        return self._grid_of(sides["height"] // spatial, sides["width"] // spatial)
+        return self._grid_of(*(side // self.tokenizer.spatial for side in sides))
 
     def _grid_of(self, rows: int, columns: int) -> Grid:
         model, tokenizer = self.config.model, self.tokenizer

@@ -257,7 +257,7 @@ def test_impossible_lengths_offer_a_possible_one(toy: Generator, frames: int, of
 
 
 def test_impossible_sizes_and_prompts(toy: Generator) -> None:
-    with pytest.raises(ValueError, match="height must be a multiple of 32"):
+    with pytest.raises(ValueError, match="height and width must be multiples of 32"):
         toy("a red circle", height=40)
     with pytest.raises(ValueError, match="at most 10 text ids"):
         toy("a red circle moves " * 5)

@@ -165,7 +165,7 @@ def test_a_wrong_command_line_is_one_clear_line(words: list[str], parts: list[st
         (["--window", "10"], ["window must be at most the 9"]),
         (["--window", "0"], ["--window must be 1 to", "got 0"]),
         (["--history-mask", "1"], ["history", "1"]),
-        (["--height", "100"], ["multiple of 32", "100", "96"]),
+        (["--height", "100"], ["multiples of 32", "100", "96"]),
         (["--height", "16384", "--width", "16384"], ["in this vocabulary, got 512"]),
         (["--device", "abacus"], ["cpu, cuda", "abacus"]),
         (["--device", "cuda:99"], ["cuda:99", "use cpu"]),
