@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from lumos.serving.config import ServeConfig
 from lumos.serving.errors import RequestError
@@ -18,18 +18,13 @@ from lumos.serving.request import VideoRequest
 from lumos.serving.store import new_id
 from lumos.tokenizer.compression import latent_frames, pixel_frames
 
+if TYPE_CHECKING:
+    from lumos.serving.pool import Worker
+
 AHEAD = 2  # latent frames that are made beyond those that a reader has
 ENDED = ("ended", "this session was ended")
 IDLE = ("idle", "nobody asked for frames of this session, so it was ended; begin another")
 Part = tuple[int, list[bytes]]  # number of the first frame, WebP pictures
-
-
-class Maker(Protocol):
-    """The worker that holds a session."""
-
-    def send(self, *message: Any) -> None: ...
-
-    def kill(self) -> None: ...
 
 
 @dataclass(eq=False)
@@ -38,7 +33,7 @@ class Live:
 
     id: str
     client: Client
-    worker: Maker
+    worker: "Worker"  # that holds it
     request: VideoRequest
     temporal: int  # frames per latent frame
     sentences: list[tuple[int, str]]  # first frame of each
@@ -78,7 +73,7 @@ class Live:
 class Sessions:
     """All sessions of a server. `freest`: the worker for another one, which it then stays with."""
 
-    def __init__(self, config: ServeConfig, freest: Callable[[], Maker]) -> None:
+    def __init__(self, config: ServeConfig, freest: Callable[[], "Worker"]) -> None:
         self.config, self.freest = config, freest
         self.known: dict[str, Live] = {}
 
@@ -158,7 +153,7 @@ class Sessions:
         live.worker.send("end", live.id)
         live.tell()
 
-    def lose(self, worker: Maker, reason: tuple[str, str]) -> None:
+    def lose(self, worker: "Worker", reason: tuple[str, str]) -> None:
         """A worker has stopped, and with it all sessions that it held."""
         for live in [live for live in self.known.values() if live.worker is worker]:
             self.end(live, reason)
