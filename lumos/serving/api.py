@@ -45,7 +45,7 @@ def create_app(service: Service) -> Access:
         title="Lumos", version=__version__, description=ABOUT, favicon_url="/icon.svg", exception_handlers=HANDLERS
     )
     app.state.service = service
-    app.include_router(router)
+    app.router.routes += router.routes  # include_router makes them anew, in the first request
     add_login(app, service.config)
     return Access(app, service.config, service.metrics)
 
