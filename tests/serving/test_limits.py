@@ -62,7 +62,7 @@ def test_a_fault_of_ours_is_an_error_in_the_usual_form(server: Any, monkeypatch:
     def fault(*_: object) -> None:
         raise RuntimeError("/tmp/secret")
 
-    monkeypatch.setattr("lumos.serving.api.complete", fault)
+    monkeypatch.setattr("lumos.serving.request._complete", fault)
     answer = server.http.post("/v1/videos", json={"prompt": "a"})
     assert answer.status_code == 500 and server.error(answer)["code"] == "fault"
 
