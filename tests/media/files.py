@@ -119,9 +119,11 @@ def shortened(path: Path, share: float) -> Path:
     return path
 
 
-def animation(path: Path, duration: int = 100, **more: Any) -> Path:
-    """Five frames, the first one quadrants."""
+def animation(path: Path, duration: int = 100, cover: bool = False, **more: Any) -> Path:
+    """Five frames, the first one quadrants; behind a cover for viewers that show no animations."""
     frames = [Image.fromarray(quadrants()), *(Image.new("RGB", (64, 48), (40 * i, 0, 0)) for i in range(4))]
+    if cover:
+        frames, more = [Image.new("RGB", (64, 48)), *frames], {"default_image": True}
     frames[0].save(path, save_all=True, append_images=frames[1:], duration=duration, **more)
     return path
 

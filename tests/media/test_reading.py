@@ -208,16 +208,9 @@ def clear_video(path: Path, codec: str) -> Path:
     return write_frames(path, [clear] * 5, codec, fps=10, pixels="yuva420p", **{"auto-alt-ref": "0"})
 
 
-def with_strange_title(path: Path) -> Path:
-    """A title that is not UTF-8, as old programs wrote them."""
-    with av.open(str(path), "w") as container:
-        container.metadata["title"] = "cafe title"
-        stream = container.add_stream("libx264", rate=10)
-        stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
-        for _ in range(5):
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(quadrants(), format="rgb24")))
-        container.mux(stream.encode())
-    return replaced(path, b"cafe title", b"caf\xe9 title")
+def with_strange_words(path: Path) -> Path:
+    """Metadata that is not UTF-8, as old programs wrote it."""
+    return replaced(write_frames(path, [quadrants()] * 5, fps=10), b"Lavf", b"La\xe9f")
 
 
 def saved(path: Path, image: Image.Image | None = None, **more: Any) -> Path:
@@ -230,13 +223,6 @@ def clear_animation(path: Path) -> Path:
     frames[0].paste((0, 0, 0, 0), (0, 0, 32, 24))
     frames[1].paste((0, 0, 0, 255), (0, 0, 8, 8))
     return saved(path, frames[0], save_all=True, append_images=frames[1:], duration=100, lossless=True)
-
-
-def covered(path: Path) -> Path:
-    """An animated PNG whose first picture is a cover for viewers that show no animations."""
-    frames = [Image.fromarray(quadrants()), *(Image.new("RGB", (64, 48), (40 * i, 0, 0)) for i in range(4))]
-    cover = Image.new("RGB", (64, 48))
-    return saved(path, cover, save_all=True, append_images=frames, duration=100, default_image=True)
 
 
 def encoded(codec: str, pixels: str) -> Maker:
@@ -256,7 +242,7 @@ SHOWN: dict[str, tuple[Maker, str, int, str]] = {
     "two.mkv": (two_streams, "video", 5, "YY/YY"),
     "clear8.webm": (lambda path: clear_video(path, "libvpx"), "video", 5, "WG/BY"),
     "clear9.webm": (lambda path: clear_video(path, "libvpx-vp9"), "video", 5, "WG/BY"),
-    "title.mp4": (with_strange_title, "video", 5, "RG/BY"),
+    "words.mp4": (with_strange_words, "video", 5, "RG/BY"),
     "sizes.m2v": (of_two_sizes, "video", 4, "RG/BY"),
     "photo.png": (saved, "image", 1, "RG/BY"),
     "photo.jpg": (saved, "image", 1, "RG/BY"),
@@ -271,7 +257,7 @@ SHOWN: dict[str, tuple[Maker, str, int, str]] = {
     "hasty.png": (lambda path: animation(path, 0), "video", 5, "RG/BY"),
     "moving.png": (animation, "video", 5, "RG/BY"),
     "moving.avif": (animation, "video", 5, "RG/BY"),
-    "covered.png": (covered, "video", 5, "RG/BY"),
+    "covered.png": (lambda path: animation(path, cover=True), "video", 5, "RG/BY"),
 }
 
 
@@ -392,18 +378,21 @@ REFUSED: dict[str, tuple[Maker, str]] = {
 }
 
 
+READERS = (frames_of, lambda path: read_video(path, 10, 48, 64), lambda path: read_image(path, 48, 64))
+
+
 @pytest.mark.parametrize("name", list(REFUSED))
 def test_what_would_be_read_wrongly_is_refused_by_name(name: str, tmp_path: Path) -> None:
     make, words = REFUSED[name]
     path = make(tmp_path / name)
-    for read in (frames_of, lambda path: read_video(path, 10, 48, 64), lambda path: read_image(path, 48, 64)):
+    for read in READERS:
         with pytest.raises(ValueError, match=f"{words}|no readable image") as caught:
             read(path)
         assert str(path) in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_what_is_no_file_is_named(tmp_path: Path) -> None:
-    for read in (frames_of, lambda path: read_video(path, 10, 48, 64), lambda path: read_image(path, 48, 64)):
+    for read in READERS:
         with pytest.raises(FileNotFoundError, match="there is no file"):
             read(tmp_path / "nothing.mp4")
         with pytest.raises(IsADirectoryError, match="is a folder"):
@@ -417,7 +406,7 @@ def test_whatever_a_decoder_throws_is_one_line(fault: Exception, tmp_path: Path,
 
     path = saved(tmp_path / "a.png")
     monkeypatch.setattr("lumos.media.source.image_pictures", strange)
-    for read in (frames_of, lambda path: read_video(path, 10, 48, 64), lambda path: read_image(path, 48, 64)):
+    for read in READERS:
         with pytest.raises(ValueError, match=rf"a.png cannot be read .{type(fault).__name__}"):
             read(path)
 
