@@ -1,10 +1,7 @@
 """What all tests share: no network, repeatable property tests."""
 
-import importlib.util
 import socket
-from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -42,20 +39,6 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session")
-def load_script() -> Callable[[Path], ModuleType]:
-    """A file outside of every package as a module: a fresh one at every call."""
-
-    def load(path: Path) -> ModuleType:
-        spec = importlib.util.spec_from_file_location(path.stem, path)
-        assert spec and spec.loader
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return module
-
-    return load
-
-
-@pytest.fixture(scope="session")
 def random_model() -> Generator:
     """A model of 128x128 videos that knows nothing, as small as can be."""
     tokenizer = toy_tokenizer((4, 4, 4))
@@ -77,6 +60,14 @@ def random_folder(random_model: Generator, tmp_path_factory: pytest.TempPathFact
 @pytest.fixture(scope="session")
 def toy() -> Generator:
     return toy_generator(slots=12)
+
+
+@pytest.fixture(scope="session")
+def sub_toy() -> Generator:
+    """Its 16 codes are two sub-codes of 4 each."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lumos.sequence.vocabulary.MOST_ROWS", 8)
+        return toy_generator(slots=40, levels=(4, 4))
 
 
 @pytest.fixture

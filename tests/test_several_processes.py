@@ -22,7 +22,7 @@ from lumos.generate import Generator
 from lumos.model_folder import load_model
 from lumos.ranks import divide, finish, start
 from lumos.sequence.token_file import load_tokens
-from tests.toy_model import save_generator, toy_generator
+from tests.toy_model import save_generator
 from tests.training.toys import two
 
 TWO_CARDS = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two cards")
@@ -35,13 +35,10 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(sub_toy: Generator, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random model of 32x32 videos, 9 frames, of codes with two sub-codes; fewer heads of keys than processes."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lumos.sequence.vocabulary.MOST_ROWS", 8)  # so that 16 codes are two sub-codes of 4
-        toy, place = toy_generator(slots=40, levels=(4, 4)), tmp_path_factory.mktemp("weights") / "toy"
-    assert toy.model.config.sub_codes == 4
-    return save_generator(place, toy)
+    assert sub_toy.model.config.sub_codes == 4
+    return save_generator(tmp_path_factory.mktemp("weights") / "toy", sub_toy)
 
 
 def codes(folder: Path, compute: Compute, prompts: list[str], case: dict[str, Any], device: str = "cpu") -> Tensor:

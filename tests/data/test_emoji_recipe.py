@@ -1,26 +1,19 @@
 """The captions that examples/emoji.py makes: as people type them, of the right clip, and never those of the built-in shapes."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-import pytest
 from PIL import Image
 
+from examples import emoji
 from lumos.data.manifest import read_manifest
 from lumos.data.worlds import Shapes, sample_captions
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
-@pytest.fixture(scope="module")
-def emoji(load_script: Callable[[Path], ModuleType]) -> ModuleType:
-    return load_script(EXAMPLES / "emoji.py")
-
-
-def test_every_name_has_several_short_captions(emoji: ModuleType) -> None:
+def test_every_name_has_several_short_captions() -> None:
     """Every name that emoji_seen.txt knows, for `* cook` that of a man."""
     lines = (EXAMPLES / "emoji_seen.txt").read_text("utf-8").splitlines()
     names = {line.split(": ")[0].replace("* ", "man ") for line in lines}
@@ -46,13 +39,13 @@ IN_WORDS = {
 }
 
 
-def test_names_are_said_as_people_say_them(emoji: ModuleType) -> None:
+def test_names_are_said_as_people_say_them() -> None:
     assert {label: emoji.in_words(label) for label in IN_WORDS} == IN_WORDS
     captions = emoji.captions({"label": "Toaster", "tags": ["bread", "kitchen"]})
     assert "toaster emoji" in captions and "a toaster, bread, kitchen" in captions
 
 
-def rows_of(emoji: ModuleType, folder: Path, moving: list[str], still: list[str], *lottie: Path) -> list[dict[str, Any]]:
+def rows_of(folder: Path, moving: list[str], still: list[str], *lottie: Path) -> list[dict[str, Any]]:
     """What emoji.py makes of a folder of pictures with these names."""
     frames = [Image.new("RGBA", (16, 16), colour) for colour in ("red", "blue")]
     for stem in moving:
@@ -66,17 +59,17 @@ def rows_of(emoji: ModuleType, folder: Path, moving: list[str], still: list[str]
     return [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
 
 
-def test_moving_files_with_a_name_become_rows(emoji: ModuleType, tmp_path: Path) -> None:
-    rows_of(emoji, tmp_path, ["1f419", "1f44d", "1f44d-1f3fb", "e000", "1f448"], ["1f600"])
+def test_moving_files_with_a_name_become_rows(tmp_path: Path) -> None:
+    rows_of(tmp_path, ["1f419", "1f44d", "1f44d-1f3fb", "e000", "1f448"], ["1f600"])
     entries = read_manifest(tmp_path / "rows.jsonl")
     assert [Path(entry.path).stem for entry in entries] == ["1f419", "1f448", "1f44d"]
     assert [entry.mirror for entry in entries] == [True, False, True] and not any(entry.problem for entry in entries)
 
 
-def test_stickers_are_still_ones_and_lotties_too_and_have_a_noun_where_there_is_one(emoji: ModuleType, tmp_path: Path) -> None:
+def test_stickers_are_still_ones_and_lotties_too_and_have_a_noun_where_there_is_one(tmp_path: Path) -> None:
     (tmp_path / "lottie").mkdir()
     (tmp_path / "lottie/2764_fe0f.json").write_text("{}")
-    lines = rows_of(emoji, tmp_path, ["1f419"], ["1f600", "1f1eb-1f1ee", "1f448", "1f45f"], tmp_path / "lottie")
+    lines = rows_of(tmp_path, ["1f419"], ["1f600", "1f1eb-1f1ee", "1f448", "1f45f"], tmp_path / "lottie")
     nouns = {Path(line["path"]).stem: line["noun"] for line in lines}
     assert nouns == {"1f419": "octopus", "1f600": "grinning face", "1f448": "", "1f45f": "", "2764_fe0f": "red heart emoji"}
     assert [Path(line["path"]).stem for line in lines if "waving" in str(line["captions"])] == ["1f419"]

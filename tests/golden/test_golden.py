@@ -1,14 +1,16 @@
 """lumos gives the numbers recorded from the released code."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 from safetensors.torch import load_file
 from torch import Tensor
+
+from tests.golden import check
+from tests.golden.check import build_cosmos
 
 HERE = Path(__file__).parent
 FILES = {"lumos": HERE / "lumos_small", "cosmos": HERE / "cosmos_dv4x8x8"}
@@ -18,16 +20,18 @@ def recorded(network: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return load_file(FILES[network].with_suffix(".safetensors")), json.loads(FILES[network].with_suffix(".json").read_text())
 
 
-@pytest.fixture(scope="module")
-def check(load_script: Callable[[Path], ModuleType]) -> ModuleType:
-    module = load_script(HERE / "check.py")
-    model, tokenizer = module.build(recorded("lumos")[1]), module.build_cosmos(recorded("cosmos")[1])
-    module.build, module.build_cosmos = lambda info: model, lambda info: tokenizer  # formula weights take seconds: once
-    return module
+@pytest.fixture(scope="module", autouse=True)
+def built() -> Iterator[None]:
+    """Formula weights take seconds: once."""
+    model, tokenizer = check.build(recorded("lumos")[1]), build_cosmos(recorded("cosmos")[1])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(check, "build", lambda info: model)
+        patch.setattr(check, "build_cosmos", lambda info: tokenizer)
+        yield
 
 
 @pytest.mark.parametrize(("network", "comparisons"), [("lumos", 16), ("cosmos", 8)])
-def test_equals_the_released_code(network: str, comparisons: int, check: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+def test_equals_the_released_code(network: str, comparisons: int, capsys: pytest.CaptureFixture[str]) -> None:
     failed = check.CHECKS[network](*recorded(network))
     out = capsys.readouterr().out
     assert failed == 0 and out.count("ok  ") == comparisons, out
@@ -37,19 +41,19 @@ def test_equals_the_released_code(network: str, comparisons: int, check: ModuleT
     ("network", "keys", "comparisons"),
     [("lumos", ["visual_logits", "position_h", "t2v_call05_logits"], 3), ("cosmos", ["indices", "decoded"], 4)],
 )
-def test_every_changed_number_is_noticed(network: str, keys: list[str], comparisons: int, check: ModuleType) -> None:
+def test_every_changed_number_is_noticed(network: str, keys: list[str], comparisons: int) -> None:
     golden, info = recorded(network)
     for key in keys:
         golden[key].view(-1)[5] += 1
     assert check.CHECKS[network](golden, info) == comparisons
 
 
-def test_a_recording_of_another_network_is_refused(load_script: Callable[[Path], ModuleType]) -> None:
-    golden, info = recorded("cosmos")
+def test_a_recording_of_another_network_is_refused() -> None:
+    _, info = recorded("cosmos")
     info["config"]["patch_size"] = 2
     with pytest.raises(ValueError, match="patch_size must be 4"):
-        load_script(HERE / "check.py").check_cosmos(golden, info)
+        build_cosmos(info)
 
 
-def test_usage(check: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+def test_usage(capsys: pytest.CaptureFixture[str]) -> None:
     assert check.main(["nothing"]) == 2 and "usage" in capsys.readouterr().err

@@ -114,3 +114,12 @@ def test_causal_ids_are_blocks_of_their_own() -> None:
     assert causal.block_BL[0].diff().tolist() == [1] * (causal.block_BL.shape[1] - 1)
     assert torch.equal(frame.ids_BL, causal.ids_BL) and torch.equal(frame.position_BL3, causal.position_BL3)
     assert (frame.block_BL[0].diff() >= 0).all() and len(frame.block_BL.unique()) == 3 + HEADER + 2 + 2
+
+
+@pytest.mark.parametrize(("codes", "code_rows"), [(50, 50), (1000**2, 2000)])
+def test_every_id_of_a_small_vocabulary_means_one_thing(codes: int, code_rows: int) -> None:
+    found = small_vocabulary(100, codes, numbers=16)
+    special = [found.begin, found.separator, found.video_start, found.video_end, found.frame_start, found.frame_end]
+    numbers, rows = range(found.number_zero, found.number_zero + found.numbers), range(found.first_code, found.size)
+    assert [*range(100), *special, found.newline, found.mask, *numbers, *rows] == list(range(found.size))
+    assert (len(numbers), len(rows), found.codes, found.text_size) == (16, code_rows, codes, 100)

@@ -44,6 +44,7 @@ def test_the_sentence_speaks_of_whole_seconds_where_they_need_the_same_latent_fr
 
 
 def test_open_numbers_are_written_digit_by_digit() -> None:
+    assert [clock(1, 8), clock(17, 8), clock(25, 12), clock(5, 24)] == [(1, 1), (2, 8), (2, 12), (1, 24)]
     assert fill_numbers([7, OPEN_FRAMES, 8, OPEN_FPS], 120, 9) == [7, 16400, 16401, 16399, 8, 16408]
     sentence = sentence_ids(672, 384)
     assert sentence.count(OPEN_FRAMES) == sentence.count(OPEN_FPS) == 1
@@ -51,7 +52,3 @@ def test_open_numbers_are_written_digit_by_digit() -> None:
     assert len(filled) == len(sentence) + 2 and max(filled) < 65_536
     assert filled[9:16] == [16405, 16406, 16401, 16471, 16402, 16407, 16403]  # 672x384
     assert zlib.crc32(repr(filled).encode()) == 1198652581, "ids as the authors' records have them"
-
-
-def test_clock() -> None:
-    assert clock(1, 8) == (1, 1) and clock(17, 8) == (2, 8) and clock(25, 12) == (2, 12) and clock(5, 24) == (1, 24)

@@ -13,7 +13,7 @@ from torch.nn.functional import avg_pool2d, conv3d, pad
 
 from lumos.published.cosmos import from_released, import_cosmos, released_name
 from lumos.tokenizer.cosmos import DV4X8X8, DV8X8X8, DV8X16X16, CosmosConfig
-from lumos.tokenizer.cosmos_layers import Downsample, FrameNorm, SpaceAttention, TimeAttention, Upsample
+from lumos.tokenizer.cosmos_layers import Downsample, Upsample
 from lumos.tokenizer.model import VideoTokenizer, load_tokenizer, save_tokenizer
 from tests.tokenizer.small import COSMOS, clip, made, randomise, some_codes
 
@@ -89,30 +89,6 @@ def test_upsampling_is_as_described(space: bool, time: bool, frames: int) -> Non
     if space or time:
         x = conv3d(x, layer.conv3.weight[..., None, None, None], layer.conv3.bias)
     torch.testing.assert_close(layer(video.permute(0, 2, 3, 4, 1), None).permute(0, 4, 1, 2, 3), x, rtol=0, atol=1e-5)
-
-
-def test_the_norm_is_group_norm_frame_by_frame() -> None:
-    norm = randomise(FrameNorm(6))
-    x = torch.randn(2, 3, 4, 5, 6, generator=torch.Generator().manual_seed(0)) * 3 + 2
-    images = x.flatten(0, 1).permute(0, 3, 1, 2)
-    expected = torch.nn.functional.group_norm(images, 1, norm.weight, norm.bias, 1e-6).permute(0, 2, 3, 1).view(x.shape)
-    torch.testing.assert_close(norm(x), expected, rtol=0, atol=1e-5)
-
-
-@pytest.mark.parametrize("over", ["space", "time"])
-def test_attention_equals_queries_keys_and_values_written_out(over: str) -> None:
-    layer = randomise(SpaceAttention(6) if over == "space" else TimeAttention(6, window=9))
-    x = torch.randn(1, 5, 3, 4, 6, generator=torch.Generator().manual_seed(0))
-    query, key, value = (getattr(layer, name)(layer.norm(x)[0].flatten(1, 2)) for name in "qkv")  # [T, pixels, C]
-    if over == "time":
-        query, key, value = (part.transpose(0, 1) for part in (query, key, value))
-    scores = query @ key.transpose(1, 2) / 6**0.5
-    if over == "time":
-        scores = scores.masked_fill(torch.ones(5, 5, dtype=torch.bool).triu(1), float("-inf"))
-    mixed = scores.softmax(-1) @ value
-    mixed = mixed.transpose(0, 1) if over == "time" else mixed
-    expected = x + layer.proj_out(mixed).view(x.shape)
-    torch.testing.assert_close(layer(x) if over == "space" else layer(x, None), expected, rtol=0, atol=1e-5)
 
 
 def test_bf16_is_close_to_float32() -> None:

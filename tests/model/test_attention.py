@@ -1,8 +1,11 @@
-"""Attention to earlier ids: the block rule with a block an id, for the last queries and for all; padding has no influence."""
+"""Attention's forms against the rule written out: to earlier ids, without padding, and in tiles as PyTorch finds them."""
 
+import pytest
 import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import create_block_mask
 
-from lumos.model.attention import attend_to_all, attend_to_earlier, dense
+from lumos.model.attention import attend_to_all, attend_to_earlier, dense, tiles
 
 
 def test_a_prompt_is_attended_to_as_if_there_were_no_padding() -> None:
@@ -33,3 +36,28 @@ def test_attending_to_earlier_ids_is_the_block_rule_with_a_block_an_id() -> None
     last = attend_to_earlier(starts)(query[:, :, 4:], key, value)
     torch.testing.assert_close(last, whole[:, :, 4:])
     assert not torch.allclose(last, attend_to_all(starts)(query[:, :, 4:], key, value), atol=1e-3)
+
+
+def listed(count: Tensor | None, number: Tensor | None) -> list[set[int]]:
+    assert count is not None and number is not None
+    rows = number.flatten(0, -2).tolist()
+    return [set(row[:some]) for some, row in zip(count.flatten().tolist(), rows, strict=True)]
+
+
+@pytest.mark.parametrize("length", [70, 256, 300, 517])
+def test_tiles_are_those_that_hold_what_a_query_may_see(length: int) -> None:
+    text = torch.arange(64).repeat(3, 1)
+    for row, padding in enumerate((0, 10, 60)):
+        text[row, :padding] = 10**6
+    frames = 64 + torch.arange(length - 64) // 90
+    block = torch.cat([text, frames.expand(3, -1)], dim=1)
+
+    def rule(b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return block[b, key] <= block[b, query]
+
+    expected = create_block_mask(rule, 3, None, length, length, device="cpu")
+    found = tiles(block, block)
+    assert found.seq_lengths == expected.seq_lengths == (length, length)
+    for kind in ("kv", "full_kv", "q", "full_q"):
+        names = f"{kind}_num_blocks", f"{kind}_indices"
+        assert listed(*(getattr(found, name) for name in names)) == listed(*(getattr(expected, name) for name in names)), kind
