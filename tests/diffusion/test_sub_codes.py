@@ -51,7 +51,7 @@ def test_sampling_draws_from_what_training_fits(sub_toy: Generator, monkeypatch:
 
 
 def test_both_sub_codes_have_random_numbers_of_their_own(sub_toy: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sub_toy.model, "head", torch.nn.Parameter(torch.zeros_like(sub_toy.model.head), requires_grad=False))
+    monkeypatch.setitem(sub_toy.model._parameters, "head", torch.zeros_like(sub_toy.model.head))
     record: list[torch.Tensor] = []
     for _ in sub_toy.stream("a red circle", frames=1, steps=1, guidance=1.0, record=record):
         pass
