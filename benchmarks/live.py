@@ -59,21 +59,19 @@ async def live(server: Server, number: int, seconds: float, ends: Ends) -> int:
 
 async def measure(server: Server, sessions: int, seconds: float) -> dict[str, object]:
     ends: Ends = collections.Counter()
-    health: list[float] = []
     memory = [server.memory()]
-    watching = asyncio.create_task(watch_health(server, health))
-    begin = time.monotonic()
-    clients = [asyncio.create_task(live(server, number, seconds, ends)) for number in range(sessions)]
-    await asyncio.sleep(seconds * 0.8)
-    memory.append(await asyncio.to_thread(server.memory))
-    read = sum(await asyncio.gather(*clients))
-    rate = read / (time.monotonic() - begin)
+    with watch_health(server) as health:
+        begin = time.monotonic()
+        clients = [asyncio.create_task(live(server, number, seconds, ends)) for number in range(sessions)]
+        await asyncio.sleep(seconds * 0.8)
+        memory.append(await asyncio.to_thread(server.memory))
+        read = sum(await asyncio.gather(*clients))
+        rate = read / (time.monotonic() - begin)
     async with httpx.AsyncClient(base_url=server.url, timeout=30) as http:
         await asyncio.sleep(IDLE + 20)  # a request that its reader has left waits for at most half of IDLE
         [left] = [
             line.split()[1] for line in (await http.get("/metrics")).text.splitlines() if line.startswith("lumos_sessions ")
         ]
-    watching.cancel()
     memory.append(server.memory())
     return {
         "answers": dict(sorted(ends.items())),

@@ -23,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -150,30 +150,29 @@ while True:
 """
 
 
-async def watch_health(server: Server, slowest: list[float]) -> None:
-    """Seen from a process of its own, which does not wait for the benchmark's clients."""
-    words = sys.executable, "-c", PROBE, server.url + "/health"
-    probe = await asyncio.create_subprocess_exec(*words, stdout=asyncio.subprocess.PIPE)
-    assert probe.stdout
-    try:
-        async for line in probe.stdout:
-            slowest.append(float(line))
-        raise RuntimeError("/health did not answer with 200")
-    finally:
-        if probe.returncode is None:
-            probe.kill()
+@contextlib.contextmanager
+def watch_health(server: Server) -> Iterator[list[float]]:
+    """Seconds that /health took, in the list afterwards: seen from a process of its own, which does not wait for the clients."""
+    health: list[float] = []
+    with tempfile.TemporaryFile("w+") as file:
+        with subprocess.Popen([sys.executable, "-c", PROBE, server.url + "/health"], stdout=file) as probe:
+            try:
+                yield health
+                assert probe.poll() is None, "/health did not answer with 200"
+            finally:
+                probe.kill()
+        file.seek(0)
+        health += map(float, file)
 
 
 async def load(server: Server, clients: int, requests: int, whole: bool = False) -> tuple[collections.Counter[str], list[float]]:
     """What requests ended in, and the seconds that /health took. whole: all ask for a video of the usual length, and wait."""
     ends: collections.Counter[str] = collections.Counter()
-    health: list[float] = []
-    watching = asyncio.create_task(watch_health(server, health))
-    await asyncio.gather(*(client(server, number, requests // clients, ends, whole) for number in range(clients)))
-    async with httpx.AsyncClient(base_url=server.url, verify=False) as http:  # those whose clients hung up are made all the same
-        while (state := (await http.get("/health")).json())["waiting"] or state["running"]:
-            await asyncio.sleep(0.2)
-    watching.cancel()
+    with watch_health(server) as health:
+        await asyncio.gather(*(client(server, number, requests // clients, ends, whole) for number in range(clients)))
+        async with httpx.AsyncClient(base_url=server.url, verify=False) as http:  # of clients that hung up, all is made
+            while (state := (await http.get("/health")).json())["waiting"] or state["running"]:
+                await asyncio.sleep(0.2)
     return ends, health
 
 
