@@ -298,17 +298,16 @@ class Generator:
         if given.ndim == 5 and len(given) == 1:  # as a Generator gives one video
             given = given[0]
         if given.ndim != 4 or (given.shape[0], *given.shape[2:]) != (3, height, width):
-            raise ValueError(f"given frames must have shape [3, frames, {height}, {width}], got {list(given.shape)}; resize them")
+            raise ValueError(
+                f"given frames and keyframes must have shape [3, frames, {height}, {width}], got {list(given.shape)}; resize them"
+            )
         return self.tokenizer.encode(given[None].to(self.device))
 
     def _encode_keyframes(self, keyframes: Mapping[int, Tensor], spec: VideoSpec) -> dict[int, Tensor]:
         """Codes of every picture alone, as of a video's first frame."""
         grid, temporal = spec.grid, spec.grid.temporal
-        shape = (3, grid.rows * grid.spatial, grid.columns * grid.spatial)
-        for at, pixels_CHW in keyframes.items():
+        for at in keyframes:
             check_keyframe(at, pixel_frames(spec.given, temporal), pixel_frames(spec.latent_frames, temporal))
-            if pixels_CHW.shape != shape:
-                raise ValueError(f"a keyframe must have shape {list(shape)}, got {list(pixels_CHW.shape)}; resize it")
         return {at: self._encode(pixels_CHW[:, None], grid)[0, 0] for at, pixels_CHW in keyframes.items()}
 
 

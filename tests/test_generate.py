@@ -246,7 +246,7 @@ def test_keyframes_say_what_a_video_leads_to(toy: Generator) -> None:
         with pytest.raises(ValueError, match=words):
             toy("two", given=given, keyframes={at: PICTURE})
     for wrong in (PICTURE[:, :16], PICTURE[:, None]):
-        with pytest.raises(ValueError, match=r"must have shape \[3, 32, 32\], got .*; resize it"):
+        with pytest.raises(ValueError, match=r"keyframes must have shape \[3, frames, 32, 32\], got .*; resize them"):
             made({8: wrong})
 
 
