@@ -439,19 +439,6 @@ def test_reading_at_another_rate_and_size_and_saying_so(tmp_path: Path) -> None:
         found(start=-1)
 
 
-@given(
-    rate=st.sampled_from([5, 8, 12, 24, 25, 29.97, 30, 60]), fps=st.sampled_from([1, 8, 12, 24, 30]), frames=st.integers(1, 80)
-)
-def test_pick_gives_evenly_spaced_frames(rate: float, fps: float, frames: int) -> None:
-    timed = [(round(i / rate, 3), 1 / rate, i) for i in range(frames)]
-    picked = [item for _, item in pick(timed, fps)]
-    assert picked[0] == 0 and picked == sorted(picked)
-    assert abs(len(picked) - frames / rate * fps) <= 1
-    assert all(abs(item / rate - i / fps) <= 1 / rate + 0.001 for i, item in enumerate(picked))
-    assert [item for _, item in pick(timed, fps, most=3)] == picked[:3]
-    assert picked == list(range(frames)) or rate != fps
-
-
 def test_pick_does_not_read_past_the_limit() -> None:
     def endless() -> Any:
         for i in range(10):

@@ -30,9 +30,12 @@ def frames_of(content: bytes) -> int:
         return sum(1 for _ in container.decode(video=0))
 
 
-def test_what_the_model_does_not_know_is_told(server: Any) -> None:
+def test_an_image_in_words_that_the_model_knows(server: Any) -> None:
     asked = server.make("a crimson circle", frames=1, steps=1)
     assert (asked["prompt"], asked["note"]) == ("a red circle", "does not know: crimson, reads it as red")
+    assert server.finish(asked["id"])["status"] == "completed"
+    answer = server.http.get(f"/v1/videos/{asked['id']}/content")
+    assert answer.headers["content-type"] == "image/png" and Image.open(io.BytesIO(answer.content)).size == (32, 32)
 
 
 def test_a_sentence_becomes_a_video_with_frames_on_the_way(server: Any) -> None:
@@ -105,13 +108,6 @@ def test_head_ranges_and_conditions_are_those_of_rfc_9110(server: Any) -> None:
             assert answer.content == b"" and answer.headers["etag"] == tag
         if status == 412:
             server.error(answer)
-
-
-def test_an_image(server: Any) -> None:
-    asked = server.make("two blue stars", frames=1)
-    assert server.finish(asked["id"])["status"] == "completed"
-    answer = server.http.get(f"/v1/videos/{asked['id']}/content")
-    assert answer.headers["content-type"] == "image/png" and Image.open(io.BytesIO(answer.content)).size == (32, 32)
 
 
 def test_the_same_seed_gives_the_same_file_and_no_seed_gives_others(server: Any) -> None:
