@@ -2,16 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from lumos.evaluation.prompts import (
-    VERSION,
-    Prompt,
-    benchmark,
-    digest_of,
-    one_object,
-    prompts_in,
-    smaller,
-    to_lines,
-)
+from lumos.evaluation.prompts import VERSION, Prompt, benchmark, digest_of, one_object, prompts_in, smaller, to_lines
 from lumos.worlds.shapes.motion import DIRECTIONS
 from lumos.worlds.shapes.scene import HELD_OUT_PAIRS
 

@@ -22,13 +22,7 @@ from lumos.training import checkpoint
 from lumos.training import train_tokenizer as module
 from lumos.training.config import Sources
 from lumos.training.optim import OptimConfig
-from lumos.training.train_tokenizer import (
-    TrainTokenizerConfig,
-    clips_of_worlds,
-    new_tokenizer,
-    pixel_batches,
-    train_tokenizer,
-)
+from lumos.training.train_tokenizer import TrainTokenizerConfig, clips_of_worlds, new_tokenizer, pixel_batches, train_tokenizer
 from lumos.worlds.shapes.render import render
 from tests.training.toys import stopped_after_two
 

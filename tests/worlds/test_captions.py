@@ -6,15 +6,7 @@ import pytest
 from lumos.worlds.shapes.captions import WORDS, canonical_caption, caption
 from lumos.worlds.shapes.motion import DIRECTIONS
 from lumos.worlds.shapes.palette import BACKGROUNDS, COLOURS
-from lumos.worlds.shapes.scene import (
-    Background,
-    Scene,
-    freeze,
-    sample_count,
-    sample_one,
-    sample_scene,
-    sample_two,
-)
+from lumos.worlds.shapes.scene import Background, Scene, freeze, sample_count, sample_one, sample_scene, sample_two
 from lumos.worlds.shapes.thing import SHAPES, Thing
 
 COLOUR_OF = {word: colour for colour in COLOURS for word in WORDS.get(colour, (colour,))}
