@@ -386,7 +386,8 @@ def training_set(
             names += [subject] * PER_CLIP
     say(f"{len(labels)} clips of creatures")
     device = material.device
-    return torch.cat(pictures), torch.tensor(names, device=device), torch.cat(smalls), torch.tensor(labels, device=device)
+    pictures_NCHW, smalls_BCFHW = (torch.cat(parts).to(device) for parts in (pictures, smalls))
+    return pictures_NCHW, torch.tensor(names, device=device), smalls_BCFHW, torch.tensor(labels, device=device)
 
 
 def learn_names(judge: Judge, pictures_NCHW: Tensor, name_N: Tensor, steps: int, say: Callable[[str], None]) -> None:
