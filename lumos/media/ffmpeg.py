@@ -3,25 +3,25 @@
 Decoding keeps one thread: several files are read at once instead, and with threads by frames FFmpeg hides damage.
 """
 
+from __future__ import annotations
+
 import math
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from itertools import chain, groupby
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import av
 import numpy as np
-from av.container import InputContainer
-from av.filter import Graph
-from av.stream import Disposition
-from av.video.frame import VideoFrame
-from av.video.reformatter import VideoReformatter
-from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from lumos.media.picture import HDR, Header, Picture, Timed, check_size, of_rgb, over_white
+
+if TYPE_CHECKING:
+    from av.container import InputContainer
+    from av.video.frame import VideoFrame
+    from av.video.stream import VideoStream
 
 # What may be read: a playlist or a text file must not make the decoder open other files (or the network).
 DEMUXERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,mpegvideo,flv,ogg,asf,h264,hevc,ivf,nut,y4m,yuv4mpegpipe,mxf,dv"
@@ -32,7 +32,7 @@ ACCURATE = 0x4 | 0x40000 | 0x2000
 REFERRING = (2, 3)  # kinds of frames that need others: P and B
 RETREATS = (0.0, 4.0, 20.0)  # seconds before the moment asked for, to look for a frame to begin at
 
-TimedFrame = tuple[float, float, VideoFrame]
+TimedFrame = tuple[float, float, "VideoFrame"]
 
 
 def video_header(path: Path) -> Header:
@@ -50,6 +50,9 @@ def video_pictures(path: Path, start: float) -> Iterator[Timed]:
     The first frame decoded after a seek may lie behind the moment asked for, or have a time that is a guess: then reading
     begins farther back, until it is a key frame from before `start`, at last at the beginning of the file.
     """
+    import av
+    from av.video.reformatter import VideoReformatter
+
     for seek in [*(start - back for back in RETREATS if start > back), None]:
         with _open(path) as (container, stream):
             frames = _timed(container, stream, path, seek)
@@ -68,6 +71,8 @@ def video_pictures(path: Path, start: float) -> Iterator[Timed]:
 
 @contextmanager
 def _open(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
+    import av
+
     options = {"format_whitelist": DEMUXERS}
     try:
         with av.open(f"file:{path}", options=options, metadata_errors="replace") as container:
@@ -81,6 +86,8 @@ def _open(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
 
 def _stream(container: InputContainer, path: Path) -> VideoStream:
     """The pictures that players show; ValueError when there are none, or ones of an impossible size."""
+    from av.stream import Disposition
+
     best = container.streams.best("video")
     streams = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
     if not streams:
@@ -95,6 +102,8 @@ def _stream(container: InputContainer, path: Path) -> VideoStream:
 
 def _decoder(stream: VideoStream) -> Any:
     """The stream's decoder; of VP8 and VP9 with transparency, which FFmpeg's own ignore, libvpx."""
+    import av
+
     context: Any = stream.codec_context
     metadata = {name.lower(): value for name, value in stream.metadata.items()}
     if metadata.get("alpha_mode") == "1" and context.name in ("vp8", "vp9"):
@@ -105,6 +114,8 @@ def _decoder(stream: VideoStream) -> Any:
 
 def _timed(container: InputContainer, stream: VideoStream, path: Path, seek: float | None) -> Iterator[TimedFrame]:
     """Every frame from the first one that decodes whole, with its time; ValueError for a damaged one after that."""
+    import av
+
     tick, zero = float(stream.time_base or 0), (container.start_time or 0) / 1e6
     usual = 1 / float(stream.average_rate) if stream.average_rate else 0.04
     decoder = _decoder(stream)
@@ -172,6 +183,9 @@ def _deinterlaced(timed: Iterator[TimedFrame]) -> Iterator[TimedFrame]:
 
 def _filtered(timed: Iterator[TimedFrame]) -> Iterator[TimedFrame]:
     """Frames of one size through FFmpeg's filter, which is one frame behind."""
+    import av
+    from av.filter import Graph
+
     graph: Any = None
     waiting: deque[tuple[float, float]] = deque()
     for time, duration, frame in chain(timed, [(0.0, 0.0, None)]):

@@ -1,6 +1,7 @@
 """Files <-> pixels: read a video or an image at a size and frame rate, and write one.
 
-Reads paths into pixels_CFHW, float in [-1, 1], with a note on what was done to make them fit, and writes them back.
+Reads paths into pixels_CFHW, float in [-1, 1], with a note on what was done to make them fit, and writes them back. PyAV is
+imported where it is used: machines that only train or sample, as rented ones do, may lack it.
 """
 
 from fractions import Fraction
@@ -8,10 +9,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
-import av
 import numpy as np
 import torch
-from av.filter import Graph
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
@@ -115,6 +114,8 @@ def _write_mp4(path: Path, rgb_FHWC: NDArray[np.uint8], fps: float) -> None:
     _, rows, columns, _ = rgb_FHWC.shape
     if rows % 2 or columns % 2:
         raise ValueError(f"an .mp4 must have even sides, got {columns}x{rows}; use .gif or an even size")
+    import av
+
     rate = Fraction(fps).limit_denominator(1001)
     with av.open(f"file:{path}", "w", format="mp4", options={"movflags": "+faststart"}) as container:
         # Its macroblock tree is not deterministic; without it, and with one thread, the same pixels give the same file.
@@ -135,6 +136,9 @@ def _write_mp4(path: Path, rgb_FHWC: NDArray[np.uint8], fps: float) -> None:
 def _write_gif(path: Path, rgb_FHWC: NDArray[np.uint8], fps: float) -> None:
     if fps > 50:
         raise ValueError(f"a .gif must have at most 50 fps, got {fps}; use .mp4")
+    import av
+    from av.filter import Graph
+
     _, rows, columns, _ = rgb_FHWC.shape
     tick = Fraction(1, 100)  # what the format counts in
     graph = Graph()
