@@ -12,6 +12,7 @@ import argparse
 import json
 import math
 import random
+import re
 import sys
 import time
 import zlib
@@ -181,7 +182,8 @@ class Judge(nn.Module):
         ]
         right = [f"{one.world}/{one.subject}" for one in asked]
         moved = self._creatures(asked, right, pixels_BCFHW) if world == "creatures" else _stickers(asked, pixels_BCFHW)
-        return [mark | {"named": mark["subject"] == name} | move for mark, name, move in zip(found, right, moved, strict=True)]
+        named = [known_apart(mark["subject"]) == known_apart(name) for mark, name in zip(found, right, strict=True)]
+        return [mark | {"named": hit} | move for mark, hit, move in zip(found, named, moved, strict=True)]
 
     def _creatures(self, asked: list[Asked], right: list[str], pixels_BCFHW: Tensor) -> list[dict[str, Any]]:
         known_B = torch.tensor([self.number[name] for name in right], device=pixels_BCFHW.device)
@@ -194,6 +196,12 @@ class Judge(nn.Module):
                 {"did": f"{action} {way}".strip(), "action": action == one.action, "way": way == one.way if one.way else None}
             )
         return marks
+
+
+def known_apart(subject: str) -> str:
+    """The subject, but one name for a man, a woman and a person who do the same, and for families: at 256x256 and encoded,
+    real clips of them are taken for each other."""
+    return re.sub(r"/(man|woman|person|men|women|people) (?=[a-z])|/(family) .*", r"/\2", subject)
 
 
 def _in_parts(network: Callable[[Tensor], Tensor], pixels_NCHW: Tensor) -> Tensor:
