@@ -164,6 +164,11 @@ def test_any_length_in_constant_memory_with_positions_in_trained_range(toy: Gene
     assert torch.equal(model.cache.keys[:, :, :, : model.prefix], prefix)  # prompt and keyframes stay, and where they are
 
 
+def test_only_guidance_makes_a_second_row_per_prompt(toy: Generator) -> None:
+    rows = [len(model_of(toy, 3, replace(SAMPLER, guidance=strength)).starts) for strength in (1.0, 2.0)]
+    assert rows == [1, 2]
+
+
 def test_what_is_left_out_of_the_cache_is_what_is_masked(toy: Generator, watched: Watched) -> None:
     """With nothing masked, leaving masked places out changes nothing; otherwise only the visible ones' keys are there."""
     bare = replace(SAMPLER, history=0.0)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lumos.tokenizer.compression import check_sides, latent_frames, pixel_frames
-from lumos.tokenizer.layers import haar, inverse_haar, unpatch
+from lumos.tokenizer.layers import TimeConv, haar, inverse_haar, unpatch
 from lumos.tokenizer.model import TokenizerConfig, VideoTokenizer, load_tokenizer, save_tokenizer
 from tests.tokenizer.small import CONFIGS, OURS, clip, made, some_codes
 
@@ -148,3 +148,12 @@ def test_bad_codes_are_refused(small: VideoTokenizer) -> None:
         small.decode_next(codes, small.start_stream())
     with pytest.raises(ValueError, match="at once must be at least 1, got 0"):
         small.decode(codes * 0, at_once=0)
+
+
+def test_a_convolution_over_time_tells_the_two_earlier_frames_apart_and_sees_no_later_one() -> None:
+    conv = TimeConv(3, 4)
+    frames = torch.randn(1, 5, 2, 2, 3, generator=torch.Generator().manual_seed(0))
+    swapped, later = frames[:, [1, 0, 2, 3, 4]], frames.clone()
+    later[:, 3:] += 1
+    assert not torch.allclose(conv(frames, None)[:, 2], conv(swapped, None)[:, 2])
+    torch.testing.assert_close(conv(frames, None)[:, :3], conv(later, None)[:, :3])
