@@ -10,6 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lumos.config import LARGEST_NUMBER, Range, read_config, read_json
+from lumos.diffusion.sampler import SamplerConfig
+from lumos.sequence.token_file import About
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,6 +95,13 @@ def test_only_fields_of_later_versions_may_be_missing() -> None:
     assert read_config(Outer, values, "here") == OUTER
     with pytest.raises(ValueError, match="lacks the field 'other'"):
         read_config(Outer, {name: value for name, value in values.items() if name != "other"}, "here")
+
+
+def test_files_of_the_first_version_are_read() -> None:
+    sampler = {"steps": 8, "guidance": 3.0, "temperature": 1.0, "noise": 1.0, "history": 0.7, "sampler": "paper"}
+    assert read_config(SamplerConfig, sampler, "here") == SamplerConfig(8)
+    about = {"prompts": ["a fox"], "seeds": [1], "fps": 8, "given": 0, "tokenizer": "x"}
+    assert read_config(About, about, "here") == About(("a fox",), (1,), 8, 0, "x")
 
 
 @pytest.mark.parametrize(

@@ -164,6 +164,15 @@ def test_any_length_in_constant_memory_with_positions_in_trained_range(toy: Gene
     assert torch.equal(model.cache.keys[:, :, :, : model.prefix], prefix)  # prompt and keyframes stay, and where they are
 
 
+def test_the_announced_memory_grows_with_layers_as_the_cache_does(toy: Generator) -> None:
+    model = model_of(toy, 3, SAMPLER)
+    cache = model.cache.keys.nbytes + model.cache.values.nbytes
+    twice = replace(toy.model.config, layers=2 * toy.model.config.layers)
+    slots, codes = model.prefix - HEADER - len(model.spec.keyframes) * model.grid.frame_length, toy.tokenizer.codebook_size
+    both = [costs.generation_cost(config, model.spec, 0, slots, codes, 1, 4, SAMPLER) for config in (toy.model.config, twice)]
+    assert both[1].bytes - both[0].bytes == cache
+
+
 def test_only_guidance_makes_a_second_row_per_prompt(toy: Generator) -> None:
     rows = [len(model_of(toy, 3, replace(SAMPLER, guidance=strength)).starts) for strength in (1.0, 2.0)]
     assert rows == [1, 2]
