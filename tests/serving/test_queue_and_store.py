@@ -1,6 +1,7 @@
 """Fairness, room, and what is on disk after a kill at any moment: no worker and no HTTP here."""
 
 import json
+import stat
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -118,6 +119,7 @@ def record(status: str = "completed", completed_at: int = 100, lives: int = 60) 
 def keep(store: Store, made: Video, size: int = 1000) -> Video:
     status, made.status = made.status, "queued"
     store.add(made)
+    assert stat.S_IMODE(store.folder(made.id).stat().st_mode) == 0o700  # others on this machine see nothing
     for name in FILES:
         (store.folder(made.id) / name).write_bytes(bytes(size if name == "video.mp4" else 0))
     made.status = status

@@ -285,7 +285,10 @@ def test_a_step_back_takes_back_what_is_being_made_and_what_was_said() -> None:
         await asyncio.sleep(0)
         assert not waiting.done()  # until the worker holds what the source is said to have
         made(sessions, live)
-        assert (await waiting).frames == live.frames == 5 and worker.told[-1][0] == "fork" and worker.nexts == 3
+        other = await waiting
+        assert other.frames == live.frames == 5 and worker.told[-1][0] == "fork" and worker.nexts == 3
+        # each ends, waits and goes on by itself
+        assert other.timers is not live.timers and other.news is not live.news and other.parts is not live.parts
 
     steered(act)
 

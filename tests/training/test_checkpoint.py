@@ -188,7 +188,11 @@ def test_a_second_command_is_told_who_has_the_folder(tmp_path: Path) -> None:
             Checkpoints(run, True, {}, ALONE, 2)
         assert {path: path.read_bytes() for path in run.iterdir()} == before
         other.kill()
-    Checkpoints(run, True, {}, ALONE, 2)  # a kill leaves no lock
+    begun = Checkpoints(run, True, {}, ALONE, 2)  # a kill leaves no lock
+    begun.close()
+    assert begun.lock is not None
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(begun.lock)
     assert (run / ".lock").read_text() == "somebody's"
 
 

@@ -77,6 +77,7 @@ def test_a_keyframe_is_given_first_and_is_no_target() -> None:
     config = replace(CONFIG, keyframes=1.0)
     keyed, plain = (mask_batch(batch, each, torch.Generator().manual_seed(2)) for each in (config, CONFIG))
     assert plain.key is None and keyed.key is not None and torch.equal(plain.codes_BTHW, keyed.codes_BTHW)
+    assert mask_batch(batch._replace(codes_BTHW=batch.codes_BTHW[:, :1]), config, draw).key is None  # images have one frame
     rows = [at_B.tolist().index(at) for at in keyed.key.at_B.tolist()]
     assert torch.equal(keyed.key.codes_BHW, key_BHW[rows]) and torch.equal(keyed.codes_BTHW, batch.codes_BTHW[rows])
     model = new_model(CONFIG)
