@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from lumos.worlds.creatures import captions
+from lumos.worlds.creatures.glb import read_glb
 from lumos.worlds.creatures.library import Library, load_library
 from lumos.worlds.creatures.render import cameras, pack, project, render
 from lumos.worlds.creatures.scene import Camera, Item, Scene, held_out, sample_scene, seen, way
@@ -211,6 +212,13 @@ def test_a_damaged_file_is_one_line(name: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=f"{FOX}.glb: not a GLB") as error:
         load_library(tmp_path)
     assert "\n" not in str(error.value)
+
+
+def test_points_and_lines_of_a_file_are_not_drawn_as_triangles() -> None:
+    part = {"attributes": {"POSITION": 0, "JOINTS_0": 2, "WEIGHTS_0": 3, "NORMAL": 7}, "indices": 1, "material": 0}
+    files = [tiny_glb(meshes=[{"primitives": [part, *lines]}]) for lines in ([], [part | {"mode": 1}])]
+    alone, with_lines = (read_glb(file, lambda _: True, lambda _: False).surface.triangles_T3 for file in files)
+    assert np.array_equal(alone, with_lines)
 
 
 def test_a_folder_without_models_says_so(tmp_path: Path) -> None:

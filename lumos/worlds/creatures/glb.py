@@ -202,6 +202,8 @@ def _surface(file: _File, hidden: Callable[[str], bool]) -> tuple[Surface, Ints,
         if "mesh" not in node or hidden(str(node.get("name", ""))):
             continue
         for primitive in file.item("meshes", node["mesh"])["primitives"]:
+            if primitive.get("mode", 4) != 4:  # points and lines
+                continue
             part, nodes, inverse = _part(file, number, primitive)
             parts.append(part._replace(bones_V4=part.bones_V4 + len(hung), triangles_T3=part.triangles_T3 + vertices))
             vertices, triangles = vertices + len(part.vertices_V3), triangles + len(part.triangles_T3)
