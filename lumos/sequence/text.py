@@ -63,11 +63,16 @@ def train_text_tokenizer(captions: Iterable[str], size: int) -> TextTokenizer:
     trainer = trainers.BpeTrainer(
         vocab_size=size, special_tokens=[UNKNOWN], initial_alphabet=alphabet, limit_alphabet=len(alphabet), show_progress=False
     )
-    known = list(captions)
-    tokenizer.train_from_iterator(known, trainer)
-    return TextTokenizer(tokenizer, words_in(*known))
+    words: set[str] = set()
+
+    def noted(caption: str) -> str:  # in one pass: captions of a large set are never all in memory
+        words.update(words_in(caption))
+        return caption
+
+    tokenizer.train_from_iterator(map(noted, captions), trainer)
+    return TextTokenizer(tokenizer, words)
 
 
-def words_in(*texts: str) -> set[str]:
-    """The words of texts, in lower case: "A t-rex's cub." has a, t-rex's and cub."""
-    return {word for text in texts for word in WORD.findall(text.lower())}
+def words_in(text: str) -> set[str]:
+    """The words of a text, in lower case: "A t-rex's cub." has a, t-rex's and cub."""
+    return set(WORD.findall(text.lower()))

@@ -148,7 +148,7 @@ def _words(
         if folder.vocabulary.codes != codes:
             raise ValueError(f"the tokenizer must have the {folder.vocabulary.codes} codes of {init}, got {codes}")
         if not config.new_words:
-            text.words |= words_in(*drawn, *captions) if text.words else set()
+            text.words |= {word for caption in chain(drawn, captions) for word in words_in(caption)} if text.words else set()
             return text, folder.vocabulary, model.state_dict()
         if folder.vocabulary == LUMOS:
             raise ValueError("new_words must be false for the published vocabulary, got true; its words are fixed")
@@ -163,7 +163,7 @@ def _words(
         check_text(text)
         return text, LUMOS, None
     new_text = train_text_tokenizer(chain(drawn, captions), config.text_vocabulary)
-    new_text.words |= words_in(*own_captions(worlds))
+    new_text.words |= {word for caption in own_captions(worlds) for word in words_in(caption)}
     vocabulary = small_vocabulary(new_text.size, codes)
     if init is None:
         return new_text, vocabulary, None
