@@ -166,5 +166,5 @@ def _rope_theta(values: Mapping[str, Any], where: str | Path) -> float:
 
 def _field(kind: Any, values: Mapping[str, Any], name: str, where: str | Path) -> Any:
     if name not in values:
-        raise ValueError(f"{where} lacks the field {name!r}; {OTHER}")
+        raise ValueError(f"{where} lacks the field {name!r}; add what the model was trained with, or {OTHER}")
     return read_value(kind, values[name], f"{where}: {name}")
