@@ -18,9 +18,9 @@ from lumos.worlds.creatures.captions import canonical_caption, direction
 from lumos.worlds.creatures.library import Body, load_library
 from lumos.worlds.creatures.scene import Scene, sample_scene
 from lumos.worlds.creatures.subjects import SUBJECTS
-from lumos.worlds.english import article
+from lumos.worlds.english import article, third_person
+from lumos.worlds.shapes.captions import MOTION_VERBS, TAILS
 from lumos.worlds.shapes.motion import DIRECTIONS
-from lumos.worlds.stickers.captions import plain_caption
 from lumos.worlds.stickers.scene import is_kept_back
 
 HERE = Path(__file__).parent
@@ -56,6 +56,12 @@ def read_prompts() -> list[Asked]:
 def scene_of(asked: Asked, bodies: dict[str, Body]) -> Scene:
     """The scene of a creature prompt, which training never draws."""
     return sample_scene(bodies, SEED, asked.number, unseen=asked.list == UNSEEN_CREATURES)
+
+
+def plain_caption(noun: str, motion: str) -> str:
+    """What people type: "an octopus moves to the left"."""
+    verb = f"move {TAILS[motion][0]}" if motion in TAILS else MOTION_VERBS[motion][0]
+    return f"{article(noun)} {third_person(verb)}"
 
 
 def draw_prompts(nouns: list[str], bodies: dict[str, Body]) -> list[Asked]:

@@ -1,5 +1,4 @@
-"""Results -> what people look at: report.html (one file with the videos inside, worst and best first) and a model
-card: what the model is, what it was trained on, what it scores and what it cannot do."""
+"""Results -> report.html (one file with the videos inside, worst and best first) and a model card with scores and limits."""
 
 import base64
 import html

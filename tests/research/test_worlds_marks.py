@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from research.worlds_marks import boxes_of, known_apart
+from research.worlds_prompts import plain_caption
 
 
 @pytest.mark.parametrize(
@@ -26,3 +27,7 @@ def test_the_box_is_around_what_stands_on_a_graded_ground() -> None:
     pixels = (slope[:, None] + 0.3 * slope).expand(1, 3, -1, -1).clone()
     pixels[:, :, 32:64, 64:112] = 1.0
     assert boxes_of(pixels)[0].tolist() == pytest.approx([64 / 128, 32 / 128, 112 / 128, 64 / 128], abs=0.02)
+
+
+def test_prompts_of_stickers_are_what_people_type() -> None:
+    assert plain_caption("octopus", "left") == "an octopus moves to the left"

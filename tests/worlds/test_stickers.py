@@ -10,7 +10,7 @@ from PIL import Image
 
 from lumos.worlds.shapes.motion import DIRECTIONS
 from lumos.worlds.shapes.scene import Background
-from lumos.worlds.stickers.captions import caption, plain_caption
+from lumos.worlds.stickers.captions import caption
 from lumos.worlds.stickers.library import load_stickers
 from lumos.worlds.stickers.render import Pictures, pack, render
 from lumos.worlds.stickers.scene import STICKER_MOTIONS, WHITE, PlacedSticker, Scene, Sticker, is_kept_back, sample_scene
@@ -126,4 +126,3 @@ def test_captions_are_true_and_held_out_pairs_are_kept() -> None:
         unseen = sample_scene(rng, STICKERS, held_out=True)
         assert is_kept_back(STICKERS[unseen.things[0].sticker].noun, unseen.things[0].motion)
     assert motions == set(STICKER_MOTIONS)
-    assert plain_caption("octopus", "left") == "an octopus moves to the left"

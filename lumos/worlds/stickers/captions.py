@@ -40,12 +40,6 @@ def caption(scene: Scene, stickers: Sequence[Sticker], rng: random.Random, image
     return _on_ground(f"{listed(nouns)}, the {name} {moves[mover]}", scene, rng, 0.3)
 
 
-def plain_caption(noun: str, motion: str) -> str:
-    """What people type: "an octopus moves left"."""
-    verb = f"move {TAILS[motion][0]}" if motion in TAILS else MOTION_VERBS[motion][0]
-    return article(noun) if motion == "still" else f"{article(noun)} {third_person(verb)}"
-
-
 def _one(thing: PlacedSticker, stickers: Sequence[Sticker], rng: random.Random, image: bool) -> str:
     noun = article(_noun(thing, stickers, rng, 0.6))
     if image or (thing.motion == "still" and rng.random() < 0.8):
