@@ -124,12 +124,12 @@ def test_image_to_video(page: Any, shoot: Any, tmp_path: Path) -> None:
     page.click("#start label:has-text('Picture')")
     shoot(page, "pictures_empty")
     page.focus("[name=start]:checked")
+    page.on("filechooser", lambda chooser: chooser.set_files(tmp_path / "photo.png"))  # one listener: none is missed between two
     for kind in ("image", "last"):  # by keyboard: Tab, then the space bar opens the browser's dialogue
         page.keyboard.press("Tab")
-        with page.expect_file_chooser() as chooser:
-            page.keyboard.press("Space")
-        chooser.value.set_files(tmp_path / "photo.png")
-        page.wait_for_selector(f".drop.full[data-kind={kind}]")
+        page.wait_for_selector(f"#file-{kind}:focus", state="attached")
+        page.keyboard.press("Space")
+        page.wait_for_selector(f".drop.full[data-kind={kind}]", timeout=WAIT)
         page.keyboard.press("Tab")  # over the button that removes it
     assert "center-cropped" in page.inner_text(".drop[data-kind=image] small")
     shoot(page, "pictures")
