@@ -41,7 +41,8 @@ def caption(scene: Scene, stickers: Sequence[Sticker], rng: random.Random, image
 
 
 def _one(thing: PlacedSticker, stickers: Sequence[Sticker], rng: random.Random, image: bool) -> str:
-    noun = article(_noun(thing, stickers, rng, 0.6))
+    # What is small is always said to be: who says nothing of its size wants to see it well.
+    noun = article(_noun(thing, stickers, rng, 1.0 if thing.size == "small" else 0.6))
     if image or (thing.motion == "still" and rng.random() < 0.8):
         return rng.choice(("", "", "", "a picture of ", "a drawing of ")) + noun if image else noun
     move = _move(thing, rng)

@@ -16,7 +16,7 @@ from lumos.worlds.shapes.scene import GRADIENTS, Background
 
 WHITE = "white"
 GROUNDS = {WHITE: (255, 255, 255), **BACKGROUNDS}
-RADII = {"small": 0.14, "medium": 0.2, "large": 0.27}  # half the side of the sticker's square, in sides of the frame
+RADII = {"small": 0.14, "medium": 0.22, "large": 0.33}  # half the side of the sticker's square, in sides of the frame
 FULL = 0.5  # a sticker that fills the frame
 STICKER_MOTIONS = ("still", *DIRECTIONS, "bouncing", "circling", "growing", "shrinking", "spinning")
 # motions for which a row of the frame is wide enough, and a column
