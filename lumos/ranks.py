@@ -95,7 +95,7 @@ def tell_of_lost_ranks(ranks: Ranks, remedy: str) -> Iterator[None]:
     """A message of one line instead of the library's when another rank has died."""
     try:
         yield
-    except RuntimeError as error:
+    except (RuntimeError, OSError) as error:  # OSError: a checkpoint that was being written
         lost = isinstance(error, dist.DistError) or re.search(r"(?i)connection (closed|reset)|broken pipe|timed out", str(error))
         if ranks.world == 1 or not lost:
             raise

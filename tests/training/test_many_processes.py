@@ -27,7 +27,7 @@ TOY = replace(
 
 class Killed(module.Clock):
     def progress(self, step: int) -> float:
-        if step == 2 and self.ranks.rank == 1:
+        if step == 3 and self.ranks.rank == 1:  # the first checkpoint is in place, the second may be half written
             os._exit(9)
         return super().progress(step)
 
@@ -64,10 +64,15 @@ def test_two_train_sharded_until_one_is_killed_and_one_alone_goes_on(tmp_path: P
 
 
 CLOSED = "Connection closed by peer"
-LOST = [(2, CLOSED, ValueError), (1, CLOSED, RuntimeError), (2, "wrong shape", RuntimeError)]
+LOST: list[tuple[int, Exception, type[Exception]]] = [
+    (2, RuntimeError(CLOSED), ValueError),
+    (2, OSError(f"could not write a checkpoint: {CLOSED}"), ValueError),
+    (1, RuntimeError(CLOSED), RuntimeError),
+    (2, RuntimeError("wrong shape"), RuntimeError),
+]
 
 
-@pytest.mark.parametrize(("world", "said", "told"), LOST)
-def test_only_a_lost_process_is_told_of_as_one(world: int, said: str, told: type[Exception]) -> None:
+@pytest.mark.parametrize(("world", "fault", "told"), LOST)
+def test_only_a_lost_process_is_told_of_as_one(world: int, fault: Exception, told: type[Exception]) -> None:
     with pytest.raises(told), tell_of_lost_ranks(Ranks(0, world, torch.device("cpu")), "resume"):
-        raise RuntimeError(said)
+        raise fault
