@@ -1,8 +1,8 @@
-"""Mutation testing: small faults are put into the package one at a time, and the tests that enter the code around it are run.
+"""Mutation testing: small faults are put into the package one at a time, and the tests that run the line are run.
 
     python -m research.mutants model data/loader --sample 80 --seed 1
 
-First the tests run once on a copy of the tree, to learn which functions each enters. A survivor's line is not held by any test.
+First the tests run once on a copy of the tree, to learn which of the lines each runs. A survivor's line is not held by any test.
 Tests that take far too long count as having noticed it, and are named, as a busy machine slows them, too.
 """
 
@@ -26,19 +26,28 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed, wait
 from contextlib import suppress
 from dataclasses import dataclass
+from mmap import mmap
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("sequence", "model", "diffusion", "tokenizer", "training", "data", "serving")
 NOT_RUN = ("tests/gpu", "tests/research", "tests/serving/test_browser.py", "tests/test_budgets.py")
-MOST_SECONDS = 25.0  # of tests per mutant, by what they take without it: quick ones first
+MOST_SECONDS = 60.0  # of tests per mutant, by what they take without it: quick ones first
 PAIRS: list[tuple[type, type]] = [(ast.Lt, ast.LtE), (ast.Gt, ast.GtE), (ast.Eq, ast.NotEq), (ast.In, ast.NotIn)]
 PAIRS += [(ast.Is, ast.IsNot), (ast.Add, ast.Sub), (ast.Mult, ast.Div), (ast.And, ast.Or)]
 FLIPPED: dict[type, Any] = {old: new for pair in PAIRS for old, new in (pair, pair[::-1])}
 FLIPPED |= {ast.FloorDiv: ast.Mult, ast.Mod: ast.Mult}
+# what Python runs first in every process
+STARTED = """import os
+if "SEEN" in os.environ:
+    from research.mutants import ROOT, Path, Seen
+    Seen(ROOT, Path(os.environ["SEEN"]))
+"""
+# Arguments that are for people, check what we ourselves hold, or act on a card only, where tests/gpu hold them.
+UNSEEN = {"Field description", "zip strict", "device", "non_blocking"}
 FORK = multiprocessing.get_context("fork")
-Functions = dict[str, list[tuple[float, str]]]  # "file:first line" -> (seconds, name) of the tests that enter it
+Tests = dict[str, list[tuple[float, str]]]  # place, as a mutant's -> (seconds, name) of the tests that come by it
 
 
 @dataclass(frozen=True)
@@ -50,39 +59,49 @@ class Mutant:
     start: int  # of what is replaced, in the file's text
     end: int
     new: str
-    functions: tuple[str, ...]  # "file:first line" of the functions around it, the innermost first
+    places: tuple[str, ...]  # where its tests come by, the nearest first: "file:line", "file:function" or "=name", and "file"
 
 
 def mutants_of(file: str, text: str) -> Iterator[Mutant]:
     """Every mutant of a module's source."""
     starts = [0, *itertools.accumulate(map(len, text.splitlines(keepends=True)))]
 
-    def visit(node: ast.AST, functions: tuple[str, ...]) -> Iterator[Mutant]:
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
-            first = min([node.lineno, *(decorator.lineno for decorator in getattr(node, "decorator_list", []))])
-            functions = (f"{file}:{first}", *functions)
+    def visit(node: ast.AST, around: tuple[str, ...]) -> Iterator[Mutant]:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            around = (f"{file}:{node.name}", file)
+        elif isinstance(node, ast.Assign | ast.AnnAssign) and around == (file,):  # a constant or a field: where it is named
+            target = node.targets[0] if isinstance(node, ast.Assign) else node.target
+            around = (f"={ast.unparse(target)}", file)
         for new in changes(node):
             assert isinstance(node, ast.expr | ast.stmt) and node.end_lineno and node.end_col_offset is not None
             start, end = starts[node.lineno - 1] + node.col_offset, starts[node.end_lineno - 1] + node.end_col_offset
-            yield Mutant(file, node.lineno, start, end, new, functions)
+            yield Mutant(file, node.lineno, start, end, new, (f"{file}:{node.lineno}", *around))
         for child in parts(node):
-            yield from visit(child, functions)
+            yield from visit(child, around)
 
-    yield from visit(ast.parse(text), ())
+    yield from visit(ast.parse(text), (file,))
 
 
 def parts(node: ast.AST) -> Iterator[ast.AST]:
     """What is inside a node and may be changed: no annotations, decorators, messages, assertions or default texts."""
-    if isinstance(node, ast.Assert | ast.JoinedStr | ast.Raise | ast.Import | ast.ImportFrom):
+    if isinstance(node, ast.Assert | ast.JoinedStr | ast.Raise | ast.Import | ast.ImportFrom) or is_number(node):
         return
     for name, value in ast.iter_fields(node):
         if name not in ("annotation", "returns", "decorator_list", "bases"):
             yield from (child for child in (value if isinstance(value, list) else [value]) if isinstance(child, ast.AST))
 
 
+def is_number(node: ast.AST) -> bool:
+    """A number that is written as several: 3 * 2**29."""
+    inside = ast.BinOp | ast.UnaryOp | ast.Constant | ast.operator | ast.unaryop
+    return isinstance(node, ast.BinOp) and all(isinstance(each, inside) for each in ast.walk(node))
+
+
 def changes(node: ast.AST) -> Iterator[str]:
     """Sources that a node is replaced by, each a mutant."""
     match node:
+        case ast.BinOp() if is_number(node):
+            yield f"(2 * {ast.unparse(node)})"
         case ast.Compare(ops=[op]):
             yield ast.unparse(ast.Compare(node.left, [FLIPPED[type(op)]()], node.comparators))
         case ast.BinOp(op=op) if type(op) in FLIPPED:
@@ -101,48 +120,79 @@ def changes(node: ast.AST) -> Iterator[str]:
             yield "pass"
         case ast.Call(keywords=[_, *_]):
             for keyword in node.keywords:
-                if keyword.arg:
+                if keyword.arg and not {keyword.arg, f"{ast.unparse(node.func)} {keyword.arg}"} & UNSEEN:
                     yield ast.unparse(ast.Call(node.func, node.args, [other for other in node.keywords if other is not keyword]))
 
 
-class Entered:
-    """A pytest plugin: which functions of the package each test enters, and its seconds."""
+class Seen:
+    """Which places of the package each test comes by. A pytest plugin; processes that tests start have one, too (STARTED)."""
 
-    def __init__(self, tree: Path) -> None:
-        self.inside, self.seen, self.tests = f"{tree}/", set[str](), dict[str, tuple[float, list[str]]]()
+    def __init__(self, tree: Path, out: Path) -> None:
+        self.root, self.inside, self.tests = f"{tree}/", f"{tree}/lumos/", dict[int, tuple[float, str]]()
+        self.left, self.mine = dict[Any, set[int]](), 0
+        self.file = os.open(out, os.O_CREAT | os.O_RDWR | os.O_APPEND)  # at once, as what tests start may be killed
+        now = os.open(out.with_suffix(".now"), os.O_CREAT | os.O_RDWR)
+        os.truncate(now, 8)
+        self.now = memoryview(mmap(now, 8)).cast("q")  # number of the test that runs, in all processes
         threading.settrace(self.enter)
-
-    def pytest_runtest_logstart(self, nodeid: str, location: Any) -> None:
-        self.begin, self.seen, self.passed = time.monotonic(), set[str](), True
         sys.settrace(self.enter)
 
-    def enter(self, frame: Any, event: str, _: Any) -> None:
-        code = frame.f_code
-        if code.co_filename.startswith(self.inside):
-            self.seen.add(f"{code.co_filename.removeprefix(self.inside)}:{code.co_firstlineno}")
+    def write(self, *places: str) -> None:
+        os.write(self.file, "".join(f"{self.now[0]} {place}\n" for place in places).encode())
+
+    def lines_left(self, code: Any) -> set[int]:
+        """Lines of a function that this test has not seen."""
+        if self.mine != self.now[0]:
+            self.left, self.mine = {}, self.now[0]
+        if code not in self.left:
+            self.left[code] = {line for _, _, line in code.co_lines() if line}
+            file = code.co_filename.removeprefix(self.root)
+            self.write(file, f"{file}:{code.co_name}", *(f"={name}" for name in code.co_names))
+        return self.left[code]
+
+    def enter(self, frame: Any, event: str, _: Any) -> Any:
+        if not frame.f_code.co_filename.startswith(self.inside):
+            return None
+        frame.f_trace_lines = bool(self.lines_left(frame.f_code))
+        return self.step
+
+    def step(self, frame: Any, event: str, _: Any) -> Any:
+        left = self.lines_left(frame.f_code)
+        if frame.f_lineno in left:
+            left.remove(frame.f_lineno)
+            self.write(f"{frame.f_code.co_filename.removeprefix(self.root)}:{frame.f_lineno}")
+        frame.f_trace_lines = bool(left)
+        return self.step
+
+    def pytest_runtest_logstart(self, nodeid: str, location: Any) -> None:
+        self.begin, self.passed = time.monotonic(), True
+        self.now[0] += 1
 
     def pytest_runtest_logreport(self, report: Any) -> None:
         self.passed &= not report.failed
 
     def pytest_runtest_logfinish(self, nodeid: str, location: Any) -> None:
-        sys.settrace(None)
         if self.passed:
-            self.tests[nodeid] = (time.monotonic() - self.begin, sorted(self.seen))
+            self.tests[self.now[0]] = (time.monotonic() - self.begin, nodeid)
 
 
 def run_pytest(tree: Path, words: list[str], out: Path | None = None) -> int:
-    """Run tests of a copy, in a process of its own; `out`: where to write what each of them enters."""
+    """Run tests of a copy, in a process of its own; `out`: where to write what each of them comes by."""
     os.chdir(tree)
     sys.path[0] = os.environ["PYTHONPATH"] = str(tree)
     for stream in (1, 2):
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
     import pytest
 
-    plugin = Entered(tree)
-    words = ["-q", "-p", "no:cacheprovider", "-m", "not gpu", *words, *([] if out else ["-x"])]
-    status = int(pytest.main(words, plugins=[plugin] if out else []))
+    plugins = []
     if out:
-        out.write_text(json.dumps(plugin.tests))
+        os.environ["SEEN"] = str(out)
+        plugins = [Seen(tree, out)]
+    status = int(
+        pytest.main(["-q", "-p", "no:cacheprovider", "-m", "not gpu", *words, *([] if out else ["-x"])], plugins=plugins)
+    )
+    if out:
+        out.with_suffix(".json").write_text(json.dumps(plugins[0].tests))
     return status
 
 
@@ -163,31 +213,33 @@ def in_child(limit: float, target: Any, *arguments: Any) -> int | None:
     return status
 
 
-def entered_functions(parts: Sequence[str], place: Path, processes: int) -> Functions:
-    """Run all tests of some parts once: the tests that enter each function or module, the quickest first."""
+def tests_of_places(parts: Sequence[str], place: Path, processes: int) -> Tests:
+    """Run all tests of some parts once: the tests that come by each place, the quickest first."""
     packages = [part.partition("/")[0] for part in parts]
     names = re.compile(rf"\blumos\.({'|'.join(packages)})\b")
     files = {str(path.relative_to(ROOT)): path for path in sorted((ROOT / "tests").rglob("test_*.py"))}
     chosen = [file for file, path in files.items() if path.parent.name in packages or names.search(path.read_text())]
-    outs = {file: place / f"{number}.json" for number, file in enumerate(chosen) if not file.startswith(NOT_RUN)}
+    outs = {file: place / f"{number}.seen" for number, file in enumerate(chosen) if not file.startswith(NOT_RUN)}
     tree = place / "all"
     shutil.copytree(ROOT, tree, ignore=shutil.ignore_patterns(".*", "__pycache__", "runs"))
-    functions: Functions = defaultdict(list)
+    (tree / "sitecustomize.py").write_text(STARTED)
+    tests: dict[str, set[tuple[float, str]]] = defaultdict(set)
     with ProcessPoolExecutor(processes, FORK) as pool:
         wait([pool.submit(in_child, 600, run_pytest, tree, [file], out) for file, out in outs.items()])
     for file, out in outs.items():
-        if not out.exists():
+        if not out.with_suffix(".json").exists():
             print(f"the tests in {file} did not end; they are left out", flush=True)
             continue
-        for name, (seconds, seen) in json.loads(out.read_text()).items():
-            for function in {*seen, *(each.partition(":")[0] for each in seen)}:
-                functions[function].append((seconds, name))
-    return {function: sorted(tests) for function, tests in functions.items()}
+        passed = json.loads(out.with_suffix(".json").read_text())
+        for number, _, seen in (line.partition(" ") for line in out.read_text().splitlines()):
+            if number in passed:
+                tests[seen].add(tuple(passed[number]))
+    return {place: sorted(found) for place, found in tests.items()}
 
 
-def tests_for(mutant: Mutant, functions: Functions) -> list[tuple[float, str]]:
-    """Tests that enter the innermost function around a mutant, or else its module, the quickest first."""
-    tests = next((functions[place] for place in (*mutant.functions, mutant.file) if place in functions), [])
+def tests_for(mutant: Mutant, all_tests: Tests) -> list[tuple[float, str]]:
+    """Tests that come by the place nearest to a mutant that any test comes by, the quickest first."""
+    tests = next((all_tests[place] for place in mutant.places if place in all_tests), [])
     return tests[: max(1, bisect.bisect(list(itertools.accumulate(seconds for seconds, _ in tests)), MOST_SECONDS))]
 
 
@@ -231,11 +283,11 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as name:
         place, killed = Path(name), dict.fromkeys(args.parts, 0)
-        functions = entered_functions(args.parts, place, args.processes)
+        tests = tests_of_places(args.parts, place, args.processes)
         samples = {part: sample_mutants(part, args.sample, args.seed) for part in args.parts}
         with ProcessPoolExecutor(args.processes, FORK) as pool:
             run, drawn = pool.submit, [(part, mutant) for part, sample in samples.items() for mutant in sample]
-            jobs = {run(outcome, mutant, tests_for(mutant, functions), place): (part, mutant) for part, mutant in drawn}
+            jobs = {run(outcome, mutant, tests_for(mutant, tests), place): (part, mutant) for part, mutant in drawn}
             for job in as_completed(jobs):
                 part, mutant = jobs[job]
                 killed[part] += job.result() != "survived"
