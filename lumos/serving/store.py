@@ -161,7 +161,6 @@ class Store:
     def expire(self, now: float) -> list[str]:
         """Delete what is too old, then the oldest until the rest fits; returns the ids. What is not finished stays."""
         kept = [video for video in self.known.values() if video.is_finished]
-        kept.sort(key=lambda video: video.completed_at or 0)
         gone = [video.id for video in kept if video.expires_at is not None and video.expires_at <= now]
         kept = [video for video in kept if video.id not in gone]
         while sum(video.bytes for video in kept) > self.keep_bytes:

@@ -69,8 +69,6 @@ class Uploads:
         size, most = file.stat().st_size / 2**20, self.config.upload_bytes / 2**20
         if size > most:
             raise ValueError(f"a file may have at most {most:.0f} MiB, got {size:.1f}; send a smaller one")
-        if size == 0:
-            raise ValueError("the file is empty; send it again")
         return file
 
     def _decode(self, file: Path, folder: Path, size: Format) -> Decoded:
