@@ -55,7 +55,7 @@ class ShardStream:
         schedule: Schedule,
         config: LoaderConfig,
         device: torch.device,
-        share: float = 1.0,
+        share: float,
     ) -> None:
         self.index, self.text, self.vocabulary, self.slots = index, text, vocabulary, slots
         self.schedule, self.config, self.device, self.share = schedule, config, device, share

@@ -48,7 +48,7 @@ def stream(
     shards: Path | str, videos: int = 4, images: int = 3, every: int = 3, rank: int = 0, world: int = 1, **config: int
 ) -> Any:
     schedule = Schedule(videos, images, every, 7, rank, world)
-    return ShardStream(open_shards(shards), TEXT, VOCABULARY, SLOTS, schedule, LoaderConfig(**config), CPU)
+    return ShardStream(open_shards(shards), TEXT, VOCABULARY, SLOTS, schedule, LoaderConfig(**config), CPU, 1.0)
 
 
 def take(source: Any, step: int) -> Batch:
@@ -207,6 +207,9 @@ def test_rows_stay_right_when_the_cache_is_too_small(shards: Path) -> None:
     large, small = stream(shards), stream(shards, cache_mib=0)
     assert all(same(take(large, step), take(small, step)) for step in range(12))
     assert small.reader.group.cache_info().maxsize == 1
+    some = stream(shards, cache_mib=3, set_mib=5)
+    assert some.reader.group.cache_info().maxsize == 3 * 2**20 // some.index.group_bytes
+    assert some.plans[False].set_bytes == 5 * 2**20
 
 
 def test_codes_beyond_the_codebook_are_refused_by_name(tmp_path: Path) -> None:
