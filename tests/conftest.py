@@ -1,6 +1,7 @@
 """What all tests share: no network, repeatable property tests."""
 
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,8 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 def random_model() -> Generator:
     """A model of 128x128 videos that knows nothing, as small as can be."""
     tokenizer = toy_tokenizer((4, 4, 4))
-    text = train_text_tokenizer([prompt.text for prompt in (*benchmark(), *one_object(8))], 200)
+    captions = [prompt.text for prompt in (*benchmark(), *one_object(8))]
+    text = train_text_tokenizer([*captions, "a dog and a fox on the beach"], 200)
     vocabulary = small_vocabulary(text.size, tokenizer.codebook_size)
     shape = ModelConfig(vocabulary.size, layers=1, width=32, heads=1, kv_heads=1, head_width=32, ffn=32)
     model = Transformer(shape)
@@ -52,9 +54,17 @@ def random_model() -> Generator:
     return Generator(config, model.requires_grad_(False), text, tokenizer, torch.device("cpu"), torch.float32)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def small_weights(random_folder: Path) -> Iterator[None]:
+    """The weights in the package are small random ones, but for what other processes load."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lumos.weights.PRETRAINED", random_folder.parent)
+        yield
+
+
 @pytest.fixture(scope="session")
 def random_folder(random_model: Generator, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_generator(tmp_path_factory.mktemp("weights") / "model", random_model)
+    return save_generator(tmp_path_factory.mktemp("weights") / "tiny", random_model)
 
 
 @pytest.fixture(scope="session")
@@ -68,12 +78,3 @@ def sub_toy() -> Generator:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("lumos.sequence.vocabulary.MOST_ROWS", 8)
         return toy_generator(slots=40, levels=(4, 4))
-
-
-@pytest.fixture
-def tiny_is_random(random_model: Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The weights in the package are replaced by ones that cost nothing, and the working folder is an empty one."""
-    save_generator(tmp_path / "tiny", random_model)
-    monkeypatch.setattr("lumos.weights.PRETRAINED", tmp_path)
-    (tmp_path / "here").mkdir()
-    monkeypatch.chdir(tmp_path / "here")

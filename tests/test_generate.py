@@ -408,7 +408,8 @@ def test_logits_are_counted_as_the_sampler_asks_for_them(
     assert with_head - without == sum(made)
 
 
-def test_the_examples_of_the_python_page_run(tiny_is_random: None) -> None:
+def test_the_examples_of_the_python_page_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     page = (Path(__file__).parents[1] / "docs" / "python.md").read_text()
     Image.new("RGB", (40, 30), "red").save("heart.png")
     code = "\n".join(re.findall(r"```python\n(.*?)```", page, re.S))

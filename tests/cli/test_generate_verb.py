@@ -1,4 +1,4 @@
-"""`lumos generate` with tokens files, and `lumos bench`: what users type, on the weights in the package."""
+"""`lumos generate` with tokens files, and `lumos bench`: what users type."""
 
 import json
 from collections.abc import Iterator
@@ -167,10 +167,11 @@ def test_scripts_that_cannot_be_followed(
 
 def test_long_work_is_announced(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     args = GenerateArgs(tmp_path / "x.webp", frames=5)
-    monkeypatch.setattr(files, "matrix_rate", lambda device, dtype: 1e9)
+    monkeypatch.setattr(files, "matrix_rate", lambda device, dtype: files.WORTH_MEASURING / EFFICIENCY / 600)
     generate_files(args, ["a red circle"], QUICK | {"steps": 2})
     assert capsys.readouterr().err == ""  # too little work to be worth measuring
-    monkeypatch.setattr(files, "matrix_rate", lambda device, dtype: 1e12 / EFFICIENCY / 600)
+    monkeypatch.setattr(files, "WORTH_MEASURING", 0)
+    monkeypatch.setattr(files, "matrix_rate", lambda device, dtype: 1e5)
     monkeypatch.setattr(files.Generator, "stream", lambda *_, **__: iter(()))
     with pytest.raises((RuntimeError, ValueError)):  # nothing was made: torch.cat of no parts
         generate_files(replace(args, frames=401, force=True), ["a red circle"], {"steps": 20, "guidance": 3.0})
@@ -180,18 +181,16 @@ def test_long_work_is_announced(monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
         generate_files(replace(args, force=True), ["a red circle"], QUICK)
 
 
-def test_a_larger_file_shows_the_same(saved: Path, tmp_path: Path) -> None:
-    tokens = ["--from-tokens", str(saved / "one.safetensors")]
-    assert main(["generate", *tokens, "--scale", "2", "-o", str(tmp_path / "large.gif")]) == 0
-    assert main(["generate", *tokens, "--out", str(tmp_path / "small.gif")]) == 0
+def test_a_larger_file_shows_the_same(tmp_path: Path) -> None:
     pictures = []
-    for name in ("large", "small"):
-        with Image.open(tmp_path / f"{name}.gif") as picture:
+    for name, scale in (("large", "2"), ("small", "1")):
+        assert main(["generate", "a red circle", "--scale", scale, "-o", str(tmp_path / f"{name}.png"), *FAST]) == 0
+        with Image.open(tmp_path / f"{name}.png") as picture:
             pictures.append(picture.convert("RGB"))
     large, small = pictures
     assert large.size == (2 * small.width, 2 * small.height)
-    difference = np.asarray(large.resize(small.size)).astype(int) - np.asarray(small)
-    assert np.abs(difference).mean() < 6
+    again, as_made = (np.asarray(picture).astype(int) for picture in (large.resize(small.size, Image.Resampling.BOX), small))
+    assert 3 * np.abs(again - as_made).mean() < np.abs(again - as_made[::-1]).mean()
 
 
 def test_the_result_is_shown_when_asked_for(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,4 +204,4 @@ def test_bench_tells_what_the_machine_does(capsys: pytest.CaptureFixture[str]) -
     assert main(["bench", "--frames", "5", "--steps", "2", "--history", "visible", "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert 0 < document["seconds to the first frame"] < document["seconds"]
-    assert 0 < document["share of that"] < 1.5 and document["tera-operations"] > 0
+    assert 0 < document["share of that"] < 1.5

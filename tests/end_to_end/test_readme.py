@@ -38,8 +38,9 @@ def commands() -> list[str]:
 
 
 def test_every_command_works_after_those_before_it(
-    random_model: Generator, tiny_is_random: None, monkeypatch: pytest.MonkeyPatch
+    random_model: Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     for name in ("shapes-tiny", "shapes-64"):
         preset = replace(presets.MODELS[name], model=replace(random_model.config.model, vocabulary=0))
         monkeypatch.setitem(presets.MODELS, name, preset)
