@@ -1,7 +1,11 @@
-"""English by rule, for the captions of the worlds: articles, plurals and verb forms of lowercase words."""
+"""English for the captions of the worlds: articles, plurals and verb forms of lowercase words, and sentences from tables."""
 
+import random
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+Phrases = dict[str, tuple[str, ...]]
 
 # What is not made by rule.
 PLURALS = {"thief": "thieves", "wolf": "wolves", "man": "men", "person": "people", "cactus": "cacti", "mech": "mechs"}
@@ -43,7 +47,44 @@ def gerund(phrase: str) -> str:
 
 def listed(parts: Sequence[str]) -> str:
     """ "a", "b", "c" -> "a, b and c"."""
-    return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
+    *start, last = parts or [""]
+    return f"{', '.join(start)} and {last}" if start else last
+
+
+# What a word before a name in braces makes of it.
+FORMS = {"a": article, "many": plural, "does": third_person, "doing": gerund}
+
+
+def phrases(table: str) -> Phrases:
+    """Lines of "name = phrase*3 | phrase": all that may be said for a name, a phrase with *3 three times as often."""
+    lines = [re.sub(r"\s+", " ", line).strip().split(" = ") for line in re.split(r"\n+(?!\s*\|)", table.strip())]
+    weighted = {name: [phrase.partition("*") for phrase in listed.split(" | ")] for name, listed in lines}
+    return {name: tuple(phrase for phrase, _, times in each for _ in range(int(times or 1))) for name, each in weighted.items()}
+
+
+def say(name: str, table: Phrases, rng: random.Random, parts: Mapping[str, str] = {}) -> str:
+    """One of the phrases for a name, or the name itself. "{name}" in it is one of `parts`, or said in the same way; with a form:
+    "{a name}", "{many name}", "{does name}", "{doing name}".
+    """
+    if name in parts:
+        return parts[name]
+    form, _, rest = name.partition(" ")
+    if name not in table and form in FORMS and rest:
+        return FORMS[form](say(rest, table, rng, parts))
+    return re.sub("{(.+?)}", lambda found: say(found[1], table, rng, parts), rng.choice(table.get(name, (name,))))
+
+
+class Plainest(random.Random):
+    """In place of chance: the first of every choice, and nothing of what may be left out."""
+
+    def random(self) -> float:
+        return 1.0
+
+    def choice(self, seq: Any) -> Any:
+        return seq[0]
+
+    def shuffle(self, x: Any) -> None:
+        pass
 
 
 def _with_s(word: str) -> str:

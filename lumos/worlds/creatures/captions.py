@@ -12,7 +12,7 @@ import numpy as np
 
 from lumos.worlds.creatures.scene import FIGHTING, SECONDS, Item, Scene, seen, shows, way
 from lumos.worlds.creatures.subjects import ACTIONS, SUBJECTS
-from lumos.worlds.english import article, gerund, plural, third_person
+from lumos.worlds.english import Plainest, article, gerund, plural, third_person
 
 PLACE_WORDS = {
     "grass": ("on grass", "on the grass", "in a meadow", "in a green field", "on a lawn"),
@@ -94,66 +94,61 @@ def facing(scene: Scene, item: Item) -> str:
 
 def caption(scene: Scene, rng: random.Random, image: bool = False) -> str:
     """One of many true captions; image: of the first frame alone, without what is done."""
-    return _caption(scene, rng, False, image)
-
-
-def canonical_caption(scene: Scene) -> str:
-    """The plainest true caption, always the same one."""
-    return _caption(scene, random.Random(0), True, False)
-
-
-def _caption(scene: Scene, rng: random.Random, plain: bool, image: bool) -> str:
-    opening = "" if plain or rng.random() < 0.7 else rng.choice(IMAGE_OPENINGS if image else OPENINGS)
-    body = _who(scene, rng, plain)[0] if image else _who_does_what(scene, rng, plain, gerund=bool(opening))
+    opening = rng.choice(IMAGE_OPENINGS if image else OPENINGS) if rng.random() < 0.3 else ""
+    body = _who(scene, rng)[0] if image else _who_does_what(scene, rng, gerund=bool(opening))
     if opening == "there is" and body.startswith("two "):
         opening = "there are"
     alone = scene.place == "leaves" and not any(shows(scene, plant) for plant in scene.scenery)
-    where = _pick(rng, LEAF_WORDS if alone else PLACE_WORDS[scene.place], plain) if plain or rng.random() < 0.8 else ""
-    said = scene.time != "day" if plain else rng.random() < (0.12 if scene.time == "day" else 0.75)
-    hour = _pick(rng, TIME_WORDS[scene.time], plain) if said else ""
-    circumstances = [words for words in (where, hour) if words]
-    if not plain and rng.random() < 0.2:
+    where = "" if rng.random() < 0.2 else _pick(rng, LEAF_WORDS if alone else PLACE_WORDS[scene.place])
+    unsaid = rng.random() < 0.25 if scene.time != "day" else rng.random() >= 0.12
+    circumstances = [words for words in (where, "" if unsaid else _pick(rng, TIME_WORDS[scene.time])) if words]
+    if rng.random() < 0.2:
         circumstances.reverse()
-    details = [] if plain else _details(scene, rng, image)
-    if circumstances and not plain and not opening and rng.random() < 0.12:
+    details = _details(scene, rng, image)
+    if circumstances and not opening and rng.random() < 0.12:
         text = f"{circumstances[0]}, " + " ".join([body, *circumstances[1:]])
     else:
         text = " ".join([*([opening] if opening else []), body, *circumstances])
     return ", ".join([text, *details])
 
 
-def _pick(rng: random.Random, words: tuple[str, ...], plain: bool) -> str:
-    return words[0] if plain else rng.choice((words[0], *words))
+def canonical_caption(scene: Scene) -> str:
+    """The plainest true caption, always the same one."""
+    return caption(scene, Plainest())
 
 
-def _who(scene: Scene, rng: random.Random, plain: bool) -> tuple[str, str, str]:
+def _pick(rng: random.Random, words: tuple[str, ...]) -> str:
+    return rng.choice((words[0], *words))
+
+
+def _who(scene: Scene, rng: random.Random) -> tuple[str, str, str]:
     """All together, and each with its article."""
     first, last = (SUBJECTS[item.file] for item in (scene.creatures[0], scene.creatures[-1]))
-    one = _pick(rng, first.words, plain)
+    one = _pick(rng, first.words)
     if len(scene.creatures) == 1:
         return article(one), article(one), ""
     if first.name == last.name:
         return f"two {plural(one)}", article(one), f"another {one}"
-    other = article(_pick(rng, last.words, plain))
+    other = article(_pick(rng, last.words))
     return f"{article(one)} and {other}", article(one), other
 
 
-def _who_does_what(scene: Scene, rng: random.Random, plain: bool, gerund: bool) -> str:
+def _who_does_what(scene: Scene, rng: random.Random, gerund: bool) -> str:
     first, last = scene.creatures[0], scene.creatures[-1]
-    together, one, other = _who(scene, rng, plain)
+    together, one, other = _who(scene, rng)
     if not other:
-        return f"{one} {_does(scene, first, rng, plain, 'ing' if gerund else 's')}"
+        return f"{one} {_does(scene, first, rng, 'ing' if gerund else 's')}"
     form = "ing" if gerund else ""
     faced = facing(scene, first) == "right" and facing(scene, last) == "left"
     if faced and first.action in FIGHTING and last.action in FIGHTING:
-        return f"{together} {FORMS[form](_pick(rng, ('fight', 'fight each other'), plain))}"
-    if not plain and rng.random() < 0.6 and _chases(first, last):
+        return f"{together} {FORMS[form](_pick(rng, ('fight', 'fight each other')))}"
+    if rng.random() < 0.6 and _chases(first, last):
         verb = rng.choice(("chase", "follow", "go after"))
         chaser, chased = (one, other) if other.startswith("another") else (other, one)
         return f"{chaser} {FORMS[form or 's'](verb)} {chased}"
     if first.action == last.action:
-        return f"{together} {_does(scene, first, rng, plain, form)}"
-    both = [_does(scene, item, rng, plain, form or "s") for item in (first, last)]
+        return f"{together} {_does(scene, first, rng, form)}"
+    both = [_does(scene, item, rng, form or "s") for item in (first, last)]
     return f"{one} {both[0]} and {other} {both[1]}"
 
 
@@ -163,15 +158,15 @@ def _chases(first: Item, last: Item) -> bool:
     return first.speed > 0 and x * math.sin(first.heading) + z * math.cos(first.heading) < -0.8 * math.hypot(x, z)
 
 
-def _does(scene: Scene, item: Item, rng: random.Random, plain: bool, form: str) -> str:
+def _does(scene: Scene, item: Item, rng: random.Random, form: str) -> str:
     """The verb in a form ("s", "ing" or plain), and which way."""
     verbs = OWN_VERBS.get((item.action, SUBJECTS[item.file].name), ACTIONS[item.action].verbs)
-    verb = FORMS[form](_pick(rng, verbs, plain))
+    verb = FORMS[form](_pick(rng, verbs))
     if item.speed:
         ways = {direction(scene, one) for one in scene.creatures}  # all go the same way
         told = ways.pop() if len(ways) == 1 else ""
-        if told and (plain or rng.random() < 0.85):
-            return f"{verb} {_pick(rng, WAYS[told][: 3 if scene.camera.follow else None], plain)}"
+        if told and rng.random() >= 0.15:
+            return f"{verb} {_pick(rng, WAYS[told][: 3 if scene.camera.follow else None])}"
     return verb
 
 
