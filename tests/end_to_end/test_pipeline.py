@@ -4,11 +4,13 @@ The world has two scenes, so that a moment of training is enough for the prompt 
 """
 
 import random
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
+import lumos
 import lumos.worlds.shapes.scene as scenes
 from lumos.data.worlds import WorldsConfig
 from lumos.diffusion.sampler import SamplerConfig
@@ -91,3 +93,10 @@ def test_a_given_image_or_video_goes_on(generator: Generator, given: int) -> Non
     again_BCFHW = generator.tokenizer.decode(generator.tokenizer.encode(start_BCFHW))
     torch.testing.assert_close(pixels_BCFHW[:, :, :given], again_BCFHW, rtol=0, atol=1e-4)
     assert unlike(pixels_BCFHW, [NIGHT]) < 0.5 * unlike(pixels_BCFHW, [DAY])
+
+
+def test_the_weights_in_the_package_show_what_is_said() -> None:
+    (folder,) = Path(lumos.__file__).parent.glob("pretrained/*")
+    pixels_BCFHW = Generator.from_folder(folder, "cpu")(["a red heart", "a blue heart"], frames=1, steps=2)
+    redder_BHW = pixels_BCFHW[:, 0, 0] - pixels_BCFHW[:, 2, 0]
+    assert redder_BHW[0].max() > 1 > -1 > redder_BHW[1].min()
