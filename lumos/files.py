@@ -5,8 +5,10 @@ or the new one, and every fault of the disk is one line.
 """
 
 import errno
+import fcntl
 import json
 import os
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 PARTIAL = r"(\.\d+)*\.partial"  # what `partial_of` puts behind a hidden name, as a pattern: to find what a kill has left
+
+LOCK = ".lumos-train"
 
 
 @contextmanager
@@ -70,6 +74,24 @@ def flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def lock(run: Path) -> int:
+    """Keep other commands out of a run folder until the descriptor is closed or the process ends. ValueError says who has it."""
+    run.mkdir(parents=True, exist_ok=True)
+    file = os.open(run / LOCK, os.O_RDWR | os.O_CREAT)
+    try:
+        # A lock of the process, not of the open file: worker processes do not inherit it, so it never outlives a kill.
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.ftruncate(file, 0)
+        os.write(file, f"process {os.getpid()} on {socket.gethostname()}".encode())
+    except (BlockingIOError, PermissionError):
+        who = os.read(file, 200).decode(errors="replace") or "another command"
+        os.close(file)
+        raise ValueError(f"{run} must have one training at a time, but {who} has it; stop that or use another folder") from None
+    except OSError:  # a file system without locks
+        pass
+    return file
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

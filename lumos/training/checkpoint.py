@@ -5,14 +5,12 @@ and puts them together again for any other number of ranks. A folder is written 
 done, so a kill at any moment leaves the last whole one.
 """
 
-import fcntl
 import hashlib
 import json
 import os
 import re
 import reprlib
 import shutil
-import socket
 import warnings
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -24,13 +22,13 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 
 from lumos.config import Range, read_json, read_value
-from lumos.files import flush
+from lumos.files import flush, lock
 from lumos.ranks import Ranks, ensure_group, together
 from lumos.training.learner import Learner
 from lumos.training.optim import set_learning_rate
 from lumos.weights import check_names
 
-STATE, SUMS, LOCK = "state.json", "SHA256SUMS", ".lumos-train"
+STATE, SUMS = "state.json", "SHA256SUMS"
 CHECKPOINT = "lumos checkpoint 2"
 FOLDER = re.compile(r"step_(\d{8,})")
 # Budget, logging and how the work is split up: they do not change what is trained, and a resumed run may change them.
@@ -38,24 +36,6 @@ FREE = re.compile(
     r"(max_steps|max_seconds|log_every|sample_every|evaluate_every|evaluation_clips|save_every|keep|spike|patience|accumulate"
     r"|workers|compile|sampler|parallel)(\..*)?|(worlds|loader)\.workers|loader\.(ahead|cache_mib)"
 )
-
-
-def lock(run: Path) -> int:
-    """Keep other commands out of a run folder until the descriptor is closed or the process ends. ValueError says who has it."""
-    run.mkdir(parents=True, exist_ok=True)
-    file = os.open(run / LOCK, os.O_RDWR | os.O_CREAT)
-    try:
-        # A lock of the process, not of the open file: worker processes do not inherit it, so it never outlives a kill.
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.ftruncate(file, 0)
-        os.write(file, f"process {os.getpid()} on {socket.gethostname()}".encode())
-    except (BlockingIOError, PermissionError):
-        who = os.read(file, 200).decode(errors="replace") or "another command"
-        os.close(file)
-        raise ValueError(f"{run} must have one training at a time, but {who} has it; stop that or use another folder") from None
-    except OSError:  # a file system without locks
-        pass
-    return file
 
 
 def all_of(run: Path) -> list[Path]:

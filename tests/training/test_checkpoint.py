@@ -170,8 +170,8 @@ def test_a_run_is_neither_overwritten_nor_resumed_as_another(tmp_path: Path) -> 
 
 
 HOLD = """
-import sys, pathlib, lumos.training.checkpoint as checkpoint
-held = checkpoint.lock(pathlib.Path(sys.argv[1]))
+import sys, pathlib, lumos.files
+held = lumos.files.lock(pathlib.Path(sys.argv[1]))
 print("held", flush=True)
 input()
 """
