@@ -1,5 +1,6 @@
 """What docs/serving.md shows is run, and `lumos serve` as a process: ready, killed, ready again, stopped."""
 
+import asyncio
 import json
 import os
 import re
@@ -16,6 +17,9 @@ import httpx2 as httpx
 import pytest
 
 from lumos.cli.main import main
+from lumos.serving.config import ServeConfig
+from lumos.serving.server import serve
+from lumos.serving.service import Service
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -71,6 +75,16 @@ def test_a_taken_port_is_found_before_anything_is_loaded(
         port = taken.getsockname()[1]
         assert main(["serve", "--data", str(tmp_path), "--port", str(port)]) == 2
     assert f"cannot listen on 127.0.0.1:{port}" in capsys.readouterr().err
+
+
+def test_what_ends_the_service_ends_the_server_in_its_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def ends(service: Service) -> None:
+        raise ValueError("the worker has gone")
+
+    monkeypatch.setattr("lumos.serving.server.start_processes", lambda: None)
+    monkeypatch.setattr(Service, "run", ends)
+    with pytest.raises(ValueError, match="the worker has gone"):
+        asyncio.run(serve(ServeConfig(data=tmp_path, port=0, device="cpu"), print, asyncio.Event()))
 
 
 def maps_of_children(parent: int) -> str:
