@@ -106,7 +106,7 @@ class _Passes:
 
     def _cached(self, start: int, stop: int) -> None:
         part = slice(start, stop)
-        self._logits(self.model(self.ids_BL[:, part], self.position_BL3[:, part], attend_to_all(), self.cache))
+        self._logits(self.model(self.ids_BL[:, part], self.position_BL3[:, part], attend_to_all([0]), self.cache))
 
     def _logits(self, hidden_BLD: Tensor) -> None:
         codes = min(CODES, self.model.config.vocabulary) if self.model.config.vocabulary < 10_000 else 64_000

@@ -34,18 +34,14 @@ def merge_adapter(model: nn.Module, folder: Path) -> None:
         raise ValueError(f"{folder} must hold a LoRA of {', '.join(TARGETS)}, got another kind; use one that lumos train made")
     rank, scale = _rank_and_scale(config, where)
     own = dict(model.named_parameters())
-    changed = merged(own, read_tensors(folder / TENSORS), scale, str(folder), rank)
+    changed = merged(own, read_tensors(folder / TENSORS), rank, scale, str(folder))
     with torch.no_grad():
         for name, tensor in changed.items():
             own[name].copy_(tensor)
 
 
 def merged(
-    weights: Mapping[str, Tensor],
-    adapter: Mapping[str, Tensor],
-    scale: float,
-    where: str = "the adapter",
-    rank: int | None = None,
+    weights: Mapping[str, Tensor], adapter: Mapping[str, Tensor], rank: int, scale: float, where: str
 ) -> dict[str, Tensor]:
     """The weights that the adapter changes, changed. ValueError for an adapter of a model of another shape."""
     pairs: dict[str, dict[str, Tensor]] = {}
@@ -60,8 +56,7 @@ def merged(
     found = {}
     for name, sides in pairs.items():
         weight, shapes = weights.get(name), [list(sides[side].shape) for side in "BA" if side in sides]
-        inner = rank or (shapes[0] or [0])[-1]
-        fits = weight is not None and shapes == [[weight.shape[0], inner], [inner, weight.shape[1]]]
+        fits = weight is not None and shapes == [[weight.shape[0], rank], [rank, weight.shape[1]]]
         if weight is None or not fits or not all(tensor.is_floating_point() for tensor in sides.values()):
             raise ValueError(f"{where} must fit the model, but {name} does not; use the weights that it was trained on")
         delta = sides["B"].to(weight.device, torch.float32) @ sides["A"].to(weight.device, torch.float32)

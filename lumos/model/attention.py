@@ -65,8 +65,8 @@ def tiles(block_BL: Tensor, key_block_BS: Tensor, side: int = 128) -> "BlockMask
     return BlockMask.from_kv_blocks(*listed(some_BQK & ~all_BQK), *listed(all_BQK), side, rule, seq_lengths=(L, S))
 
 
-def attend_to_all(starts: Sequence[int] = ()) -> Attend:
-    """Every query sees every key of its row from slot `starts[row]` on (prompt padding lies before it; none given = 0).
+def attend_to_all(starts: Sequence[int]) -> Attend:
+    """Every query sees every key of its row from slot `starts[row]` on (prompt padding lies before it).
 
     No mask, so that the card's fastest kernels serve it.
     """
@@ -110,8 +110,8 @@ def _by_start(starts: Sequence[int], attend_run: Callable[[int, Tensor, Tensor, 
     runs = [(start, len(list(group))) for start, group in groupby(starts)]
 
     def attend(query_BNLK: Tensor, key_BGSK: Tensor, value_BGSK: Tensor) -> Tensor:
-        if len(runs) < 2:
-            return attend_run(runs[0][0] if runs else 0, query_BNLK, key_BGSK, value_BGSK)
+        if len(runs) == 1:
+            return attend_run(min(starts), query_BNLK, key_BGSK, value_BGSK)
         counts = [count for _, count in runs]
         parts = zip(runs, *(x.split(counts) for x in (query_BNLK, key_BGSK, value_BGSK)), strict=True)
         outs = [attend_run(first, query, key, value) for (first, _), query, key, value in parts]

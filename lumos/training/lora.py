@@ -72,7 +72,7 @@ def split(weights: Mapping[str, Tensor], settings: LoraSettings) -> tuple[dict[s
             adapter[f"{layer}{wraps}lora_{side}.weight"] = tensor
         else:
             base[FROZEN.sub(r"\1", name)] = tensor
-    return base | merged(base, adapter, settings.scale), adapter
+    return base | merged(base, adapter, settings.rank, settings.scale, "the adapter"), adapter
 
 
 def save_adapter(folder: Path, settings: LoraSettings, adapter: Mapping[str, Tensor], base: str) -> None:

@@ -60,6 +60,17 @@ def test_frame_by_frame_through_the_cache_equals_the_whole_sequence(model: Trans
         torch.testing.assert_close(hidden, whole[:, at], rtol=1e-4, atol=1e-5)
 
 
+def test_new_weights_are_small_and_those_into_the_residual_stream_smaller() -> None:
+    model = Transformer(CONFIG)
+    model.initialise(torch.Generator().manual_seed(0))
+    for name, parameter in model.named_parameters():
+        if parameter.ndim == 1 or "_norm_" in name:
+            assert (parameter == (0 if name.endswith("bias") else 1)).all()
+        else:
+            sizes = parameter / (0.01 if name.endswith(("attention_out", "ffn_down")) else 0.02)
+            assert 2.4 < sizes.max() <= 3 and -3 <= sizes.min() < -2.4 and abs(sizes.std() - 0.98) < 0.05, name
+
+
 def test_every_axis_of_mm_rope_covers_the_spectrum() -> None:
     table = axis_of_channel("mm-rope", 64)
     assert [INTERLEAVED.count(axis) for axis in range(3)] == [4, 6, 6]
