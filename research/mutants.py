@@ -234,6 +234,8 @@ def tests_of_places(parts: Sequence[str], place: Path, processes: int) -> Tests:
         for number, _, seen in (line.partition(" ") for line in out.read_text().splitlines()):
             if number in passed:
                 tests[seen].add(tuple(passed[number]))
+        for constant in set(re.findall(r"\b[A-Z][A-Z0-9_]+\b", files[file].read_text())):
+            tests[f"={constant}"] |= set(map(tuple, passed.values()))
     return {place: sorted(found) for place, found in tests.items()}
 
 
