@@ -45,7 +45,7 @@ def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     return run
 
 
-def test_help_and_generate_import_nothing_heavy_that_they_do_not_need(tmp_path: Path) -> None:
+def test_nothing_heavy_is_imported_that_is_not_needed(tmp_path: Path) -> None:
     script = """
 import sys
 from lumos.cli.main import VERBS, main
@@ -54,8 +54,10 @@ for verb in VERBS:
     assert main([verb, "--help"]) == 0
 heavy = {"torch", "numpy", "av", "PIL", "rich", "tokenizers", "safetensors"} & set(sys.modules)
 assert not heavy, heavy
+sys.modules["av"] = None  # rented machines with cards seldom have it
 assert main(["generate", "a", "--out", sys.argv[1], "--steps", "1"]) == 0
 assert "torch._dynamo" not in sys.modules  # it takes longer to load than all the rest
+import lumos.training.train_model, lumos.training.train_tokenizer, lumos.evaluation.run
 """
     done = subprocess.run([sys.executable, "-c", script, tmp_path / "a.png"], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
