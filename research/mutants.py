@@ -45,7 +45,7 @@ if "SEEN" in os.environ:
     Seen(ROOT, Path(os.environ["SEEN"]))
 """
 # Arguments that are for people, check what we ourselves hold, or act on a card only, where tests/gpu hold them.
-UNSEEN = {"description", "zip strict", "device", "non_blocking"}
+UNSEEN = {"description", "indent", "zip strict", "device", "non_blocking"}
 FORK = multiprocessing.get_context("fork")
 Tests = dict[str, list[tuple[float, str]]]  # place, as a mutant's -> (seconds, name) of the tests that come by it
 
