@@ -39,7 +39,7 @@ def draw_mask(
     ratio_BT = draw_ratio((B, T if kind in ("diffusion-forcing", "nested") else 1), generator, device, least)
     places = rows * columns
     order_BTN = torch.rand(B, 1 if kind in ("tube", "nested") else T, places, generator=generator, device=device)
-    rank_BTN = order_BTN.argsort(dim=-1).argsort(dim=-1)
+    rank_BTN = order_BTN.argsort().argsort()
     count_BT1 = (ratio_BT * places).round().clamp(min=1)[..., None]
     return (rank_BTN < count_BT1).expand(B, T, places).unflatten(-1, (rows, columns))
 
@@ -49,8 +49,8 @@ def history_mask(
 ) -> Tensor:
     """Places of a finished frame that later frames do not see, bool [B, rows, columns]; round(ratio * n) random ones."""
     places = rows * columns
-    rank_BN = torch.rand(B, places, generator=generator, device=device).argsort(dim=-1).argsort(dim=-1)
-    return (rank_BN < round(ratio * places)).unflatten(-1, (rows, columns))
+    rank_BN = torch.rand(B, places, generator=generator, device=device).argsort().argsort()
+    return (rank_BN < round(ratio * places)).view(B, rows, columns)
 
 
 def released_history_mask(B: int, rows: int, columns: int, ratio: float, device: torch.device) -> Tensor:

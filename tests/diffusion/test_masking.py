@@ -49,7 +49,7 @@ def test_nested_masks_hide_the_same_places_first() -> None:
 
 @pytest.mark.parametrize("kind", ["tube", "random", "diffusion-forcing", "nested"])
 def test_masks_are_reproducible_and_never_empty(kind: str) -> None:
-    masks = [draw_mask(kind, 16, 3, 1, 2, generator(3), CPU) for _ in range(2)]  # type: ignore[arg-type]
+    masks = [draw_mask(kind, 16, 3, 1, 2, generator(3), CPU, 0.0) for _ in range(2)]  # type: ignore[arg-type]
     assert torch.equal(*masks) and masks[0].flatten(2).any(-1).all()
 
 

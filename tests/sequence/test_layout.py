@@ -41,6 +41,8 @@ def test_unpack_undoes_pack(text: list[int], shape: tuple[int, int, int], seed: 
 def test_numbers_have_a_range() -> None:
     with pytest.raises(ValueError, match="0 to 63"):
         SMALL.number(64)
+    with pytest.raises(ValueError, match="codes, or the square of a number, got 131073"):
+        small_vocabulary(100, 2**17 + 1)
 
 
 def test_prompt_padding_changes_no_position_and_is_visible_to_nothing() -> None:
@@ -122,4 +124,4 @@ def test_every_id_of_a_small_vocabulary_means_one_thing(codes: int, code_rows: i
     special = [found.begin, found.separator, found.video_start, found.video_end, found.frame_start, found.frame_end]
     numbers, rows = range(found.number_zero, found.number_zero + found.numbers), range(found.first_code, found.size)
     assert [*range(100), *special, found.newline, found.mask, *numbers, *rows] == list(range(found.size))
-    assert (len(numbers), len(rows), found.codes, found.text_size) == (16, code_rows, codes, 100)
+    assert (len(numbers), len(rows), found.code_rows, found.codes, found.text_size) == (16, code_rows, code_rows, codes, 100)

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, processors
 
 from lumos.sequence.text import TextTokenizer, train_text_tokenizer
 
@@ -26,6 +26,19 @@ def test_empty_prompts(prompt: str) -> None:
 def test_other_scripts_are_refused_by_name(prompt: str) -> None:
     with pytest.raises(ValueError, match="reads English"):
         TEXT.encode(prompt)
+    with pytest.raises(ValueError, match="reads English"):  # nor does a vocabulary learn them
+        train_text_tokenizer([prompt] * 9, 80).encode(prompt)
+
+
+def test_what_cannot_be_seen_is_named_by_its_number() -> None:
+    with pytest.raises(ValueError, match=r"the prompt has '\\\\u200b'; reword"):
+        TEXT.encode("a \u200b")
+
+
+def test_ids_that_a_tokenizer_adds_by_itself_are_left_out() -> None:
+    tokenizer = Tokenizer.from_str(TEXT.tokenizer.to_str())
+    tokenizer.post_processor = processors.TemplateProcessing(single="x $A", special_tokens=[("x", 1)])
+    assert TextTokenizer(tokenizer).encode("a red circle") == TEXT.encode("a red circle")
 
 
 def test_the_words_of_all_captions_are_known() -> None:
