@@ -87,8 +87,15 @@ def parts(node: ast.AST) -> Iterator[ast.AST]:
     if isinstance(node, ast.Assert | ast.JoinedStr | ast.Raise | ast.Import | ast.ImportFrom) or is_number(node):
         return
     for name, value in ast.iter_fields(node):
-        if name not in ("annotation", "returns", "decorator_list", "bases"):
+        if name == "keywords" and isinstance(node, ast.Call):
+            yield from noticed(node)
+        elif name not in ("annotation", "returns", "decorator_list", "bases"):
             yield from (child for child in (value if isinstance(value, list) else [value]) if isinstance(child, ast.AST))
+
+
+def noticed(call: ast.Call) -> list[ast.keyword]:
+    """The keyword arguments of a call that a test can notice."""
+    return [each for each in call.keywords if not {each.arg, f"{ast.unparse(call.func)} {each.arg}"} & UNSEEN]
 
 
 def is_number(node: ast.AST) -> bool:
@@ -119,8 +126,8 @@ def changes(node: ast.AST) -> Iterator[str]:
         case ast.Raise() | ast.AugAssign() | ast.Continue() | ast.Break() | ast.Expr(value=ast.Call() | ast.Await()):
             yield "pass"
         case ast.Call(keywords=[_, *_]):
-            for keyword in node.keywords:
-                if keyword.arg and not {keyword.arg, f"{ast.unparse(node.func)} {keyword.arg}"} & UNSEEN:
+            for keyword in noticed(node):
+                if keyword.arg:
                     yield ast.unparse(ast.Call(node.func, node.args, [other for other in node.keywords if other is not keyword]))
 
 
