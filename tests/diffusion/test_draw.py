@@ -17,7 +17,10 @@ def test_logits_in_parts_give_the_same_codes(strength: float, logits: int, monke
     both = hidden @ head.T
     wanted = draw_one(guide(*both.chunk(2), strength) if rows == 4 else both, 0.8, uniform)
     monkeypatch.setattr(draw, "MOST_LOGITS", logits)
+    made: list[int] = []
+    monkeypatch.setattr(draw, "multiply", lambda x, matrix: made.append(x.shape[1]) or x @ matrix.T)
     found = draw_codes(hidden, head, strength, 0.8, uniform)
+    assert made[0] == min(13, max(1, logits // (rows * 30)))
     assert torch.equal(found.code_BM, wanted.code_BM)
     for one, other in zip(found[1:], wanted[1:], strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
