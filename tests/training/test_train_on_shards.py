@@ -44,6 +44,12 @@ def shards(tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def base(tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on the worlds alone."""
+    return train_model(TOY, tmp_path_factory.mktemp("base"), tokenizer).parent
+
+
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "sample_sheet", lambda *args: None)
@@ -60,15 +66,14 @@ def same(one: Path, other: Path) -> bool:
 
 
 @pytest.mark.parametrize("share", [1.0, 0.5])
-def test_two_halves_equal_one_run(share: float, tokenizer: Path, shards: Path, tmp_path: Path) -> None:
+def test_two_halves_equal_one_run(share: float, tokenizer: Path, shards: Path, base: Path, tmp_path: Path) -> None:
     config = replace(TOY, data_share=share)
     train_model(config, tmp_path / "one", tokenizer, sources=Sources(data=str(shards)))
     train_model(replace(config, max_steps=2), tmp_path / "two", tokenizer, sources=Sources(data=str(shards)))
     other_threads = replace(config, loader=LoaderConfig(workers=1, ahead=1))
     train_model(other_threads, tmp_path / "two", tokenizer, resume=True, sources=Sources(data=str(shards)))
     assert same(tmp_path / "one", tmp_path / "two")
-    train_model(TOY, tmp_path / "shapes", tokenizer)
-    assert not same(tmp_path / "one", tmp_path / "shapes")
+    assert not same(tmp_path / "one", base)
 
 
 def test_a_model_without_shapes_knows_the_captions_words(tokenizer: Path, shards: Path, tmp_path: Path) -> None:
@@ -91,25 +96,23 @@ def test_a_mix_takes_from_both(tokenizer: Path, shards: Path, tmp_path: Path, mo
     assert Counter(chosen) == {(image, sharded): 2 for image in (True, False) for sharded in (True, False)}
 
 
-def test_adapters_leave_the_weights_alone_and_resume(tokenizer: Path, shards: Path, tmp_path: Path) -> None:
-    train_model(TOY, tmp_path / "base", tokenizer)
-    base = tmp_path / "base" / "model"
-    tuned = replace(TOY, lora=LoraSettings(rank=2), seed=5)
-    train_model(tuned, tmp_path / "one", tokenizer, sources=Sources(data=str(shards), init=base))
-    train_model(replace(tuned, max_steps=2), tmp_path / "two", tokenizer, sources=Sources(data=str(shards), init=base))
-    train_model(tuned, tmp_path / "two", tokenizer, resume=True, sources=Sources(data=str(shards), init=base))
+def test_adapters_leave_the_weights_alone_and_resume(tokenizer: Path, shards: Path, base: Path, tmp_path: Path) -> None:
+    tuned, sources = replace(TOY, lora=LoraSettings(rank=2), seed=5), Sources(data=str(shards), init=base / "model")
+    train_model(tuned, tmp_path / "one", tokenizer, sources)
+    train_model(replace(tuned, max_steps=2), tmp_path / "two", tokenizer, sources)
+    train_model(tuned, tmp_path / "two", tokenizer, sources, resume=True)
     assert same(tmp_path / "one", tmp_path / "two")
-    before, after = weights(tmp_path / "base"), weights(tmp_path / "one")
+    before, after = weights(base), weights(tmp_path / "one")
     changed = {name.rpartition(".")[2] for name in before if not torch.equal(before[name], after[name])}
     assert changed == {"query_key_value", "attention_out", "ffn_gate_up", "ffn_down"}
 
     for recompute, compiled in (("off", "static"), ("full", "off")):
         plan = ParallelConfig(recompute=recompute)  # type: ignore[arg-type]
-        parts = gather_parts(replace(tuned, parallel=plan), tokenizer, Sources(init=base), ALONE)
+        parts = gather_parts(replace(tuned, parallel=plan), tokenizer, Sources(init=base / "model"), ALONE)
         assert parts.config.parallel.compile == compiled
 
     merged = Generator.from_folder(tmp_path / "one" / "model", "cpu")("a red circle", seed=1)
-    beside = Generator.from_folder(base, "cpu", lora=tmp_path / "one" / "lora")("a red circle", seed=1)
+    beside = Generator.from_folder(base / "model", "cpu", lora=tmp_path / "one" / "lora")("a red circle", seed=1)
     assert torch.equal(merged, beside)
 
 
