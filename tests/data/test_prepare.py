@@ -35,7 +35,7 @@ SIZE = 32
 CUT = Cut(frames=5, fps=8.0, sizes=((SIZE, SIZE),), least=5)
 CONFIG = PrepareConfig(CUT, rows=2, batch=3)
 PICTURES = PrepareConfig(Cut(40, 8.0, CUT.sizes, step=1, least=1), rows=4)
-OPTIONS = "--size 32x32 --frames 5 --fps 8 --least 5 --rows 2 --batch 3 --device cpu --json".split()
+OPTIONS = ["--size=32x32", "--frames=5", "--fps=8", "--least=5", "--rows=2", "--batch=3", "--device=cpu", "--json"]
 
 
 def moving(seed: int, frames: int) -> Tensor:
