@@ -29,16 +29,13 @@ def code_loss(
     return low + high, low_loss_M + high_loss_M
 
 
-def weighted_code_loss(
-    hidden_MD: Tensor, head_VD: Tensor, target_M: Tensor, weight_M: Tensor, chunk: int | None = None
-) -> tuple[Tensor, Tensor]:
+def weighted_code_loss(hidden_MD: Tensor, head_VD: Tensor, target_M: Tensor, weight_M: Tensor) -> tuple[Tensor, Tensor]:
     """sum(weight * cross-entropy) and the cross-entropy of each place, loss_M (float32, detached).
 
-    head_VD: the head's rows of the visual ids; target_M: codes 0 ... V - 1; `chunk`: places at a time. For a mean over masked
-    codes give weight = 1 / their number in the *whole* batch (all parts, all ranks).
+    head_VD: the head's rows of the visual ids; target_M: codes 0 ... V - 1. For a mean over masked codes give weight = 1 / their
+    number in the *whole* batch (all parts, all ranks).
     """
-    chunk = chunk or max(1, LOGITS // head_VD.shape[0])
-    total, loss_M = _ChunkedCrossEntropy.apply(hidden_MD, head_VD, target_M, weight_M, chunk)
+    total, loss_M = _ChunkedCrossEntropy.apply(hidden_MD, head_VD, target_M, weight_M, max(1, LOGITS // head_VD.shape[0]))
     return total, loss_M
 
 

@@ -4,11 +4,15 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
+import lumos.diffusion.loss as loss
 from lumos.diffusion.loss import weighted_code_loss
 
 
-@pytest.mark.parametrize("chunk", [1, 7, 20, 64])
-def test_value_and_gradients_equal_plain_cross_entropy(chunk: int) -> None:
+@pytest.mark.parametrize(("logits", "chunk"), [(1, 1), (80, 7), (220, 20), (10**6, 20)])
+def test_value_and_gradients_equal_plain_cross_entropy(logits: int, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, slope = list[int](), loss._losses_and_slope
+    monkeypatch.setattr(loss, "LOGITS", logits)
+    monkeypatch.setattr(loss, "_losses_and_slope", lambda *rest: made.append(len(rest[0])) or slope(*rest))
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(20, 8, generator=generator, dtype=torch.float64, requires_grad=True)
     head = torch.randn(11, 8, generator=generator, dtype=torch.float64, requires_grad=True)
@@ -18,7 +22,8 @@ def test_value_and_gradients_equal_plain_cross_entropy(chunk: int) -> None:
     plain_M = cross_entropy(hidden @ head.T, target, reduction="none")
     plain = (plain_M * weight).sum()
     expected = torch.autograd.grad(plain, (hidden, head))
-    ours, ours_M = weighted_code_loss(hidden, head, target, weight, chunk)
+    ours, ours_M = weighted_code_loss(hidden, head, target, weight)
+    assert made[0] == chunk
     found = torch.autograd.grad(3 * ours, (hidden, head))
     torch.testing.assert_close(ours, plain, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(ours_M, plain_M.detach().float(), rtol=1e-5, atol=1e-5, check_dtype=False)
