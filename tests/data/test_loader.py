@@ -118,6 +118,8 @@ def test_a_bucket_larger_than_memory_is_shuffled() -> None:
     first, second = ([int(plan.rows(n)[0]) for n in range(start, start + 200)] for start in (0, 200))
     assert sorted(first) == sorted(second) == list(range(200)) and first != second
     assert (np.diff(first) == 1).mean() < 0.2, "a set is shuffled"
+    fits, ample = (EpochPlan(plan.index, False, plan.schedule, rows * 2 * 3 * 8 * 8)._dealt(0, 0) for rows in (200, 400))
+    assert fits.tolist() == ample.tolist() != first
 
 
 @given(st.lists(st.integers(1, 20), min_size=1, max_size=40), st.integers(1, 5), st.integers(1, 7), st.integers(1, 50))

@@ -25,6 +25,8 @@ from lumos.data.shards import (
     write_shard,
 )
 from lumos.weights import fingerprint
+from tests.tokenizer import small
+from tests.tokenizer.small import made
 from tests.toy_model import toy_tokenizer
 
 
@@ -168,5 +170,8 @@ def test_shards_of_another_tokenizer_are_refused() -> None:
     check_tokenizer(index, toy_tokenizer().bfloat16().float())  # a folder in half precision holds the same tokenizer
     with pytest.raises(ValueError, match="must be made with this tokenizer"):
         check_tokenizer(index, toy_tokenizer(seed=1))
-    with pytest.raises(ValueError, match=COSMOS):
-        check_tokenizer(ShardIndex("-", (), CODES, COSMOS, 8.0, none, none, "", none[:, 0]), toy_tokenizer())
+    published, cosmos = ShardIndex("-", (), CODES, COSMOS, 8.0, none, none, "", none[:, 0]), made(small.COSMOS)
+    check_tokenizer(published, cosmos)
+    for other, tokenizer, of in ((published, toy_tokenizer(), COSMOS), (index, cosmos, index.tokenizer)):
+        with pytest.raises(ValueError, match=of):
+            check_tokenizer(other, tokenizer)
