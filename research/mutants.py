@@ -45,7 +45,7 @@ if "SEEN" in os.environ:
     Seen(ROOT, Path(os.environ["SEEN"]))
 """
 # Arguments that are for people, check what we ourselves hold, or act on a card only, where tests/gpu hold them.
-UNSEEN = {"description", "indent", "zip strict", "device", "non_blocking"}
+UNSEEN = {"description", "indent", "zip strict", "device", "non_blocking", "torch.compile dynamic"}
 FORK = multiprocessing.get_context("fork")
 Tests = dict[str, list[tuple[float, str]]]  # place, as a mutant's -> (seconds, name) of the tests that come by it
 
@@ -84,7 +84,8 @@ def mutants_of(file: str, text: str) -> Iterator[Mutant]:
 
 def parts(node: ast.AST) -> Iterator[ast.AST]:
     """What is inside a node and may be changed: no annotations, decorators, messages, assertions or default texts."""
-    if isinstance(node, ast.Assert | ast.JoinedStr | ast.Raise | ast.Import | ast.ImportFrom) or is_number(node):
+    is_type = isinstance(node, ast.Subscript) and ast.unparse(node.value) in ("Annotated", "Literal")
+    if isinstance(node, ast.Assert | ast.JoinedStr | ast.Raise | ast.Import | ast.ImportFrom) or is_number(node) or is_type:
         return
     for name, value in ast.iter_fields(node):
         if name == "keywords" and isinstance(node, ast.Call):
