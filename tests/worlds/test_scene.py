@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lumos.worlds.shapes.motion import CIRCLES, DIRECTIONS, IN_PLACE, MOTIONS, SPEEDS, TRAVEL
-from lumos.worlds.shapes.palette import BACKGROUNDS, COLOURS, CONTRAST, contrast, distance, tint
+from lumos.worlds.shapes.palette import BACKGROUNDS, COLOURS, CONTRAST, contrast, distance, lab, tint
 from lumos.worlds.shapes.placing import MARGIN
 from lumos.worlds.shapes.scene import (
     HELD_OUT_PAIRS,
@@ -180,6 +180,10 @@ def test_every_thing_stands_out_from_its_background(scenes: list[Scene]) -> None
     for scene in scenes:
         for thing, ground in itertools.product(scene.things, {scene.background.colour, scene.background.other} - {""}):
             assert contrast(COLOURS[thing.colour], BACKGROUNDS[ground]) >= CONTRAST
+
+
+def test_lab_of_red_is_the_published_one() -> None:
+    assert lab([1.0, 0.0, 0.0]) == pytest.approx((53.24, 80.09, 67.20), abs=0.01)
 
 
 def test_colours_are_far_apart_and_a_tint_keeps_its_colour() -> None:

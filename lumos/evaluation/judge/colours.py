@@ -9,9 +9,8 @@ from functools import lru_cache
 import numpy as np
 from numpy import ndarray as Array
 from scipy.spatial import KDTree
-from skimage.color import rgb2lab
 
-from lumos.worlds.shapes.palette import COLOURS, tint
+from lumos.worlds.shapes.palette import COLOURS, lab, tint
 
 SHADE = (0.66, 1.06)  # a background pixel may be this dark (a shadow) or bright against the background
 LIGHTS = (0.89, 0.95, 1.0, 1.05)  # shading of an object's colour
@@ -20,7 +19,7 @@ COLOUR_NAMES = tuple(COLOURS)
 
 def to_lab(squared: Array) -> Array:
     """CIE Lab (D65), [..., 3]."""
-    return rgb2lab(np.sqrt(np.clip(squared, 0, 1)))
+    return lab(np.sqrt(np.clip(squared, 0, 1)))
 
 
 def length(vectors: Array) -> Array:
@@ -52,4 +51,4 @@ def _name_table() -> Array:
     inks = [np.array(ink) / 255 * light for name, rgb in COLOURS.items() for ink in (rgb, tint(name)) for light in LIGHTS]
     steps = (np.arange(32) + 0.5) / 32
     cells = np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), axis=-1)
-    return KDTree(rgb2lab(np.clip(inks, 0, 1))).query(rgb2lab(cells))[1] // (2 * len(LIGHTS))
+    return KDTree(lab(np.clip(inks, 0, 1))).query(lab(cells))[1] // (2 * len(LIGHTS))

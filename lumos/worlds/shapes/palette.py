@@ -4,6 +4,11 @@ All values are 8-bit sRGB. The object colours are far apart in CIE Lab, so that 
 object never stands on a background that is close to its colour.
 """
 
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
 Rgb = tuple[int, int, int]
 
 COLOURS: dict[str, Rgb] = {
@@ -50,6 +55,9 @@ BACKGROUNDS: dict[str, Rgb] = LIGHT_BACKGROUNDS | DARK_BACKGROUNDS | MIDDLE_BACK
 CONTRAST = 25.0  # least `contrast` between an object and its background
 BLEND = 45.0  # most `distance` between the two colours of a gradient: beyond it the middle turns muddy
 
+_TO_XYZ = np.array([[0.412453, 0.212671, 0.019334], [0.357580, 0.715160, 0.119193], [0.180423, 0.072169, 0.950227]])
+_WHITE = np.array([0.95047, 1.0, 1.08883])
+
 
 def tint(colour: str) -> Rgb:
     """The second colour of a textured object: darker, or lighter where the colour itself is black."""
@@ -60,29 +68,27 @@ def tint(colour: str) -> Rgb:
     return round(red * amount), round(green * amount), round(blue * amount)
 
 
-def lab(rgb: Rgb) -> tuple[float, float, float]:
-    """CIE Lab (D65) of an 8-bit sRGB colour."""
-    red, green, blue = (_linear(value / 255) for value in rgb)
-    x = (0.4124 * red + 0.3576 * green + 0.1805 * blue) / 0.95047
-    y = 0.2126 * red + 0.7152 * green + 0.0722 * blue
-    z = (0.0193 * red + 0.1192 * green + 0.9505 * blue) / 1.08883
-    fx, fy, fz = (value ** (1 / 3) if value > 0.008856 else 7.787 * value + 16 / 116 for value in (x, y, z))
-    return 116 * fy - 16, 500 * (fx - fy), 200 * (fy - fz)
+def lab(rgb: ArrayLike) -> NDArray[Any]:
+    """CIE Lab (D65) of sRGB colours from 0 to 1, [..., 3]."""
+    rgb = np.asarray(rgb)
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    xyz = linear @ _TO_XYZ / _WHITE
+    x, y, z = np.moveaxis(np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116), -1, 0)
+    return np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], axis=-1)
 
 
 def distance(one: Rgb, other: Rgb) -> float:
     """Euclidean distance in Lab: about 2 is just visible, 30 is plainly another colour."""
-    return sum((a - b) ** 2 for a, b in zip(lab(one), lab(other), strict=True)) ** 0.5
+    return float(np.linalg.norm(_difference(one, other)))
 
 
 def contrast(one: Rgb, other: Rgb) -> float:
     """How well two colours stand apart: Lab distance with hue counting half as much as lightness."""
-    light, a, b = (one - other for one, other in zip(lab(one), lab(other), strict=True))
-    return (light**2 + (a**2 + b**2) / 4) ** 0.5
+    return float(np.linalg.norm(_difference(one, other) * (1, 0.5, 0.5)))
 
 
-def _linear(value: float) -> float:
-    return value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4
+def _difference(one: Rgb, other: Rgb) -> NDArray[Any]:
+    return lab(np.array(one) / 255) - lab(np.array(other) / 255)
 
 
 # For each object colour, the backgrounds it may stand on.
