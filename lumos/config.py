@@ -61,7 +61,8 @@ def read_config(kind: type[C], values: Any, where: str | Path) -> C:
     """Build the (nested) dataclass `kind` from plain JSON values.
 
     Every field must be there, but those that later versions added (`metadata={"later": True}`). Types: bool, int, float, str,
-    Literal, tuple, Optional, dataclass, and Annotated numbers with a Range; an int is taken for a float.
+    Literal, tuple, Mapping, Optional, dataclass, and Annotated: numbers with a Range (an int is taken for a float), names with a
+    Literal that only running code can list.
     """
     if not isinstance(values, Mapping):
         raise ValueError(f"{where} must hold an object with the fields of {kind.__name__}, got {reprlib.repr(values)}")
@@ -93,7 +94,13 @@ def read_value(kind: Any, value: Any, where: str) -> Any:
         return value
     if origin is tuple:
         return _read_tuple(choices, value, where)
+    if origin is Mapping:
+        if not isinstance(value, dict):
+            raise ValueError(f"{where} must be an object, got {reprlib.repr(value)}")
+        return {name: read_value(choices[1], item, f"{where}[{name!r}]") for name, item in value.items()}
     kind, limits = choices if origin is Annotated else (kind, Range(-LARGEST_NUMBER, LARGEST_NUMBER))
+    if typing.get_origin(limits) is Literal:
+        return read_value(limits, value, where)
     if type(value) is not kind and not (kind is float and type(value) is int):
         raise ValueError(f"{where} must be of type {kind.__name__}, got {reprlib.repr(value)}")
     if kind in (int, float) and not limits.least <= value <= limits.most:  # also false for NaN

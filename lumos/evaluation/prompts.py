@@ -9,14 +9,15 @@ import hashlib
 import json
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Literal
 
+from lumos.config import read_config
 from lumos.evaluation.judge.judge import ATTRIBUTES
 from lumos.worlds.shapes.captions import canonical_caption
 from lumos.worlds.shapes.motion import DIRECTIONS
-from lumos.worlds.shapes.scene import HELD_OUT_PAIRS, Scene, sample_one, scene_from
+from lumos.worlds.shapes.scene import HELD_OUT_PAIRS, Scene, sample_one
 
 VERSION = 2  # of the prompts and the judge: scores of different versions must not be compared
 BENCHMARK = Path(__file__).with_name("prompts.jsonl")
@@ -31,9 +32,11 @@ class Prompt:
     task: Task
     split: str  # "seen" or "held-out" (colour, shape) pairs
     text: str
-    checks: Mapping[str, Sequence[str]]  # each class with the attributes of the judge that must all be right
+    checks: Mapping[
+        str, tuple[Annotated[str, Literal[tuple(ATTRIBUTES)]], ...]
+    ]  # each class with the attributes of the judge that must all be right
     scene: Scene
-    given: Scene | None = None  # its first frame is the image to start from
+    given: Scene | None = field(default=None, metadata={"later": True})  # its first frame is the image to start from
 
     @property
     def frames(self) -> int:
@@ -96,18 +99,18 @@ def prompts_in(path: Path) -> list[Prompt]:
 
 def _prompt(line: str, where: str) -> Prompt:
     try:
-        values: dict[str, Any] = json.loads(line)
-        checks = {str(name): tuple(attributes) for name, attributes in values["checks"].items()}
-        given = scene_from(values["given"]) if "given" in values else None
-        prompt = Prompt(values["id"], values["task"], values["split"], values["text"], checks, scene_from(values["scene"]), given)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        form = "id, task, split, text, checks, scene"
-        raise ValueError(f"{where} must be a JSON document with {form}, got {line[:60]!r} ({error})") from None
-    unknown = sorted(set().union(*checks.values()) - set(ATTRIBUTES))
-    if unknown or not checks:
-        raise ValueError(f"{where}: checks must name attributes ({', '.join(ATTRIBUTES)}), got {unknown}")
-    if prompt.task not in get_args(Task) or (prompt.task == "image to video") != (given is not None):
-        raise ValueError(f"{where}: an image to video prompt, and no other, has a given scene, got task {prompt.task!r}")
-    if not (isinstance(prompt.id, str) and prompt.id.replace("-", "").isalnum() and str(prompt.text).strip()):
+        values = json.loads(line)
+    except ValueError as error:
+        raise ValueError(f"{where} must be a JSON document, got {line[:60]!r} ({error})") from None
+    prompt = read_config(Prompt, values, where)
+    if not prompt.checks or (prompt.task == "image to video") != (prompt.given is not None):
+        raise ValueError(f"{where}: a prompt has checks, one of image to video, and no other, a given scene, got {line[:60]!r}")
+    if not (prompt.id.replace("-", "").isalnum() and prompt.text.strip()):
         raise ValueError(f"{where}: an id has letters, digits and -, a text has words, got {prompt.id!r} and {prompt.text!r}")
+    for scene in filter(None, (prompt.scene, prompt.given)):
+        count, ground = len(scene.things), scene.background
+        if not 1 <= count <= 3 or (scene.relation != "none" and count != 2):
+            raise ValueError(f"{where}: a scene has 1 to 3 things, 2 when they are in a relation, got {count}")
+        if ground.gradient != "plain" and not ground.other:
+            raise ValueError(f"{where}: a gradient has two colours, got {ground.colour} alone")
     return prompt

@@ -1,12 +1,15 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from lumos.evaluation.prompts import VERSION, Prompt, benchmark, digest_of, one_object, prompts_in, smaller, to_lines
 from lumos.worlds.shapes.motion import DIRECTIONS
-from lumos.worlds.shapes.scene import HELD_OUT_PAIRS
+from lumos.worlds.shapes.scene import HELD_OUT_PAIRS, Background
 
 PROMPTS = benchmark()
+NO_THINGS = replace(PROMPTS[0], scene=replace(PROMPTS[0].scene, things=()))
+GRADIENT = replace(PROMPTS[0], scene=replace(PROMPTS[0].scene, background=Background("cream", "down")))
 
 
 def test_the_prompts_of_a_version_never_change() -> None:
@@ -40,10 +43,15 @@ def spoil(prompt: Prompt, old: str, new: str) -> str:
         ("\xff\xfe", "text file"),
         ("\n \n", "at least one prompt"),
         ("a red circle\n", "must be a JSON document"),
-        ("{}\n", "must be a JSON document"),
-        (spoil(PROMPTS[0], '"circle"', '"blob"'), "shape must be one of"),
-        (spoil(PROMPTS[0], '"count"', '"beauty"'), "checks must name attributes"),
-        (spoil(PROMPTS[0], "text to image", "text to music"), "given scene, got task"),
+        ("{}\n", "lacks the field 'id' of Prompt"),
+        (spoil(PROMPTS[0], '"circle"', '"blob"'), r"line 1: scene: things\[0\]: shape must be one of circle, .*'blob'"),
+        (spoil(PROMPTS[0], '"angle": 5.0', '"angle": NaN'), "angle must be .*, got nan"),
+        (spoil(PROMPTS[0], '"motion"', '"tint"'), "unknown field 'tint'"),
+        (spoil(NO_THINGS, NO_THINGS.id, "nothing"), "1 to 3 things"),
+        (spoil(GRADIENT, GRADIENT.id, "gradient"), "a gradient has two colours, got cream alone"),
+        (spoil(PROMPTS[0], '"count"', '"beauty"'), "must be one of count, colour, .*'beauty'"),
+        (spoil(PROMPTS[0], '{"one object": ["count", "colour", "shape"]}', "{}"), "a prompt has checks"),
+        (spoil(PROMPTS[0], "text to image", "text to music"), "task must be one of"),
         (spoil(PROMPTS[0], "text to image", "image to video"), "given scene"),
         (spoil(PROMPTS[0], PROMPTS[0].id, "../x"), "an id has letters"),
         (to_lines([PROMPTS[0], PROMPTS[0]]), "twice"),

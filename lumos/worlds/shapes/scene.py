@@ -4,13 +4,11 @@ A scene is the exact truth of its clip: captions.py puts it into words, render.p
 against it. Things stay inside the frame for the whole clip, however long, and never overlap unless the relation says so.
 """
 
-import math
 import random
-from collections.abc import Iterable
-from dataclasses import dataclass, fields, replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Annotated, Literal
 
-from lumos.worlds.shapes.motion import DIAGONAL, DIRECTIONS, IN_PLACE, MOTIONS, SPEEDS, STRAIGHT, TRAVEL
+from lumos.worlds.shapes.motion import DIAGONAL, DIRECTIONS, IN_PLACE, STRAIGHT, TRAVEL
 from lumos.worlds.shapes.palette import BACKGROUND_FAMILIES, BACKGROUNDS, BLENDING, COLOURS, CONTRASTING
 from lumos.worlds.shapes.placing import (
     WHOLE,
@@ -35,9 +33,9 @@ Pair = tuple[str, str]  # colour and shape
 class Background:
     """One colour, or a gradient from `colour` to `other`: to the right ("across"), "down", or to bottom right ("diagonal")."""
 
-    colour: str
-    gradient: str = "plain"
-    other: str = ""
+    colour: Annotated[str, Literal[tuple(BACKGROUNDS)]]
+    gradient: Annotated[str, Literal[GRADIENTS]] = "plain"
+    other: Annotated[str, Literal[("", *BACKGROUNDS)]] = ""
 
 
 @dataclass(frozen=True)
@@ -50,21 +48,7 @@ class Scene:
 
     background: Background
     things: tuple[Thing, ...]
-    relation: str = "none"
-
-
-def scene_from(values: Any) -> Scene:
-    """The scene that `dataclasses.asdict` made plain data of. ValueError for anything else."""
-    try:
-        things = tuple(Thing(**thing) for thing in values["things"])
-        scene = Scene(Background(**values["background"]), things, values["relation"])
-    except (TypeError, KeyError) as error:
-        names = ", ".join(field.name for field in fields(Thing))
-        raise ValueError(
-            f"a scene has background, things and relation, a thing {names}; got {str(values)[:80]} ({error})"
-        ) from None
-    _check(scene)
-    return scene
+    relation: Annotated[str, Literal[RELATIONS]] = "none"
 
 
 # The (colour, shape) pairs that training never shows: one in ten, so spread that every colour and shape is seen often.
@@ -260,21 +244,3 @@ def _stopped(thing: Thing) -> Thing:
     angle = 0.0 if thing.motion == "spinning" else thing.angle  # upright: a square on its corner would pass for a diamond
     stopped = replace(thing, motion="still", speed="normally", reach=0.0, angle=angle, phase=0.0)
     return moved(stopped, at.x + at.orbit_x, at.y + at.orbit_y)
-
-
-def _check(scene: Scene) -> None:
-    """Names and places of a scene that came from outside."""
-    background = scene.background
-    grounds = (background.colour, *([background.other] if background.gradient != "plain" else []))
-    names: list[tuple[str, str, Iterable[str]]] = [("background", ground, BACKGROUNDS) for ground in grounds]
-    names += [("gradient", background.gradient, GRADIENTS), ("relation", scene.relation, RELATIONS)]
-    known = {"shape": SHAPES, "colour": COLOURS, "size": SIZES, "texture": TEXTURES, "motion": MOTIONS, "speed": SPEEDS}
-    names += [(field, getattr(thing, field), all_names) for thing in scene.things for field, all_names in known.items()]
-    for what, name, all_names in names:
-        if name not in all_names:
-            raise ValueError(f"{what} must be one of {', '.join(all_names)}, got {name!r}")
-    if not 1 <= len(scene.things) <= 3 or (scene.relation != "none" and len(scene.things) != 2):
-        raise ValueError(f"a scene has 1 to 3 things, 2 when they are in a relation, got {len(scene.things)}")
-    numbers = [number for thing in scene.things for number in (thing.x, thing.y, thing.reach, thing.angle, thing.phase)]
-    if not all(isinstance(number, int | float) and math.isfinite(number) for number in numbers):
-        raise ValueError(f"x, y, reach, angle and phase of a thing are finite numbers, got {numbers}")
