@@ -66,15 +66,6 @@ def test_two_things_alike_at_the_same_time_stay_two() -> None:
     assert found(*blobs) == ([{"red"}, {"red"}], 0)
 
 
-def test_a_sliver_seen_beside_a_thing_that_comes_out_is_no_second_one() -> None:
-    """Where it goes behind something, both ends of it show: the smaller one belongs to the larger."""
-    blobs = [blob(frame, 0.2, RED, frame > 5) for frame in range(8)] + [
-        blob(frame, 0.35, RED, frame < 11) for frame in range(8, 17)
-    ]
-    slivers = [blob(frame, 0.36, RED, True, area=0.012) for frame in (6, 7)]
-    assert found(*blobs, *slivers)[0] == [{"red"}]
-
-
 def test_pieces_at_an_edge_and_haze_are_no_things() -> None:
     whole = [blob(frame, 0.3, RED) for frame in range(17)]
     for piece, specks in (

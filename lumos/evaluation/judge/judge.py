@@ -3,7 +3,6 @@
 `judge` gives one mark per attribute: True, False, or None for what cannot be seen clearly, which counts as wrong.
 """
 
-import itertools
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -86,7 +85,7 @@ def judge(scene: Scene, pixels_CFHW: Tensor, fps: float = 8.0) -> Verdict:
     marks["size"] = _every(_same(thing.size, each.size if each else None) for thing, each in pairs)
     marks["place"] = _every(each is not None and _on_its_way(thing, each, fps) for thing, each in pairs)
     if len({(thing.colour, thing.shape, thing.motion) for thing in things}) > 1:
-        marks["binding"] = _binding(things, objects, frames > 1)
+        marks["binding"] = _binding(pairs, frames > 1)
     if scene.relation in ("in front of", "behind"):
         marks["occlusion"] = _in_front(pairs[0][1], pairs[1][1], scene.relation == "in front of")
     elif scene.relation != "none":
@@ -138,18 +137,15 @@ def _on_its_way(thing: Thing, each: Followed, fps: float) -> bool:
     return len(frames) > 0 and float(np.median(off)) < OFF_COURSE
 
 
-def _binding(things: Sequence[Thing], objects: Sequence[Followed], moving: bool) -> Mark:
-    """Whether there is an object for every thing with its colour, shape and motion."""
-    if len(objects) < len(things):
-        return False
-    marks = []
-    for order in itertools.permutations(objects, len(things)):
-        same = []
-        for thing, each in zip(things, order, strict=True):
-            same += [_same(thing.colour, each.colour), _same(thing.shape, each.shape)]
-            same += [_same(thing.motion, each.motion.name)] if moving else []
-        marks.append(_every(same))
-    return True if True in marks else None if None in marks else False
+def _binding(pairs: Pairs, moving: bool) -> Mark:
+    """Whether each thing's object has its colour, its shape and its motion."""
+    marks: list[Mark] = []
+    for thing, each in pairs:
+        if each is None:
+            return False
+        marks += [_same(thing.colour, each.colour), _same(thing.shape, each.shape)]
+        marks += [_same(thing.motion, each.motion.name)] if moving else []
+    return _every(marks)
 
 
 def _position(relation: str, first: Followed | None, second: Followed | None) -> Mark:

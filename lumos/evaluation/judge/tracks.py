@@ -53,23 +53,16 @@ def _joined(tracks: list[Track]) -> list[Track]:
     """One of two tracks that look alike and are there at different times: a thing that was lost for a while."""
     tracks = sorted(tracks, key=len, reverse=True)
     for one, other in itertools.combinations(tracks, 2):
-        if not one or not other or not _may_be_one(one, other):
-            continue
-        by_frame = {blob.frame: blob for blob in one}
-        twice = [(by_frame[blob.frame], blob) for blob in other if blob.frame in by_frame]
-        least = 0.5 * float(np.median([blob.area for blob in (*one, *other)]))
-        if all(min(a.area, b.area) < least for a, b in twice) and 3 * len(twice) <= len(other) + 1:
-            by_frame |= {blob.frame: blob for blob in other if blob.area > getattr(by_frame.get(blob.frame), "area", 0.0)}
-            one[:] = [by_frame[frame] for frame in sorted(by_frame)]
+        if one and other and _may_be_one(one, other):
+            one[:] = sorted([*one, *other], key=lambda blob: blob.frame)
             other.clear()
     return [track for track in tracks if track]
 
 
 def _may_be_one(one: Track, other: Track) -> bool:
     """Whether two tracks may be of one thing: its colour, and no further apart than it may move in the time between."""
-    times = [(abs(a.frame - b.frame), _way(a, b)) for a in one for b in other if a.frame != b.frame]
-    gap, way = min(times, default=(0, TOO_FAR))
-    return _tints_apart(_plainest(one), _plainest(other)) < LIKE and way < 0.15 + 0.1 * gap
+    gap, way = min((abs(a.frame - b.frame), _way(a, b)) for a in one for b in other)
+    return gap > 0 and _tints_apart(_plainest(one), _plainest(other)) < LIKE and way < 0.15 + 0.1 * gap
 
 
 def _plainest(track: Track) -> Blob:
