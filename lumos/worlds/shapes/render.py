@@ -158,7 +158,7 @@ def _square(rgb: tuple[int, int, int]) -> tuple[float, float, float]:
 
 _SQUARED = {name: _square(rgb) for name, rgb in (COLOURS | BACKGROUNDS).items()}
 _UNSEEN = (0.5, 0.5, 0.1, 0.0, *Law(opacity_start=0.0, opacity_end=0.0), *_FORMS["circle"], *(0.0 for _ in _PAINT))
-_SLOPES = {"plain": (0.0, 0.0), "across": (1.0, 0.0), "down": (0.0, 1.0), "diagonal": (0.5, 0.5)}
+SLOPES = {"plain": (0.0, 0.0), "across": (1.0, 0.0), "down": (0.0, 1.0), "diagonal": (0.5, 0.5)}
 
 
 def _background(scene: Scene) -> tuple[float, ...]:
@@ -166,7 +166,7 @@ def _background(scene: Scene) -> tuple[float, ...]:
     background = scene.background
     first = _SQUARED[background.colour]
     second = first if background.gradient == "plain" else _SQUARED[background.other]
-    return (*first, *second, *_SLOPES[background.gradient])
+    return (*first, *second, *SLOPES[background.gradient])
 
 
 def _ground(background_BP: Tensor, x_1W: Tensor, y_H1: Tensor) -> list[Tensor]:

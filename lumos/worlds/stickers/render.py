@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d, grid_sample
 
 from lumos.worlds.shapes.motion import Law, law, state
-from lumos.worlds.shapes.render import MOST_THINGS
+from lumos.worlds.shapes.render import MOST_THINGS, SLOPES, PackedScenes
 from lumos.worlds.stickers.scene import GROUNDS, Scene
 
 SMALLER = 4  # sizes in which pictures are kept: each half as large as the one before
@@ -31,52 +31,41 @@ class Pictures(NamedTuple):
         return Pictures(self.frames.to(device), self.first_N.to(device), self.count_N.to(device), self.fps)
 
 
-class PackedScenes(NamedTuple):
-    """things_BTP (T = 3, unseen ones fill up): sticker, radius, mirrored, start, x, y, law; ground_BP: two colours and way."""
-
-    things_BTP: Tensor
-    ground_BP: Tensor
-
-    def to(self, device: torch.device | str) -> "PackedScenes":
-        return PackedScenes(*(part.to(device, non_blocking=True) for part in self))
-
-
 def pack(scenes: Sequence[Scene]) -> PackedScenes:
-    """The tensors that `render` needs, on the CPU."""
+    """The tensors that `render` needs, on the CPU. Of each sticker: number, radius, mirrored, start, x, y, law."""
     unseen = [0.0] * (6 + _LAW)
-    things, grounds = [], []
+    objects, grounds = [], []
     for scene in scenes:
-        rows = []
         for each in scene.things:
             moved = law(each.motion, each.speed, each.reach, each.phase)
-            rows.append([each.sticker, each.radius, each.mirrored, each.start, each.x, each.y, *moved])
-        things.append(rows + [unseen] * (MOST_THINGS - len(rows)))
-        colour, way = GROUNDS[scene.ground.colour], scene.ground.gradient
-        across, down = float(way in ("across", "diagonal")), float(way in ("down", "diagonal"))
-        grounds.append([*colour, *(GROUNDS[scene.ground.other] if scene.ground.other else colour), across, down])
-    return PackedScenes(torch.tensor(things, dtype=torch.float32), torch.tensor(grounds, dtype=torch.float32))
+            objects.append([each.sticker, each.radius, each.mirrored, each.start, each.x, each.y, *moved])
+        objects += [unseen] * (MOST_THINGS - len(scene.things))
+        ground = scene.ground
+        grounds.append([*GROUNDS[ground.colour], *GROUNDS[ground.other or ground.colour], *SLOPES[ground.gradient]])
+    objects_BNP = torch.tensor(objects, dtype=torch.float32).view(len(scenes), MOST_THINGS, len(unseen))
+    return PackedScenes(objects_BNP, torch.tensor(grounds, dtype=torch.float32))
 
 
 @torch.no_grad()
 def render(packed: PackedScenes, pictures: Pictures, frames: int, size: int = 256, fps: float = 12.0) -> Tensor:
     """Clips of packed scenes, on their device: pixels_BCFHW in [-1, 1], RGB."""
-    device = packed.things_BTP.device
+    device = packed.objects_BNP.device
     seconds_F = torch.arange(frames, device=device) / fps
     at = (torch.arange(size, device=device) + 0.5) / size
-    one, other, across, down = packed.ground_BP[..., None, None].split([3, 3, 1, 1], dim=1)
-    share_BHW = (across[:, 0] * at[None, :] + down[:, 0] * at[:, None]) / (across + down)[:, 0].clamp(min=1)
+    one, other, across, down = packed.background_BP[..., None, None].split([3, 3, 1, 1], dim=1)
+    share_BHW = across[:, 0] * at[None, :] + down[:, 0] * at[:, None]
     ground_BCHW = (one + (other - one) * share_BHW[:, None]) / 255
     clips_BFCHW = ground_BCHW[:, None].repeat(1, frames, 1, 1, 1)
     for number in range(MOST_THINGS):
-        seen_B = packed.things_BTP[:, number, 1] > 0
+        seen_B = packed.objects_BNP[:, number, 1] > 0
         if bool(seen_B.any()):
-            clips_BFCHW[seen_B] = _over(clips_BFCHW[seen_B], packed.things_BTP[seen_B, number], pictures, seconds_F, size)
+            clips_BFCHW[seen_B] = _over(clips_BFCHW[seen_B], packed.objects_BNP[seen_B, number], pictures, seconds_F, size)
     return (clips_BFCHW * 2 - 1).clamp(-1, 1).transpose(1, 2)
 
 
-def _over(clips_BFCHW: Tensor, things_BP: Tensor, pictures: Pictures, seconds_F: Tensor, size: int) -> Tensor:
+def _over(clips_BFCHW: Tensor, objects_BP: Tensor, pictures: Pictures, seconds_F: Tensor, size: int) -> Tensor:
     """One sticker drawn over every clip."""
-    sticker, radius, mirrored, start, x, y, *rest = things_BP[..., None].unbind(1)  # each [B, 1]
+    sticker, radius, mirrored, start, x, y, *rest = objects_BP[..., None].unbind(1)  # each [B, 1]
     moved = state(Law(*rest), x, y, seconds_F, torch)  # type: ignore[arg-type] # tensors in place of numbers
     count = pictures.count_N[sticker.long()]
     frame_BF = pictures.first_N[sticker.long()] + ((seconds_F + start) * pictures.fps + 1e-4).long() % count
