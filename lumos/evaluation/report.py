@@ -14,6 +14,8 @@ from lumos.generate import Generator
 WORST, BEST = 12, 6  # of each class in the report
 CARD = "MODEL_CARD.md"
 WEAK = 0.75  # classes below this are told as limits
+COLUMNS = ("", "right", "95 %", "seen pairs", "held-out pairs", "wrong", "unclear")
+WORD = {True: "right", False: "wrong", None: "unclear"}
 STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; max-width: 1120px; margin: 2em auto; padding: 0 1em; color: #222; }
 table { border-collapse: collapse; margin: 1em 0; }
@@ -40,19 +42,22 @@ def write_report(out: Path, report: dict[str, Any], results: Sequence[Result]) -
 def _head(report: dict[str, Any]) -> str:
     share, interval = in_percent(report["overall"])
     splits = "; ".join(f"{split} {in_percent(entry)[0]}" for split, entry in report["splits"].items())
-    classes = [["class", "right", "95 %", "seen", "held out", "wrong", "unclear"]]
-    for name, entry in report["classes"].items():
-        by_split = [in_percent(entry[split])[0] if split in entry else "" for split in ("seen", "held-out")]
-        classes.append([name, *in_percent(entry), *by_split, entry["wrong"], entry["unclear"]])
-    attributes = [["attribute", "right", "95 %", "wrong", "unclear"]]
-    attributes += [[name, *in_percent(entry), entry["wrong"], entry["unclear"]] for name, entry in report["attributes"].items()]
     return (
         f"<h1>Shapes benchmark: {share}</h1><p>{interval}; {splits}</p>"
         f"<details><summary>Settings</summary>{_html_table(list(report['settings'].items()))}</details>"
-        f"<h2>Classes</h2>{_html_table(classes)}<h2>What the judge sees, in all videos</h2>"
+        f"<h2>Classes</h2>{_html_table([COLUMNS, *_rows(report['classes'])])}<h2>What the judge sees, in all videos</h2>"
         "<p>Against the scene each prompt was made from; sizes, speeds and places are mostly not told.</p>"
-        f"{_html_table(attributes)}"
+        f"{_html_table([COLUMNS, *_rows(report['attributes'])])}"
     )
+
+
+def _rows(entries: dict[str, dict[str, Any]]) -> list[list[str]]:
+    """Scores under COLUMNS; of attributes there are none by split."""
+    rows = []
+    for name, entry in entries.items():
+        by_split = [in_percent(entry[split])[0] if split in entry else "" for split in ("seen", "held-out")]
+        rows.append([name, *in_percent(entry), *by_split, str(entry["wrong"]), str(entry["unclear"])])
+    return rows
 
 
 def _html_table(rows: Sequence[Sequence[object]]) -> str:
@@ -73,13 +78,9 @@ def _card(out: Path, name: str, result: Result) -> str:
     picture = base64.b64encode((out / result.file).read_bytes()).decode()
     notes = "; ".join(result.notes.values()) if result.classes[name] is not True else ""
     return (
-        f'<div class="card {_word(result.classes[name])}"><img src="data:image/{kind};base64,{picture}" alt="">'
+        f'<div class="card {WORD[result.classes[name]]}"><img src="data:image/{kind};base64,{picture}" alt="">'
         f'{html.escape(result.text)} <span class="note">({html.escape(result.split)}) {html.escape(notes)}</span></div>'
     )
-
-
-def _word(mark: bool | None) -> str:
-    return "unclear" if mark is None else "right" if mark else "wrong"
 
 
 def write_card(out: Path, generator: Generator, scores: dict[str, Any]) -> Path:
@@ -96,6 +97,7 @@ def _card_text(generator: Generator, scores: dict[str, Any]) -> str:
     video, shape = config.video, config.model
     weak = [name for name, entry in scores["classes"].items() if entry["score"] < WEAK]
     rows = {"**overall**": {**scores["overall"], **scores["splits"]}, **scores["classes"]}
+    table = "\n".join(f"| {' | '.join(row)} |" for row in (COLUMNS, ["---"] * len(COLUMNS), *_rows(rows)))
     return f"""# Model card
 
 Written by `lumos evaluate shapes`; scores are of exactly these weights.
@@ -117,9 +119,7 @@ Shapes benchmark version {settings["benchmark"]}, {settings["count"]} prompts, s
 {settings["device"]}, sampled with {_listed(settings["sampler"])}. A judge reads the pixels and compares with what the prompt \
 promises; what is unclear is not right. Intervals are Wilson's 95 %.
 
-| class | right | 95 % | seen pairs | held-out pairs | unclear |
-| --- | --- | --- | --- | --- | --- |
-{chr(10).join(_score_row(name, entry) for name, entry in rows.items())}
+{table}
 
 ## Limits
 
@@ -130,8 +130,3 @@ Below {100 * WEAK:.0f} %: {", ".join(weak) if weak else "no class"}.
 
 def _listed(sampler: dict[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in sampler.items())
-
-
-def _score_row(name: str, entry: dict[str, Any]) -> str:
-    splits = [in_percent(entry[split])[0] if split in entry else "" for split in ("seen", "held-out")]
-    return f"| {' | '.join([name, *in_percent(entry), *splits, str(entry['unclear'])])} |"
