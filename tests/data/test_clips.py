@@ -7,7 +7,7 @@ import fsspec
 import numpy as np
 import pytest
 
-from lumos.data.clips import Clip, Cut, _local
+from lumos.data.clips import Clip, Cut, _local, expected_lengths
 from tests.media.files import clips_of, write_frames
 
 SQUARE = ((32, 32),)
@@ -50,6 +50,8 @@ def test_clips_follow_each_other(cut: Cut, part: dict[str, Any], expected: list[
     clips = clips_of(grays, cut, **part)
     assert [numbers(clip) for clip in clips] == [list(one) for one in expected]
     assert [clip.start for clip in clips] == [one[0] / 8 for one in expected]
+    foretold = expected_lengths(part.get("end", len(GRAYS) / 8) - part.get("start", 0), cut)
+    assert foretold == [len(one) for one in expected]
     assert all(clip.rgb_FHWC.shape[1:] == (32, 32, 3) and clip.rgb_FHWC.dtype == np.uint8 for clip in clips)
 
 

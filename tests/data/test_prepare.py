@@ -300,6 +300,8 @@ def test_a_dry_run_foretells_the_run(material: Path, whole: Path, tmp_path: Path
     document = json.loads(capsys.readouterr().out)
     rows = rows_of(whole)
     assert (document["clips"], document["shards"]) == (len(rows), 5) and not (tmp_path / "out").exists()
+    seconds = sum((5 + 4 * (number % 4)) / 8 for number in range(9))
+    assert document["hours"] == pytest.approx(seconds / 3600, abs=1e-4) and document["hours"] > 0
     assert document["bytes"] == sum(len(row["codes"]) for row in rows)
     assert document["ids"] == sum(row["T"] * (row["H"] * (row["W"] + 1) + 4) for row in rows)
     assert main([*words, "--pixels"]) == 0  # pictures are mirrored when they are tokenised

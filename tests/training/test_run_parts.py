@@ -2,10 +2,13 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
+from lumos.data.shards import CODES
 from lumos.model.transformer import LUMOS_1B, Transformer
 from lumos.model_folder import save_model
 from lumos.ranks import ALONE, Ranks
@@ -14,7 +17,7 @@ from lumos.sequence.vocabulary import LUMOS, small_vocabulary
 from lumos.tokenizer.model import save_tokenizer
 from lumos.training.config import Sources, TrainModelConfig
 from lumos.training.parallel import ParallelConfig
-from lumos.training.run_parts import RunParts, _check_memory, carried_over, gather_parts
+from lumos.training.run_parts import SAMPLE_PROMPTS, RunParts, _check_memory, carried_over, gather_parts
 from tests.tokenizer.small import COSMOS, made
 from tests.toy_model import toy_tokenizer
 from tests.training.toys import TOY
@@ -47,6 +50,18 @@ def test_weights_of_two_sub_codes_are_started_from(tokenizer: Path, tmp_path: Pa
 def test_words_of_every_caption_of_a_sticker_are_known(tokenizer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lumos.training.run_parts.own_captions", lambda _: ["a rare okapi"])
     assert "okapi" in gather(TOY, tokenizer).text.words
+
+
+def test_sample_sheets_show_what_is_trained_on(tokenizer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert gather(TOY, tokenizer).sample_prompts() == SAMPLE_PROMPTS
+    monkeypatch.setattr("lumos.training.run_parts.captions_by_clip", lambda *_: [["a zebra"], ["\u732b"]])
+    monkeypatch.setattr("lumos.training.run_parts.fits_as_prompt", lambda text, caption, slots: caption.isascii())
+    shards: Any = SimpleNamespace(index=SimpleNamespace(form=CODES))
+    for share, shown in ((0.5, (*SAMPLE_PROMPTS[:3], "a zebra")), (1.0, ("a zebra",))):
+        parts = gather(replace(TOY, data_share=share), tokenizer)._replace(shards=shards)
+        assert parts.sample_prompts() == shown
+    no_worlds = replace(parts.config, worlds=None, data_share=0.5)
+    assert parts._replace(config=no_worlds).sample_prompts() == ("a zebra",)
 
 
 def test_captions_must_fit_into_the_places_for_prompts(tokenizer: Path) -> None:
