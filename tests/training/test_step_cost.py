@@ -95,7 +95,7 @@ def test_sharding_spreads_what_it_should() -> None:
 def test_advice_is_taken_from_what_would_fit() -> None:
     assert step_cost.advice(LUMOS_1B, AT_384P, OFF, 1, False, 40) == "use --set parallel.recompute=selective"
     assert "one sample at a time" in step_cost.advice(LUMOS_1B, AT_384P, replace(OFF, shard=False), 1, False, 24.0)
-    words = step_cost.advice(LUMOS_3B, AT_384P, FULL, 1, False, 40)
+    words = step_cost.advice(LUMOS_3B, replace(AT_384P, samples=50), FULL, 1, False, 40)
     gpus = int(words.split("at least ")[1].split()[0])
     enough, less = (step_memory(LUMOS_3B, AT_384P, FULL, count) for count in (gpus, gpus // 2))
     assert step_cost.fits(enough, 40) and not step_cost.fits(less, 40)
