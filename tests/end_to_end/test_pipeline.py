@@ -31,11 +31,11 @@ TOKENIZER = TrainTokenizerConfig(
     batch=4,
     size=32,
     frames=9,
-    max_steps=60,
+    max_steps=40,
     workers=0,
-    evaluate_every=60,
+    evaluate_every=40,
     evaluation_clips=2,
-    save_every=60,
+    save_every=40,
 )
 MODEL = TrainModelConfig(
     model=ModelConfig(vocabulary=0, layers=2, width=64, heads=2, kv_heads=1, head_width=32, ffn=96),
@@ -45,10 +45,10 @@ MODEL = TrainModelConfig(
     sampler=SamplerConfig(steps=4),
     videos=8,
     images=16,
-    max_steps=60,
+    max_steps=40,
     log_every=20,
-    sample_every=60,
-    save_every=60,
+    sample_every=40,
+    save_every=40,
 )
 
 DAY = Scene(Background("cream"), (Thing("square", "black", "medium", "plain", 0.5, 0.5),))
