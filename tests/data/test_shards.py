@@ -20,7 +20,6 @@ from lumos.data.shards import (
     open_shards,
     pack_codes,
     pack_picture,
-    unpack_codes,
     unpack_picture,
     write_shard,
 )
@@ -128,14 +127,6 @@ def test_a_folder_behind_a_url_is_read_like_any_other(tmp_path: Path) -> None:
     index = open_shards(tmp_path)
     assert (len(index), index.form, index.tokenizer, index.fps) == (70, CODES, "t", 8.0)
     assert len({tuple(place) for place in index.place_N3.tolist()}) == 70 and index.place_N3[:, 1].max() == 1
-
-
-def test_codes_that_the_codebook_does_not_have() -> None:
-    codes_THW = torch.tensor([[[0, 999]]])
-    assert torch.equal(unpack_codes(pack_codes(codes_THW), 1, 1, 2, 1000), codes_THW)
-    for sides, codebook, words in (((1, 1, 2), 999, "codes must be below 999, got 999"), ((1, 2, 2), 2**16, "must take 8 bytes")):
-        with pytest.raises(ValueError, match=words):
-            unpack_codes(pack_codes(codes_THW), *sides, codebook)
 
 
 def test_files_are_read_without_python_objects(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
