@@ -196,7 +196,10 @@ def test_there_are_so_many_sessions_and_no_more(other_server: Callable[..., Any]
     Viewer(server)
     answer = server.http.post("/v1/sessions", json=QUICK)
     assert answer.status_code == 503 and answer.headers["retry-after"] == "60" and server.error(answer)["code"] == "sessions_full"
-    assert "lumos_sessions 3.0" in server.http.get("/metrics").text
+    lines = server.http.get("/metrics").text.splitlines()
+    worker = {'worker_ready{worker="0"} 1.0', 'worker_restarts_total{worker="0"} 0.0', 'batch_size{worker="0"} 0.0'}
+    queue = {"sessions 3.0", "queue_waiting 0.0", "stored_videos 0.0", "stored_bytes 0.0", 'videos_total{outcome="failed"} 0.0'}
+    assert {f"lumos_{line}" for line in worker | queue} <= set(lines)
     mine[0].do("end")
     Viewer(server)
 
