@@ -59,7 +59,7 @@ class Mutant:
     start: int  # of what is replaced, in the file's text
     end: int
     new: str
-    places: tuple[str, ...]  # where its tests come by, the nearest first: "file:line", "file:function" or "=name", and "file"
+    places: tuple[str, ...]  # where its tests come by, the nearest first: "file:line", "file:function", "=name", "file"
 
 
 def mutants_of(file: str, text: str) -> Iterator[Mutant]:
@@ -69,9 +69,11 @@ def mutants_of(file: str, text: str) -> Iterator[Mutant]:
     def visit(node: ast.AST, around: tuple[str, ...]) -> Iterator[Mutant]:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             around = (f"{file}:{node.name}", file)
-        elif isinstance(node, ast.Assign | ast.AnnAssign) and around == (file,):  # a constant or a field: where it is named
-            target = node.targets[0] if isinstance(node, ast.Assign) else node.target
-            around = (f"={ast.unparse(target)}", file)
+        elif isinstance(node, ast.ClassDef):
+            around = (f"={node.name}", file)
+        elif isinstance(node, ast.Assign | ast.AnnAssign) and around[0].startswith(("=", file)) and ":" not in around[0]:
+            target = node.targets[0] if isinstance(node, ast.Assign) else node.target  # a constant or a field: where it is named
+            around = (f"={ast.unparse(target)}", *around)
         for new in changes(node):
             assert isinstance(node, ast.expr | ast.stmt) and node.end_lineno and node.end_col_offset is not None
             start, end = starts[node.lineno - 1] + node.col_offset, starts[node.end_lineno - 1] + node.end_col_offset
@@ -242,14 +244,15 @@ def tests_of_places(parts: Sequence[str], place: Path, processes: int) -> Tests:
         for number, _, seen in (line.partition(" ") for line in out.read_text().splitlines()):
             if number in passed:
                 tests[seen].add(tuple(passed[number]))
-        for constant in set(re.findall(r"\b[A-Z][A-Z0-9_]+\b", files[file].read_text())):
-            tests[f"={constant}"] |= set(map(tuple, passed.values()))
+        for name in set(re.findall(r"\b[A-Z]\w+\b", files[file].read_text())):  # of a constant or a class
+            tests[f"={name}"] |= set(map(tuple, passed.values()))
     return {place: sorted(found) for place, found in tests.items()}
 
 
 def tests_for(mutant: Mutant, all_tests: Tests) -> list[tuple[float, str]]:
-    """Tests that come by the place nearest to a mutant that any test comes by, the quickest first."""
-    tests = next((all_tests[place] for place in mutant.places if place in all_tests), [])
+    """Tests that come by the place nearest to a mutant that any test comes by, or by any of its names; the quickest first."""
+    named = {test for place in mutant.places if place.startswith("=") for test in all_tests.get(place, ())}
+    tests = sorted(named) or next((all_tests[place] for place in mutant.places if place in all_tests), [])
     return tests[: max(1, bisect.bisect(list(itertools.accumulate(seconds for seconds, _ in tests)), MOST_SECONDS))]
 
 
