@@ -284,11 +284,12 @@ def test_a_step_back_takes_back_what_is_being_made_and_what_was_said() -> None:
         assert worker.told[-1] == ("next", live.id, 1, "c") and live.back is live.said is None
         sessions.pause(live)
         assert await reader is None and live.document()["status"] == "making"
-        waiting = asyncio.create_task(sessions.fork(live, Client("here")))
+        waiting = asyncio.create_task(sessions.fork(live, Client("there")))
         await asyncio.sleep(0)
         assert not waiting.done()  # until the worker holds what the source is said to have
         made(sessions, live)
         other = await waiting
+        assert (other.client, live.client) == (Client("there"), Client("here"))
         assert other.frames == live.frames == 5 and worker.told[-1][0] == "fork" and worker.nexts == 3
         # each ends, waits and goes on by itself
         assert other.timers is not live.timers and other.news is not live.news and other.parts is not live.parts
