@@ -73,7 +73,7 @@ class Uploads:
 
     def _decode(self, file: Path, folder: Path, size: Format) -> Decoded:
         """Have START and PREVIEW written into `folder`. ValueError in words for what cannot be read."""
-        here, there = Pipe(duplex=False)
+        here, there = Pipe()
         process = new_process("lumos.serving.decode", there, file, folder, size, self.config)
         process.start()
         there.close()

@@ -147,6 +147,9 @@ def test_a_video_is_continued_from_a_file_or_from_a_result(server: Any, tmp_path
     video = answer.json()
     assert (video["given_frames"], video["frames"]) == (5, 21) and "last 2 frames left out" in video["note"]
     assert server.finish(video["id"])["status"] == "completed"
+    long = write_video(tmp_path / "long.mp4", torch.zeros(3, 126, 32, 32), 8).read_bytes()  # no room for four new ones
+    refused = server.http.post("/v1/uploads", files={"file": long})
+    assert refused.status_code == 400 and "at most 125 frames" in server.error(refused)["message"]
     more = server.make("a", input_reference={"file_id": video["id"]}, frames=25)
     assert (more["given_frames"], more["remixed_from_video_id"]) == (21, video["id"])
     assert server.finish(more["id"])["status"] == "completed"
