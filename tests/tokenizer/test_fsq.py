@@ -5,7 +5,7 @@ import torch
 
 from lumos.tokenizer.fsq import FSQ
 
-LEVELS = [(7, 5, 5, 5, 5), (8, 8, 8, 5, 5, 5), (4, 3)]
+LEVELS = [(7, 5, 5, 5, 5), (8, 8, 8, 5, 5, 5), (4, 3, 2)]
 
 
 @pytest.mark.parametrize("levels", LEVELS)
@@ -40,6 +40,7 @@ def test_bad_codes_and_levels_are_refused() -> None:
             fsq.values(torch.tensor([3, bad]))
     with pytest.raises(ValueError, match="int64"):
         fsq.values(torch.tensor([1.0]))
-    for levels in ((), (5, 1)):
+    assert FSQ((2**16, 2**15)).codebook_size == 2**31
+    for levels in ((), (5, 1), (2**16, 2**15 + 1)):
         with pytest.raises(ValueError, match="levels"):
             FSQ(levels)
