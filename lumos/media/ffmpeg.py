@@ -30,6 +30,7 @@ PHOTOS = ("heic", "heix", "heim", "heis", "hevc", "hevx", "mif1", "msf1", "avif"
 # libswscale's bicubic + accurate rounding + full chroma interpolation: its default darkens by a level and costs 9 dB.
 ACCURATE = 0x4 | 0x40000 | 0x2000
 REFERRING = (2, 3)  # kinds of frames that need others: P and B
+LEAP = 10.0  # seconds: by more the clock of a recording was set anew, as where two are joined; FFmpeg's own limit
 RETREATS = (0.0, 4.0, 20.0)  # seconds before the moment asked for, to look for a frame to begin at
 
 TimedFrame = tuple[float, float, "VideoFrame"]
@@ -122,12 +123,13 @@ def _timed(container: InputContainer, stream: VideoStream, path: Path, seek: flo
     if seek is not None:
         container.seek(round((zero + seek) / tick), stream=stream)
     end = 0.0 if seek is None else math.nan  # frames without a time of their own have none after a seek
-    latest, count, reached, problem = -math.inf, 0, 0.0, None
+    latest, count, reached, problem, hidden = -math.inf, 0, 0.0, None, False
     for packet in container.demux():
         if packet.pts is not None:
             reached = max(reached, float((packet.pts + (packet.duration or 0)) * (packet.time_base or 0)))
         if packet.stream.index != stream.index:
             continue
+        hidden = hidden or packet.is_discard  # by an edit list: decoded all the same, so that what follows is whole
         try:
             frames = decoder.decode(packet)
         except av.error.InvalidDataError as error:
@@ -136,9 +138,12 @@ def _timed(container: InputContainer, stream: VideoStream, path: Path, seek: flo
             raise ValueError(f"{path} is damaged {end:.2f} s in; copy it again, or read fewer frames")
         for frame in frames:
             # Most decoders show something gray for frames that refer to what is not there; that of H.264 waits.
-            if not count and (frame.is_corrupt or (frame.pict_type in REFERRING and decoder.name != "h264")):
+            alone = frame.pict_type not in REFERRING or hidden or decoder.name == "h264"
+            if not count and (frame.is_corrupt or not alone):
                 continue
             time = frame.pts * tick - zero if frame.pts is not None else end
+            if time > end + LEAP and container.format.name.startswith("mpeg"):
+                zero, time = zero + time - end, end
             if time < latest:  # program streams date few of their frames, and FFmpeg guesses the others
                 time = end
             duration = frame.duration * tick if frame.duration else usual

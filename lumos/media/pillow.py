@@ -2,14 +2,15 @@
 
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from lumos.media.picture import HDR, Header, Picture, Timed, check_size, of_rgb, over_white
 
@@ -17,6 +18,8 @@ IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 ANIMATED = ("PNG", "WEBP", "GIF", "AVIF")  # of several pictures in a JPEG or TIFF file the first one is meant
 SHORTEST = 0.011  # seconds: what claims less is shown for a tenth of a second, as browsers do
 MOMENT = 1e-9  # for which a photo is shown: at any rate it is one frame
+# A PNG names its transparent colour in its own bits, and Pillow brings its pixels to 8, those of 16-bit gray excepted.
+TO_8_BITS = {"L;2": 85.0, "L;4": 17.0, "RGB;16B": 1 / 256}
 
 
 def image_header(path: Path) -> Header | None:
@@ -35,14 +38,15 @@ def image_header(path: Path) -> Header | None:
 def image_pictures(path: Path, start: float) -> Iterator[Timed]:
     """The photo, at the moment asked for, or all frames of an animation."""
     with _opened(path) as (image, moving):
+        done = ["first of several frames"] if not moving and getattr(image, "n_frames", 1) > 1 else []
+        done += ["turned upright"] if image.getexif().get(0x0112, 1) != 1 else []
         if not moving:
-            done = ["first of several frames"] if getattr(image, "n_frames", 1) > 1 else []
-            done += ["turned upright"] if image.getexif().get(0x0112, 1) != 1 else []
             yield start, MOMENT, of_rgb(_rgb(ImageOps.exif_transpose(image), path), ", ".join(done))
         time = 0.0
         for number in moving:
             shown = _turn_to(image, number)
-            yield time, shown, Picture(image.width, image.height, partial(_scaled, image.copy(), path))
+            upright = ImageOps.exif_transpose(image)
+            yield time, shown, Picture(*upright.size, partial(_scaled, upright, path), ", ".join(done))
             time += shown
 
 
@@ -55,6 +59,9 @@ def _opened(path: Path) -> Iterator[tuple[Any, range]]:
             check_size(path, *image.size)
             _check_range(path)
             count = getattr(image, "n_frames", 1) if image.format in ANIMATED else 1
+            key, factor = image.info.get("transparency"), TO_8_BITS.get(str(image.tile[0][3]) if image.tile else "", 1.0)
+            if factor != 1 and key is not None:
+                image.info["transparency"] = tuple(int(k * factor) for k in key) if isinstance(key, tuple) else int(key * factor)
             cover = getattr(image, "default_image", False)  # in a PNG, for viewers that show no animations
             yield image, range(bool(cover), count) if count > 1 + bool(cover) else range(0)
     except Image.DecompressionBombError as error:
@@ -90,12 +97,20 @@ def _scaled(image: Image.Image, path: Path, rows: int, columns: int) -> NDArray[
 
 
 def _rgb(image: Image.Image, path: Path) -> NDArray[np.uint8]:
-    """An open image as rgb_HWC, 8 bits, transparency over white."""
-    if image.mode.startswith("I"):  # 16 bits, which Pillow's own conversion would clip
-        gray_HW = (np.asarray(image, dtype=np.float64) / 257).round().clip(0, 255).astype(np.uint8)
+    """An open image as rgb_HWC in sRGB, 8 bits, transparency over white."""
+    if image.mode.startswith("I;16"):  # which Pillow's own conversion would clip
+        deep_HW = np.asarray(image)
+        gray_HW = np.where(deep_HW == image.info.get("transparency", -1), 255, (deep_HW / 257).round()).astype(np.uint8)
         return gray_HW[..., None].repeat(3, axis=-1)
-    if image.mode == "F":
-        raise ValueError(f"{path} holds floating-point pixels of unknown range; save it as an 8-bit PNG")
-    if image.has_transparency_data:
-        return over_white(np.asarray(image.convert("RGBA")))
-    return np.array(image.convert("RGB"))
+    if image.mode in ("I", "F"):
+        raise ValueError(f"{path} holds 32-bit pixels of unknown range; save it as an 8-bit PNG")
+    clear = image.has_transparency_data
+    profile = image.info.get("icc_profile")
+    if clear or image.mode not in ("L", "RGB", "CMYK"):
+        image = image.convert("RGBA" if clear else "RGB")
+    if profile:
+        with suppress(ImageCms.PyCMSError, OSError):  # viewers ignore a broken one, too
+            given = ImageCms.ImageCmsProfile(BytesIO(profile))
+            shown = ImageCms.profileToProfile(image, given, ImageCms.createProfile("sRGB"), outputMode="RGBA" if clear else "RGB")
+            image = shown or image
+    return over_white(np.asarray(image)) if clear else np.array(image.convert("RGB"))

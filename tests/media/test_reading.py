@@ -14,7 +14,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageCms
 
 from lumos.media.picture import of_rgb
 from lumos.media.source import pick, read_header, timed_pictures
@@ -101,6 +101,20 @@ def test_a_recording_with_intra_refresh_begins_once_it_is_refreshed(tmp_path: Pa
     whole = write_frames(tmp_path / "a.ts", [bars(i) for i in range(240)], format="mpegts", **options)
     found = numbers(remux(whole, tmp_path / "b.ts", lambda packet: packet.pts > 70 * 3000, format="mpegts"))
     assert 70 < found[0] <= 180 and found == [found[0] + 3 * i for i in range(len(found))] and found[-1] > 235
+
+
+def test_an_edit_list_may_begin_inside_a_group_of_pictures(tmp_path: Path) -> None:
+    """What it hides is decoded all the same, so the first picture shown is whole, though it refers to others."""
+    whole = write_frames(tmp_path / "a.mp4", [bars(i) for i in range(60)], "mpeg4", g="60", sc_threshold="1000000000")
+    assert numbers(remux(whole, tmp_path / "b.mp4", shift=-0.5)) == list(range(15, 60, 3))
+
+
+def test_joined_recordings_follow_each_other(tmp_path: Path) -> None:
+    """Where the clock leaps by an hour, no still stands for that hour."""
+    first = write_frames(tmp_path / "a.ts", [bars(i) for i in range(60)], format="mpegts")
+    second = remux(first, tmp_path / "b.ts", shift=3600, format="mpegts")
+    first.write_bytes(first.read_bytes() + second.read_bytes())
+    assert numbers(first) == [*range(0, 60, 3)] * 2
 
 
 def test_start_and_end_count_on_the_files_own_timeline(tmp_path: Path) -> None:
@@ -233,6 +247,19 @@ def of_two(path: Path) -> Path:
     return saved(path, save_all=True, append_images=[Image.new("RGB", (64, 48))])
 
 
+def of_other_colours(path: Path) -> Path:
+    """With a profile of a screen whose red is green and whose green is red."""
+    words = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    swapped = words.replace(b"rXYZ", b"----").replace(b"gXYZ", b"rXYZ").replace(b"----", b"gXYZ")
+    return saved(path, icc_profile=swapped)
+
+
+def mirrored_animation(path: Path) -> Path:
+    exif = Image.Exif()
+    exif[0x0112] = 2
+    return animation(path, exif=exif)
+
+
 SHOWN: dict[str, tuple[Maker, str, int, str]] = {
     # name -> (maker, kind, frames at 10 per second, corners of the first)
     "deep.mkv": (encoded("libx265", "yuv420p10le"), "video", 5, "RG/BY"),
@@ -257,6 +284,9 @@ SHOWN: dict[str, tuple[Maker, str, int, str]] = {
     "hasty.png": (lambda path: animation(path, 0), "video", 5, "RG/BY"),
     "moving.png": (animation, "video", 5, "RG/BY"),
     "moving.avif": (animation, "video", 5, "RG/BY"),
+    "profile.png": (of_other_colours, "image", 1, "GR/BY"),
+    "profile.bad.png": (lambda path: saved(path, icc_profile=b"no profile"), "image", 1, "RG/BY"),
+    "mirrored.apng": (mirrored_animation, "video", 5, "GR/YB"),
     "covered.png": (lambda path: animation(path, cover=True), "video", 5, "RG/BY"),
 }
 
@@ -357,7 +387,8 @@ REFUSED: dict[str, tuple[Maker, str]] = {
     "photo.heic": (lambda path: replaced(write_frames(path, VIDEO, format="mp4"), b"ftypisom", b"ftypheic"), "HEIC"),
     "codec.mp4": (lambda path: replaced(write_frames(path, VIDEO), b"avc1", b"zzz9"), "unknown codec"),
     "dimensions.tif": (lambda path: replaced(saved(path), *TAGS), "dimensions|damaged|no picture"),
-    "float.tiff": (lambda path: saved(path, Image.fromarray(np.zeros((20, 20), np.float32))), "floating-point"),
+    "float.tiff": (lambda path: saved(path, Image.fromarray(np.zeros((20, 20), np.float32))), "32-bit"),
+    "whole.tiff": (lambda path: saved(path, Image.fromarray(np.zeros((20, 20), np.int32))), "32-bit"),
     "empty.mp4": (of_bytes(b""), "0 bytes"),
     "text.mp4": (of_bytes(b"this is a text, not a film\n" * 50), NO_VIDEO),
     "head.mp4": (lambda path: shortened(write_frames(path, VIDEO), 0.1), NO_VIDEO),
@@ -470,6 +501,21 @@ def test_every_kind_of_image_gives_the_same_gray(tmp_path: Path) -> None:
     clear = Image.new("P", (20, 20), 0)
     clear.putpalette([0, 0, 0, 255, 0, 0])
     assert read_image(saved(tmp_path / "a.gif", clear, transparency=0), 20, 20).pixels_CFHW.min() == 1
+
+
+@pytest.mark.parametrize(("bits", "kind"), [(1, 0), (2, 0), (4, 0), (8, 0), (16, 0), (8, 2), (16, 2)])
+def test_the_transparent_colour_of_a_png_counts_in_its_own_bits(bits: int, kind: int, tmp_path: Path) -> None:
+    """The left half has it; the right half is a lighter gray."""
+    channels, clear, other = 1 + kind, 2**bits // 4, 2**bits // 2
+    line = f"{clear:0{bits}b}" * channels * 16 + f"{other:0{bits}b}" * channels * 16
+    row = b"\0" + int(line, 2).to_bytes(4 * bits * channels, "big")
+    head = struct.pack(">IIBBBBB", 32, 16, bits, kind, 0, 0, 0)
+    key = chunk(b"tRNS", struct.pack(">H", clear) * channels)
+    data = chunk(b"IDAT", zlib.compress(row * 16)) + chunk(b"IEND", b"")
+    path = tmp_path / "a.png"
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + key + data)
+    left, right = frames_of(path, (16, 32))[0][8, [4, 28], 0].tolist()
+    assert left == 255 and abs(right - 255 * other / (2**bits - 1)) < 1
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
