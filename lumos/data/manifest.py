@@ -24,16 +24,19 @@ from lumos.media.source import one_line, readable_file
 MAX_CAPTION = 10_000  # characters
 LATEST = 1e6  # seconds, eleven days
 VIDEOS = """.mp4 .m4v .mov .mkv .webm .avi .gif .mpg .mpeg .ts .mts .m2ts .m2t .vob .flv .f4v .ogv .asf .wmv .y4m .3gp .3g2
-            .mxf .dv .ivf"""
+            .mxf .dv .ivf .qt .m1v .m2v .mpe .mpv .ogm .ogg .divx .mk3d .mj2 .nut .h264 .264 .hevc .265 .amv .mod .tod .trp .tp
+            .insv .lrv"""
 IMAGES = ".png .apng .jpg .jpeg .jpe .jfif .mpo .webp .bmp .tif .tiff .avif .avifs"
 # What folders also hold, and cannot be read: each is a row of its own, so that rejected.csv names it.
 OTHERS = """.heic .heics .heif .hif .jxl .jp2 .psd .svg .ico .tga .exr .hdr .dng .cr2 .cr3 .nef .arw .raf .orf .rw2 .raw .rm .rmvb
-            .wtv .swf .braw .r3d"""
+            .wtv .swf .braw .r3d .dib .pbm .pgm .ppm .pnm .j2k .jpx .jxr .pcx .xcf .wmf .emf .eps .dcr .srw .gifv"""
 NAMED = frozenset(f"{VIDEOS} {IMAGES} {OTHERS}".split())
 TABLES = (".csv", ".tsv", ".jsonl", ".parquet")
 OTHER_NAMES = {"file_name": "path", "text": "caption"}  # Hugging Face's names of columns -> ours
 COLUMNS = ("path", "caption", "captions", "start", "end", "mirror")
-YES, NO = ("true", "yes", "1"), ("false", "no", "0", "", "none")
+YES, NO = ("true", "yes", "1", "1.0"), ("false", "no", "0", "0.0", "", "none")  # tables with gaps hold 1.0 for 1
+# What programs write for nothing, or for a list, into a column of text: nobody's words.
+NO_WORDS = re.compile(r"nan|none|null|<na>|n/a|[\[{]\s*([\"'].*)?[\]}]", re.IGNORECASE | re.DOTALL)
 URL = re.compile(r"([a-z][a-z0-9+.-]*::)*[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 Values = Mapping[str, Any]  # column -> what a row holds there
 
@@ -71,7 +74,7 @@ def read_manifest(path: str | Path) -> list[Entry]:
         raise ValueError(f"{path} must hold {rule}")
     seen: dict[tuple[str, float | None, float | None, int], int] = {}
     for number, entry in enumerate(entries):
-        key = (entry.path, entry.start, entry.end, entry.stored)
+        key = (_place(entry.path), entry.start, entry.end, entry.stored)
         if not entry.problem and (first := seen.setdefault(key, entry.row)) != entry.row:
             problem = f"the same clip as row {first}; remove one, or put both captions into one row"
             entries[number] = replace(entry, problem=problem)
@@ -84,10 +87,18 @@ def is_url(path: str) -> bool:
 
 
 def _entry(row: int, values: Values, beside: Path) -> Entry:
-    values = {**{ours: values[theirs] for theirs, ours in OTHER_NAMES.items() if theirs in values}, **values}
+    both = [f"{ours} and {theirs}" for theirs, ours in OTHER_NAMES.items() if values.get(ours) and values.get(theirs)]
+    values = {
+        **values,
+        **{ours: values[theirs] for theirs, ours in OTHER_NAMES.items() if not values.get(ours) and theirs in values},
+    }
     path = values.get("path")
-    entry = Entry(row, path.strip() if isinstance(path, str) else "")
+    entry = Entry(row, path if isinstance(path, str) else "")
     try:
+        if both:
+            raise ValueError(f"one of {both[0]} must hold it, got both; keep one")
+        if not os.path.lexists(beside / entry.path):  # a name may begin or end with a space
+            entry = replace(entry, path=entry.path.strip())
         if not entry.path:
             raise ValueError(f"path must be a file or URL, got {_shown(path)}")
         _check_unicode(entry.path, "path")
@@ -121,6 +132,8 @@ def _captions(values: Values) -> tuple[str, ...]:
     for caption in given:
         if not isinstance(caption, str | None):
             raise ValueError(f"caption must be text, got {_shown(caption)}")
+        if NO_WORDS.fullmatch((caption or "").strip()):
+            raise ValueError(f"caption must be text, got {_shown(caption)}; write a sentence, or name a column of lists captions")
         _check_unicode(caption or "", "caption")
         captions[" ".join((caption or "").split())] = None
     captions.pop("", None)
@@ -150,7 +163,7 @@ def _seconds(given: Any, name: str) -> float | None:
     if given is None or given == "" or given != given:
         return None
     try:
-        seconds = math.nan if isinstance(given, bool) else float(given)
+        seconds = math.nan if isinstance(given, bool) or "_" in str(given) else float(given)
     except (TypeError, ValueError, OverflowError):
         seconds = math.nan
     if not 0 <= seconds <= LATEST:
@@ -175,11 +188,19 @@ def _rows(path: Path) -> list[Values]:
     """The rows of a table. ValueError for a broken one, or one without the columns that a manifest has."""
     kind = path.suffix.lower()
     rows = _parquet_rows(path) if kind == ".parquet" else _json_rows(path) if kind == ".jsonl" else _csv_rows(path, kind)
-    names = {OTHER_NAMES.get(name, name) for name in rows[0]} if rows else {"path", "caption"}
+    given = dict.fromkeys(name for row in rows for name in row)
+    names = {OTHER_NAMES.get(name, name) for name in given} if rows else {"path", "caption"}
     if "path" not in names or not {"caption", "captions"} & names:
         rule = "must have the columns path and caption (or captions; also start, end, mirror)"
-        raise ValueError(f"{path} {rule}, got {', '.join(map(str, rows[0]))[:80] or 'none'}; rename them")
+        raise ValueError(f"{path} {rule}, got {', '.join(given)[:80] or 'none'}; rename them")
     return rows
+
+
+def _check_once(path: Path, names: list[str]) -> None:
+    """ValueError for two columns of one name, of which only one would be read."""
+    for name in {*COLUMNS, *OTHER_NAMES}:
+        if names.count(name) > 1:
+            raise ValueError(f"{path} must have one column {name}, got {names.count(name)}; rename one")
 
 
 def _text(path: Path) -> str:
@@ -197,6 +218,7 @@ def _csv_rows(path: Path, kind: str) -> list[Values]:
     rows: list[Values] = []
     try:
         names = [name.strip() for name in next(reader, [])]
+        _check_once(path, names)
         for fields in filter(None, reader):
             if len(fields) > len(names):
                 raise ValueError(f"{path} has too many fields in line {reader.line_num}; quote captions that hold commas")
@@ -223,6 +245,7 @@ def _parquet_rows(path: Path) -> list[Values]:
     try:
         with parquet.ParquetFile(path) as file:
             known = [name for name in file.schema_arrow.names if name in {*COLUMNS, *OTHER_NAMES}]
+            _check_once(path, known)
             rows: list[Values] = file.read(columns=known).to_pylist()
             return rows
     except (pyarrow.ArrowException, OSError) as error:
@@ -233,7 +256,8 @@ def _folder(folder: Path) -> list[Entry]:
     """Entries of all pictures and videos in a folder and those below it, also behind links, in the order of their names."""
     found: list[Path] = []
     places: set[str] = set()
-    for place, folders, names in os.walk(folder, followlinks=True):
+    closed: list[OSError] = []
+    for place, folders, names in os.walk(folder, onerror=closed.append, followlinks=True):
         if (real := os.path.realpath(place)) in places:  # links may lead round in a circle
             folders.clear()
             continue
@@ -247,9 +271,9 @@ def _folder(folder: Path) -> list[Entry]:
         return _stored(folder)
     rows = [(values, table.parent) for table in tables for values in _rows(table)]
     entries = [_entry(row, values, beside) for row, (values, beside) in enumerate(rows, 1)]
-    listed = {entry.path for entry in entries}
+    listed = {_place(entry.path) for entry in entries}
     for path in found:
-        if path.suffix.lower() in NAMED and str(path.absolute()) not in listed:
+        if path.suffix.strip().lower() in NAMED and _place(path) not in listed:
             row, problem = len(entries) + 1, ""
             try:
                 entry = _entry(row, {**_beside(path), "path": path.name}, path.parent)
@@ -258,12 +282,19 @@ def _folder(folder: Path) -> list[Entry]:
             if tables:
                 problem = f"{tables[0]} must have a row for every file, got none for {path.name}; add it"
             entries.append(replace(entry, problem=problem or entry.problem))
-    return entries
+    first = len(entries) + 1
+    return entries + [Entry(row, error.filename, problem=one_line(error)) for row, error in enumerate(closed, first)]
+
+
+def _place(path: str | Path) -> str:
+    """One name for a file: the links and dots of its folders resolved, not the link that it may be itself."""
+    folder, name = os.path.split(path)
+    return os.path.join(os.path.realpath(folder), name)
 
 
 def _beside(path: Path) -> Values:
     """The captions beside a file, or else in its name: clip_a_red_car_0003 is "clip a red car"."""
-    text, document = path.with_suffix(".txt"), path.with_suffix(".json")
+    text, document = (max(path.with_suffix(end), path.with_suffix(end.upper()), key=Path.is_file) for end in (".txt", ".json"))
     if document.is_file():
         values = read_json(document)
         values.pop("file_name", None)

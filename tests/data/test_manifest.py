@@ -69,7 +69,7 @@ def test_a_caption_may_be_a_list_and_null_is_nothing(clips: Path) -> None:
 
 def test_a_folder_with_side_files_or_file_names(clips: Path) -> None:
     add(clips, a__txt="first\nsecond\n", b__json='{"caption": "from json", "start": 1, "mirror": true, "file_name": "other"}')
-    add(clips / "deep", **{"a_red-car_0012.MOV": "", "2024.png": "", "notes.md": ""})
+    add(clips / "deep", **{"a_red-car_0012.MOV": "", "2024.png": "", "notes.md": "", "C.MP4 ": "", "C.TXT": "loud"})
     entries = read_manifest(clips)
     found = {Path(entry.path).name: entry for entry in entries}
     assert {name: entry.captions for name, entry in found.items()} == {
@@ -77,9 +77,10 @@ def test_a_folder_with_side_files_or_file_names(clips: Path) -> None:
         "b.mp4": ("from json",),
         "a_red-car_0012.MOV": ("a red car",),
         "2024.png": ("2024",),
+        "C.MP4 ": ("loud",),
     }
     assert (found["b.mp4"].start, found["b.mp4"].mirror) == (1.0, True)
-    assert [entry.row for entry in entries] == [1, 2, 3, 4] and not any(entry.problem for entry in entries)
+    assert [entry.row for entry in entries] == [1, 2, 3, 4, 5] and not any(entry.problem for entry in entries)
 
 
 def test_what_text_editors_and_systems_add_is_no_caption(clips: Path) -> None:
@@ -101,17 +102,17 @@ def test_what_text_editors_and_systems_add_is_no_caption(clips: Path) -> None:
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
 def test_a_folder_as_hugging_face_lays_it_out(kind: str, clips: Path) -> None:
     add(clips / "train", c__png="")
-    rows = [{"file_name": "train/c.png", "text": "a cat"}, {"file_name": "a.mp4", "text": "a dog, asleep"}]
+    rows = [{"file_name": "train/c.png", "text": "a cat"}, {"file_name": "train/../a.mp4", "text": "a dog, asleep"}]
     write(clips, rows, kind).rename(clips / f"metadata.{kind}")
     first, second, third = read_manifest(clips)
     assert (first.path, first.captions) == (str(clips / "train" / "c.png"), ("a cat",))
-    assert (second.path, second.captions) == (str(clips / "a.mp4"), ("a dog, asleep",))
+    assert os.path.samefile(second.path, clips / "a.mp4") and second.captions == ("a dog, asleep",)
     assert Path(third.path).name == "b.mp4" and "must have a row for every file" in third.problem
 
 
 def test_every_picture_and_video_of_a_folder_is_read_or_named(clips: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     """Also what cannot be read, what lies behind links, and links to nothing."""
-    names = ["c.heic", "d.3gp", "e.MTS", "f.avif", "g.jfif", "h.psd"]
+    names = ["c.heic", "d.3gp", "e.MTS", "f.avif", "g.jfif", "h.psd", "h.qt"]
     add(clips, **dict.fromkeys(names, ""))
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     add(elsewhere, i__mp4="")
@@ -121,6 +122,24 @@ def test_every_picture_and_video_of_a_folder_is_read_or_named(clips: Path, tmp_p
     found = sorted((Path(entry.path).name, entry.problem) for entry in read_manifest(clips))
     assert [name for name, _ in found] == ["a.mp4", "b.mp4", *names, "i.mp4", "lost.mp4"]
     assert [name for name, problem in found if problem] == ["lost.mp4"] and "there is no file" in found[-1][1]
+
+
+def test_a_folder_that_cannot_be_looked_into_is_named(clips: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (clips / "closed").mkdir()
+    scan = os.scandir
+
+    def guarded(place: Any) -> Any:
+        if str(place).endswith("closed"):
+            raise PermissionError(13, "Permission denied", str(place))
+        return scan(place)
+
+    monkeypatch.setattr(os, "scandir", guarded)  # tests run as root, whom nothing stops
+    assert [entry.problem.partition(": ")[2] for entry in read_manifest(clips)] == ["", "", "Permission denied"]
+
+
+def test_a_first_row_without_a_caption_is_bad_alone(clips: Path) -> None:
+    first, second = read_manifest(write(clips, [{"path": "a.mp4"}, {"path": "b.mp4", "text": "x", "mirror": 1.0}], "jsonl"))
+    assert "caption must say" in first.problem and (second.problem, second.mirror) == ("", True)
 
 
 def test_names_that_look_like_urls_and_paths_through_links(clips: Path) -> None:
@@ -160,6 +179,13 @@ def test_side_files_that_are_no_captions(text: bytes, document: bytes, words: tu
         ({"caption": {"en": "a cat"}}, "caption must be text, got an object"),
         ({"caption": True}, "caption must be text, got true"),
         ({"caption": 7}, "caption must be text, got 7"),
+        ({"caption": " NaN"}, "caption must be text, got ' NaN'"),
+        ({"caption": "None"}, "caption must be text"),
+        ({"caption": "['a cat'\n 'a dog']"}, "name a column of lists captions"),
+        ({"caption": "{}"}, "caption must be text"),
+        ({"caption": "a", "text": "b"}, "one of caption and text must hold it, got both"),
+        ({"path": "deep/../b.mp4"}, "the same clip as row 1"),
+        ({"start": "1_0"}, "start must be seconds"),
         ({"captions": "{"}, "JSON list"),
         ({"captions": ["a cat", ["b"]]}, "caption must be text, got a list"),
         ({"captions": "[" * 10_000}, "JSON list"),
@@ -176,8 +202,9 @@ def test_side_files_that_are_no_captions(text: bytes, document: bytes, words: tu
 )
 def test_bad_rows_are_named_and_the_others_stay(row: dict[str, Any], words: str, clips: Path) -> None:
     (clips / "empty.mp4").touch()
+    (clips / "deep").mkdir()
     good = {"path": "b.mp4", "caption": "fine"}
-    rows = [good, {"path": "a.mp4", "caption": "x", **row}, {**good, "start": 3}]
+    rows = [good, {"path": "a.mp4", "caption": "x", **row}, {**good, "start": 3, "caption": "[noise] none is seen [noise]"}]
     first, second, third = read_manifest(write(clips, rows, "jsonl"))
     assert words in second.problem and "\n" not in second.problem
     assert (second.row, first.problem, third.problem) == (2, "", "")
@@ -198,6 +225,7 @@ def test_a_file_without_permission(clips: Path, monkeypatch: pytest.MonkeyPatch)
         ("a.csv", b"", "at least one row"),
         ("a.csv", b"path,caption\n", "at least one row"),
         ("a.csv", b"file,text\na,b\n", "columns path and caption .*got file, text"),
+        ("a.csv", b"path,caption, caption\na.mp4,x,y\n", "one column caption, got 2"),
         ("a.csv", b"path,caption\na.mp4,caf\xe9\n", "UTF-8, got other bytes in line 2"),
         ("a.csv", b"path,caption\na.mp4,a cat, asleep\n", "too many fields in line 2"),
         ("a.csv", b'path,caption\na.mp4,"never closed\n', "broken line"),
