@@ -6,6 +6,7 @@ Decoding keeps one thread: several files are read at once instead, and with thre
 from __future__ import annotations
 
 import math
+import struct
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
 
 # What may be read: a playlist or a text file must not make the decoder open other files (or the network).
 DEMUXERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,mpegvideo,flv,ogg,asf,h264,hevc,ivf,nut,y4m,yuv4mpegpipe,mxf,dv"
-HEADED = ("mov", "avi", "matroska", "flv", "asf")  # formats whose header says how long the file is
+HEADED = ("mov", "avi", "matroska", "flv", "mxf")  # formats whose header says how long the file is
+ASF_TIMES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")  # what follows says it, too; FFmpeg forgets it for half a file
 PHOTOS = ("heic", "heix", "heim", "heis", "hevc", "hevx", "mif1", "msf1", "avif", "avis")  # brands of photos in boxes
 # libswscale's bicubic + accurate rounding + full chroma interpolation: its default darkens by a level and costs 9 dB.
 ACCURATE = 0x4 | 0x40000 | 0x2000
@@ -134,7 +136,8 @@ def _timed(container: InputContainer, stream: VideoStream, path: Path, seek: flo
             frames = decoder.decode(packet)
         except av.error.InvalidDataError as error:
             frames, problem = [], error
-        if count and (problem or any(frame.is_corrupt for frame in frames)):
+        half = packet.is_corrupt and container.format.name != "mpegts"  # the last one of a file that was cut off
+        if count and (half or problem or any(frame.is_corrupt for frame in frames)):
             raise ValueError(f"{path} is damaged {end:.2f} s in; copy it again, or read fewer frames")
         for frame in frames:
             # Most decoders show something gray for frames that refer to what is not there; that of H.264 waits.
@@ -168,6 +171,11 @@ def _promised_end(container: InputContainer, stream: VideoStream) -> tuple[float
         return 3600 * hours + 60 * minutes + seconds, True
     if container.format.name.startswith(("mov", "avi")) and stream.duration:
         return float(((stream.start_time or 0) + stream.duration) * (stream.time_base or 0)), True
+    if container.format.name == "asf":
+        with open(container.name.removeprefix("file:"), "rb") as file:
+            numbers = file.read(2**16).partition(ASF_TIMES)[2][48:76]
+        length, before, flags = struct.unpack("<q8xqI", numbers) if len(numbers) == 28 else (0, 0, 1)
+        return 0.0 if flags & 1 else length / 1e7 - before / 1e3, False
     return (container.duration or 0) / 1e6 if container.format.name.startswith(HEADED) else 0.0, False
 
 

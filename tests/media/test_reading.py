@@ -135,11 +135,12 @@ def test_whole_files_are_not_cut_off(name: str, shift: float, sound: float, tmp_
     assert numbers(remux(path, tmp_path / name, shift=shift) if shift else path) == [3 * i for i in range(20)]
 
 
-@pytest.mark.parametrize("name", ["a.mkv", "sound.mkv", "a.flv", "a.avi", "a.mp4"])
+@pytest.mark.parametrize("name", ["a.mkv", "sound.mkv", "a.flv", "a.avi", "a.mp4", "a.ivf"])
 def test_half_a_file_is_cut_off_but_what_is_there_can_be_read(name: str, tmp_path: Path) -> None:
     """Also where the sound, which comes first, is whole."""
     noise = np.random.default_rng(0).integers(0, 255, (90, 48, 64, 3), dtype=np.uint8)
-    codec, sound = "mpeg4" if name == "a.avi" else "libx264", 3.0 if name == "sound.mkv" else 0.0
+    codec = {"a.avi": "mpeg4", "a.ivf": "libvpx"}.get(name, "libx264")
+    sound = 3.0 if name == "sound.mkv" else 0.0
     path = write_frames(tmp_path / name, noise, codec, sound=sound, apart=True)
     whole = read_video(path, 30, 48, 64, 5).pixels_CFHW
     shortened(path, 0.6)
@@ -147,6 +148,14 @@ def test_half_a_file_is_cut_off_but_what_is_there_can_be_read(name: str, tmp_pat
         frames_of(path)
     if name != "a.mp4":  # whose index comes last
         assert torch.equal(read_video(path, 30, 48, 64, 5).pixels_CFHW, whole)
+
+
+@pytest.mark.parametrize(("name", "codec"), [("a.wmv", "wmv2"), ("a.mxf", "mpeg2video")])
+def test_half_a_file_is_cut_off_also_between_two_pictures(name: str, codec: str, tmp_path: Path) -> None:
+    path = write_frames(tmp_path / name, [bars(i) for i in range(60)], codec, 25)
+    assert len(numbers(path)) == 24
+    with pytest.raises(ValueError, match="cut off|damaged"):
+        numbers(shortened(path, 0.5))
 
 
 @pytest.mark.parametrize(
