@@ -75,14 +75,18 @@ def test_damaged_samples_are_refused() -> None:
             unpack(SMALL, [wrong if i == SMALL.first_code else i for i in ids])
     with pytest.raises(ValueError, match="video start"):
         unpack(SMALL, ids[:3])
+    with pytest.raises(ValueError, match="got others or none"):
+        unpack(SMALL, ids[:6] + ids[-2:])  # no frames
 
 
 @pytest.mark.parametrize(("places", "step"), [("pixel", (4, 8, 8)), ("latent", (1, 1, 1))])
 def test_content_lies_at_its_pixels_or_latent_places(places: Places, step: tuple[int, int, int]) -> None:
     grid = Grid(4, 4, places=places)
-    position_THW3 = content_of(
-        grid, torch.nn.functional.pad(frame_positions(grid, torch.tensor([5]), 0, 3), (0, 0, 3 + HEADER, 0)), 3, 3
-    )[0]
+    position_BL3 = frame_positions(grid, torch.tensor([5]), 0, 3)
+    index_TN = 5 + HEADER + torch.arange(position_BL3.shape[1]).view(3, -1)
+    for structure in (0, 1, 2, -1):
+        assert (position_BL3[0].view(3, -1, 3)[:, structure] == index_TN[:, structure, None]).all()
+    position_THW3 = content_of(grid, torch.nn.functional.pad(position_BL3, (0, 0, 3 + HEADER, 0)), 3, 3)[0]
     origin = position_THW3[0, 0, 0]
     assert origin.tolist() == [11, 11, 11]
     assert (position_THW3[2, 3, 1] - origin).tolist() == [2 * step[0], 3 * step[1], step[2]]

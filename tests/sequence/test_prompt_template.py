@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lumos.sequence.prompt_template import SIZES, clock, crops, fill_numbers, said_frames, sentence_ids
+from lumos.sequence.prompt_template import SIZES, PromptReader, clock, crops, fill_numbers, said_frames, sentence_ids
+from lumos.sequence.text import train_text_tokenizer
 from lumos.sequence.vocabulary import OPEN_FPS, OPEN_FRAMES
 
 SIDES = st.integers(1, 32).map(lambda n: 32 * n)
@@ -41,6 +42,15 @@ def test_odd_sides_have_no_crops(width: int, height: int) -> None:
 def test_the_sentence_speaks_of_whole_seconds_where_they_need_the_same_latent_frames(frames: int, fps: int, said: int) -> None:
     latent_frames = 1 + (frames - 1) // 4
     assert said_frames(latent_frames, *clock(frames, fps)) == said
+
+
+def test_a_prompt_is_read_inside_the_sentence() -> None:
+    text = train_text_tokenizer(["a"], 80)
+    reader = PromptReader(text, "{width} {height} {frames} {fps} {caption}", 40, 25, 12, 4)
+    for frames, said in ((1, "1 1"), (25, "24 12"), (49, "49 12")):  # longer than a clip: its own frames, a clip's seconds
+        assert reader.ids("a", frames, 384, 672) == text.encode(f"672 384 {said} a")
+    with pytest.raises(ValueError, match="at most 40 text ids"):
+        reader.ids("a " * 40, 25, 384, 672)
 
 
 def test_open_numbers_are_written_digit_by_digit() -> None:
