@@ -6,7 +6,16 @@ import pytest
 from lumos.worlds.shapes.captions import WORDS, canonical_caption, caption
 from lumos.worlds.shapes.motion import DIRECTIONS
 from lumos.worlds.shapes.palette import BACKGROUNDS, COLOURS
-from lumos.worlds.shapes.scene import Background, Scene, freeze, sample_count, sample_one, sample_scene, sample_two
+from lumos.worlds.shapes.scene import (
+    Background,
+    Scene,
+    freeze,
+    sample_count,
+    sample_occlusion,
+    sample_one,
+    sample_scene,
+    sample_two,
+)
 from lumos.worlds.shapes.thing import SHAPES, Thing
 
 COLOUR_OF = {word: colour for colour in COLOURS for word in WORDS.get(colour, (colour,))}
@@ -18,7 +27,7 @@ MOTION_WORDS = re.compile(
 )
 
 
-OVER, UNDER = "above|over", "below|under|beneath"
+OVER, UNDER, FRONT = "above|over", "below|under|beneath", "in front of|partly covers"
 
 
 def without_background(text: str) -> str:
@@ -104,12 +113,20 @@ def test_motions_said_are_true_and_told_apart(motion: str) -> None:
 
 @pytest.mark.parametrize(
     ("relation", "words", "opposite"),
-    [("left of", "left of", "right of"), ("right of", "right of", "left of"), ("above", OVER, UNDER), ("below", UNDER, OVER)],
+    [
+        *[
+            ("left of", "left of", "right of"),
+            ("right of", "right of", "left of"),
+            ("above", OVER, UNDER),
+            ("below", UNDER, OVER),
+        ],
+        *[("in front of", FRONT, "behind"), ("behind", "behind", FRONT)],
+    ],
 )
 def test_relations_said_are_true(relation: str, words: str, opposite: str) -> None:
     rng = random.Random(5)
     for _ in range(100):
-        scene = sample_two(rng, relation)
+        scene = sample_occlusion(rng, relation) if relation in ("in front of", "behind") else sample_two(rng, relation)
         text = without_background(caption(scene, rng))
         in_order = pairs_said(text)[0] == (scene.things[0].colour, scene.things[0].shape)
         said, unsaid = (words, opposite) if in_order else (opposite, words)
@@ -145,6 +162,9 @@ def test_captions_are_plain_short_and_of_great_variety() -> None:
     assert 150 <= len({word for text in texts for word in re.findall(r"[a-z0-9'-]+", text)}) <= 300
     for text in texts:
         assert not re.search(r"\b(a|an) (a|an|two|three)\b|\ba [aeio]|\ban [^aeio]|passs|mss\b", text), text
+        assert not re.search(
+            r"(background|backdrop), (there|we|a (video|short|scene|picture|drawing)|an (image|animation)) ", text
+        ), text
 
 
 def test_one_scene_has_many_wordings() -> None:
