@@ -165,10 +165,10 @@ def _timed(container: InputContainer, stream: VideoStream, path: Path, seek: flo
 
 def _promised_end(container: InputContainer, stream: VideoStream) -> tuple[float, bool]:
     """(when the pictures or else the whole file end on the container's clock, as a header says, or 0; is it the pictures?)."""
-    written = stream.metadata.get("DURATION", "")  # Matroska's statistics, 00:00:10.313000000
+    written = stream.metadata.get("DURATION", "")  # Matroska's statistics, 00:00:10.313000000, perhaps of a longer original
     with suppress(ValueError):
         hours, minutes, seconds = (float(part) for part in written.split(":"))
-        return 3600 * hours + 60 * minutes + seconds, True
+        return min(3600 * hours + 60 * minutes + seconds, (container.duration or math.inf) / 1e6), True
     if container.format.name.startswith(("mov", "avi")) and stream.duration:
         return float(((stream.start_time or 0) + stream.duration) * (stream.time_base or 0)), True
     if container.format.name == "asf":

@@ -58,6 +58,8 @@ def _opened(path: Path) -> Iterator[tuple[Any, range]]:
         with warnings.catch_warnings(action="ignore"), Image.open(path, formats=IMAGE_FORMATS) as image:
             check_size(path, *image.size)
             _check_range(path)
+            if image.mode.startswith("I;16") and getattr(image, "tag_v2", {}).get(262) == 0:  # which Pillow turns in 8 bits alone
+                raise ValueError(f"{path} holds 16-bit pixels whose zero is white; save it as a PNG")
             count = getattr(image, "n_frames", 1) if image.format in ANIMATED else 1
             key, factor = image.info.get("transparency"), TO_8_BITS.get(str(image.tile[0][3]) if image.tile else "", 1.0)
             if factor != 1 and key is not None:

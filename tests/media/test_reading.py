@@ -135,6 +135,11 @@ def test_whole_files_are_not_cut_off(name: str, shift: float, sound: float, tmp_
     assert numbers(remux(path, tmp_path / name, shift=shift) if shift else path) == [3 * i for i in range(20)]
 
 
+def test_statistics_of_a_longer_original_do_not_count(tmp_path: Path) -> None:
+    path = write_frames(tmp_path / "a.mkv", [bars(i) for i in range(60)])
+    assert numbers(replaced(path, b"00:00:02.", b"00:00:09.")) == [3 * i for i in range(20)]
+
+
 @pytest.mark.parametrize("name", ["a.mkv", "sound.mkv", "a.flv", "a.avi", "a.mp4", "a.ivf"])
 def test_half_a_file_is_cut_off_but_what_is_there_can_be_read(name: str, tmp_path: Path) -> None:
     """Also where the sound, which comes first, is whole."""
@@ -387,6 +392,7 @@ def png_of(columns: int, rows: int) -> Maker:
 VIDEO, NO_VIDEO, DAMAGED = [quadrants()] * 3, "no picture and no readable video", "is damaged"
 NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8))
 TAGS = struct.pack("<HHI", 256, 4, 1), struct.pack("<HHI", 4096, 4, 1)
+WHITE = struct.pack("<HHIH", 262, 3, 1, 1), struct.pack("<HHIH", 262, 3, 1, 0)
 REFUSED: dict[str, tuple[Maker, str]] = {
     "hlg.mp4": (lambda path: hdr_video(path, 18), "HDR"),
     "pq.mkv": (lambda path: hdr_video(path, 16), "HDR"),
@@ -398,6 +404,7 @@ REFUSED: dict[str, tuple[Maker, str]] = {
     "dimensions.tif": (lambda path: replaced(saved(path), *TAGS), "dimensions|damaged|no picture"),
     "float.tiff": (lambda path: saved(path, Image.fromarray(np.zeros((20, 20), np.float32))), "32-bit"),
     "whole.tiff": (lambda path: saved(path, Image.fromarray(np.zeros((20, 20), np.int32))), "32-bit"),
+    "inverted.tiff": (lambda path: replaced(saved(path, Image.fromarray(np.ones((20, 20), np.uint16))), *WHITE), "is white"),
     "empty.mp4": (of_bytes(b""), "0 bytes"),
     "text.mp4": (of_bytes(b"this is a text, not a film\n" * 50), NO_VIDEO),
     "head.mp4": (lambda path: shortened(write_frames(path, VIDEO), 0.1), NO_VIDEO),
