@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from lumos.config import read_json
-from lumos.data.shards import PIXELS, ShardReader, open_shards
+from lumos.data.shards import PIXELS, PREPARED, ShardReader, open_shards
 from lumos.media.source import one_line, readable_file
 
 MAX_CAPTION = 10_000  # characters
@@ -258,7 +258,8 @@ def _folder(folder: Path) -> list[Entry]:
     places: set[str] = set()
     closed: list[OSError] = []
     for place, folders, names in os.walk(folder, onerror=closed.append, followlinks=True):
-        if (real := os.path.realpath(place)) in places:  # links may lead round in a circle
+        # Links may lead round in a circle; and contact sheets of shards are nobody's pictures.
+        if (real := os.path.realpath(place)) in places or (PREPARED in names and Path(place) != folder):
             folders.clear()
             continue
         places.add(real)

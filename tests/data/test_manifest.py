@@ -111,9 +111,9 @@ def test_a_folder_as_hugging_face_lays_it_out(kind: str, clips: Path) -> None:
 
 
 def test_every_picture_and_video_of_a_folder_is_read_or_named(clips: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Also what cannot be read, what lies behind links, and links to nothing."""
+    """Also what cannot be read, what lies behind links, and links to nothing; but not what was made of them."""
     names = ["c.heic", "d.3gp", "e.MTS", "f.avif", "g.jfif", "h.psd", "h.qt"]
-    add(clips, **dict.fromkeys(names, ""))
+    add(clips, **dict.fromkeys([*names, "shards/prepare.json", "shards/contact_sheet.png"], ""))
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     add(elsewhere, i__mp4="")
     (clips / "linked").symlink_to(elsewhere)
