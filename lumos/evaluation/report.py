@@ -14,8 +14,8 @@ from lumos.generate import Generator
 WORST, BEST = 12, 6  # of each class in the report
 CARD = "MODEL_CARD.md"
 WEAK = 0.75  # classes below this are told as limits
-COLUMNS = ("", "right", "95 %", "seen pairs", "held-out pairs", "wrong", "unclear")
-WORD = {True: "right", False: "wrong", None: "unclear"}
+HEADINGS = ("", "right", "95 %", "seen pairs", "held-out pairs", "wrong", "unclear")
+VERDICTS = {True: "right", False: "wrong", None: "unclear"}
 STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; max-width: 1120px; margin: 2em auto; padding: 0 1em; color: #222; }
 table { border-collapse: collapse; margin: 1em 0; }
@@ -45,14 +45,14 @@ def _head(report: dict[str, Any]) -> str:
     return (
         f"<h1>Shapes benchmark: {share}</h1><p>{interval}; {splits}</p>"
         f"<details><summary>Settings</summary>{_html_table(list(report['settings'].items()))}</details>"
-        f"<h2>Classes</h2>{_html_table([COLUMNS, *_rows(report['classes'])])}<h2>What the judge sees, in all videos</h2>"
+        f"<h2>Classes</h2>{_html_table([HEADINGS, *_rows(report['classes'])])}<h2>What the judge sees, in all videos</h2>"
         "<p>Against the scene each prompt was made from; sizes, speeds and places are mostly not told.</p>"
-        f"{_html_table([COLUMNS, *_rows(report['attributes'])])}"
+        f"{_html_table([HEADINGS, *_rows(report['attributes'])])}"
     )
 
 
 def _rows(entries: dict[str, dict[str, Any]]) -> list[list[str]]:
-    """Scores under COLUMNS; of attributes there are none by split."""
+    """Scores under HEADINGS; of attributes there are none by split."""
     rows = []
     for name, entry in entries.items():
         by_split = [in_percent(entry[split])[0] if split in entry else "" for split in ("seen", "held-out")]
@@ -78,7 +78,7 @@ def _card(out: Path, name: str, result: Result) -> str:
     picture = base64.b64encode((out / result.file).read_bytes()).decode()
     notes = "; ".join(result.notes.values()) if result.classes[name] is not True else ""
     return (
-        f'<div class="card {WORD[result.classes[name]]}"><img src="data:image/{kind};base64,{picture}" alt="">'
+        f'<div class="card {VERDICTS[result.classes[name]]}"><img src="data:image/{kind};base64,{picture}" alt="">'
         f'{html.escape(result.text)} <span class="note">({html.escape(result.split)}) {html.escape(notes)}</span></div>'
     )
 
@@ -97,7 +97,7 @@ def _card_text(generator: Generator, scores: dict[str, Any]) -> str:
     video, shape = config.video, config.model
     weak = [name for name, entry in scores["classes"].items() if entry["score"] < WEAK]
     rows = {"**overall**": {**scores["overall"], **scores["splits"]}, **scores["classes"]}
-    table = "\n".join(f"| {' | '.join(row)} |" for row in (COLUMNS, ["---"] * len(COLUMNS), *_rows(rows)))
+    table = "\n".join(f"| {' | '.join(row)} |" for row in (HEADINGS, ["---"] * len(HEADINGS), *_rows(rows)))
     return f"""# Model card
 
 Written by `lumos evaluate shapes`; scores are of exactly these weights.

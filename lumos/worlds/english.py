@@ -52,7 +52,7 @@ def listed(parts: Sequence[str]) -> str:
 
 
 # What a word before a name in braces makes of it.
-FORMS = {"a": article, "many": plural, "does": third_person, "doing": gerund}
+INFLECTED = {"a": article, "many": plural, "does": third_person, "doing": gerund}
 
 
 def phrases(table: str) -> Phrases:
@@ -69,8 +69,8 @@ def say(name: str, table: Phrases, rng: random.Random, parts: Mapping[str, str] 
     if name in parts:
         return parts[name]
     form, _, rest = name.partition(" ")
-    if name not in table and form in FORMS and rest:
-        return FORMS[form](say(rest, table, rng, parts))
+    if name not in table and form in INFLECTED and rest:
+        return INFLECTED[form](say(rest, table, rng, parts))
     return re.sub("{(.+?)}", lambda found: say(found[1], table, rng, parts), rng.choice(table.get(name, (name,))))
 
 

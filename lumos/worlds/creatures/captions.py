@@ -59,7 +59,7 @@ CAMERA_WORDS = {
     "retreat": ("the camera moves away", "the camera backs away"),
 }
 OPENINGS = ("there is", "we see", "a video of", "a short clip of", "an animation of", "a scene with")
-FORMS: dict[str, Callable[[str], str]] = {"": str, "s": third_person, "ing": gerund}
+VERB_FORMS: dict[str, Callable[[str], str]] = {"": str, "s": third_person, "ing": gerund}
 IMAGE_OPENINGS = ("there is", "we see", "a picture of", "an image of", "a scene with")
 
 
@@ -141,11 +141,11 @@ def _who_does_what(scene: Scene, rng: random.Random, gerund: bool) -> str:
     form = "ing" if gerund else ""
     faced = facing(scene, first) == "right" and facing(scene, last) == "left"
     if faced and first.action in FIGHTING and last.action in FIGHTING:
-        return f"{together} {FORMS[form](_pick(rng, ('fight', 'fight each other')))}"
+        return f"{together} {VERB_FORMS[form](_pick(rng, ('fight', 'fight each other')))}"
     if rng.random() < 0.6 and _chases(first, last):
         verb = rng.choice(("chase", "follow", "go after"))
         chaser, chased = (one, other) if other.startswith("another") else (other, one)
-        return f"{chaser} {FORMS[form or 's'](verb)} {chased}"
+        return f"{chaser} {VERB_FORMS[form or 's'](verb)} {chased}"
     if first.action == last.action:
         return f"{together} {_does(scene, first, rng, form)}"
     both = [_does(scene, item, rng, form or "s") for item in (first, last)]
@@ -161,7 +161,7 @@ def _chases(first: Item, last: Item) -> bool:
 def _does(scene: Scene, item: Item, rng: random.Random, form: str) -> str:
     """The verb in a form ("s", "ing" or plain), and which way."""
     verbs = OWN_VERBS.get((item.action, SUBJECTS[item.file].name), ACTIONS[item.action].verbs)
-    verb = FORMS[form](_pick(rng, verbs))
+    verb = VERB_FORMS[form](_pick(rng, verbs))
     if item.speed:
         ways = {direction(scene, one) for one in scene.creatures}  # all go the same way
         told = ways.pop() if len(ways) == 1 else ""
