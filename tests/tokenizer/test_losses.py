@@ -32,7 +32,7 @@ def test_the_first_frame_weighs_as_much_as_a_latent_frame() -> None:
     torch.testing.assert_close(reconstruction_loss(first, clip, config), reconstruction_loss(later, clip, config))
 
 
-def test_flicker_and_blurred_edges_cost_extra() -> None:
+def test_flicker_blurred_edges_and_tints_cost_extra() -> None:
     clip = torch.zeros(1, 3, 5, 16, 16)
     constant, flicker, stripes = clip + 0.1, clip.clone(), clip + 0.1
     flicker[:, :, ::2], flicker[:, :, 1::2] = 0.1, -0.1
@@ -41,6 +41,7 @@ def test_flicker_and_blurred_edges_cost_extra() -> None:
     base = float(reconstruction_loss(constant, clip, config))
     assert float(reconstruction_loss(flicker, clip, config)) > 1.3 * base
     assert float(reconstruction_loss(stripes, clip, config)) > 1.3 * base
+    assert float(reconstruction_loss(constant, clip, LossConfig())) == pytest.approx(1.5 * base)
 
 
 def test_codes_used() -> None:
