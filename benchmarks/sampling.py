@@ -1,6 +1,7 @@
 """How fast sampling is at the published sizes, beside the released code: one table, and where the time goes.
 
     python benchmarks/sampling.py --max-seconds 300 --out sampling.jsonl     (one CUDA card; without one, toy sizes on the CPU)
+    python benchmarks/sampling.py --sessions 1,2,4    (nothing but so many sessions of the model in the package)
 
 Weights are random, made on the device: speed does not depend on them. 24 frames are 7 latent frames; guidance is on; a run that
 warms up comes first and is reported as the cold start; decoding is timed apart. Every measurement is a line of --out at once.
@@ -16,6 +17,7 @@ import typing
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,7 @@ from lumos.model.quantise import Precision, multiply, quantise, to_fp8
 from lumos.model.transformer import LUMOS_1B, LUMOS_3B, ModelConfig, Transformer
 from lumos.sequence.layout import Grid
 from lumos.sequence.vocabulary import LUMOS, Vocabulary, small_vocabulary
+from lumos.session import Session, make_next
 from lumos.tokenizer.cosmos import CosmosConfig
 from lumos.tokenizer.model import VideoTokenizer
 
@@ -265,7 +268,7 @@ def precision_error(bench: Bench, cell: Cell, vocabulary: Vocabulary, dtype: tor
         model = make_model(cell.model, bench.device, dtype)
         quantise(model, precision)
         made = FrameModel(model, vocabulary, spec_of(cell), [PROMPT_IDS], [0], SamplerConfig(steps=2), Compute(compile=False))
-        hidden = made._pass(made._rotation(0), len(made.starts))(made.template_BN)[:, made.slot_N[:256]]
+        hidden = made._pass(made._rotation(0), len(made.starts))(made.template_1N)[:, made.slot_N[:256]]
         logits[precision] = multiply(hidden, made.heads_VD[0]).float()
         del model, made
         bench.free()
@@ -342,6 +345,27 @@ def tiny(bench: Bench, batches: list[int]) -> None:
             )
 
 
+def side_by_side(bench: Bench, count: int, turns: int) -> None:
+    """Decoded frames a second of all of `count` sessions, made one after another and in the same passes, in alternation."""
+    generator = Generator.from_folder("tiny", str(bench.device))
+    some = [generator.session(PROMPTS[number % len(PROMPTS)], seed=number) for number in range(count)]
+    ways = {"one after another": [[session] for session in some], "together": [some]}
+    rates: dict[str, list[float]] = {way: [] for way in ways}
+
+    def make(batches: list[list[Session]]) -> None:
+        for batch in batches:
+            make_next(batch)
+            for session in batch:
+                next(session)
+
+    for _ in range(generator.config.video.window):  # from then on every latent frame sees as many
+        make(ways["together"])
+    for turn in range(turns):
+        for way in sorted(ways, reverse=turn % 2 == 1):
+            rates[way].append(round(4 * count / bench.seconds(partial(make, ways[way])), 2))
+    bench.keep(what="sessions", sessions=count, threads=torch.get_num_threads(), frames_a_second=rates)
+
+
 def run_cell(
     bench: Bench, cell: Cell, vocabulary: Vocabulary, rate: float, chosen: list[Variant], first: bool, dtype: torch.dtype
 ) -> None:
@@ -404,11 +428,16 @@ def main() -> None:
     parser.add_argument("--measured-steps", type=int, default=50, help="run so many of them and multiply (default: 50, all)")
     parser.add_argument("--only", default="", help="variants whose name contains this")
     parser.add_argument("--skip-parts", action="store_true", help="leave out tiny, decoding and the error of fp8 and int8")
+    parser.add_argument("--sessions", default="", help="measure sessions side by side alone, so many: 1,2,4")
     parser.add_argument("--out", type=Path, default=None, help="file that gets every measurement as a JSON line")
     args = parser.parse_args()
     toy = args.toy or not torch.cuda.is_available()
     device, dtype = torch.device("cpu" if toy else "cuda"), torch.bfloat16
     bench = Bench(device, args.max_seconds, args.out, 4 if toy else args.measured_steps)
+    if args.sessions:
+        for count in args.sessions.split(","):
+            side_by_side(bench, int(count), 3 if toy else 9)
+        return
     cells = list(TOYS.values()) if toy else [CELLS[name] for name in args.cells.split(",")]
     vocabulary = TOY_VOCABULARY if toy else LUMOS
     chosen = [variant for variant in variants(6 if toy else args.steps) if args.only in variant.name]

@@ -6,18 +6,19 @@ numbers depend on seed, prompt and latent frame alone, so that all of this is ex
 """
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from copy import copy
 from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
 from lumos.config import Range
 from lumos.diffusion.frame_model import FrameModel, VideoSpec
-from lumos.diffusion.sampler import Progress, SamplerConfig, sample_frame
+from lumos.diffusion.sampler import Progress, SamplerConfig, place_noise, sample_frame
 from lumos.sequence.token_file import About, Tokens, save_tokens
 from lumos.tokenizer.compression import latent_frames, pixel_frames
 from lumos.tokenizer.layers import StreamState
@@ -96,8 +97,7 @@ class Session:
             self._decoder = self.tokenizer.start_stream()
             for codes_HW in self.codes[max(0, self.course.shown - self.tokenizer.reach) : self.course.shown]:
                 self.tokenizer.decode_next(codes_HW[None], self._decoder)
-        if self.course.shown == len(self.codes):
-            self.codes.append(self._make())
+        make_next([self])
         codes_HW = self.codes[self.course.shown]
         self.course = replace(self.course, shown=self.course.shown + 1)
         return self.tokenizer.decode_next(codes_HW[None], self._decoder).float().clamp(-1, 1)
@@ -123,8 +123,7 @@ class Session:
 
     def fork(self) -> "Session":
         """Another session that goes on from here."""
-        parts = self.model_of, self.read_prompt, self.tokenizer, self.spec
-        return Session(*parts, self.course, self.codes, self.progress)
+        return Session(self.model_of, self.read_prompt, self.tokenizer, self.spec, self.course, self.codes, self.progress)
 
     def save(self, file: str | Path) -> None:
         """Write a tokens file, which `Generator.load_session` goes on from and `lumos generate --from-tokens` decodes."""
@@ -152,15 +151,20 @@ class Session:
             self.course = replace(self.course, turns=tuple(turns))
             self._model = None
 
-    def _make(self) -> Tensor:
-        """codes_HW of the next latent frame."""
+    def _shape(self) -> tuple[Any, ...]:
+        """What must be alike in sessions whose next latent frames are made together; first the settings."""
         number, grid = len(self.codes), self.spec.grid
+        settings = self.course.settings.for_frame(number, grid.rows * grid.columns)
+        return settings, self.model_of, self.progress, grid, tuple(place_noise(settings, number - self.course.turns[-1].start))
+
+    def _ready(self) -> tuple[FrameModel, int]:
+        """The model with all frames read, and the number of the next."""
+        number = len(self.codes)
         model = self._model = self._model or self._reread()
         for past in range(self._read, number):
             model.commit(past, self.codes[past].flatten()[None])
         self._read = number
-        settings = self.course.settings.for_frame(number, grid.rows * grid.columns)
-        return sample_frame(model, settings, number, self.progress)[0].unflatten(0, (grid.rows, grid.columns))
+        return model, number
 
     def _reread(self) -> FrameModel:
         """A model that has read the newest turn's prompt, and is to read the frames in view next."""
@@ -173,3 +177,20 @@ class Session:
         view = model.window - 1
         self._read = max(turn.origin, turn.start - view, number - view * model.model.config.layers)
         return model
+
+
+@torch.inference_mode()
+def make_next(sessions: Iterable[Session]) -> None:
+    """Make the latent frame that `next` will show of each, of those alike in the same passes: the one that it would make alone.
+
+    Alike are those of one generator with the same size, settings and `progress`; what this raises leaves all as they were.
+    """
+    groups: dict[tuple[Any, ...], list[Session]] = {}
+    for session in dict.fromkeys(each for each in sessions if each.course.shown == len(each.codes)):
+        groups.setdefault(session._shape(), []).append(session)
+    for (settings, *_), group in groups.items():
+        (model, number), *beside = [session._ready() for session in group]
+        # a copy, so that no session holds what others have cached longer than this
+        codes_BN = sample_frame(copy(model), settings, number, group[0].progress, beside)
+        for session, codes_N in zip(group, codes_BN, strict=True):
+            session.codes.append(codes_N.view(session.spec.grid.rows, -1).clone())

@@ -200,7 +200,7 @@ def test_a_pause_of_guidance_makes_no_unconditional_pass(toy: Generator, monkeyp
     """Small passes on a card keep the unconditional rows in steps without guidance, for the sake of one graph."""
     rows: list[int] = []
     run = frame_model.frame_pass
-    monkeypatch.setattr(frame_model, "frame_pass", lambda *rest: rows.append(len(rest[3].cos_BLK)) or run(*rest))
+    monkeypatch.setattr(frame_model, "frame_pass", lambda *rest: rows.append(len(rest[2].cos_BLK)) or run(*rest))
 
     def made() -> tuple[list[Tensor], list[int]]:
         rows.clear()

@@ -1,6 +1,8 @@
 """Sessions: what nobody steers is what the generator makes; copies, files and steps back are exact; a sentence acts at once."""
 
 import json
+import weakref
+from copy import copy
 from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
@@ -14,7 +16,7 @@ import lumos.diffusion.frame_model as frame_model
 import lumos.session as sessions
 from lumos.diffusion.frame_model import FrameModel
 from lumos.generate import Generator
-from lumos.session import Session, Turn
+from lumos.session import Session, Turn, make_next
 
 PICTURE = torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(4)) * 2 - 1
 LONG = 13  # latent frames: far beyond the toy's positions (3), and more than its two layers reach back
@@ -50,12 +52,84 @@ def test_copies_and_files_go_on_with_the_same_frames(toy: Generator, tmp_path: P
     session.save(tmp_path / "s.safetensors")
     copies = [session.fork(), toy.load_session(tmp_path / "s.safetensors")]
     wanted = take(session, 4)
-    for copy in copies:
-        assert torch.equal(take(copy, 4), wanted)
-        assert copy.sentences == session.sentences and copy.course == session.course
+    for other in copies:
+        assert torch.equal(take(other, 4), wanted)
+        assert other.sentences == session.sentences and other.course == session.course
     copies[0].say("two")
     assert not torch.equal(take(copies[0], 1), take(session, 1))
     assert session.sentences == copies[1].sentences
+
+
+@pytest.mark.parametrize(
+    "settings", [{"first": 0.5}, {"window": 2, "only_visible": True}, {"sampler": "released"}, {"guidance_until": 0.5}]
+)
+def test_sessions_side_by_side_are_what_each_is_alone(
+    toy: Generator, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At different latent frames, with other words, after a sentence, with a picture to come."""
+    keyframes: list[dict[int, Tensor]] = [{}, {11: PICTURE}, {}, {}]
+    starts = zip(["a red circle", "two", "two blue stars", "two"], keyframes, strict=True)
+    some = [toy.session(prompt, seed=seed, keyframes=at, **settings) for seed, (prompt, at) in enumerate(starts)]
+    for session, count in zip(some, (5, 2, LONG, 1), strict=True):
+        take(session, count)
+    some[2].say("a blue circle")
+    alone = [session.fork() for session in some]
+    rows: list[int] = []
+    run = frame_model.frame_pass
+    monkeypatch.setattr(frame_model, "frame_pass", lambda *rest: rows.append(len(rest[2].cos_BLK)) or run(*rest))
+    for _ in range(3):
+        make_next([*some, some[0]])
+        make_next(some)  # nothing that is not shown yet is made again
+        assert [len(session.codes) - session.course.shown for session in some] == [1] * 4
+        for session in some:
+            next(session)
+    assert max(rows) == 8 and len({len(session.codes) for session in some}) == 4
+    for session, single in zip(some, alone, strict=True):
+        take(single, 3)
+        assert torch.equal(torch.stack(session.codes), torch.stack(single.codes))
+
+
+def test_only_sessions_alike_share_a_batch(toy: Generator) -> None:
+    settings: list[dict[str, Any]] = [{}, {"height": 64}, {"guidance": 1.0}, {"sampler": "released"}, {"first": 2.0}]
+    some = [toy.session("two", **each) for each in settings]
+    other = copy(toy).session("two")  # another Generator
+    assert len({session._shape() for session in [*some, other]}) == 6
+    make_next(some)
+    again = [toy.session("two", **each) for each in settings]
+    same = [one._shape() == other._shape() for one, other in zip(some, again, strict=True)]
+    assert same == [True, True, True, False, False]  # a frame further
+    assert all(torch.equal(next(one), next(other)) for one, other in zip(some, again, strict=True))
+
+
+def test_who_interrupts_a_batch_leaves_all_as_they_were(toy: Generator) -> None:
+    some = [toy.session(prompt) for prompt in ("two", "a red circle")]
+    make_next(some)
+    steps: list[int] = []
+
+    def stop(done: int, _: int) -> None:
+        steps.append(done)
+        if done == 2:
+            raise KeyboardInterrupt
+
+    for session in some:
+        next(session)
+    single = some[0].fork()
+    for session in some:
+        session.progress = stop
+    with pytest.raises(KeyboardInterrupt):
+        make_next(some)
+    assert steps == [1, 2] and [len(session.codes) for session in some] == [1, 1]
+    some[0].progress = None
+    assert torch.equal(next(some[0]), next(single))
+
+
+def test_a_session_does_not_keep_what_others_have_cached(toy: Generator) -> None:
+    some = [toy.session("two") for _ in range(2)]
+    make_next(some)
+    model = some.pop()._model
+    cache = weakref.ref(model.cache) if model else None
+    del model
+    assert cache and cache() is None
 
 
 def test_a_sentence_takes_effect_with_the_next_latent_frame(toy: Generator) -> None:
@@ -169,7 +243,7 @@ def test_memory_stays_the_same_and_an_interruption_costs_one_latent_frame(toy: G
     model = session._model
     assert model is not None and session._decoder is not None and session._decoder.memory is not None
     capacity, held = model.cache.capacity, sum(tensor.numel() for tensor in session._decoder.memory.values())
-    copy = session.fork()
+    same = session.fork()
 
     def stop(done: int, steps: int) -> None:
         assert steps == 3
@@ -180,6 +254,6 @@ def test_memory_stays_the_same_and_an_interruption_costs_one_latent_frame(toy: G
     with pytest.raises(KeyboardInterrupt):
         next(session)
     session.progress = None
-    assert torch.equal(take(session, LONG), take(copy, LONG))
+    assert torch.equal(take(session, LONG), take(same, LONG))
     assert session._model is model and model.cache.capacity == capacity
     assert sum(tensor.numel() for tensor in session._decoder.memory.values()) == held

@@ -20,9 +20,9 @@ from torch import Tensor
 from lumos.diffusion.compute import WORTH_A_GRAPH, Compute, Replay, pass_operations
 from lumos.diffusion.draw import Guess, draw_codes
 from lumos.diffusion.masking import history_mask, released_history_mask
-from lumos.diffusion.sampler import MASKED, SamplerConfig, guidance_strengths
-from lumos.model.attention import Attend, attend_to_all, attend_to_earlier, fastest
-from lumos.model.cache import Cache, DividedCache
+from lumos.diffusion.sampler import MASKED, Others, SamplerConfig, guidance_strengths
+from lumos.model.attention import AttendOf, attend_to_all, attend_to_earlier, by_rows, fastest
+from lumos.model.cache import Cache, behind
 from lumos.model.quantise import some_rows
 from lumos.model.rope import Rotation, rotation
 from lumos.model.transformer import Transformer
@@ -85,8 +85,7 @@ class FrameModel:
         first, count = vocabulary.first_code, vocabulary.choices
         self.heads_VD = [some_rows(model.head, first + part * count, count) for part in range(self.parts)]
         self.history: list[int] = []  # slots that every frame in the cache takes, the oldest first
-        template_1N = frame_ids(vocabulary, self.grid, content_ids(vocabulary, self._no_codes(1, 1)))[:, 0]
-        self.template_BN = template_1N.repeat(len(prompts), 1)
+        self.template_1N = frame_ids(vocabulary, self.grid, content_ids(vocabulary, self._no_codes(1, 1)))[:, 0]
         places = torch.arange(self.grid.content, device=self.device).view(self.grid.rows, -1)
         self.slot_N = FRAME_HEAD + places[:, :-1].flatten()  # where in a frame's ids each code lies
         with fastest(self.device, compute.kernel):
@@ -96,15 +95,19 @@ class FrameModel:
         operations = pass_operations(model.config, len(self.starts) * self.grid.frame_length, self.cache.capacity)
         self.pausing = not self._graphs() or operations > WORTH_A_GRAPH
 
-    def start_frame(self, number: int, steps: int) -> tuple[Tensor, Tensor]:
+    def start_frame(self, number: int, steps: int, beside: Others = ()) -> tuple[Tensor, Tensor]:
         """Go to latent frame `number`; returns noise for every step, row and place: uniform [S, P, B, N], for each of P
-        sub-codes, and Gumbel [S, B, N]."""
+        sub-codes, and Gumbel [S, B, N]. beside: models alike, of a prompt each, and where they go: rows of the same passes."""
         self._turn = self._rotation(min(number - self.spec.origin, self.spec.latest))
         self._passes: dict[int, Replay] = {}  # by number of rows
-        codes = len(self.slot_N)  # drawn on the CPU: the same on every device
-        rows = [torch.rand(self.parts + 1, steps, codes, generator=stream(number, "frame")) for stream in self.streams]
-        uniform_PSBN = self._to_device(torch.stack(rows, dim=2))
-        return uniform_PSBN[:-1].transpose(0, 1), -(-uniform_PSBN[-1].clamp(min=1e-7).log()).log()
+        self._beside = [model for model, _ in beside]
+        rows = [torch.rand(self.parts + 1, steps, len(self.slot_N), generator=each(number, "frame")) for each in self.streams]
+        uniform_PSBN = self._to_device(torch.stack(rows, dim=2))  # drawn on the CPU: the same on every device
+        noise = uniform_PSBN[:-1].transpose(0, 1), -(-uniform_PSBN[-1].clamp(min=1e-7).log()).log()
+        uniforms, gumbels = zip(noise, *(model.start_frame(at, steps) for model, at in beside), strict=True)
+        turns = zip(self._turn, *(model._turn for model in self._beside), strict=True)
+        self._turn = Rotation(*(torch.stack(angles, 1).flatten(0, 1) for angles in turns))
+        return torch.cat(uniforms, 2), torch.cat(gumbels, 1)
 
     def predict(self, codes_BN: Tensor, places_BM: Tensor, strength: float, temperature: float, uniform_PBN: Tensor) -> Guess:
         """One pass over the frame as it is (MASKED or known codes): a code drawn for each of the places asked for.
@@ -114,11 +117,11 @@ class FrameModel:
         branches, places = 1 if strength == 1 else 2, divide(places_BM.shape[1], self.compute.divided)
         places_BM = places.mine(places_BM, 1)
         rows = branches * len(codes_BN)
-        run = rows if self.pausing else len(self.starts)
+        run = rows if self.pausing else len(self._turn.cos_BLK)
         if run not in self._passes:
-            self._passes[run] = Replay(self._pass(self._turn, run), self._graphs())
+            self._passes[run] = Replay(self._pass(self._turn, run, self._beside), self._graphs())
         ids_BN = torch.where(codes_BN == MASKED, self.vocabulary.mask, codes_BN + self.vocabulary.first_code)
-        hidden_RND = self._passes[run](self.template_BN.index_copy(1, self.slot_N, ids_BN))[:rows]
+        hidden_RND = self._passes[run](self.template_1N.repeat(len(ids_BN), 1).index_copy(1, self.slot_N, ids_BN))[:rows]
         slots_RM = self.slot_N[places_BM].repeat(branches, 1)
         hidden_RMD = hidden_RND.gather(1, slots_RM[..., None].expand(-1, -1, hidden_RND.shape[2]))
         uniform_PBM = uniform_PBN.gather(2, places_BM.expand(self.parts, -1, -1))
@@ -143,7 +146,7 @@ class FrameModel:
         codes_BHW = codes_BN.unflatten(1, (self.grid.rows, self.grid.columns))
         hidden_BHW = self._hidden(number, is_given)
         content_BHW = torch.where(hidden_BHW, self.vocabulary.mask, content_ids(self.vocabulary, codes_BHW))
-        ids_BN = self.template_BN.clone()
+        ids_BN = self.template_1N.repeat(len(codes_BN), 1)
         ids_BN[:, FRAME_HEAD:-1] = content_BHW.flatten(1)
         # Given frames get the places in time that they have when the first new frame is made.
         shown = max(0, min(start, latest) - (start - time)) if is_given else min(time, latest)
@@ -159,11 +162,12 @@ class FrameModel:
         if not is_given and time >= latest:
             self._turn_back()
 
-    def _pass(self, turn: Rotation, rows: int) -> Callable[[Tensor], Tensor]:
+    def _pass(self, turn: Rotation, rows: int, beside: Sequence["FrameModel"] = ()) -> Callable[[Tensor], Tensor]:
         """ids_BN of a frame -> hidden_RND of the first `rows` rows. It does not hold `self`, so that memory is freed at once."""
         turn = Rotation(*(self.ids.mine(angle_BLK[:rows], 1) for angle_BLK in turn))
-        attend = (attend_to_earlier if self.grid.causal else attend_to_all)(self.starts[:rows])
-        return partial(frame_pass, self.model, self.cache, attend, turn, self.ids)
+        models, attend = [self, *beside], attend_to_earlier if self.grid.causal else attend_to_all
+        calls = [partial(behind, attend(one.starts[: rows // len(models)]), one.cache, self.ids) for one in models]
+        return partial(frame_pass, self.model, calls, turn, self.ids)
 
     def _rotation(self, latent: int) -> Rotation:
         position_BN3 = frame_positions(self.grid, self.length_B, latent, 1)
@@ -249,14 +253,11 @@ class FrameModel:
         return values
 
 
-def frame_pass(model: Transformer, cache: Cache, attend: Attend, turn: Rotation, ids: Division, ids_BN: Tensor) -> Tensor:
-    """One pass over a frame behind all that is cached; both branches of guidance see the same codes.
-
-    Where the ids of a frame are divided, every rank has the queries of some and the keys of all.
-    """
-    rows = turn.cos_BLK.shape[0]
-    store = cache if ids.world == 1 else DividedCache(cache, ids)
-    return ids.whole(model.run(ids.mine(ids_BN, 1).repeat(rows // ids_BN.shape[0], 1), turn, attend, store), 1)
+def frame_pass(model: Transformer, attends: Sequence[AttendOf], turn: Rotation, ids: Division, ids_BN: Tensor) -> Tensor:
+    """One pass over a frame behind all that is cached; both branches of guidance see the same codes."""
+    ids_RN = ids.mine(ids_BN, 1).repeat(turn.cos_BLK.shape[0] // ids_BN.shape[0], 1)
+    calls = [(slice(first, None, len(attends)), attend) for first, attend in enumerate(attends)]
+    return ids.whole(model.run(ids_RN, turn, lambda layer: by_rows([(rows, attend(layer)) for rows, attend in calls])), 1)
 
 
 def visible_content(content: int, settings: SamplerConfig) -> int:

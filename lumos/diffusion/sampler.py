@@ -5,9 +5,10 @@ the softmax. Nothing here waits for the device, because how many codes stay mask
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
+from itertools import accumulate
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
@@ -24,6 +25,7 @@ Factor = Annotated[float, Range(0, 1e4)]
 SomeFactor = Annotated[float, Range(1e-3, 1e4)]
 SamplerKind = Literal["paper", "released", "random", "halton", "remask"]
 Progress = Callable[[int, int], None]
+Others = Sequence[tuple["FrameModel", int]]  # other models, and the frame that each is to make in the same passes
 
 
 @dataclass(frozen=True)
@@ -98,9 +100,9 @@ def sample_video(
             model.commit(number, codes_BN)  # as history, partly masked
 
 
-def sample_frame(model: "FrameModel", config: SamplerConfig, number: int, progress: Progress | None = None) -> Tensor:
-    """codes_BN of latent frame `number` behind those that are history. progress: called with (steps done, all of them)."""
-    uniform_SPBN, gumbel_SBN = model.start_frame(number, config.steps)
+def sample_frame(model: "FrameModel", config: SamplerConfig, number: int, tell: Progress | None, beside: Others = ()) -> Tensor:
+    """codes_BN of latent frame `number` behind history, rows of `beside` in between. tell: of (steps done, all of them)."""
+    uniform_SPBN, gumbel_SBN = model.start_frame(number, config.steps, beside)
     N, strength_S = gumbel_SBN.shape[2], guidance_strengths(config)
     noise_S = place_noise(config, number - model.spec.given)
     codes_BN = torch.full_like(gumbel_SBN[0], MASKED, dtype=torch.int64)
@@ -121,8 +123,8 @@ def sample_frame(model: "FrameModel", config: SamplerConfig, number: int, progre
                 again_BM = doubted(confidence_BN, gumbel_SBN[step], ask_BM, config.remask if left else 0.0)
                 masked_BM = torch.cat([masked_BM, again_BM], dim=1)
             codes_BN = codes_BN.scatter(1, masked_BM, MASKED)
-            if progress:
-                progress(step + 1, config.steps)
+            if tell:
+                tell(step + 1, config.steps)
     return codes_BN
 
 
@@ -150,15 +152,12 @@ def places_asked(config: SamplerConfig, codes: int) -> list[int]:
 
 def place_noise(config: SamplerConfig, frame: int) -> list[float]:
     """Weight T of the Gumbel noise in every step of the `frame`-th generated frame: it falls linearly to 0 within a frame."""
+    falling = [1 - (step + 1) / config.steps for step in range(config.steps)]
     if config.sampler == "released":
         # Released code: T is multiplied by (1 - (step + 1) / steps) after every step and never reset, so it reaches 0 in the
         # first generated frame and stays there.
-        weight, weights = config.noise if frame == 0 else 0.0, []
-        for step in range(config.steps):
-            weights.append(weight)
-            weight *= 1 - (step + 1) / config.steps
-        return weights
-    return [config.noise * (1 - (step + 1) / config.steps) for step in range(config.steps)]
+        return list(accumulate([config.noise if frame == 0 else 0.0, *falling[:-1]], lambda weight, share: weight * share))
+    return [config.noise * share for share in falling]
 
 
 def guidance_strengths(config: SamplerConfig) -> list[float]:

@@ -6,7 +6,7 @@ path; while sampling, everything cached is earlier, so that no mask is left: `at
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from itertools import groupby
 from typing import TYPE_CHECKING
 
@@ -20,12 +20,13 @@ if TYPE_CHECKING:
 
 FAR = 2**40  # past every block, PADDING_BLOCK too
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+AttendOf = Callable[[int], Attend]  # by number of the layer
 
 
 def dense(block_BL: Tensor, key_block_BS: Tensor) -> Attend:
     """scaled_dot_product_attention with the L x S mask written out."""
     mask_B1LS = (key_block_BS[:, None, :] <= block_BL[:, :, None])[:, None]
-    return lambda query, key, value: _sdpa(query, key, value, mask_B1LS)
+    return lambda query, key, value: sdpa(query, key, value, mask_B1LS)
 
 
 def flex(block_BL: Tensor, key_block_BS: Tensor | None = None) -> Attend:
@@ -70,7 +71,8 @@ def attend_to_all(starts: Sequence[int]) -> Attend:
 
     No mask, so that the card's fastest kernels serve it.
     """
-    return _by_start(starts, lambda first, query, key, value: _sdpa(query, key[:, :, first:], value[:, :, first:]))
+    spans = [(rows, slice(first, None)) for first, rows in runs_of(starts)]
+    return by_rows([(rows, lambda q, k, v, seen=seen: sdpa(q, k[:, :, seen], v[:, :, seen])) for rows, seen in spans])  # type: ignore[misc]
 
 
 def attend_to_earlier(starts: Sequence[int]) -> Attend:
@@ -84,11 +86,25 @@ def attend_to_earlier(starts: Sequence[int]) -> Attend:
         unused = max(0, first - before)
         query, key, value = query_BNLK[:, :, unused:], key_BGSK[:, :, first:], value_BGSK[:, :, first:]
         if before <= first:
-            return pad(_sdpa(query, key, value, causal=True), (0, 0, unused, 0))
+            return pad(sdpa(query, key, value, causal=True), (0, 0, unused, 0))
         mask_LS = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=key.device).tril(before - first)
-        return _sdpa(query, key, value, mask_LS)
+        return sdpa(query, key, value, mask_LS)
 
-    return _by_start(starts, earlier)
+    return by_rows([(rows, partial(earlier, first)) for first, rows in runs_of(starts)])
+
+
+def by_rows(calls: Sequence[tuple[slice, Attend]]) -> Attend:
+    """Every row to its own call. No call holds padding, of which another length would round a row in another way."""
+    if len(calls) == 1:
+        return calls[0][1]
+
+    def attend(query_BNLK: Tensor, key_BGSK: Tensor, value_BGSK: Tensor) -> Tensor:
+        out_BNLK = torch.empty_like(query_BNLK)  # in memory, too: [id, head], as the next matrix product reads it
+        for rows, one in calls:
+            out_BNLK[rows] = one(query_BNLK[rows], key_BGSK[rows], value_BGSK[rows])
+        return out_BNLK
+
+    return attend
 
 
 @contextmanager
@@ -102,26 +118,13 @@ def fastest(device: torch.device, first: SDPBackend = SDPBackend.CUDNN_ATTENTION
         yield
 
 
-def _by_start(starts: Sequence[int], attend_run: Callable[[int, Tensor, Tensor, Tensor], Tensor]) -> Attend:
-    """One call `attend_run(start, query, key, value)` for each run of rows that start alike and lie side by side.
-
-    No call holds padding, of which another length would round a row in another way.
-    """
-    runs = [(start, len(list(group))) for start, group in groupby(starts)]
-
-    def attend(query_BNLK: Tensor, key_BGSK: Tensor, value_BGSK: Tensor) -> Tensor:
-        if len(runs) == 1:
-            return attend_run(min(starts), query_BNLK, key_BGSK, value_BGSK)
-        counts = [count for _, count in runs]
-        parts = zip(runs, *(x.split(counts) for x in (query_BNLK, key_BGSK, value_BGSK)), strict=True)
-        outs = [attend_run(first, query, key, value) for (first, _), query, key, value in parts]
-        # put together in the order [id, head], in which the next matrix product reads them
-        return torch.cat([out.transpose(1, 2) for out in outs]).transpose(1, 2)
-
-    return attend
+def runs_of(starts: Sequence[int]) -> list[tuple[int, slice]]:
+    """Neighbouring rows that start alike: (start, rows)."""
+    groups = [list(rows) for _, rows in groupby(range(len(starts)), key=starts.__getitem__)]
+    return [(starts[rows[0]], slice(rows[0], rows[-1] + 1)) for rows in groups]
 
 
-def _sdpa(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
+def sdpa(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
     grouped = query.shape[1] != key.shape[1]
     return scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=causal, enable_gqa=grouped)
 

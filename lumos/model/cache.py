@@ -4,11 +4,10 @@ A frame in the making is written into the slots after `length` and overwritten b
 history. `keep` drops single slots of the newest frame, `forget` a whole frame; `turn` shifts the positions of what is cached.
 """
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
+from lumos.model.attention import Attend
 from lumos.model.rope import Rotation, rotate
 from lumos.ranks import Division
 
@@ -59,13 +58,12 @@ class Cache:
             keys_BGSK[:, :, start : self.length] = rotate(keys_BGSK[:, :, start : self.length], by)
 
 
-class DividedCache(NamedTuple):
-    """`cache` for a pass in which every rank has some of the ids: their keys and values are gathered, so that all are history."""
+def behind(attend: Attend, cache: Cache, ids: Division | None, layer: int) -> Attend:
+    """`attend` to what a layer has cached, and to new keys and values, which go behind it. ids: how those are divided."""
 
-    cache: Cache
-    ids: Division
+    def attend_behind(query_BNLK: Tensor, key_BGLK: Tensor, value_BGLK: Tensor) -> Tensor:
+        if ids and ids.world > 1:
+            key_BGLK, value_BGLK = ids.whole(torch.cat([key_BGLK, value_BGLK], dim=1), 2).chunk(2, dim=1)
+        return attend(query_BNLK, *cache.write(layer, key_BGLK, value_BGLK))
 
-    def write(self, layer: int, key_BGLK: Tensor, value_BGLK: Tensor) -> tuple[Tensor, Tensor]:
-        """As `Cache.write`, for this rank's ids."""
-        both_BHLK = self.ids.whole(torch.cat([key_BGLK, value_BGLK], dim=1), 2)
-        return self.cache.write(layer, *both_BHLK.chunk(2, dim=1))
+    return attend_behind

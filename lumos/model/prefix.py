@@ -6,14 +6,12 @@ calls. The slow twin is `attention.dense`.
 """
 
 from collections.abc import Sequence
-from itertools import groupby
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
 
-from lumos.model.attention import Attend, fastest
+from lumos.model.attention import Attend, fastest, runs_of, sdpa
 
 
 def prefix(padding_B: Sequence[int], text: int, frame: int, frames: int) -> Attend:
@@ -31,21 +29,14 @@ def prefix(padding_B: Sequence[int], text: int, frame: int, frames: int) -> Atte
         for number, (padding, rows) in enumerate(runs):
             unused, prompt, *shown = query_BNLK[rows].split([padding, text - padding, *[frame] * frames], dim=2)
             first = number * len(ends)
-            outs = [torch.zeros_like(unused), _attend(prompt, keys[first], values[first], causal=True)]
+            outs = [torch.zeros_like(unused), sdpa(prompt, keys[first], values[first], causal=True)]
             with fastest(query_BNLK.device):
-                outs += [_attend(q, keys[first + t], values[first + t]) for t, q in enumerate(shown, 1)]
+                outs += [sdpa(q, keys[first + t], values[first + t]) for t, q in enumerate(shown, 1)]
             # put together in the order [id, head], in which the next matrix product reads them
             found.append(torch.cat([out.transpose(1, 2) for out in outs], dim=1))
         return torch.cat(found).transpose(1, 2)
 
     return attend
-
-
-def runs_of(padding_B: Sequence[int]) -> list[tuple[int, slice]]:
-    """Neighbouring rows with equal padding: (padding, rows)."""
-    counts = [(padding, len(list(group))) for padding, group in groupby(padding_B)]
-    starts = [sum(count for _, count in counts[:number]) for number in range(len(counts))]
-    return [(padding, slice(start, start + count)) for start, (padding, count) in zip(starts, counts, strict=True)]
 
 
 class _Spans(torch.autograd.Function):
@@ -62,7 +53,3 @@ class _Spans(torch.autograd.Function):
         for (rows, start, end), grad in zip(ctx.spans, grads, strict=True):
             total[rows, :, start:end] += grad
         return total.to(grads[0].dtype), None
-
-
-def _attend(query: Tensor, key: Tensor, value: Tensor, causal: bool = False) -> Tensor:
-    return scaled_dot_product_attention(query, key, value, is_causal=causal, enable_gqa=query.shape[1] != key.shape[1])

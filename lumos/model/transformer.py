@@ -5,6 +5,7 @@ Published sizes are `LUMOS_1B` and `LUMOS_3B`.
 """
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Annotated
 
 import torch
@@ -12,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding, layer_norm, rms_norm, silu
 
 from lumos.config import Count, Range, Scale, Size
-from lumos.model.attention import Attend
-from lumos.model.cache import Cache, DividedCache
+from lumos.model.attention import Attend, AttendOf
+from lumos.model.cache import Cache, behind
 from lumos.model.quantise import multiply, some_rows
 from lumos.model.rope import RopeKind, Rotation, axis_of_channel, inverse_frequency, rotate, rotation
 
@@ -83,15 +84,16 @@ class Transformer(nn.Module):
             deviation = 0.02 / (2 * self.config.layers) ** 0.5 if into_residual else 0.02
             nn.init.trunc_normal_(parameter, std=deviation, a=-3 * deviation, b=3 * deviation, generator=generator)
 
-    def forward(self, ids_BL: Tensor, position_BL3: Tensor, attend: Attend, cache: Cache | DividedCache | None = None) -> Tensor:
+    def forward(self, ids_BL: Tensor, position_BL3: Tensor, attend: Attend, cache: Cache | None = None) -> Tensor:
         """Hidden states after the last norm, hidden_BLD. With a cache, the ids' keys and values go after its `length`."""
-        return self.run(ids_BL, rotation(position_BL3, self.axis_K, self.inverse_frequency_K), attend, cache)
+        turn = rotation(position_BL3, self.axis_K, self.inverse_frequency_K)
+        return self.run(ids_BL, turn, partial(behind, attend, cache, None) if cache else lambda _: attend)
 
-    def run(self, ids_BL: Tensor, turn: Rotation, attend: Attend, cache: Cache | DividedCache | None = None) -> Tensor:
-        """`forward` with the positions' rotation made beforehand: the denoising steps of a frame share it."""
+    def run(self, ids_BL: Tensor, turn: Rotation, attend_of: AttendOf) -> Tensor:
+        """`forward` with the positions' rotation made beforehand, and attention by the number of the layer."""
         x_BLD = self.embed(ids_BL)
         for number, layer in enumerate(self.layers):
-            x_BLD = layer(x_BLD, turn, attend, cache, number)
+            x_BLD = layer(x_BLD, turn, attend_of(number))
         return rms_norm(x_BLD, self.norm.shape, self.norm, self.config.norm_eps)
 
     def embed(self, ids_BL: Tensor) -> Tensor:
@@ -153,11 +155,8 @@ class Layer(nn.Module):
         self.ffn_gate_up = nn.Parameter(torch.empty(2 * config.ffn, D))
         self.ffn_down = nn.Parameter(torch.empty(D, config.ffn))
 
-    def forward(self, x_BLD: Tensor, turn: Rotation, attend: Attend, cache: Cache | DividedCache | None, number: int) -> Tensor:
-        query, key, value = self.before_attention(x_BLD, turn)
-        if cache is not None:
-            key, value = cache.write(number, key, value)
-        return self.after_attention(x_BLD, attend(query, key, value))
+    def forward(self, x_BLD: Tensor, turn: Rotation, attend: Attend) -> Tensor:
+        return self.after_attention(x_BLD, attend(*self.before_attention(x_BLD, turn)))
 
     def before_attention(self, x_BLD: Tensor, turn: Rotation) -> tuple[Tensor, Tensor, Tensor]:
         """query_BNLK, key_BGLK, value_BGLK. What lies before and after attention is compiled and recomputed apart from it.

@@ -1,7 +1,7 @@
 """Sessions: videos that are watched while they are made, and told on the way what to show.
 
-The worker makes one latent frame of a session at a time, in turn with those of other sessions and of a video. It is asked to only
-while a reader waits, at most two ahead of what that reader has: a session that nobody reads stands still, and ends after a while.
+The worker makes a latent frame of each session that wants one, in turn with those of a video. That is while a reader waits, at
+most two ahead of what that reader has: a session that nobody reads stands still, and ends after a while.
 """
 
 import asyncio
@@ -108,7 +108,7 @@ class Sessions:
             return None
         live.wanted = pixel_frames(latent + AHEAD, live.temporal)
         self._touch(live)
-        self._ask(live)
+        self._ask(live.worker)
         with suppress(TimeoutError):
             async with asyncio.timeout(pause):
                 while not (part := next((part for part in live.parts if part[0] >= after), None)):
@@ -158,28 +158,30 @@ class Sessions:
         for live in [live for live in self.known.values() if live.worker is worker]:
             self.end(live, reason)
 
-    def heard(self, id: str, made: Part | None, news: Any) -> None:
+    def heard(self, worker: "Worker", id: str, made: Part | None, news: Any) -> None:
         """The worker has made a latent frame (news: all sentences) or could not (news: why)."""
-        live = self.known.get(id)
-        if live is None:
-            return
-        live.busy = False
-        if "hung" in live.timers:
-            live.timers["hung"].cancel()
-        if made is None:
-            return self.end(live, news)
-        if live.back is None:  # otherwise it is one that has been taken back meanwhile
-            live.parts.append(made)
-            live.frames, live.sentences = made[0] + len(made[1]), news
-        live.tell()
-        self._ask(live)
+        if live := self.known.get(id):
+            live.busy = False
+            if "hung" in live.timers:
+                live.timers["hung"].cancel()
+            if made is None:
+                self.end(live, news)
+            elif live.back is None:  # otherwise it is one that has been taken back meanwhile
+                live.parts.append(made)
+                live.frames, live.sentences = made[0] + len(made[1]), news
+            live.tell()
+        self._ask(worker)
 
-    def _ask(self, live: Live) -> None:
-        if not live.busy and not live.over and live.frames < live.wanted:
-            live.busy = True
-            live.timers["hung"] = asyncio.get_running_loop().call_later(self.config.time_limit, live.worker.kill)
-            live.worker.send("next", live.id, live.back, live.said)
-            live.back = live.said = None
+    def _ask(self, worker: "Worker") -> None:
+        """Once the worker has made what it was asked for, ask for a latent frame of every session that wants one."""
+        mine = [live for live in self.known.values() if live.worker is worker]
+        wanted = [live for live in mine if live.frames < live.wanted]
+        if not wanted or any(live.busy for live in mine):
+            return
+        worker.send("next", [(live.id, live.back, live.said) for live in wanted])
+        for live in wanted:
+            live.busy, live.back, live.said = True, None, None
+            live.timers["hung"] = asyncio.get_running_loop().call_later(self.config.time_limit, worker.kill)
 
     def _touch(self, live: Live) -> None:
         if "idle" in live.timers:

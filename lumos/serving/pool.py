@@ -122,7 +122,7 @@ class Worker:
                 raise WorkerDied
             if message[0] != "live":
                 return message
-            self.service.sessions.heard(*message[1:])
+            self.service.sessions.heard(self, *message[1:])
 
     async def _make(self, jobs: list[Job]) -> None:
         """One batch, from the queue to finished files. Each of its videos ends here, whatever happens."""

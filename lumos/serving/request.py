@@ -63,10 +63,6 @@ def _with_words(prompt: str) -> str:
     return prompt
 
 
-def _number(value: Any) -> Any:
-    return float(value) if isinstance(value, str) else value  # OpenAI's API sends seconds as text
-
-
 @dataclass(frozen=True)
 class Decoded:
     """What a file to start from is: a video or a picture, how many frames are kept (1 + 4k), and what made them fit."""
@@ -83,7 +79,8 @@ class VideoBody(BaseModel):
 
     prompt: Annotated[str, AfterValidator(_with_words)] = Field(max_length=2000, description="what to show")
     model: str | None = Field(None, max_length=200, description="name of the served weights; leave it out")
-    seconds: Annotated[float | None, BeforeValidator(_number)] = Field(
+    # OpenAI's API sends seconds as text
+    seconds: Annotated[float | None, BeforeValidator(lambda given: float(given) if isinstance(given, str) else given)] = Field(
         None, gt=0, le=3600, description="length; taken to the nearest 1 + 4k frames"
     )
     size: str | None = Field(None, max_length=20, description="WIDTHxHEIGHT, multiples of 32; default the model's own")

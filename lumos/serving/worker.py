@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from contextlib import closing, suppress
 from dataclasses import replace
+from functools import partial
 from io import BytesIO
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -28,12 +29,13 @@ from lumos.sequence.layout import SIZE_UNIT
 from lumos.serving.decode import is_memory_error
 from lumos.serving.request import VideoRequest
 from lumos.serving.store import FILES, START
-from lumos.session import Session
+from lumos.session import Session, make_next
 from lumos.tokenizer.compression import pixel_frames
 from lumos.weights import find_weights
 
 SECONDS_BETWEEN_NEWS = 0.4  # of progress; frames are told at once
 TOO_LARGE = "there was not enough memory; ask for fewer frames or a smaller size"
+Say = Callable[..., None]
 Words = queue.SimpleQueue[tuple[Any, ...]]  # what the server says
 
 
@@ -43,7 +45,7 @@ class Cancelled(Exception):
 
 def run(server: Connection, weights: str, device: str | None, workers: int = 1) -> None:
     """Serve until the server closes its end. It sends ("make", requests, folders for their files) and ("cancel",), of sessions
-    ("open", id, request, given), ("fork", id, source), ("next", id, frames to keep or None, sentence or None) and ("end", id).
+    ("open", id, request, given), ("fork", id, source), ("end", id), ("next", [(id, frames to keep or None, sentence or None)]).
 
     It is told ("ready", about, prompts, files) or ("broken", message) first, then for every batch ("progress", done, passes) and
     ("frames", first, [pictures of each row]), and at its end ("finished", [error or None of each row], seconds, files) or
@@ -62,23 +64,13 @@ def run(server: Connection, weights: str, device: str | None, workers: int = 1) 
     try:
         files = _files_of(weights)
         generator = Generator.from_folder(weights, device)
-        _warm_up(generator)
+        with suppress(ValueError):  # a very short generation, so that nobody's first frame waits for what happens only once
+            list(generator.stream("a", frames=min(5, generator.config.video.frames), steps=1))
     except (ValueError, OSError, RuntimeError, MemoryError) as error:
         say("broken", TOO_LARGE if is_memory_error(error) else str(error))
         return
     sessions: dict[str, Session] = {}
-
-    def steer(word: str, id: str, *rest: Any) -> None:
-        """Do what is asked of a session; what goes wrong ends it."""
-        try:
-            if made := _steer(generator, sessions, word, id, *rest):
-                say("live", id, *made)
-        except Exception as error:
-            known = is_memory_error(error) or isinstance(error, ValueError)
-            words = TOO_LARGE if is_memory_error(error) else str(error) if known else "the server met a fault; begin another"
-            say("live", id, None, ("failed", words))
-            sessions.pop(id, None)
-
+    steer = partial(_steer, generator, sessions, say)
     todo: Words = queue.SimpleQueue()
     cancelled = threading.Event()
     threading.Thread(target=_hear, args=(server, todo, cancelled), daemon=True).start()
@@ -106,27 +98,46 @@ def run(server: Connection, weights: str, device: str | None, workers: int = 1) 
             say("failed", *((("out_of_memory", TOO_LARGE), None) if is_memory_error(error) else (None, repr(error))))
 
 
-def _steer(
-    generator: Generator, sessions: dict[str, Session], word: str, id: str, *rest: Any
-) -> tuple[tuple[int, list[bytes]], list[tuple[int, str]]] | None:
-    """One word of serving/live.py: after "next", (number of the first new frame, pictures) and all sentences."""
-    if word == "open":
-        asked, starts = rest
-        settings = {name: getattr(asked, name) for name in ("height", "width", "steps", "guidance", "temperature")}
-        sessions[id] = generator.session(asked.prompt, asked.seed, **settings, **_given(asked, starts.__getitem__))
-    elif word == "fork":
-        sessions[id] = sessions[rest[0]].fork()
-    elif word == "end":
+def _steer(generator: Generator, sessions: dict[str, Session], say: Say, word: str, *rest: Any) -> None:
+    """Do what serving/live.py asks of sessions: a latent frame of each of some, or something with one."""
+    if word != "next":
+        return _do(generator, sessions, say, word, *rest)
+    for words in rest[0]:
+        _do(generator, sessions, say, "tell", *words)
+    told = [id for id, *_ in rest[0] if id in sessions]
+    # On a CPU frames take as long together as one after another, and compiled layers would be compiled anew for other rows.
+    if generator.device.type == "cuda" and not generator.compiled:
+        with suppress(Exception):  # what goes wrong does so again below, with the session that is to blame
+            make_next(sessions[id] for id in told)
+    for id in told:
+        _do(generator, sessions, say, "show", id)
+
+
+def _do(generator: Generator, sessions: dict[str, Session], say: Say, word: str, id: str, *rest: Any) -> None:
+    """One thing with one session, which what goes wrong ends."""
+    try:
+        if word == "open":
+            asked, starts = rest
+            settings = {name: getattr(asked, name) for name in ("height", "width", "steps", "guidance", "temperature")}
+            sessions[id] = generator.session(asked.prompt, asked.seed, **settings, **_given(asked, starts.__getitem__))
+        elif word == "fork":
+            sessions[id] = sessions[rest[0]].fork()
+        elif word == "end":
+            sessions.pop(id, None)
+        elif word == "tell":
+            session, (kept, sentence) = sessions[id], rest
+            if kept is not None:
+                session.back(session.frames - kept)
+            if sentence is not None:
+                session.say(sentence)
+        else:
+            first = pixel_frames((session := sessions[id]).course.shown, generator.tokenizer.temporal)
+            say("live", id, (first, _pictures(next(session)[0].cpu())), session.sentences)
+    except Exception as error:
+        known = is_memory_error(error) or isinstance(error, ValueError)
+        words = TOO_LARGE if is_memory_error(error) else str(error) if known else "the server met a fault; begin another"
+        say("live", id, None, ("failed", words))
         sessions.pop(id, None)
-    else:
-        session, (kept, sentence) = sessions[id], rest
-        if kept is not None:
-            session.back(session.frames - kept)
-        if sentence is not None:
-            session.say(sentence)
-        first = pixel_frames(session.course.shown, generator.tokenizer.temporal)
-        return (first, _pictures(next(session)[0].cpu())), session.sentences
-    return None
 
 
 def _hear(server: Connection, todo: Words, cancelled: threading.Event) -> None:
@@ -148,7 +159,7 @@ def _make(
     requests: list[VideoRequest],
     folders: list[Path],
     cancelled: threading.Event,
-    say: Callable[..., None],
+    say: Say,
     between: Callable[[], None],
 ) -> list[str | None]:
     first, said = requests[0], time.monotonic()
@@ -217,13 +228,6 @@ def _files_of(weights: str) -> dict[str, tuple[int, int]]:
         return {str(path): (path.stat().st_size, path.stat().st_mtime_ns) for path in folder.rglob("*") if path.is_file()}
     except (ValueError, OSError):
         return {}
-
-
-def _warm_up(generator: Generator) -> None:
-    """A very short generation, so that nobody's first frame waits for what happens only once."""
-    sampler = replace(generator.config.sampler, steps=1)
-    with suppress(ValueError):  # a vocabulary that cannot read the word is no reason to stop
-        list(generator.stream("a", frames=min(5, generator.config.video.frames), sampler=sampler))
 
 
 def _about(generator: Generator) -> dict[str, Any]:

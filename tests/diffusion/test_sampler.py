@@ -90,7 +90,7 @@ def sample(look: Look, config: SamplerConfig, B: int = 2, seed: int = 0) -> Tens
         grid=Grid(3, 4),
         device=torch.device("cpu"),
         compute=Compute(),
-        start_frame=lambda number, steps: ((-(-noise).exp()).exp(), noise),
+        start_frame=lambda number, steps, beside: ((-(-noise).exp()).exp(), noise),
         predict=lambda codes, places, strength, temperature, uniform: look(codes, places, uniform.gather(1, places)),
     )
     (codes_BN,) = sample_video(model, config, torch.zeros(B, 0, 12, dtype=torch.int64))  # type: ignore[arg-type]

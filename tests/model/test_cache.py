@@ -3,9 +3,8 @@
 import torch
 from torch import Tensor
 
-from lumos.model.cache import Cache, DividedCache
+from lumos.model.cache import Cache
 from lumos.model.rope import rotate, rotation
-from lumos.ranks import Division
 
 LAYERS, ROWS, GROUPS, CAPACITY, K = 2, 3, 2, 12, 32
 
@@ -15,7 +14,7 @@ def filled(length: int) -> tuple[Cache, Tensor, Tensor]:
     cache = Cache(LAYERS, ROWS, GROUPS, CAPACITY, K, torch.device("cpu"), torch.float32)
     keys, values = torch.randn(2, LAYERS, ROWS, GROUPS, length, K, generator=torch.Generator().manual_seed(0))
     for layer in range(LAYERS):
-        DividedCache(cache, Division(length)).write(layer, keys[layer], values[layer])  # as `cache`, where nothing is divided
+        cache.write(layer, keys[layer], values[layer])
     cache.commit(length)
     return cache, keys, values
 

@@ -49,12 +49,12 @@ def test_equals_the_dense_mask() -> None:
 
 
 def test_neighbours_of_one_length_share_their_calls(monkeypatch: pytest.MonkeyPatch) -> None:
-    rows, attend = [], prefix_module._attend
+    rows, attend = [], prefix_module.sdpa
 
     def counted(query: Tensor, *rest: Tensor, **how: bool) -> Tensor:
         rows.append(len(query))
         return attend(query, *rest, **how)
 
-    monkeypatch.setattr(prefix_module, "_attend", counted)
+    monkeypatch.setattr(prefix_module, "sdpa", counted)
     fast()(*tensors(block_of_rows().shape[1]))
     assert rows == [count for count in (1, 2, 1) for _ in range(1 + FRAMES)]

@@ -145,10 +145,32 @@ def test_a_worker_gives_the_generator_what_a_request_gives(tmp_path: Path) -> No
     generator: Any = SimpleNamespace(config=SimpleNamespace(sampler=SamplerConfig()), stream=made, session=made)
     assert _make(generator, [request], [tmp_path], threading.Event(), lambda *words: None, lambda: None) == [None]
     files = {at: (tmp_path / START.format(at)).read_bytes() for at in (0, 6, 8)}
-    _steer(generator, {}, "open", "x", request, files)
+    _steer(generator, {}, lambda *words: None, "open", "x", request, files)
     for settings in told:
         assert settings["given"].shape == (3, 5, 32, 32) and settings["keyframes"].keys() == {6, 8}
         assert all(torch.equal(pixels, torch.full((3, 32, 32), at / 127.5 - 1)) for at, pixels in settings["keyframes"].items())
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_what_goes_wrong_with_a_session_is_its_own(toy: Generator, device: str) -> None:
+    some = {name: toy.session("two", seed=seed) for seed, name in enumerate(("good", "raises", "mute", "far", "says"))}
+    alone = {name: session.fork() for name, session in some.items()}
+
+    def fail(*_: int) -> None:
+        raise MemoryError
+
+    some["raises"].progress = fail
+    words = {"mute": (None, " "), "far": (4, None), "says": (None, "a red circle")}
+    asked = [(name, *words.get(name, (None, None))) for name in ("lost", *some)]
+    answers: dict[str, list[Any]] = {}
+    generator: Any = SimpleNamespace(device=torch.device(device), compiled=False, tokenizer=toy.tokenizer)
+    _steer(generator, some, lambda _, id, *rest: answers.update({id: list(rest)}), "next", asked)
+    alone["says"].say("a red circle")
+    assert answers.keys() == {"lost", *alone} and some.keys() == {"good", "says"}
+    for name, session in some.items():
+        assert answers[name] == [(0, _pictures(next(alone[name])[0])), session.sentences]
+    told = [("lost", "fault"), ("raises", "not enough memory"), ("mute", "must have words"), ("far", "to go back")]
+    assert all(answers[name][0] is None and text in answers[name][1][1] for name, text in told)
 
 
 def test_what_is_wrong_is_told_and_changes_nothing(viewer: Viewer) -> None:
@@ -245,7 +267,7 @@ def steered(act: Callable[[Sessions, Worker, Any], Any], idle: float = 60.0, lim
 
 def made(sessions: Sessions, live: Any) -> None:
     """The worker has made the next latent frame."""
-    sessions.heard(live.id, (live.frames, [b""] * (4 if live.frames else 1)), [(0, "a")])
+    sessions.heard(live.worker, live.id, (live.frames, [b""] * (4 if live.frames else 1)), [(0, "a")])
 
 
 def test_nothing_is_made_that_nobody_waits_for() -> None:
@@ -281,7 +303,7 @@ def test_a_step_back_takes_back_what_is_being_made_and_what_was_said() -> None:
         sessions.say(live, "c")
         reader = asyncio.create_task(sessions.follow(live, 1))
         await asyncio.sleep(0)
-        assert worker.told[-1] == ("next", live.id, 1, "c") and live.back is live.said is None
+        assert worker.told[-1] == ("next", [(live.id, 1, "c")]) and live.back is live.said is None
         sessions.pause(live)
         assert await reader is None and live.document()["status"] == "making"
         waiting = asyncio.create_task(sessions.fork(live, Client("there")))
@@ -297,6 +319,27 @@ def test_a_step_back_takes_back_what_is_being_made_and_what_was_said() -> None:
     steered(act)
 
 
+def test_sessions_that_want_frames_at_one_time_are_asked_for_together() -> None:
+    async def act(sessions: Sessions, worker: Worker, live: Any) -> None:
+        others = [sessions.open(live.request, Client("here"), 4) for _ in range(2)]
+        readers = [asyncio.create_task(sessions.follow(each, 0)) for each in (live, *others)]
+        await asyncio.sleep(0)
+        assert worker.told[-1] == ("next", [(live.id, None, None)]) and worker.nexts == 1  # nobody waits for others
+        made(sessions, live)
+        assert worker.told[-1] == ("next", [(each.id, None, None) for each in (live, *others)])
+        sessions.end(others[0])
+        made(sessions, live)
+        assert worker.nexts == 2  # the rest is being made
+        sessions.heard(live.worker, others[0].id, None, ("failed", "too late"))
+        assert worker.nexts == 2
+        made(sessions, others[1])
+        assert worker.told[-1] == ("next", [(others[1].id, None, None)])
+        assert await readers[0] == await readers[2] == (0, [b""]) and await readers[1] is None
+        sessions.end(others[1])
+
+    steered(act)
+
+
 def test_a_session_ends_when_nobody_asks_or_the_worker_hangs_or_fails() -> None:
     async def act(sessions: Sessions, worker: Worker, live: Any) -> None:
         reader = asyncio.create_task(sessions.follow(live, 0))
@@ -305,8 +348,8 @@ def test_a_session_ends_when_nobody_asks_or_the_worker_hangs_or_fails() -> None:
         assert live.over[0] == "idle" and live.id not in sessions.known and worker.told[-1] == ("end", live.id)
         assert await reader is None and ("kill",) in worker.told
         other = sessions.open(live.request, Client("here"), 4)
-        sessions.heard(other.id, None, ("failed", "in words"))
+        sessions.heard(other.worker, other.id, None, ("failed", "in words"))
         assert other.document()["error"] == {"code": "failed", "message": "in words"}
-        sessions.heard(other.id, None, ("failed", "again"))  # a word that came too late
+        sessions.heard(other.worker, other.id, None, ("failed", "again"))  # a word that came too late
 
     steered(act, idle=1e-2, limit=1e-3)
