@@ -5,7 +5,7 @@ import torch
 
 from lumos.model.attention import attend_to_all, dense
 from lumos.model.cache import Cache
-from lumos.model.rope import INTERLEAVED, axis_of_channel
+from lumos.model.rope import INTERLEAVED, axis_of_channel, inverse_frequency
 from lumos.model.transformer import ModelConfig, Transformer
 from lumos.sequence.layout import Grid, content_ids, pack, text_batch
 from lumos.sequence.vocabulary import small_vocabulary
@@ -79,6 +79,10 @@ def test_every_axis_of_mm_rope_covers_the_spectrum() -> None:
         assert places[0] < 16 and places[-1] >= 48
     split = axis_of_channel("m-rope", 64)
     assert split == sorted(split) and [split.count(axis) for axis in range(3)] == [16, 24, 24]
+
+
+def test_angles_fall_from_one_pair_to_the_next() -> None:
+    assert inverse_frequency(4, 16.0).tolist() == [1.0, 0.5, 0.25, 0.125]
 
 
 def test_bad_shapes_are_refused() -> None:
