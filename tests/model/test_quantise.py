@@ -24,6 +24,7 @@ def test_every_value_is_within_half_a_step_of_its_format() -> None:
     floating = to_fp8(weight)
     error = (floating.values_DE.float() * floating.scale_D1 - weight).abs()
     assert (error <= torch.maximum(weight.abs() / 16, largest / 448 * 2**-10) * 1.001).all()  # 3 bits of fraction
+    assert eight.values_DE.abs().max() == 127 and to_fp8(weight).values_DE.float().abs().max() == 448
     assert to_fp8(torch.zeros(2, 8)).values_DE.float().eq(0).all() and to_int8(torch.zeros(2, 8)).values_DE.eq(0).all()
 
 

@@ -22,6 +22,8 @@ def test_the_loss_is_zero_for_equal_clips_and_grows_with_the_error(frames: int) 
     noise = torch.randn(clip.shape, generator=torch.Generator().manual_seed(1))
     losses = [float(reconstruction_loss(clip + size * noise, clip, LossConfig())) for size in (0.0, 0.01, 0.1, 1.0)]
     assert losses[0] == 0 and losses == sorted(losses) and losses[1] > 0
+    turned = reconstruction_loss((clip + noise.cumsum(3)).mT, clip.mT, LossConfig())  # rows and columns count alike
+    torch.testing.assert_close(turned, reconstruction_loss(clip + noise.cumsum(3), clip, LossConfig()))
 
 
 def test_the_first_frame_weighs_as_much_as_a_latent_frame() -> None:

@@ -111,6 +111,8 @@ def test_a_batch_has_clips_of_every_world_that_has_a_share(tmp_path: Path) -> No
     (tmp_path / "red.jsonl").write_text('{"path": "red.png", "noun": "cat", "captions": ["red"], "mirror": true}')
     config = replace(TOY, batch=8, stickers=0.25)
     assert clips_of_worlds(config, 8) == {"stickers": 2, "shapes": 6}
+    shares = replace(config, creatures=0.25, workers=3).worlds
+    assert (shares.shapes, shares.stickers, shares.creatures, shares.workers) == (0.5, 0.25, 0.25, 3)
     assert clips_of_worlds(replace(config, stickers=0.01, creatures=0.85), 8) == {"stickers": 1, "creatures": 7}
     with pytest.raises(ValueError, match="room for a clip of each world, got 1"):
         clips_of_worlds(replace(config, stickers=0.5, creatures=0.5), 1)
