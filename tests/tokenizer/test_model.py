@@ -109,10 +109,15 @@ def test_default_size_and_codebook() -> None:
 def test_widths_and_blocks_of_other_numbers_are_refused() -> None:
     with pytest.raises(ValueError, match=r"equally many, 2 to 6, got \[3, 2, 2, 2\]"):
         TokenizerConfig(encoder_widths=(8, 8, 8))
+    with pytest.raises(ValueError, match=r"2 to 6, got \[1, 1, 1, 1\]"):
+        TokenizerConfig((8, 8), (8,), (1,), (8,), (1,))
 
 
 def test_latent_frames_and_sides_of_other_compressions() -> None:
     assert [latent_frames(frames, 8) for frames in (1, 9, 17)] == [1, 2, 3]
+    for frames, better in ((0, 1), (2, 9)):
+        with pytest.raises(ValueError, match=f"frames must be 1 [+] 8k, got {frames}; use {better}$"):
+            latent_frames(frames, 8)
     assert [pixel_frames(count, 8) for count in range(4)] == [0, 1, 9, 17]
     check_sides(16, 48, 16)
     for height, width in ((16, 40), (0, 16), (8, 16)):
