@@ -160,7 +160,7 @@ class Store:
 
     def expire(self, now: float) -> list[str]:
         """Delete what is too old, then the oldest until the rest fits; returns the ids. What is not finished stays."""
-        kept = [video for video in self.known.values() if video.is_finished]
+        kept = sorted((each for each in self.known.values() if each.is_finished), key=lambda each: each.completed_at or 0)
         gone = [video.id for video in kept if video.expires_at is not None and video.expires_at <= now]
         kept = [video for video in kept if video.id not in gone]
         while sum(video.bytes for video in kept) > self.keep_bytes:

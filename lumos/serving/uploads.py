@@ -73,7 +73,7 @@ class Uploads:
 
     def _decode(self, file: Path, folder: Path, size: Format) -> Decoded:
         """Have START and PREVIEW written into `folder`. ValueError in words for what cannot be read."""
-        here, there = Pipe()
+        here, there = Pipe(duplex=False)  # what decodes a stranger's file is told nothing
         process = new_process("lumos.serving.decode", there, file, folder, size, self.config)
         process.start()
         there.close()
