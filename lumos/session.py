@@ -183,7 +183,7 @@ class Session:
 def make_next(sessions: Iterable[Session]) -> None:
     """Make the latent frame that `next` will show of each, of those alike in the same passes: the one that it would make alone.
 
-    Alike are those of one generator with the same size, settings and `progress`; what this raises leaves all as they were.
+    Alike are those of one generator with the same size, settings and `progress`; what `progress` raises leaves them as they were.
     """
     groups: dict[tuple[Any, ...], list[Session]] = {}
     for session in dict.fromkeys(each for each in sessions if each.course.shown == len(each.codes)):

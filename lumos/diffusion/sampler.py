@@ -8,7 +8,6 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
-from itertools import accumulate
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
@@ -101,7 +100,7 @@ def sample_video(
 
 
 def sample_frame(model: "FrameModel", config: SamplerConfig, number: int, tell: Progress | None, beside: Others = ()) -> Tensor:
-    """codes_BN of latent frame `number` behind history, rows of `beside` in between. tell: of (steps done, all of them)."""
+    """codes_BN of latent frame `number` behind history, then a row of each in `beside`. tell: of (steps done, all of them)."""
     uniform_SPBN, gumbel_SBN = model.start_frame(number, config.steps, beside)
     N, strength_S = gumbel_SBN.shape[2], guidance_strengths(config)
     noise_S = place_noise(config, number - model.spec.given)
@@ -156,7 +155,10 @@ def place_noise(config: SamplerConfig, frame: int) -> list[float]:
     if config.sampler == "released":
         # Released code: T is multiplied by (1 - (step + 1) / steps) after every step and never reset, so it reaches 0 in the
         # first generated frame and stays there.
-        return list(accumulate([config.noise if frame == 0 else 0.0, *falling[:-1]], lambda weight, share: weight * share))
+        weights = [config.noise if frame == 0 else 0.0]
+        for share in falling[:-1]:
+            weights.append(weights[-1] * share)
+        return weights
     return [config.noise * share for share in falling]
 
 

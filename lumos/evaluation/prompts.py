@@ -32,9 +32,8 @@ class Prompt:
     task: Task
     split: str  # "seen" or "held-out" (colour, shape) pairs
     text: str
-    checks: Mapping[
-        str, tuple[Annotated[str, Literal[tuple(ATTRIBUTES)]], ...]
-    ]  # each class with the attributes of the judge that must all be right
+    # each class with the attributes of the judge that must all be right
+    checks: Mapping[str, tuple[Annotated[str, Literal[tuple(ATTRIBUTES)]], ...]]
     scene: Scene
     given: Scene | None = field(default=None, metadata={"later": True})  # its first frame is the image to start from
 

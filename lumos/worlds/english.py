@@ -64,8 +64,7 @@ def phrases(table: str) -> Phrases:
 
 def say(name: str, table: Phrases, rng: random.Random, parts: Mapping[str, str] = {}) -> str:
     """One of the phrases for a name, or the name itself. "{name}" in it is one of `parts`, or said in the same way; with a form:
-    "{a name}", "{many name}", "{does name}", "{doing name}".
-    """
+    "{a name}", "{many name}", "{does name}", "{doing name}"."""
     if name in parts:
         return parts[name]
     form, _, rest = name.partition(" ")
