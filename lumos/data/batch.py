@@ -22,7 +22,6 @@ class Batch(NamedTuple):
     # of sources that can give them: codes of a later frame as a picture of its own, and which pixel frame it is
     key_BHW: Tensor | None = None
     key_at_B: Tensor | None = None
-    things_BTHW: Tensor | None = None  # bool: which codes show more than ground
 
     def rows(self, which_B: Tensor) -> "Batch":
         """Some rows. which_B: on the CPU."""

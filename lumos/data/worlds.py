@@ -14,7 +14,6 @@ from typing import Annotated, Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import avg_pool3d
 from torch.utils.data import Dataset
 
 import lumos.worlds.creatures.captions as creature_words
@@ -35,7 +34,6 @@ from lumos.tokenizer.model import VideoTokenizer
 from lumos.worlds.creatures.library import Library, load_library
 from lumos.worlds.stickers.library import load_stickers
 
-DIFFERS = 0.2  # of colours in [-1, 1], from which on a code shows a thing
 RENDERED = 32  # clips rendered and tokenised at once: pixels are large
 
 
@@ -212,28 +210,18 @@ class WorldsStream:
     def tokenised(self, name: str, half: Half, frames: int) -> Batch:
         """The codes of half a chunk; in bf16 on CUDA."""
         parts, text_BS, length_B, key_at_B = half
-        codes, keys, things = [], [], []
+        codes, keys = [], []
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
             for packed, at_B in zip(parts, key_at_B.split(RENDERED), strict=True):
                 pixels_BCFHW = self.worlds[name].render(packed, frames, self.config, self.device)
                 codes.append(self.encode(pixels_BCFHW))
-                things.append(things_in(pixels_BCFHW, self.tokenizer.temporal, self.tokenizer.spatial))
                 if frames > 1:
                     pictures_BCHW = pixels_BCFHW[torch.arange(len(at_B), device=self.device), :, at_B.to(self.device)]
                     keys.append(self.encode(pictures_BCHW[:, :, None].contiguous())[:, 0])
                 else:  # an image is the only picture of itself
                     keys.append(codes[-1][:, 0])
         text_BS, key_at_B = (part.to(self.device, non_blocking=True) for part in (text_BS, key_at_B))
-        return Batch(text_BS, length_B, torch.cat(codes), torch.cat(keys), key_at_B, torch.cat(things))
-
-
-def things_in(pixels_BCFHW: Tensor, temporal: int, spatial: int) -> Tensor:
-    """Which codes show another colour than most of their row, bool [B, T, H, W]: things, not ground or sky."""
-    later = pixels_BCFHW.shape[2] - 1
-    first, rest = pixels_BCFHW.float().split([1, later], dim=2)
-    mean_BCTHW = torch.cat([first, rest.unflatten(2, (later // temporal, temporal)).mean(3)], dim=2)  # of a code's frames
-    colour_BCTHW = avg_pool3d(mean_BCTHW, (1, spatial, spatial))
-    return (colour_BCTHW - colour_BCTHW.median(dim=-1, keepdim=True).values).abs().amax(1) > DIFFERS
+        return Batch(text_BS, length_B, torch.cat(codes), torch.cat(keys), key_at_B)
 
 
 class WorldBatches(Dataset[Any]):

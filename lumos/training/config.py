@@ -54,8 +54,6 @@ class TrainModelConfig:
     images: Whole = 256  # of an image step on one GPU
     accumulate: Whole = 1  # parts that a step's batch is computed in
     image_every: Annotated[int, Range(0, 10**9)] = 4  # every which step is one of images; 0 = none
-    # how many times as much a code counts that shows a thing of the worlds as one that shows ground, which most of them do
-    things: Annotated[float, Range(1, 1000)] = 1.0
     drop_text: Share = 0.1  # share of samples that lose their prompt, for guidance
     keyframes: Share = 0.0  # share of video steps that give a later frame first, so that the model can end where it is told to
     late_windows: Share = 0.3  # share of video steps whose window starts later than the first frame

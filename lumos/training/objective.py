@@ -45,7 +45,6 @@ class MaskedBatch(NamedTuple):
     first: int  # latent frame of the clips at which the window starts
     image: bool
     key: Keyframe | None = None  # a later frame that is given first
-    things_BTHW: Tensor | None = None  # bool: which codes show more than ground, where the source knows
 
     @property
     def target_BTHW(self) -> Tensor:
@@ -71,11 +70,10 @@ def mask_batch(batch: Batch, config: TrainModelConfig, draw: torch.Generator) ->
     mask = draw_mask(config.mask, B, T, H, W + 1, draw, torch.device("cpu"), config.least_ratio)
     order_B = length_B.argsort(stable=True)  # prompts of one length side by side share calls of attention
     keyed = frames > 1 and first == 0 and float(torch.rand((), generator=draw)) < config.keyframes
-    things_BTHW = None if batch.things_BTHW is None else batch.things_BTHW[:, first : first + window]
-    batch, key = batch._replace(codes_BTHW=codes_BTHW, things_BTHW=things_BTHW).rows(order_B), None
+    batch, key = batch._replace(codes_BTHW=codes_BTHW).rows(order_B), None
     if keyed and batch.key_BHW is not None and batch.key_at_B is not None:
         key = Keyframe(batch.key_BHW, batch.key_at_B)
-    return MaskedBatch(batch.text_BS, length_B[order_B], batch.codes_BTHW, mask, first, frames == 1, key, batch.things_BTHW)
+    return MaskedBatch(batch.text_BS, length_B[order_B], batch.codes_BTHW, mask, first, frames == 1, key)
 
 
 def backward(model: Transformer, vocabulary: Vocabulary, batch: MaskedBatch, config: TrainModelConfig, ranks: Ranks) -> Tensor:
@@ -101,16 +99,13 @@ def backward(model: Transformer, vocabulary: Vocabulary, batch: MaskedBatch, con
 def batch_loss(
     model: Transformer, vocabulary: Vocabulary, batch: MaskedBatch, config: TrainModelConfig, weight: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Sum of the targets' cross-entropy times `weight`, more of things; and without weight and gradient, by latent frame."""
+    """Sum of the targets' cross-entropy times `weight`; and without weight and gradient, by latent frame."""
     codes_BTHW, device = batch.codes_BTHW, batch.codes_BTHW.device
     # sharded parameters need no autocast: they are cast as they are gathered
     low = device.type == "cuda" and config.parallel.precision == "bfloat16" and not config.parallel.shard
     with torch.autocast(device.type, torch.bfloat16, enabled=low):
         hidden_MD, code_M, frame_M = states_at_targets(model, vocabulary, batch, config)
-        weight_M = weight.expand(code_M.shape)
-        if batch.things_BTHW is not None:
-            weight_M = weight_M * (1 + (config.things - 1) * batch.things_BTHW.flatten()[code_M])
-        loss, loss_M = code_loss(model, vocabulary, hidden_MD, codes_BTHW.flatten()[code_M], weight_M)
+        loss, loss_M = code_loss(model, vocabulary, hidden_MD, codes_BTHW.flatten()[code_M], weight.expand(code_M.shape))
     return loss, torch.zeros(codes_BTHW.shape[1], device=device).index_add_(0, frame_M, loss_M)
 
 

@@ -13,17 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from lumos.data.batch import Batch, Schedule
-from lumos.data.worlds import (
-    Chunks,
-    Shapes,
-    World,
-    WorldsConfig,
-    WorldsStream,
-    open_worlds,
-    own_captions,
-    sample_captions,
-    things_in,
-)
+from lumos.data.worlds import Chunks, Shapes, World, WorldsConfig, WorldsStream, open_worlds, own_captions, sample_captions
 from lumos.sequence.text import train_text_tokenizer
 from lumos.sequence.vocabulary import small_vocabulary
 from tests.toy_model import toy_tokenizer
@@ -166,14 +156,3 @@ def test_ctrl_c_does_not_kill_the_workers() -> None:
     for step in range(1, 12):
         assert same(take(source, step), take(expected, step))
     assert worker.is_alive()
-
-
-def test_things_are_what_differs_from_the_rest_of_its_row() -> None:
-    """A square over a ground that grows lighter downwards, where it moves one code to the right."""
-    pixels_BCFHW = torch.linspace(-1, 0, 64).view(1, 1, 1, 64, 1).repeat(1, 3, 9, 1, 64)
-    pixels_BCFHW[:, 0, :5, 16:48, 8:24] = 1
-    pixels_BCFHW[:, 0, 5:, 16:48, 16:32] = 1
-    expected_BTHW = torch.zeros(1, 3, 8, 8, dtype=torch.bool)
-    expected_BTHW[:, :2, 2:6, 1:3] = expected_BTHW[:, 2, 2:6, 2:4] = True
-    assert torch.equal(things_in(pixels_BCFHW, 4, 8), expected_BTHW)
-    assert torch.equal(things_in(pixels_BCFHW[:, :, :1], 4, 8), expected_BTHW[:, :1])

@@ -33,7 +33,6 @@ CONFIG = TrainModelConfig(
     optim=OptimConfig(),
     videos=2,
     images=4,
-    things=3.0,
 )
 GRID = Grid(4, 4)
 
@@ -101,9 +100,7 @@ def masked_batch() -> MaskedBatch:
     draw = torch.Generator().manual_seed(1)
     text_BS = torch.randint(20, (4, 64), generator=draw)
     codes_BTHW = torch.randint(25, (4, 3, 4, 4), generator=draw)
-    source = Batch(text_BS, torch.tensor([7, 0, 9, 12]), codes_BTHW, things_BTHW=codes_BTHW % 3 == 0)
-    batch = mask_batch(source, CONFIG, draw)
-    assert batch.things_BTHW is not None and torch.equal(batch.things_BTHW, batch.codes_BTHW % 3 == 0)
+    batch = mask_batch(Batch(text_BS, torch.tensor([7, 0, 9, 12]), codes_BTHW), CONFIG, draw)
     assert batch.mask[:2].sum() != batch.mask[2:].sum()
     return batch
 
@@ -129,7 +126,7 @@ def check_equal(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
         torch.testing.assert_close(found[name], gradient, msg=lambda text, name=name: f"{name}: {text}")
 
 
-def test_gradients_are_those_of_the_mean_over_all_masked_codes_things_counted_more() -> None:
+def test_gradients_are_those_of_the_mean_over_all_masked_codes() -> None:
     batch, model, plain = masked_batch(), new_model(CONFIG), new_model(CONFIG)
     loss_T = backward(model, VOCABULARY, batch, CONFIG, ALONE)
     content = torch.where(batch.mask, VOCABULARY.mask, content_ids(VOCABULARY, batch.codes_BTHW))
@@ -141,8 +138,7 @@ def test_gradients_are_those_of_the_mean_over_all_masked_codes_things_counted_mo
     is_newline[..., -1] = True
     logits = plain.logits(hidden_BLD[is_masked][~is_newline[batch.mask]], VOCABULARY.first_code, VOCABULARY.codes)
     loss_M = cross_entropy(logits, batch.codes_BTHW[target_BTHW], reduction="none")
-    weight_M = 1 + 2 * (batch.codes_BTHW % 3 == 0)[target_BTHW]  # things count three times
-    (loss_M * weight_M).mean().backward()
+    loss_M.mean().backward()
     check_equal(*({name: p.grad for name, p in each.named_parameters() if p.grad is not None} for each in (model, plain)))
     assert work_of(batch, CONFIG, VOCABULARY).targets == round(len(loss_M) / 4)
     frame_M = target_BTHW.nonzero()[:, 1]
