@@ -9,6 +9,7 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import accumulate
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -156,7 +157,7 @@ class Chunks(Dataset[tuple[str, Half, Half]]):
     def __getitem__(self, number: int) -> tuple[str, Half, Half]:
         # all ranks take the same world, so that none waits for another's slower one
         at = f"{self.schedule.seed}/{number}"
-        (name,) = random.Random(at).choices(list(self.worlds), [getattr(self.config, name) for name in self.worlds])
+        name = world_of(number, {name: getattr(self.config, name) for name in self.worlds})
         rng = random.Random(f"{at}/{self.schedule.rank}")
         video, image = (
             self._half(self.worlds[name], rng, count, kind) for count, kind in zip(self.sizes, (False, True), strict=True)
@@ -171,6 +172,15 @@ class Chunks(Dataset[tuple[str, Half, Half]]):
             prompts += [self.text.encode(words)[: self.slots - 2] for words in captions]
         key_at_B = torch.tensor([0 if image else rng.randrange(1, max(2, self.config.frames)) for _ in prompts])
         return parts, *text_batch(self.vocabulary, prompts, self.slots), key_at_B
+
+
+def world_of(number: int, share: dict[str, float]) -> str:
+    """The world of chunk `number`: each has its share of any few chunks in a row, so that every pool holds all worlds.
+
+    Multiples of the golden ratio spread evenly, where random draws leave a pool without a world or with it alone.
+    """
+    place = number * (5**0.5 - 1) / 2 % 1
+    return next(name for name, end in zip(share, (*list(accumulate(share.values()))[:-1], 1.0), strict=True) if place < end)
 
 
 class WorldsStream:

@@ -13,7 +13,17 @@ from PIL import Image
 from torch import Tensor
 
 from lumos.data.batch import Batch, Schedule
-from lumos.data.worlds import Chunks, Shapes, World, WorldsConfig, WorldsStream, open_worlds, own_captions, sample_captions
+from lumos.data.worlds import (
+    Chunks,
+    Shapes,
+    World,
+    WorldsConfig,
+    WorldsStream,
+    open_worlds,
+    own_captions,
+    sample_captions,
+    world_of,
+)
 from lumos.sequence.text import train_text_tokenizer
 from lumos.sequence.vocabulary import small_vocabulary
 from tests.toy_model import toy_tokenizer
@@ -97,6 +107,13 @@ def test_ranks_take_the_same_world_at_the_same_time() -> None:
         for rank in (0, 1)
     ]
     assert names[0] == names[1] and len(set(names[0])) == 2
+
+
+def test_every_pool_holds_all_worlds() -> None:
+    share = {"shapes": 0.25, "stickers": 0.5, "creatures": 0.25}
+    names = [world_of(number, share) for number in range(1000)]
+    for name, part in share.items():
+        assert all(abs(names[first : first + 12].count(name) - 12 * part) <= 1 for first in range(988))
 
 
 def test_prompts_and_codes_belong_together() -> None:
