@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from lumos.config import PACKAGED
 from lumos.evaluation.judge.judge import judge
 from lumos.generate import pick_device
 from lumos.media.sheet import contact_sheet
@@ -36,7 +37,7 @@ def main() -> None:
     parser.add_argument("--kind", choices=("all", "several", "occlusion"), default="all", help="(default: all)")
     parser.add_argument("--clips", type=int, default=200, help="(default: 200)")
     parser.add_argument("--seed", type=int, default=13, help="(default: 13)")
-    parser.add_argument("--tokenizer", default="tiny", help="weights of the package, a folder, or none (default: tiny)")
+    parser.add_argument("--tokenizer", default=PACKAGED, help=f"weights of the package, a folder, or none (default: {PACKAGED})")
     parser.add_argument("--sheet", type=Path, default=None, help="PNG of the clips with a mark that is not right")
     parser.add_argument("--device", default=None, help="cpu or cuda, of the tokenizer (default: cuda if there is one)")
     args = parser.parse_args()

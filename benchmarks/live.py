@@ -1,6 +1,6 @@
 """20 live sessions on one server, whose readers read, stall, vanish in the middle of a request, or flood it with sentences.
 
-python benchmarks/live.py [--weights tiny] [--sessions 20] [--seconds 60]
+python benchmarks/live.py [--weights NAME] [--sessions 20] [--seconds 60]
 
 Prints: answers by status, the slowest /health, frames a second of all readers together, memory before, during and after, and how
 many sessions are left when nobody has asked for a while. Exit code 1 if a promise is broken.
@@ -17,6 +17,8 @@ from pathlib import Path
 
 import httpx2 as httpx
 from serving import PROMPTS, Server, watch_health
+
+from lumos.config import PACKAGED
 
 KINDS = ("reads", "stalls", "vanishes", "floods")
 LONG = 2000 * "\U0001f98a"  # said once in a flood: too long, and answered 400
@@ -84,7 +86,7 @@ async def measure(server: Server, sessions: int, seconds: float) -> dict[str, ob
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--weights", default="tiny")
+    parser.add_argument("--weights", default=PACKAGED)
     parser.add_argument("--sessions", type=int, default=20)
     parser.add_argument("--seconds", type=float, default=60.0)
     args = parser.parse_args()

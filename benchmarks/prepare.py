@@ -1,6 +1,6 @@
 """How fast `lumos prepare` reads videos, beside PyAV's own decode-and-resize loop on the same threads; and with the tokenizer.
 
-    python benchmarks/prepare.py VIDEO... [--threads 2] [--size 128x128] [--fps 8] [--tokenizer tiny] [--repeat 3]
+    python benchmarks/prepare.py VIDEO... [--threads 2] [--size 128x128] [--fps 8] [--tokenizer NAME] [--repeat 3]
     python benchmarks/prepare.py emoji/pictures [--device cuda]
 
 PyAV's loop decodes every frame and resizes each with swscale's bicubic. `prepare` is measured at every frame too (the same work),
@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from lumos.config import PACKAGED
 from lumos.data.clips import Cut, read_clips
 from lumos.data.manifest import Entry
 from lumos.data.prepare import PrepareConfig, Share, prepare_shards
@@ -30,7 +31,7 @@ def main() -> None:
     parser.add_argument("--size", default="128x128")
     parser.add_argument("--fps", type=float, default=8)
     parser.add_argument("--frames", type=int, default=17)
-    parser.add_argument("--tokenizer", default="tiny")
+    parser.add_argument("--tokenizer", default=PACKAGED)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--repeat", type=int, default=3, help="the fastest of so many rounds counts")
     args = parser.parse_args()

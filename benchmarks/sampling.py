@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lumos.config import PACKAGED
 from lumos.diffusion.compute import Compute, prepare_model
 from lumos.diffusion.cost import generation_cost, matrix_rate
 from lumos.diffusion.frame_model import FrameModel, VideoSpec
@@ -302,12 +303,12 @@ def decoding(bench: Bench, sizes: list[tuple[int, int]], toy: bool) -> None:
             bench.keep(what="decode", size=f"{width}x{height}", precision=name, seconds=round(seconds, 3), peak_gib=peak["gib"])
 
 
-def tiny(bench: Bench, batches: list[int]) -> None:
+def packaged(bench: Bench, batches: list[int]) -> None:
     """The model in the package: first frame of one video, and decoded frames a second in a batch, everything included."""
     rehearsal: dict[str, Any] = {} if bench.cuda else {"steps": 1, "first": 1.0}
     frames = None if bench.cuda else 5
     for compiled, graphs in ((True, True), (False, True), (False, False)) if bench.cuda else ((False, False),):
-        generator = Generator.from_folder("tiny", str(bench.device), Compute(compile=compiled, graphs=graphs))
+        generator = Generator.from_folder(PACKAGED, str(bench.device), Compute(compile=compiled, graphs=graphs))
         sampler = replace(generator.config.sampler, **rehearsal)
 
         def first(generator: Generator = generator, sampler: SamplerConfig = sampler) -> None:
@@ -317,7 +318,7 @@ def tiny(bench: Bench, batches: list[int]) -> None:
         times = sorted(bench.seconds(first) for _ in range(9 if bench.cuda else 1))
         bench.keep(
             what="first frame",
-            model="tiny",
+            model=PACKAGED,
             compiled=compiled,
             graphs=graphs,
             steps=sampler.steps,
@@ -335,7 +336,7 @@ def tiny(bench: Bench, batches: list[int]) -> None:
             made = batch * (frames or generator.config.video.frames)
             bench.keep(
                 what="batch",
-                model="tiny",
+                model=PACKAGED,
                 compiled=compiled,
                 graphs=graphs,
                 videos=batch,
@@ -347,7 +348,7 @@ def tiny(bench: Bench, batches: list[int]) -> None:
 
 def side_by_side(bench: Bench, count: int, turns: int) -> None:
     """Decoded frames a second of all of `count` sessions, made one after another and in the same passes, in alternation."""
-    generator = Generator.from_folder("tiny", str(bench.device))
+    generator = Generator.from_folder(PACKAGED, str(bench.device))
     some = [generator.session(PROMPTS[number % len(PROMPTS)], seed=number) for number in range(count)]
     ways = {"one after another": [[session] for session in some], "together": [some]}
     rates: dict[str, list[float]] = {way: [] for way in ways}
@@ -427,7 +428,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=50, help="denoising steps a latent frame of the exact runs (default: 50)")
     parser.add_argument("--measured-steps", type=int, default=50, help="run so many of them and multiply (default: 50, all)")
     parser.add_argument("--only", default="", help="variants whose name contains this")
-    parser.add_argument("--skip-parts", action="store_true", help="leave out tiny, decoding and the error of fp8 and int8")
+    parser.add_argument(
+        "--skip-parts", action="store_true", help="leave out packaged weights, decoding, the error of fp8 and int8"
+    )
     parser.add_argument("--sessions", default="", help="measure sessions side by side alone, so many: 1,2,4")
     parser.add_argument("--out", type=Path, default=None, help="file that gets every measurement as a JSON line")
     args = parser.parse_args()
@@ -445,7 +448,7 @@ def main() -> None:
     with torch.inference_mode():
         rate = card(bench, dtype)
         if not args.skip_parts:
-            tiny(bench, [1] if toy else [64, 256])
+            packaged(bench, [1] if toy else [64, 256])
             precision_error(bench, cells[0], vocabulary, dtype)
             decoding(bench, [(cell.width, cell.height) for cell in cells if cell is cells[0] or not toy][:2], toy)
         for number, cell in enumerate(cells):

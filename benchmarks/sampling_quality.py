@@ -1,6 +1,6 @@
 """Is faster sampling as good? Steps x sampler, guidance schedules, and history over long videos, judged from pixels.
 
-    python benchmarks/sampling_quality.py --weights tiny --max-seconds 300 --out quality.jsonl       (--toy to rehearse)
+    python benchmarks/sampling_quality.py --max-seconds 300 --out quality.jsonl       (--toy to rehearse)
 
 Held-out prompts with one moving object: dominant colour and direction of motion of the first 17 frames, and the colour of the
 last 17 of a long video, as shares of `--count` clips; seconds and memory of making them. Every point is a line of --out at
@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from lumos.config import PACKAGED
 from lumos.diffusion.sampler import SamplerConfig
 from lumos.evaluation.prompts import one_object
 from lumos.evaluation.run import usual_workers, worker_pool
@@ -91,7 +92,7 @@ def table(lines: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Quality of faster sampling.")
-    parser.add_argument("--weights", default="tiny", help="name of weights in the package, or a folder (default: tiny)")
+    parser.add_argument("--weights", default=PACKAGED, help=f"name of weights in the package, or a folder (default: {PACKAGED})")
     parser.add_argument("--count", type=int, default=64, help="clips a point (default: 64)")
     parser.add_argument("--batch", type=int, default=64, help="clips at a time (default: 64)")
     parser.add_argument("--only", default="", help="points whose table or row contains this")

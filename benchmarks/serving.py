@@ -1,6 +1,6 @@
 """A server under load, with clients that cancel, send nonsense and hang up; then killed in the middle and started again.
 
-python benchmarks/serving.py [--weights tiny] [--clients 20] [--requests 200] [--repeat 5] [--only-first-frame] [--json]
+python benchmarks/serving.py [--weights NAME] [--clients 20] [--requests 200] [--repeat 5] [--only-first-frame] [--json]
 python benchmarks/serving.py --only-throughput --requests 100 --serve "--gpus 4"      (then "--gpus 1": whole videos a second)
 
 Prints: seconds until ready, seconds to a first frame (and on the page, with Playwright and a Chromium), what every request ended
@@ -29,6 +29,8 @@ from statistics import median
 from typing import Any
 
 import httpx2 as httpx
+
+from lumos.config import PACKAGED
 
 PROMPTS = ("a red circle moves to the right", "two green triangles bounce", "a large blue star spins", "a yellow heart")
 BAD: tuple[dict[str, Any], ...] = (
@@ -273,7 +275,7 @@ def said(seconds: list[float]) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--weights", default="tiny")
+    parser.add_argument("--weights", default=PACKAGED)
     parser.add_argument("--clients", type=int, default=20)
     parser.add_argument("--requests", type=int, default=200)
     parser.add_argument("--repeat", type=int, default=5, help="measurements of the first frame")

@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from lumos.config import PACKAGED
 from lumos.data.shards import ShardReader, open_shards
 from lumos.evaluation.prompts import Prompt, benchmark
 from lumos.evaluation.run import usual_batch
@@ -74,7 +75,7 @@ def shapes_prompts() -> list[Prompt]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--weights", default="tiny", help="name of weights in the package, or a folder (default: tiny)")
+    parser.add_argument("--weights", default=PACKAGED, help=f"name of weights in the package, or a folder (default: {PACKAGED})")
     parser.add_argument("--out", type=Path, required=True, help="folder for the sheets")
     parser.add_argument("--pictures", default=None, help="picture shards of the emoji, for image_emoji")
     parser.add_argument("--count", type=int, default=COUNT, help=f"captions of each sheet (default: {COUNT})")

@@ -1,7 +1,7 @@
 """How well a tokenizer keeps real clips: PSNR of the first 17 frames of every held-out clip of picture shards, or of all clips.
 
-    python benchmarks/tokenizer.py emoji/pictures --tokenizer tiny --sheet emoji.png
-    python benchmarks/tokenizer.py camera/pictures --tokenizer tiny --all
+    python benchmarks/tokenizer.py emoji/pictures --sheet emoji.png
+    python benchmarks/tokenizer.py camera/pictures --all
 
 Held out are those that `lumos train-tokenizer --data` never trains on. For shapes there is `lumos evaluate tokenizer`. The
 mean is over clips; decoding is streamed, frame by frame, as generation does it. Needs no PyAV.
@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lumos.config import PACKAGED
 from lumos.data.pixels import open_pixels, split_rows
 from lumos.data.shards import ShardReader
 from lumos.generate import pick_device
@@ -31,7 +32,9 @@ SHOWN = 6
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pictures", help="shards made with lumos prepare --pixels")
-    parser.add_argument("--tokenizer", default="tiny", help="name of weights in the package, or a folder (default: tiny)")
+    parser.add_argument(
+        "--tokenizer", default=PACKAGED, help=f"name of weights in the package, or a folder (default: {PACKAGED})"
+    )
     parser.add_argument("--all", action="store_true", help="all clips; for material that the tokenizer was not trained on")
     parser.add_argument("--frames", type=int, default=17, help="of each clip, fewer where it is shorter (default: 17)")
     parser.add_argument("--size", type=int, default=128, help="pixels a side, from the middle (default: 128)")

@@ -1,6 +1,6 @@
 """The same sentences and seeds without and with an adapter, side by side: examples/camera.md says where the adapter comes from.
 
-    python examples/camera.py --weights tiny --lora runs/camera/lora --out before_after.png
+    python examples/camera.py --lora runs/camera/lora --out before_after.png
 
 Left: the weights alone. Right: with the adapter. The last two sentences are in no caption.
 """
@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from lumos.config import PACKAGED
 from lumos.evaluation.run import usual_batch
 from lumos.generate import Generator
 from lumos.media.sheet import contact_sheet
@@ -29,7 +30,7 @@ PROMPTS = (
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--weights", default="tiny", help="what the adapter was trained on (default: tiny)")
+    parser.add_argument("--weights", default=PACKAGED, help=f"what the adapter was trained on (default: {PACKAGED})")
     parser.add_argument("--lora", type=Path, required=True, help="the adapter: RUN/lora")
     parser.add_argument("--out", type=Path, required=True, help="PNG to write")
     parser.add_argument("--count", type=int, default=len(PROMPTS), help=f"sentences (default: {len(PROMPTS)})")

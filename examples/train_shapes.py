@@ -17,6 +17,7 @@ import torch
 from torch.nn.functional import cross_entropy, pad
 from torch.nn.functional import scaled_dot_product_attention as attend
 
+from lumos.config import PACKAGED
 from lumos.media.sheet import contact_sheet
 from lumos.model.cache import Cache
 from lumos.model.transformer import ModelConfig, Transformer
@@ -111,7 +112,7 @@ parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 parser.add_argument("--minutes", type=float, default=4.0, help="of training")
 parser.add_argument("--out", default="shapes.png", help="picture of generated frames")
 args = parser.parse_args()
-tokenizer = load_tokenizer(find_weights("tiny", "tokenizer"))
+tokenizer = load_tokenizer(find_weights(PACKAGED, "tokenizer"))
 rng = random.Random(0)
 kinds = [(rng.choice(COLOURS), rng.choice(SHAPES), rng.choice(WAYS)) for _ in range(CLIPS)]
 things = [place(rng, WHOLE, Thing(shape, colour, "large", "plain", 0.5, 0.5, way)) for colour, shape, way in kinds]

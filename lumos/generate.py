@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lumos.config import read_config
+from lumos.config import PACKAGED, read_config
 from lumos.diffusion.compute import Compute, prepare_model
 from lumos.diffusion.cost import GenerationCost, check_memory, generation_cost
 from lumos.diffusion.frame_model import FrameModel, VideoSpec
@@ -61,7 +61,7 @@ class Generator:
     @classmethod
     def from_folder(
         cls,
-        name_or_folder: str | Path = "tiny",
+        name_or_folder: str | Path = PACKAGED,
         device: str | None = None,
         compute: Compute | None = None,
         lora: Path | None = None,

@@ -54,8 +54,7 @@ MODELS: dict[str, TrainModelConfig] = {
         image_every=2,
         max_seconds=900.0,
     ),
-    # the weights in the package (--init tiny) learn to draw at 64x64, where they begin with shapes cut off by the frame: minutes
-    # on two CPU cores
+    # minutes on two CPU cores: the weights in the package (--init) learn to draw whole shapes at 64x64
     "shapes-64": TrainModelConfig(
         model=TINY_SHAPE,
         video=VideoConfig(height=64, width=64, frames=9, fps=8, slots=64, window=3, latest=4),

@@ -44,7 +44,7 @@ class Stored(NamedTuple):
 
 
 def find_weights(name_or_folder: str | Path, kind: Kind) -> Path:
-    """The folder of a weights name (`tiny`) or the folder itself, checked to hold the asked kind.
+    """The folder of weights of the package by their name, or the folder itself, checked to hold the asked kind.
 
     A run's folder stands for the model or tokenizer inside it, and, asked for a tokenizer, so does a model's folder. Raises
     FileNotFoundError for a name or folder that does not exist, and ValueError for a folder that is no model or of the other kind.

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from lumos.config import PACKAGED
 from lumos.diffusion.sampler import SamplerConfig
 from lumos.evaluation.judge.judge import judge
 from lumos.evaluation.prompts import Prompt
@@ -241,7 +242,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, default=None, help="models of each kind (default: 3)")
     parser.add_argument("--first-seed", type=int, default=0, help="to share seeds between cards or runs (default: 0)")
     parser.add_argument("--toy", action="store_true", help="sizes that show in seconds on a CPU that everything works")
-    parser.add_argument("--tokenizer", default="tiny", help="visual tokenizer: name of weights in the package, or a folder")
+    parser.add_argument("--tokenizer", default=PACKAGED, help="visual tokenizer: name of weights in the package, or a folder")
     parser.add_argument("--workers", type=int, help="judging processes (default: 0 on the CPU, up to 14 with a GPU)")
     parser.add_argument("--device", default=None, help="cpu or cuda (default: cuda if there is one)")
     args = parser.parse_args(words)

@@ -1,6 +1,6 @@
 """How far generated clips are from true ones as a whole: Frechet and kernel distances of features.
 
-    python -m research.distances --weights tiny --out runs/distances.json
+    python -m research.distances --out runs/distances.json
 
 In: clips as pixels_BCFHW in [-1, 1]. The feature network is a function, EfficientNet-Lite0 by default, so a distance is named
 after it: "FVD-like (EfficientNet-Lite0)" is not the FVD of papers, which needs I3D (`i3d_features`, when the user has it).
@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from lumos.cli.options import with_settings
+from lumos.config import PACKAGED
 from lumos.diffusion.sampler import SamplerConfig
 from lumos.evaluation.prompts import Prompt, benchmark, prompts_in, smaller
 from lumos.evaluation.run import batches, generate_batch, tell_progress, usual_batch
@@ -162,7 +163,7 @@ def _cubic_kernel(one: Tensor, other: Tensor) -> Tensor:
 def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
-    parser.add_argument("--weights", default="tiny", help="name of weights in the package, or a folder (default: tiny)")
+    parser.add_argument("--weights", default=PACKAGED, help=f"name of weights in the package, or a folder (default: {PACKAGED})")
     parser.add_argument("--quick", action="store_true", help="about a sixth of the prompts")
     parser.add_argument("--prompts", type=Path, help="own prompts in the form of prompts.jsonl (default: the benchmark's)")
     parser.add_argument("--features", type=Path, help="I3D as TorchScript, which runs its own code (default: EfficientNet-Lite0)")

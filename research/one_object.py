@@ -1,6 +1,6 @@
 """The first thing to measure of a model: 64 held-out one-object prompts, dominant colour and direction of motion from pixels.
 
-`python -m research.one_object --weights tiny` prints both shares with their counts. What is seen is named without the scene.
+`python -m research.one_object` prints both shares with their counts. What is seen is named without the scene.
 """
 
 import argparse
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from lumos.config import PACKAGED
 from lumos.diffusion.sampler import SamplerConfig
 from lumos.evaluation.judge.background import look
 from lumos.evaluation.judge.regions import Blob
@@ -118,7 +119,7 @@ def _share(right: list[bool]) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Dominant colour and direction of motion over held-out one-object prompts.")
-    parser.add_argument("--weights", default="tiny", help="name of weights in the package, or a folder (default: tiny)")
+    parser.add_argument("--weights", default=PACKAGED, help=f"name of weights in the package, or a folder (default: {PACKAGED})")
     parser.add_argument("--device", default=None, help="cpu or cuda (default: cuda if there is one)")
     parser.add_argument("--count", type=int, default=64, help="prompts (default: 64)")
     parser.add_argument("--batch", type=int, default=None, help="clips at a time (default: 104 on CUDA, else 4)")

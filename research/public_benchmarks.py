@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lumos.cli.options import with_settings
-from lumos.config import read_json
+from lumos.config import PACKAGED, read_json
 from lumos.diffusion.sampler import SamplerConfig
 from lumos.evaluation.run import tell_progress, usual_batch
 from lumos.evaluation.shapes import is_continued
@@ -180,7 +180,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("suite", choices=SUITES)
     parser.add_argument("--prompts", type=Path, required=True, help="the suite's own prompt file")
     parser.add_argument("--out", type=Path, required=True, help="folder for all that is made; a half-done one is gone on with")
-    parser.add_argument("--weights", default="tiny", help="name of weights in the package, or a folder (default: tiny)")
+    parser.add_argument("--weights", default=PACKAGED, help=f"name of weights in the package, or a folder (default: {PACKAGED})")
     parser.add_argument(
         "--rewrites", type=Path, help="JSON object from the suite's prompts to longer ones that the model is told"
     )

@@ -15,7 +15,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from lumos.config import read_config
+from lumos.config import PACKAGED, read_config
 from lumos.diffusion.sampler import SamplerConfig
 from lumos.evaluation.prompts import Prompt, benchmark, smaller
 from lumos.evaluation.run import measure, usual_workers, worker_pool
@@ -147,7 +147,7 @@ def _value(text: str) -> Any:
 
 def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--weights", default="tiny", help="name of weights in the package, or a folder (default: tiny)")
+    parser.add_argument("--weights", default=PACKAGED, help=f"name of weights in the package, or a folder (default: {PACKAGED})")
     parser.add_argument("--out", type=Path, required=True, help="folder for grid.jsonl and table.txt")
     parser.add_argument("--over", action="append", default=[], metavar="NAME=V1,V2,...", help="combine these; may be repeated")
     parser.add_argument("--benchmark", choices=PARTS, default="quick", help="part of the benchmark (default: quick)")

@@ -1,6 +1,6 @@
 """What does a model make at sizes and shapes of picture that it was not trained on? Judged as the paper's claims are.
 
-    python -m research.sizes --weights tiny --prompts 36 --sizes 128x128,160x96,96x160
+    python -m research.sizes --prompts 36 --sizes 128x128,160x96,96x160
 
 One plain moving object a prompt, 17 frames; pictures that are not square are judged with their border repeated. A line
 a size at once; a table at the end. The claim "aspect" of `research.claims` trains a model on three sizes for it.
@@ -10,6 +10,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from lumos.config import PACKAGED
 from lumos.evaluation.run import usual_workers, worker_pool
 from lumos.evaluation.scores import wilson
 from lumos.generate import Generator
@@ -25,7 +26,7 @@ def _share(mark: Sequence[int]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--weights", default="tiny", help="name of weights in the package, or a folder (default: tiny)")
+    parser.add_argument("--weights", default=PACKAGED, help=f"name of weights in the package, or a folder (default: {PACKAGED})")
     parser.add_argument("--prompts", type=int, default=96, help="of each size (default: 96)")
     parser.add_argument("--sizes", default="128x128,160x96,96x160,192x96,96x192", help="WIDTHxHEIGHT, with commas")
     parser.add_argument("--device", default=None, help="cpu or cuda (default: cuda if there is one)")

@@ -1,6 +1,6 @@
 """A video that is told something new, goes on for a minute, or is to end as a picture shows: does it, and does the rest stay?
 
-`python -m research.steering --weights tiny --switches 64 --long 16 --pairs 48` prints a table: shares with their 95 % intervals,
+`python -m research.steering --switches 64 --long 16 --pairs 48` prints a table: shares with their 95 % intervals,
 times and memory, each beside what is wanted. Things are held-out pairs of colour and shape. Every second switch changes the
 colour, too, the others the direction alone.
 """
@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool3d, interpolate
 
+from lumos.config import PACKAGED
 from lumos.evaluation.judge.colours import length, to_lab
 from lumos.evaluation.judge.judge import BACKGROUND_APART
 from lumos.evaluation.judge.motion_fit import Followed
@@ -205,7 +206,7 @@ def share(marks: Sequence[bool]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--weights", default="tiny")
+    parser.add_argument("--weights", default=PACKAGED)
     parser.add_argument("--device")
     parser.add_argument("--switches", type=int, default=64)
     parser.add_argument("--long", type=int, default=16, help="videos of --seconds without a new sentence, made at once")

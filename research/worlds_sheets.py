@@ -1,6 +1,6 @@
 """Contact sheets of prompts chosen beforehand: new weights, and old ones beside them, for the eye.
 
-    python -m research.worlds_sheets --weights NEW --old tiny --out runs/sheets
+    python -m research.worlds_sheets --weights NEW --old OLD --out runs/sheets
 
 24 prompts of each world, the emoji of benchmarks/sheets.py, and 12 that mix worlds: a JPEG each, five frames of a clip,
 the new weights left. Each prompt has one seed, and nothing is drawn again.

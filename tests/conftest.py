@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import settings
 
+from lumos.config import PACKAGED
 from lumos.diffusion.sampler import SamplerConfig
 from lumos.evaluation.prompts import benchmark, one_object
 from lumos.generate import Generator
@@ -64,7 +65,7 @@ def small_weights(random_folder: Path) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def random_folder(random_model: Generator, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_generator(tmp_path_factory.mktemp("weights") / "tiny", random_model)
+    return save_generator(tmp_path_factory.mktemp("weights") / PACKAGED, random_model)
 
 
 @pytest.fixture(scope="session")

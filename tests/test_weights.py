@@ -278,12 +278,14 @@ def test_names_and_shapes_must_fit() -> None:
 def test_weights_are_found_by_name_or_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(weights, "PRETRAINED", tmp_path / "pretrained")
     tokenizer = b'{"kind": "tokenizer", "format": 1, "config": {}}'
-    for folder in (tmp_path / "pretrained" / "tiny", tmp_path / "own"):
+    for folder in (tmp_path / "pretrained" / "tiny", tmp_path / "own", tmp_path / "run" / "model"):
         save_folder(folder, HEADER, {}, {"tokenizer/config.json": tokenizer, "tokenizer/model.safetensors": b""})
     assert find_weights("tiny", "model") == tmp_path / "pretrained" / "tiny"
     assert find_weights("tiny", "tokenizer") == tmp_path / "pretrained" / "tiny" / "tokenizer"
     assert find_weights(str(tmp_path / "own"), "model") == tmp_path / "own"
     assert find_weights(tmp_path / "own" / "tokenizer", "tokenizer") == tmp_path / "own" / "tokenizer"
+    assert find_weights(tmp_path / "run", "model") == tmp_path / "run" / "model"
+    assert find_weights(tmp_path / "run", "tokenizer") == tmp_path / "run" / "model" / "tokenizer"
     with pytest.raises(ValueError, match="must hold a model of format 1, got 'tokenizer'"):
         find_weights(tmp_path / "own" / "tokenizer", "model")
     with pytest.raises(FileNotFoundError, match=r"no weights named 'tinny'.*use one of tiny"):

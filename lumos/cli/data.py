@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from lumos.cli.options import UsageError, Word, progress_line, report, tell
-from lumos.config import Range
+from lumos.config import PACKAGED, Range
 
 REJECTED = 3  # exit code of a run that is whole, but had to leave inputs out
 
@@ -18,15 +18,14 @@ class PrepareArgs:
     per video or image: path (a file or URL) and caption, or captions; start and end in seconds; mirror = true where the captions
     stay true in a mirror. Exit code 3: done, but some inputs are in OUT/rejected.csv.
 
-    lumos prepare clips.csv shards/ --tokenizer tiny
-    lumos prepare folder-of-videos/ shards/ --tokenizer tiny --dry-run
+    lumos prepare folder-of-videos/ shards/ --dry-run
     lumos prepare clips.csv pictures/ --pixels --size 128x128 --frames 25 --fps 8
     torchrun --nproc-per-node 8 -m lumos prepare clips.parquet shards/ --tokenizer cosmos/ --size 448x256 --fps 12 --frames 25
     """
 
     manifest: Word[Path]  # .csv, .tsv, .jsonl or .parquet table, a folder of videos, or of shards made with --pixels
     out: Word[Path]  # folder to write, or to go on in
-    tokenizer: str = "tiny"  # visual tokenizer: name of weights in the package, or a folder
+    tokenizer: str = PACKAGED  # visual tokenizer: name of weights in the package, or a folder
     pixels: bool = False  # write pictures instead of codes: to train a tokenizer on, or to tokenise later; needs no tokenizer
     size: str | None = None  # WIDTHxHEIGHT in pixels (default: the model's, where the tokenizer is part of one)
     buckets: bool = False  # also use other shapes of about that area, each video the nearest; otherwise all are cropped to SIZE

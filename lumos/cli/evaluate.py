@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lumos.cli.options import UsageError, Word, choose, options_of, report, with_settings
+from lumos.config import PACKAGED
 from lumos.files import write_text
 
 
@@ -13,15 +14,15 @@ from lumos.files import write_text
 class EvaluateArgs:
     """Score a model, or its tokenizer. After Ctrl-C the same command goes on with a model.
 
-    lumos evaluate shapes --weights tiny --out runs/scores
+    lumos evaluate shapes --out runs/scores
     lumos evaluate shapes --weights runs/a/model --out runs/quick --quick --set steps=8 --set guidance=2
-    lumos evaluate tokenizer --weights tiny --out runs/tokenizer
+    lumos evaluate tokenizer --out runs/tokenizer
     """
 
     # shapes: the built-in benchmark, 608 prompts judged from pixels; tokenizer: how well it keeps clips that training never shows
     what: Word[str]
     out: Path  # folder for all that is made; a half-done one is gone on with
-    weights: str = "tiny"  # name of weights in the package, or a folder
+    weights: str = PACKAGED  # name of weights in the package, or a folder
     quick: bool = False  # about a sixth of the prompts, an eighth of the clips
     # [shapes] one class (counting), one task (text to image), or one-object; a wrong one lists them (default: all)
     only: str | None = None

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from lumos.cli.options import Fields, UsageError, Word, progress_line, report, tell
-from lumos.config import Range
+from lumos.config import PACKAGED, Range
 from lumos.tokenizer.compression import TIME, frame_at
 
 # Options that change the model's sampler; --history has two of its fields.
@@ -59,7 +59,7 @@ class GenerateArgs:
     width: Annotated[int, Range(1, 2**16)] | None = None  # pixels, a multiple of 32 (default: the model's)
     fps: Annotated[float, Range(0.01, 1000)] | None = None  # frames per second of the written file (default: the model's)
     scale: Annotated[int, Range(1, 16)] = 1  # how many times as wide and high as it was made the file is
-    weights: str = "tiny"  # name of weights in the package, or a folder
+    weights: str = PACKAGED  # name of weights in the package, or a folder
     lora: Path | None = None  # adapter to use with the weights: OUT/lora of lumos train --lora.rank, or peft's own
     # what later frames see of finished ones: everything, or only unmasked codes (visible, faster) (default: the model's)
     history: Literal["full", "visible"] | None = None
@@ -84,7 +84,7 @@ class BenchArgs:
     lumos bench --videos 16 --json
     """
 
-    weights: str = "tiny"  # name of weights in the package, or a folder
+    weights: str = PACKAGED  # name of weights in the package, or a folder
     frames: int | None = None  # length in frames, 1 + 4k (default: as trained)
     height: int | None = None  # pixels, a multiple of 32 (default: the model's)
     width: int | None = None  # pixels, a multiple of 32 (default: the model's)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from lumos.cli.options import Fields, UsageError, Word, choose, report, with_settings
-from lumos.config import Range
+from lumos.config import PACKAGED, Range
 
 SMALL_CODES = 4096  # of the tokenizers that the shapes presets are made for
 STRUCTURE = 8 + 64  # ids beside text and codes in a vocabulary of our own
@@ -20,14 +20,13 @@ class TrainArgs:
     """Train a model: text and codes -> codes; Ctrl-C stops and keeps everything, and the same command with --resume goes on.
 
     lumos train shapes-toy --help
-    lumos train shapes-toy --tokenizer tiny --out runs/toy
-    lumos train shapes-toy --tokenizer tiny --out runs/toy --set optim.lr=1e-3 --set max_steps=1000
-    lumos train shapes-tiny --data shards/ --init tiny --lora.rank 16 --out runs/mine
+    lumos train shapes-toy --out runs/toy --set optim.lr=1e-3 --set max_steps=1000
+    lumos train shapes-tiny --data shards/ --init runs/tiny/model --lora.rank 16 --out runs/mine
     torchrun --nproc-per-node 8 -m lumos train 1b-384p --data shards/ --init runs/256p/model --out runs/384p
     torchrun --nproc-per-node 8 --max-restarts 3 -m lumos train shapes-tiny --out runs/tiny
     """
 
-    tokenizer: str = "tiny"  # visual tokenizer: name of weights in the package, or a folder
+    tokenizer: str = PACKAGED  # visual tokenizer: name of weights in the package, or a folder
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from lumos.config import PACKAGED
 from lumos.data.loader import captions_by_clip
 from lumos.data.shards import PIXELS, TOKENS, ShardIndex, ShardReader, check_tokenizer
 from lumos.media.pixels import clips_to_pixels
@@ -43,7 +44,7 @@ def draw_clips(index: ShardIndex, count: int, tokenizer: str | None) -> tuple[Te
     rows = same[np.linspace(0, len(same) - 1, min(count, len(same))).round().astype(int)]
     model = None
     if index.form != PIXELS:
-        model = load_tokenizer(find_weights(tokenizer or index.made_by or "tiny", "tokenizer"))
+        model = load_tokenizer(find_weights(tokenizer or index.made_by or PACKAGED, "tokenizer"))
         check_tokenizer(index, model)
     reader = ShardReader(index, ["clip", index.words, "source"], codebook=model.codebook_size if model else 2**16)
     found = [reader.row(row) for row in rows.tolist()]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated
 from urllib.parse import urlsplit
 
-from lumos.config import Range, Whole
+from lumos.config import PACKAGED, Range, Whole
 
 FEWEST_KEY_LETTERS = 12
 
@@ -29,7 +29,7 @@ class ServeConfig:
     # key that every request must carry; the environment variable LUMOS_API_KEY is safer, as nobody sees it
     api_key: str | None = None
     no_auth: bool = False  # let everybody who can reach the address in without a key
-    weights: str = "tiny"  # name of weights in the package, or a folder
+    weights: str = PACKAGED  # name of weights in the package, or a folder
     device: str | None = None  # where to compute: cpu, cuda, cuda:1
     workers: Whole = 1  # processes that make videos side by side, each with the model; for GPUs --gpus
     gpus: str | None = None  # GPUs that make videos side by side: how many of the machine's, or all

@@ -117,7 +117,7 @@ def test_a_script_is_a_session_that_is_told_its_sentences(tmp_path: Path, capsys
     assert main(["generate", *words, "--frames", "17", *FAST]) == 0
     document = json.loads(capsys.readouterr().out)
     assert document["frames"] == 17 and len(document["files"]) == 1
-    generator = Generator.from_folder("tiny", "cpu")
+    generator = Generator.from_folder(device="cpu")
     made = generator.load_session(tokens)
     assert made.sentences == [(0, "a red circle moves up"), (5, "it stops"), (9, "a blue star, 3: two")]
     session = generator.session("a red circle moves up", 3, steps=1, guidance=1.0)

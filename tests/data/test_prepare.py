@@ -20,6 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from lumos.cli.main import main
+from lumos.config import PACKAGED
 from lumos.data.clips import Cut, read_clips
 from lumos.data.manifest import Entry, read_manifest
 from lumos.data.prepare import PrepareConfig, Share, _finish, prepare_shards
@@ -306,7 +307,7 @@ def test_a_dry_run_foretells_the_run(material: Path, whole: Path, tmp_path: Path
     assert document["ids"] == sum(row["T"] * (row["H"] * (row["W"] + 1) + 4) for row in rows)
     assert main([*words, "--pixels"]) == 0  # pictures are mirrored when they are tokenised
     assert json.loads(capsys.readouterr().out)["clips"] == sum(not row["mirrored"] for row in rows)
-    assert main([*words[:3], "--dry-run", "--json"]) == 0  # sizes are those of the model `tiny`
+    assert main([*words[:3], "--dry-run", "--json"]) == 0  # sizes are those of the weights in the package
     assert json.loads(capsys.readouterr().out)["rows"] == 10
     assert main(words[:5]) == 2
     assert "give --size, --frames, --fps" in capsys.readouterr().err
@@ -394,7 +395,7 @@ def test_inspect_says_what_is_there(whole: Path, material: Path, tmp_path: Path,
     before = sheet.read_bytes()
     for more, said in (
         (words, "--force"),
-        ([*words[:4], "--tokenizer", "tiny", "--force"], "must be made with this tokenizer"),
+        ([*words[:4], "--tokenizer", PACKAGED, "--force"], "must be made with this tokenizer"),
         (["inspect", str(tmp_path)], "must be a folder of shards (.parquet), got none"),
         (["inspect", str(tmp_path / "no")], "must be a folder of shards"),
     ):
