@@ -87,10 +87,10 @@ CASES = (  # the most important first; of one model side by side, quantised ones
 class Comparison:
     """The ranks, their model, and what was found."""
 
-    def __init__(self, ranks: Ranks, bench: Bench, toy: bool) -> None:
-        self.ranks, self.bench, self.toy = ranks, bench, toy
+    def __init__(self, ranks: Ranks, bench: Bench, toy: bool, cases: Sequence[Case]) -> None:
+        self.ranks, self.bench, self.toy, self.cases = ranks, bench, toy, cases
         self.vocabulary: Vocabulary = TOY_VOCABULARY if toy else LUMOS
-        self.found: dict[Case, dict[str, float]] = {case: {} for case in CASES}
+        self.found: dict[Case, dict[str, float]] = {case: {} for case in cases}
         tokenizer = VideoTokenizer(CosmosConfig(channels=8, blocks=1) if toy else CosmosConfig())
         tokenizer.initialise(torch.Generator().manual_seed(0))
         self.tokenizer = tokenizer.to(ranks.device).eval()
@@ -102,7 +102,7 @@ class Comparison:
     def run(self) -> None:
         """Every case by some ways, then by the others."""
         model, made, precision = None, None, None
-        for (ways, seconds), case in product(ROUNDS.items(), CASES):
+        for (ways, seconds), case in product(ROUNDS.items(), self.cases):
             [missing] = agree((seconds - self.bench.left(),), self.ranks)
             if missing > 0:
                 self.keep(what="skipped", case=case.name, ways=ways)
@@ -200,17 +200,20 @@ class Comparison:
 
     def table(self) -> str:
         lines = [f"| seconds | {ALONE} | {DIVIDED} | {GRAPHS} | times | wanted of 4 |", "| --- " * 6 + "|"]
-        return "\n".join([*lines, *map(self.row, CASES), f"divided among {self.ranks.world}"])
+        return "\n".join([*lines, *map(self.row, self.cases), f"divided among {self.ranks.world}"])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="One video on several cards, at the published shapes.")
     parser.add_argument("--max-seconds", type=float, default=220.0, help="start nothing that may end later (default: 220)")
     parser.add_argument("--out", type=Path, default=None, help="file that gets every measurement as a JSON line")
+    parser.add_argument("--cases", default="", help="only cases with this in their name; none of that name: the exchange alone")
     args = parser.parse_args()
+    cases = [case for case in CASES if args.cases in case.name]
     ranks = start()
     toy = ranks.device.type == "cpu"
-    comparison = Comparison(ranks, Bench(ranks.device, args.max_seconds, args.out if ranks.is_main else None, MORE[DIVIDED]), toy)
+    bench = Bench(ranks.device, args.max_seconds, args.out if ranks.is_main else None, MORE[DIVIDED])
+    comparison = Comparison(ranks, bench, toy, cases)
 
     def give_up() -> None:
         if ranks.is_main:
