@@ -92,8 +92,9 @@ def test_sessions_side_by_side_are_what_each_is_alone(
 def test_only_sessions_alike_share_a_batch(toy: Generator) -> None:
     settings: list[dict[str, Any]] = [{}, {"height": 64}, {"guidance": 1.0}, {"sampler": "released"}, {"first": 2.0}]
     some = [toy.session("two", **each) for each in settings]
-    other = copy(toy).session("two")  # another Generator
-    assert len({session._shape() for session in [*some, other]}) == 6
+    other, watched = copy(toy).session("two"), toy.session("two")  # another Generator, and one that somebody follows
+    watched.progress = print
+    assert len({session._shape() for session in [*some, other, watched]}) == 7
     make_next(some)
     again = [toy.session("two", **each) for each in settings]
     same = [one._shape() == other._shape() for one, other in zip(some, again, strict=True)]
@@ -123,9 +124,10 @@ def test_who_interrupts_a_batch_leaves_all_as_they_were(toy: Generator) -> None:
     assert torch.equal(next(some[0]), next(single))
 
 
-def test_a_session_does_not_keep_what_others_have_cached(toy: Generator) -> None:
+def test_a_session_does_not_keep_what_others_hold(toy: Generator) -> None:
     some = [toy.session("two") for _ in range(2)]
     make_next(some)
+    assert some[0].codes[0].untyped_storage().nbytes() == some[0].codes[0].nbytes
     model = some.pop()._model
     cache = weakref.ref(model.cache) if model else None
     del model

@@ -18,11 +18,12 @@ from lumos.diffusion.sampler import SamplerConfig
 from lumos.generate import Generator
 from lumos.media.pixels import to_bytes
 from lumos.serving.api import _data_url
-from lumos.serving.live import AHEAD, Sessions
+from lumos.serving.live import AHEAD, ENDED, Sessions
 from lumos.serving.queue import Client
 from lumos.serving.request import VideoRequest
 from lumos.serving.store import START
 from lumos.serving.worker import _make, _pictures, _steer
+from lumos.session import make_next
 
 QUICK = {"prompt": "a red circle", "seed": 3, "steps": 2}
 
@@ -151,8 +152,12 @@ def test_a_worker_gives_the_generator_what_a_request_gives(tmp_path: Path) -> No
         assert all(torch.equal(pixels, torch.full((3, 32, 32), at / 127.5 - 1)) for at, pixels in settings["keyframes"].items())
 
 
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_what_goes_wrong_with_a_session_is_its_own(toy: Generator, device: str) -> None:
+@pytest.mark.parametrize(("device", "compiled", "together"), [("cpu", False, 0), ("cuda", False, 1), ("cuda", True, 0)])
+def test_what_goes_wrong_with_a_session_is_its_own(
+    toy: Generator, device: str, compiled: bool, together: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batches: list[Any] = []
+    monkeypatch.setattr("lumos.serving.worker.make_next", lambda some: batches.append(some) or make_next(some))
     some = {name: toy.session("two", seed=seed) for seed, name in enumerate(("good", "raises", "mute", "far", "says"))}
     alone = {name: session.fork() for name, session in some.items()}
 
@@ -163,10 +168,10 @@ def test_what_goes_wrong_with_a_session_is_its_own(toy: Generator, device: str) 
     words = {"mute": (None, " "), "far": (4, None), "says": (None, "a red circle")}
     asked = [(name, *words.get(name, (None, None))) for name in ("lost", *some)]
     answers: dict[str, list[Any]] = {}
-    generator: Any = SimpleNamespace(device=torch.device(device), compiled=False, tokenizer=toy.tokenizer)
+    generator: Any = SimpleNamespace(device=torch.device(device), compiled=compiled, tokenizer=toy.tokenizer)
     _steer(generator, some, lambda _, id, *rest: answers.update({id: list(rest)}), "next", asked)
     alone["says"].say("a red circle")
-    assert answers.keys() == {"lost", *alone} and some.keys() == {"good", "says"}
+    assert answers.keys() == {"lost", *alone} and some.keys() == {"good", "says"} and len(batches) == together
     for name, session in some.items():
         assert answers[name] == [(0, _pictures(next(alone[name])[0])), session.sentences]
     told = [("lost", "fault"), ("raises", "not enough memory"), ("mute", "must have words"), ("far", "to go back")]
@@ -325,6 +330,13 @@ def test_sessions_that_want_frames_at_one_time_are_asked_for_together() -> None:
         readers = [asyncio.create_task(sessions.follow(each, 0)) for each in (live, *others)]
         await asyncio.sleep(0)
         assert worker.told[-1] == ("next", [(live.id, None, None)]) and worker.nexts == 1  # nobody waits for others
+        sessions.freest = Worker
+        away = sessions.open(live.request, Client("here"), 4)
+        readers.append(asyncio.create_task(sessions.follow(away, 0)))
+        await asyncio.sleep(0)
+        assert away.worker.told[-1] == ("next", [(away.id, None, None)])  # nor for another worker
+        sessions.lose(away.worker, ENDED)
+        assert await readers.pop() is None and list(sessions.known.values()) == [live, *others]
         made(sessions, live)
         assert worker.told[-1] == ("next", [(each.id, None, None) for each in (live, *others)])
         sessions.end(others[0])
