@@ -66,9 +66,8 @@ def read_state(path: Path, check_sums: bool = True) -> dict[str, Any]:
     return state
 
 
-def load(path: Path, learner: Learner, ranks: Ranks) -> None:
+def load(path: Path, learner: Learner) -> None:
     """Fill everything, however it is spread now. Every rank must call it. ValueError for another model's checkpoint."""
-    ensure_group(ranks)
     reader = dcp.HuggingFaceStorageReader(str(path))
     with warnings.catch_warnings(action="ignore"):  # the library's own, about how it saves
         saved: dict[str, Any] = dict(reader.read_metadata().state_dict_metadata)
@@ -117,7 +116,7 @@ class Checkpoints:
         # what checkpoints say to each other must not get between the messages of the training
         self.group = dist.new_group(backend="gloo") if self.ranks.world > 1 else None
         if self.path is not None:
-            load(self.path, learner, self.ranks)
+            load(self.path, learner)
         return self.step
 
     def save(self, step: int, seconds: float, learner: Learner) -> None:

@@ -32,7 +32,6 @@ class RunLog:
         self._spoken = -PLAIN_SECONDS
         self._begin, self._end, self._every = (CLEAR, "", 0.0) if sys.stderr.isatty() else ("", "\n", PLAIN_SECONDS)
         if enabled:
-            run.mkdir(parents=True, exist_ok=True)
             # what a killed run logged after the checkpoint it resumes from, a half-written last line included, is dropped
             kept = [line for line in read_lines(self.lines) if not (isinstance(line.get("step"), int) and line["step"] > step)]
             write_text(self.lines, "".join(json.dumps(line) + "\n" for line in kept))

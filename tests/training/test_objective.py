@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.functional import cross_entropy
+from torch.utils.flop_counter import FlopCounterMode
 
 from lumos.data.batch import Batch
 from lumos.model.attention import dense
@@ -23,6 +24,7 @@ from lumos.training.config import TrainModelConfig
 from lumos.training.objective import MaskedBatch, attention, backward, generator_of, mask_batch, states_at_targets, work_of
 from lumos.training.optim import OptimConfig
 from lumos.training.parallel import ParallelConfig, whole
+from lumos.training.step_cost import flops
 from tests.training.toys import two
 
 VOCABULARY = small_vocabulary(text_size=20, codes=25)
@@ -128,7 +130,10 @@ def check_equal(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
 
 def test_gradients_are_those_of_the_mean_over_all_masked_codes() -> None:
     batch, model, plain = masked_batch(), new_model(CONFIG), new_model(CONFIG)
-    loss_T = backward(model, VOCABULARY, batch, CONFIG, ALONE)
+    with FlopCounterMode(display=False) as counter:
+        loss_T = backward(model, VOCABULARY, batch, CONFIG, ALONE)
+    reckoned = flops(CONFIG.model, work_of(batch, CONFIG, VOCABULARY))
+    assert counter.get_total_flops() == reckoned.matrices + reckoned.head  # attention on a CPU is not counted
     content = torch.where(batch.mask, VOCABULARY.mask, content_ids(VOCABULARY, batch.codes_BTHW))
     packed = pack(VOCABULARY, GRID, batch.text_BS, batch.length_B, content, 1, 8, batch.first)
     hidden_BLD = plain(packed.ids_BL, packed.position_BL3, dense(packed.block_BL, packed.block_BL))
@@ -140,7 +145,6 @@ def test_gradients_are_those_of_the_mean_over_all_masked_codes() -> None:
     loss_M = cross_entropy(logits, batch.codes_BTHW[target_BTHW], reduction="none")
     loss_M.mean().backward()
     check_equal(*({name: p.grad for name, p in each.named_parameters() if p.grad is not None} for each in (model, plain)))
-    assert work_of(batch, CONFIG, VOCABULARY).targets == round(len(loss_M) / 4)
     frame_M = target_BTHW.nonzero()[:, 1]
     torch.testing.assert_close(loss_T, torch.stack([loss_M[frame_M == t].mean() for t in range(2)]).detach())
 
@@ -149,11 +153,13 @@ def test_gradients_are_those_of_the_mean_over_all_masked_codes() -> None:
     "config",
     [
         replace(CONFIG, videos=4, accumulate=4),
+        replace(CONFIG, parallel=ParallelConfig(shard=True)),
         *(replace(CONFIG, parallel=ParallelConfig(recompute=mode, attention="prefix")) for mode in ("selective", "full")),
     ],
-    ids=["in parts", "selective", "full"],
+    ids=["in parts", "sharded", "selective", "full"],
 )
 def test_how_it_is_computed_changes_nothing(config: TrainModelConfig) -> None:
+    finish(ALONE)  # a process alone makes itself a group
     check_equal(gradients(config), gradients(CONFIG))
 
 
