@@ -20,22 +20,16 @@ RESERVE = 0.94  # share of a card's memory that a run may use
 
 
 class Card(NamedTuple):
-    """A GPU's rates in TFLOP/s, and its memory."""
+    """A GPU."""
 
-    peak: float  # of large dense bf16 products, as published
-    matrices: float  # that training reaches in matrix products, with everything around them
-    attention: float  # and in attention with heads of width 64
-    wide_attention: float  # and of width 128
+    peak: float  # TFLOP/s of large dense bf16 products, as published
     memory: float  # GiB
 
 
-# What is reached was measured on the H200 (docs/performance.md: three rates fit nine cases), and scaled by peak for the others.
-CARDS = {
-    "H200": Card(989, 470, 440, 630, 139.8),
-    "H100": Card(989, 470, 440, 630, 79.1),
-    "A100": Card(312, 148, 139, 199, 79.1),
-    "H20": Card(148, 70, 66, 94, 95.0),
-}
+CARDS = {"H200": Card(989, 139.8), "H100": Card(989, 79.1), "A100": Card(312, 79.1), "H20": Card(148, 95.0)}
+# Shares of the peak that training reaches, as measured on the H200 (docs/performance.md: three rates fit nine cases): in matrix
+# products, with everything around them; in attention with heads of width 64; and of width 128.
+MATRICES, ATTENTION, WIDE_ATTENTION = 470 / 989, 440 / 989, 630 / 989
 
 
 @dataclass(frozen=True)
@@ -166,9 +160,9 @@ def step_seconds(model: ModelConfig, work: Work, plan: ParallelConfig, card: Car
     count, layer, outside = flops(model, work), *parameters(model)
     matrices = count.matrices * (1 if plan.recompute == "off" else 4 / 3) + count.head
     attention = count.attention * (4 / 3 if plan.recompute == "full" else 1) * 3.5 / 3  # its backward computes scores again
-    rate = card.wide_attention if model.head_width >= 128 else card.attention
+    reached = WIDE_ATTENTION if model.head_width >= 128 else ATTENTION
     update = 32 * (layer * model.layers + outside) / (gpus if plan.shard else 1) / 4e12
-    return (matrices / card.matrices + attention / rate) / 1e12 + update
+    return (matrices / MATRICES + attention / reached) / (card.peak * 1e12) + update
 
 
 def fits(need: StepMemory, gibibytes: float) -> bool:
