@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from lumos.ranks import ALONE, Ranks
-from lumos.training.clock import AGREE_EVERY, Clock
+from lumos.ranks import ALONE
+from lumos.training.clock import Clock
 
 
 def clock(max_steps: int | None = None, max_seconds: float | None = None, **settings: Any) -> Clock:
@@ -57,16 +57,3 @@ def test_outside_the_main_thread_signals_are_left_alone() -> None:
     thread.start()
     thread.join()
     assert seen == [0.25]
-
-
-def test_several_ranks_agree_every_few_steps_and_all_see_the_largest(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[tuple[float, ...]] = []
-
-    def with_a_slower_rank(values: tuple[float, ...], _: Ranks) -> tuple[float, ...]:
-        asked.append(values)
-        return (50.0, 0.0)
-
-    monkeypatch.setattr("lumos.training.clock.agree", with_a_slower_rank)
-    running = Clock(None, 100.0, Ranks(0, 2, ALONE.device))
-    assert [running.progress(step) for step in range(2 * AGREE_EVERY)] == [0.5] * (2 * AGREE_EVERY)
-    assert len(asked) == 2
