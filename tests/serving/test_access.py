@@ -144,7 +144,7 @@ def test_nothing_of_the_page_is_elsewhere(server: Any) -> None:
     policy = page.headers["content-security-policy"]
     assert "default-src 'self'" in policy and "http" not in policy and "unsafe" not in policy
     docs = server.http.get("/docs").text
-    assert "cdn" not in docs and server.http.get("/static-offline-docs/swagger-ui-bundle.js").status_code == 200
+    assert "cdn" not in docs and '"/icon.svg"' in docs and server.http.get("/static-offline-docs/swagger-ui-bundle.js").status_code == 200
     for path in ("/static-offline-docs/../../../etc/passwd", "/page.py", "/assets/.env", "/admin", "/file=/etc/passwd"):
         answer = server.http.get(path)
         assert answer.status_code == 404 and answer.json()["error"]["code"] == "not_found"
@@ -173,13 +173,8 @@ def test_health_and_metrics(server: Any) -> None:
     server.http.request("BREW", "/health")
     text = server.http.get("/metrics").text
     for line in (
-        "lumos_queue_waiting 0.0",
-        'lumos_videos_total{outcome="cancelled"}',
         'lumos_made_seconds_bucket{le="0.1"}',
         'model="toy"',
-        'lumos_worker_ready{worker="0"} 1.0',
-        'lumos_worker_restarts_total{worker="0"} 0.0',
-        'lumos_batch_size{worker="0"} 0.0',
         'lumos_http_requests_total{method="GET",route="/v1/videos/{id}",status="404"}',
         'lumos_http_seconds_count{route="/health"}',
     ):

@@ -192,6 +192,7 @@ WRONG_KEYFRAMES: list[tuple[dict[str, Any], str, str]] = [
     ({"keyframes": {"4": "upload_0"}}, "keyframes", "no such upload"),
     ({"keyframes": {str(at): "picture" for at in range(1, 10)}}, "keyframes", "at most 8"),
     ({"keyframes": ["picture"]}, "keyframes", "should be an object"),
+    ({"keyframes": {"4": 5}}, "keyframes", "should be a valid string, got 5"),
 ]
 
 

@@ -15,10 +15,13 @@ from typing import Any
 
 import pytest
 import torch
+from fastapi import Response
 
 from lumos.serving import decode, pool
+from lumos.serving.api import health
 from lumos.serving.config import ServeConfig
 from lumos.serving.decode import is_memory_error
+from lumos.serving.errors import RequestError
 from lumos.serving.processes import worker_devices
 from lumos.serving.queue import Client
 from lumos.serving.request import VideoRequest
@@ -281,6 +284,9 @@ def test_workers_that_die_again_and_again_are_replaced_after_a_pause_and_in_the_
                 "code": "worker_crashed",
                 "message": "the worker stopped while making this video; send it again",
             }
+            with pytest.raises(RequestError, match="being loaded"):
+                service.submit(QUICK, ME)
+            assert (await health(service, answer := Response()))["status"] == "starting" and answer.status_code == 503
             if number == 0:  # one that is made ends the row
                 assert (await end(service, waiting)).status == "completed" and restarts(service, 0) == 1
             service.cancel(waiting)

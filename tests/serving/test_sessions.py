@@ -225,8 +225,9 @@ def test_there_are_so_many_sessions_and_no_more(other_server: Callable[..., Any]
     assert answer.status_code == 503 and answer.headers["retry-after"] == "60" and server.error(answer)["code"] == "sessions_full"
     lines = server.http.get("/metrics").text.splitlines()
     worker = {'worker_ready{worker="0"} 1.0', 'worker_restarts_total{worker="0"} 0.0', 'batch_size{worker="0"} 0.0'}
-    queue = {"sessions 3.0", "queue_waiting 0.0", "stored_videos 0.0", "stored_bytes 0.0", 'videos_total{outcome="failed"} 0.0'}
-    assert {f"lumos_{line}" for line in worker | queue} <= set(lines)
+    queue = {"sessions 3.0", "queue_waiting 0.0", "stored_videos 0.0", "stored_bytes 0.0"}
+    ends = {f'videos_total{{outcome="{end}"}} 0.0' for end in ("completed", "failed", "cancelled")}
+    assert {f"lumos_{line}" for line in worker | queue | ends} <= set(lines)
     mine[0].do("end")
     Viewer(server)
 
