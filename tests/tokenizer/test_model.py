@@ -114,7 +114,7 @@ def test_widths_and_blocks_of_other_numbers_are_refused() -> None:
 
 
 def test_latent_frames_and_sides_of_other_compressions() -> None:
-    assert [latent_frames(frames, 8) for frames in (1, 9, 17)] == [1, 2, 3]
+    assert [latent_frames(frames, 2) for frames in (1, 3, 5)] == [1, 2, 3]
     for frames, better in ((0, 1), (2, 9)):
         with pytest.raises(ValueError, match=f"frames must be 1 [+] 8k, got {frames}; use {better}$"):
             latent_frames(frames, 8)
