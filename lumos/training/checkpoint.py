@@ -25,7 +25,6 @@ from lumos.config import Range, read_json, read_value
 from lumos.files import flush, lock
 from lumos.ranks import Ranks, ensure_group, together
 from lumos.training.learner import Learner
-from lumos.training.optim import set_learning_rate
 from lumos.weights import check_names
 
 STATE, SUMS = "state.json", "SHA256SUMS"
@@ -191,11 +190,10 @@ def _sums(folder: Path) -> str:
 
 
 def _make_moments(names: Iterable[str], learner: Learner) -> None:
-    """An optimiser that has taken no step has no moments that could be filled: it takes one that changes nothing."""
+    """An optimiser that has taken no step has no moments that could be filled: it takes one, before everything is filled."""
     moved = {name.split("/")[1] for name in names if name.startswith("optimizer/")}
     for name, parameter in learner.module.named_parameters():
         parameter.grad = torch.zeros_like(parameter) if name in moved else None
-    set_learning_rate(learner.optimizer, 0.0)
     learner.optimizer.step()
     learner.optimizer.zero_grad()
 
