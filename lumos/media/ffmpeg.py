@@ -31,6 +31,7 @@ ASF_TIMES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")  # what follows sa
 PHOTOS = ("heic", "heix", "heim", "heis", "hevc", "hevx", "mif1", "msf1", "avif", "avis")  # brands of photos in boxes
 # libswscale's bicubic + accurate rounding + full chroma interpolation: its default darkens by a level and costs 9 dB.
 ACCURATE = 0x4 | 0x40000 | 0x2000
+TIMELESS = ("mpegvideo", "h264", "hevc")  # formats whose pictures follow each other at one rate
 REFERRING = (2, 3)  # kinds of frames that need others: P and B
 LEAP = 10.0  # seconds: by more the clock of a recording was set anew, as where two are joined; FFmpeg's own limit
 RETREATS = (0.0, 4.0, 20.0)  # seconds before the moment asked for, to look for a frame to begin at
@@ -122,7 +123,10 @@ def _timed(container: InputContainer, stream: VideoStream, path: Path, seek: flo
     tick, zero = float(stream.time_base or 0), (container.start_time or 0) / 1e6
     usual = 1 / float(stream.average_rate) if stream.average_rate else 0.04
     decoder = _decoder(stream)
+    # In AVI files pictures have places in time, one each, and which has which is FFmpeg's guess: too late by that of the first.
+    slots, delay = deque[int]() if container.format.name == "avi" else None, 0
     if seek is not None:
+        delay = next(container.demux(stream)).pts or 0 if slots is not None else 0
         container.seek(round((zero + seek) / tick), stream=stream)
     end = 0.0 if seek is None else math.nan  # frames without a time of their own have none after a seek
     latest, count, reached, problem, hidden = -math.inf, 0, 0.0, None, False
@@ -131,6 +135,8 @@ def _timed(container: InputContainer, stream: VideoStream, path: Path, seek: flo
             reached = max(reached, float((packet.pts + (packet.duration or 0)) * (packet.time_base or 0)))
         if packet.stream.index != stream.index:
             continue
+        if slots is not None and packet.dts is not None:
+            slots.append(packet.dts)
         hidden = hidden or packet.is_discard  # by an edit list: decoded all the same, so that what follows is whole
         try:
             frames = decoder.decode(packet)
@@ -140,11 +146,16 @@ def _timed(container: InputContainer, stream: VideoStream, path: Path, seek: flo
         if count and (half or problem or any(frame.is_corrupt for frame in frames)):
             raise ValueError(f"{path} is damaged {end:.2f} s in; copy it again, or read fewer frames")
         for frame in frames:
+            if slots:
+                while not count and seek is not None and slots[0] < (frame.pts or 0) - delay:
+                    slots.popleft()
+                frame.pts = slots.popleft()
+            dated = frame.pts is not None and container.format.name not in TIMELESS
+            time = frame.pts * tick - zero if dated else end
             # Most decoders show something gray for frames that refer to what is not there; that of H.264 waits.
             alone = frame.pict_type not in REFERRING or hidden or decoder.name == "h264"
             if not count and (frame.is_corrupt or not alone):
                 continue
-            time = frame.pts * tick - zero if frame.pts is not None else end
             if time > end + LEAP and container.format.name.startswith("mpeg"):
                 zero, time = zero + time - end, end
             if time < latest:  # program streams date few of their frames, and FFmpeg guesses the others
