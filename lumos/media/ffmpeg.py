@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lumos.media.picture import HDR, Header, Picture, Timed, check_size, of_rgb, over_white
+from lumos.media.picture import HDR, Header, Picture, Timed, check_size, in_srgb, of_rgb, over_white
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -245,7 +245,7 @@ def _picture(frame: VideoFrame, aspect: float, scaler: Any, path: Path) -> Pictu
             rgb_HWC = of_rgb(over_white(frame.to_ndarray(format="rgba", interpolation=ACCURATE))).scaled(high, wide)
         else:
             rgb_HWC = scaler.reformat(frame, wide, high, format="rgb24", interpolation=ACCURATE).to_ndarray()
-        upright_HWC = rgb_HWC.transpose(1, 0, 2) if sideways else rgb_HWC
+        upright_HWC = in_srgb(rgb_HWC.transpose(1, 0, 2) if sideways else rgb_HWC, frame.color_primaries)
         return upright_HWC[:: -1 if down < 0 else 1, :: -1 if right < 0 else 1]
 
     width, height = frame.width * aspect, float(frame.height)

@@ -12,6 +12,11 @@ from torch.nn.functional import interpolate
 MIN_SIDE = 16
 MAX_PIXELS = 2**27
 HDR = {16: "PQ", 18: "HLG"}  # transfer functions by their number in ITU-T H.273
+# Wider colours, BT.2020's and Display P3's, by the number of their primaries there: light in those -> in sRGB's.
+WIDE = {
+    9: np.array([[1.6605, -0.5876, -0.0728], [-0.1246, 1.1329, -0.0083], [-0.0182, -0.1006, 1.1187]], np.float32),
+    12: np.array([[1.2249, -0.2249, 0.0], [-0.0421, 1.0421, 0.0], [-0.0196, -0.0786, 1.0983]], np.float32),
+}
 
 
 class Header(NamedTuple):
@@ -71,6 +76,16 @@ def over_white(rgba_HWC: NDArray[Any]) -> NDArray[np.uint8]:
     """rgb_HWC of a picture with transparency laid over white."""
     alpha_HW1 = rgba_HWC[..., 3:].astype(np.float32) / 255
     return (rgba_HWC[..., :3] * alpha_HW1 + 255 * (1 - alpha_HW1)).round().astype(np.uint8)
+
+
+def in_srgb(rgb_HWC: NDArray[np.uint8], primaries: int) -> NDArray[np.uint8]:
+    """The same colours in sRGB; those that it does not have are clipped."""
+    if primaries not in WIDE:
+        return rgb_HWC
+    levels = np.arange(256, dtype=np.float32) / 255
+    light_HWC = np.where(levels < 0.0404, levels / 12.92, ((levels + 0.055) / 1.055) ** 2.4)[rgb_HWC] @ WIDE[primaries].T
+    shown_HWC = np.where(light_HWC < 0.0031, 12.92 * light_HWC, 1.055 * light_HWC.clip(0) ** (1 / 2.4) - 0.055)
+    return (255 * shown_HWC.clip(0, 1)).round().astype(np.uint8)
 
 
 def check_size(path: Path, columns: int, rows: int) -> None:

@@ -1,5 +1,6 @@
 """Photos and animations -> timed pictures, through Pillow: upright, 8 bits, over white."""
 
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -12,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
-from lumos.media.picture import HDR, Header, Picture, Timed, check_size, of_rgb, over_white
+from lumos.media.picture import HDR, Header, Picture, Timed, check_size, in_srgb, of_rgb, over_white
 
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 ANIMATED = ("PNG", "WEBP", "GIF", "AVIF")  # of several pictures in a JPEG or TIFF file the first one is meant
@@ -57,7 +58,7 @@ def _opened(path: Path) -> Iterator[tuple[Any, range]]:
         # warnings of large pictures, for which our own rule follows, and of odd EXIF data
         with warnings.catch_warnings(action="ignore"), Image.open(path, formats=IMAGE_FORMATS) as image:
             check_size(path, *image.size)
-            _check_range(path)
+            image.info["primaries"] = _primaries(path)
             if image.mode.startswith("I;16") and getattr(image, "tag_v2", {}).get(262) == 0:  # which Pillow turns in 8 bits alone
                 raise ValueError(f"{path} holds 16-bit pixels whose zero is white; save it as a PNG")
             count = getattr(image, "n_frames", 1) if image.format in ANIMATED else 1
@@ -74,15 +75,15 @@ def _opened(path: Path) -> Iterator[tuple[Any, range]]:
         raise ValueError(f"{path} is damaged ({error}); copy it again") from error
 
 
-def _check_range(path: Path) -> None:
-    """ValueError for an AVIF or PNG file whose header says that it is HDR, which Pillow does not look at."""
+def _primaries(path: Path) -> int:
+    """The kind of colours that an AVIF or PNG file's header names, which Pillow does not look at. ValueError for HDR."""
     with open(path, "rb") as file:
         head = file.read(2**16)
-    for name, width in ((b"colrnclx", 2), (b"cICP", 1)):
-        numbers = head.partition(name)[2]
-        kind = int.from_bytes(numbers[width : 2 * width], "big")
-        if kind in HDR:
-            raise ValueError(f"{path} is an HDR picture ({HDR[kind]}), which would be read in wrong colours; convert it to SDR")
+    found = re.search(rb"colrnclx\0(.)\0(.)|cICP(.)(.)", head, re.DOTALL)
+    primaries, kind = (number[0] for number in found.groups() if number) if found else (0, 0)
+    if kind in HDR:
+        raise ValueError(f"{path} is an HDR picture ({HDR[kind]}), which would be read in wrong colours; convert it to SDR")
+    return primaries
 
 
 def _turn_to(image: Image.Image, number: int) -> float:
@@ -115,4 +116,5 @@ def _rgb(image: Image.Image, path: Path) -> NDArray[np.uint8]:
             given = ImageCms.ImageCmsProfile(BytesIO(profile))
             shown = ImageCms.profileToProfile(image, given, ImageCms.createProfile("sRGB"), outputMode="RGBA" if clear else "RGB")
             image = shown or image
-    return over_white(np.asarray(image)) if clear else np.array(image.convert("RGB"))
+    rgb_HWC = over_white(np.asarray(image)) if clear else np.array(image.convert("RGB"))
+    return rgb_HWC if profile else in_srgb(rgb_HWC, image.info.get("primaries", 0))

@@ -338,18 +338,45 @@ def chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
-def hdr_png(path: Path) -> Path:
-    content = saved(path).read_bytes()
-    place = content.index(b"IDAT") - 4
-    path.write_bytes(content[:place] + chunk(b"cICP", bytes([9, 18, 0, 1])) + content[place:])
+def of_colours(path: Path, rgb_HWC: Rgb, primaries: int, transfer: int) -> Path:
+    """A picture that says what kind of colours it holds."""
+    content = saved(path, Image.fromarray(rgb_HWC), quality=95).read_bytes()
+    if path.suffix == ".png":
+        place = content.index(b"IDAT") - 4
+        content = content[:place] + chunk(b"cICP", bytes([primaries, transfer, 0, 1])) + content[place:]
+    else:
+        place = content.index(b"colrnclx") + 8
+        content = content[:place] + bytes([0, primaries, 0, transfer]) + content[place + 4 :]
+    path.write_bytes(content)
     return path
 
 
-def hdr_avif(path: Path) -> Path:
-    content = saved(path).read_bytes()
-    place = content.index(b"colrnclx") + 10
-    path.write_bytes(content[:place] + bytes([0, 16]) + content[place + 2 :])
-    return path
+CORNERS = {1: ((0.64, 0.33), (0.3, 0.6), (0.15, 0.06)), 9: ((0.708, 0.292), (0.17, 0.797), (0.131, 0.046))}
+CORNERS[12] = ((0.68, 0.32), (0.265, 0.69), (0.15, 0.06))  # of the colours that there are, as x and y of CIE 1931
+
+
+def to_xyz(primaries: int) -> Any:
+    lights = np.array([(x / y, 1, (1 - x - y) / y) for x, y in CORNERS[primaries]]).T
+    return lights * np.linalg.solve(lights, (0.3127 / 0.329, 1, 0.3583 / 0.329))
+
+
+@pytest.mark.parametrize("primaries", [9, 12])
+@pytest.mark.parametrize("name", ["a.mp4", "a.png", "a.avif"])
+def test_wider_colours_are_brought_to_srgb(name: str, primaries: int, tmp_path: Path) -> None:
+    """As BT.2020, and the Display P3 of screen recordings: what is read as if it were sRGB comes out pale."""
+    light_HWC = (quadrants() / 255.0) ** 2.2 @ (np.linalg.inv(to_xyz(primaries)) @ to_xyz(1)).T
+    rgb_HWC = (255 * light_HWC ** (1 / 2.2)).round().astype(np.uint8)
+
+    def edit(stream: Any) -> None:
+        stream.codec_context.color_primaries, stream.codec_context.color_trc = primaries, 1
+
+    path = tmp_path / name
+    if path.suffix == ".mp4":
+        write_frames(path, [rgb_HWC] * 3, "libx264rgb", pixels="rgb24", edit=edit, crf="1")
+    else:
+        of_colours(path, rgb_HWC, primaries, 13)
+    found, meant = (rgb_HWC[12::24, 16::32].astype(int) for rgb_HWC in (frames_of(path, (48, 64))[0], quadrants()))
+    assert np.abs(found - meant).max() < 10
 
 
 def sound_alone(path: Path) -> Path:
@@ -401,8 +428,8 @@ WHITE = struct.pack("<HHIH", 262, 3, 1, 1), struct.pack("<HHIH", 262, 3, 1, 0)
 REFUSED: dict[str, tuple[Maker, str]] = {
     "hlg.mp4": (lambda path: hdr_video(path, 18), "HDR"),
     "pq.mkv": (lambda path: hdr_video(path, 16), "HDR"),
-    "pq.avif": (hdr_avif, "HDR"),
-    "hlg.png": (hdr_png, "HDR"),
+    "pq.avif": (lambda path: of_colours(path, quadrants(), 9, 16), "HDR"),
+    "hlg.png": (lambda path: of_colours(path, quadrants(), 9, 18), "HDR"),
     # the brand of photos; those of telephones are grids of tiles, each a stream
     "photo.heic": (lambda path: replaced(write_frames(path, VIDEO, format="mp4"), b"ftypisom", b"ftypheic"), "HEIC"),
     "codec.mp4": (lambda path: replaced(write_frames(path, VIDEO), b"avc1", b"zzz9"), "unknown codec"),
