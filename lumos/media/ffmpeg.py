@@ -40,12 +40,14 @@ TimedFrame = tuple[float, float, "VideoFrame"]
 
 
 def video_header(path: Path) -> Header:
-    """What the header of a video file promises. ValueError for a file without pictures, or of a kind that cannot be read."""
+    """What a video file promises, and how its first picture is shown. ValueError for one without pictures that can be read."""
     with _open(path) as (container, stream):
-        context = stream.codec_context
+        first = next(video_pictures(path, 0.0), None)
+        if first is None:
+            raise ValueError(f"{path} must have frames, got none that is whole; copy it again")
         tick = float(stream.time_base or 0)
         seconds = _promised_end(container, stream)[0] - (stream.start_time or 0) * tick
-        return Header("video", context.width, context.height, max(seconds, 0.0), float(stream.average_rate or 0), tick)
+        return Header("video", first[2].width, first[2].height, max(seconds, 0.0), float(stream.average_rate or 0), tick)
 
 
 def video_pictures(path: Path, start: float) -> Iterator[Timed]:

@@ -20,7 +20,7 @@ WIDE = {
 
 
 class Header(NamedTuple):
-    """What a file says of itself before anything is decoded."""
+    """What a file says of itself, and the size at which its first picture is shown."""
 
     kind: Literal["image", "video"]
     width: float

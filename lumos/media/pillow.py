@@ -27,7 +27,7 @@ def image_header(path: Path) -> Header | None:
     """What a photo or animation says of itself; None for a file that is neither."""
     try:
         with _opened(path) as (image, moving):
-            width, height = image.size
+            width, height = image.size[:: -1 if image.getexif().get(0x0112, 1) > 4 else 1]
             if not moving:
                 return Header("image", width, height)
             shown, tick = _turn_to(image, moving[0]), 0.01 if image.format == "GIF" else 0.001
