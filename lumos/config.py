@@ -9,6 +9,7 @@ import json
 import reprlib
 import types
 import typing
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -42,12 +43,25 @@ def read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing")
     check_not_a_pointer(path)
+    return read_object(path.read_bytes(), path)
+
+
+def read_object(content: str | bytes, where: str | Path) -> dict[str, Any]:
+    """A JSON object. ValueError for anything else, and for one, or one inside it, with two values of one name."""
     try:
-        values = json.loads(path.read_bytes())
+        values = json.loads(content, object_pairs_hook=_once)
     except (ValueError, RecursionError) as error:  # also bytes that are no text, and brackets without end
-        raise ValueError(f"{path} is not readable JSON ({error})") from None
+        raise ValueError(f"{where} is not readable JSON ({error})") from None
     if not isinstance(values, dict):
-        raise ValueError(f"{path} must hold a JSON object, got {type(values).__name__}")
+        raise ValueError(f"{where} must hold a JSON object, got {type(values).__name__}")
+    return values
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        ((twice, count),) = Counter(name for name, _ in pairs).most_common(1)
+        raise ValueError(f"a name must stand once in an object, got {reprlib.repr(twice)} {count} times; keep one")
     return values
 
 

@@ -5,7 +5,6 @@ show later ones. The codes come from `diffusion/sampler.py:sample_video`, which 
 them into pixels.
 """
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
@@ -15,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lumos.config import PACKAGED, read_config
+from lumos.config import PACKAGED, read_config, read_object
 from lumos.diffusion.compute import Compute, prepare_model
 from lumos.diffusion.cost import GenerationCost, check_memory, generation_cost
 from lumos.diffusion.frame_model import FrameModel, VideoSpec
@@ -181,7 +180,7 @@ class Generator:
         tokens = load_tokens(Path(file), self.tokenizer, self.tokenizer.codebook_size)
         if not tokens.about.course:
             raise ValueError(f"{file} must be a session's, got a video of lumos generate; go on from it with branch")
-        course = read_config(Course, json.loads(tokens.about.course), file)
+        course = read_config(Course, read_object(tokens.about.course, file), file)
         if max(course.shown, course.turns[-1].start) > tokens.codes_BTHW.shape[1]:
             raise ValueError(f"{file} must hold the frames that it speaks of, got fewer; use the file as it was saved")
         return self._session(course, tokens.codes_BTHW[0].to(self.device), progress)

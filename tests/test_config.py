@@ -111,6 +111,7 @@ def test_files_of_the_first_version_are_read() -> None:
         (b"\xff\xfe\x00", "is not readable JSON"),
         (b"", "is not readable JSON"),
         (b"[" * 100_000, "is not readable JSON"),
+        (b'{"a": [{"b": 1, "b": 1}]}', "a name must stand once in an object, got 'b' 2 times"),
         (b"[1]", "must hold a JSON object, got list"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n", "run git lfs pull"),
     ],

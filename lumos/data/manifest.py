@@ -12,12 +12,12 @@ import math
 import os
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from lumos.config import read_json
+from lumos.config import read_json, read_object
 from lumos.data.shards import PIXELS, PREPARED, ShardReader, open_shards
 from lumos.media.source import one_line, readable_file
 
@@ -123,7 +123,9 @@ def _captions(values: Values) -> tuple[str, ...]:
     for name in ("caption", "captions"):
         value = values.get(name)
         if name == "captions" and isinstance(value, str) and value:
-            value = _json(value)
+            value = None
+            with suppress(ValueError, RecursionError):
+                value = json.loads(values[name])
             if not isinstance(value, list):
                 rule = 'captions must be a JSON list such as ["a cat", "a cat sleeps"]'
                 raise ValueError(f"{rule}, got {values[name][:40]!r}; or use caption")
@@ -148,14 +150,6 @@ def _check_unicode(text: str, name: str) -> None:
     """ValueError for half a character, which is what a file's name of another encoding looks like; no file could hold it."""
     if re.search("[\ud800-\udfff]", text):
         raise ValueError(f"{name} must be text in Unicode, got {text!r:.60}; rename it")
-
-
-def _json(text: str) -> Any:
-    """A JSON value, None for anything else."""
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return None
 
 
 def _seconds(given: Any, name: str) -> float | None:
@@ -214,28 +208,23 @@ def _text(path: Path) -> str:
 
 def _csv_rows(path: Path, kind: str) -> list[Values]:
     csv.field_size_limit(2**27)
-    reader = csv.reader(io.StringIO(_text(path), newline=""), delimiter="\t" if kind == ".tsv" else ",", strict=True)
+    reader = csv.DictReader(io.StringIO(_text(path), newline=""), delimiter="\t" if kind == ".tsv" else ",", strict=True)
     rows: list[Values] = []
     try:
-        names = [name.strip() for name in next(reader, [])]
-        _check_once(path, names)
-        for fields in filter(None, reader):
-            if len(fields) > len(names):
+        reader.fieldnames = [name.strip() for name in reader.fieldnames or []]
+        _check_once(path, reader.fieldnames)
+        for row in reader:
+            if None in row:
                 raise ValueError(f"{path} has too many fields in line {reader.line_num}; quote captions that hold commas")
-            rows.append(dict(zip_longest(names, fields)))
+            rows.append(row)
     except csv.Error as error:
         raise ValueError(f"{path} must be a {kind[1:]} table, got a broken line ({error})") from error
     return rows
 
 
 def _json_rows(path: Path) -> list[Values]:
-    rows = []
-    for number, line in enumerate(_text(path).split("\n"), 1):
-        if line.strip():
-            rows.append(_json(line))
-            if not isinstance(rows[-1], dict):
-                raise ValueError(f"{path} must hold one JSON object per line, got something else in line {number}")
-    return rows
+    lines = enumerate(_text(path).split("\n"), 1)
+    return [read_object(line, f"{path}, line {number},") for number, line in lines if line.strip()]
 
 
 def _parquet_rows(path: Path) -> list[Values]:

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from lumos.config import read_object
 from lumos.files import whole_file
 from lumos.tokenizer.cosmos import CosmosConfig
 from lumos.tokenizer.model import VideoTokenizer
@@ -231,12 +232,9 @@ def _listed(folder: str) -> tuple[list[str], dict[str, Any]]:
     if not names:
         raise FileNotFoundError(f"{folder} must be a folder of shards (.parquet), got none; make one with lumos prepare")
     written = next((name for name in listed if name.endswith(f"/{PREPARED}")), None)
-    try:
-        settings = json.loads(files.cat_file(written)) if written else {}
-        if not (isinstance(settings, dict) and isinstance(settings.get("shards", 0), int)):
-            raise ValueError("no object with the number of shards")
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{written} must be what lumos prepare wrote, got something else ({error})") from error
+    settings = read_object(files.cat_file(written), written) if written else {}
+    if not isinstance(settings.get("shards", 0), int):
+        raise ValueError(f"{written} must be what lumos prepare wrote, got shards = {settings['shards']!r:.40}; prepare it again")
     return names, settings
 
 

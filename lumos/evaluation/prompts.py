@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
-from lumos.config import read_config
+from lumos.config import read_config, read_object
 from lumos.evaluation.judge.judge import ATTRIBUTES
 from lumos.worlds.shapes.captions import canonical_caption
 from lumos.worlds.shapes.motion import DIRECTIONS
@@ -97,11 +97,7 @@ def prompts_in(path: Path) -> list[Prompt]:
 
 
 def _prompt(line: str, where: str) -> Prompt:
-    try:
-        values = json.loads(line)
-    except ValueError as error:
-        raise ValueError(f"{where} must be a JSON document, got {line[:60]!r} ({error})") from None
-    prompt = read_config(Prompt, values, where)
+    prompt = read_config(Prompt, read_object(line, where), where)
     if not prompt.checks or (prompt.task == "image to video") != (prompt.given is not None):
         raise ValueError(f"{where}: a prompt has checks, one of image to video, and no other, a given scene, got {line[:60]!r}")
     if not (prompt.id.replace("-", "").isalnum() and prompt.text.strip()):

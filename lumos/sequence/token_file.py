@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from lumos.config import Range, read_config
+from lumos.config import Range, read_config, read_object
 from lumos.files import whole_file
 from lumos.weights import fingerprint
 
@@ -56,7 +56,7 @@ def load_tokens(file: Path, tokenizer: nn.Module, codebook_size: int) -> Tokens:
         with safe_open(file, "pt") as stored:
             header = stored.metadata() or {}
             codes_BTHW = stored.get_tensor("codes").to(torch.int64)
-        about = read_config(About, json.loads(header["about"]), "about")
+        about = read_config(About, read_object(header["about"], "about"), "about")
         whole = header["format"] == TOKENS_FORMAT and len(about.prompts) == len(about.seeds) == len(codes_BTHW)
     except (SafetensorError, KeyError, TypeError, ValueError, RecursionError):
         whole = False

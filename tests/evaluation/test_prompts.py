@@ -42,7 +42,7 @@ def spoil(prompt: Prompt, old: str, new: str) -> str:
     [
         ("\xff\xfe", "text file"),
         ("\n \n", "at least one prompt"),
-        ("a red circle\n", "must be a JSON document"),
+        ("a red circle\n", "is not readable JSON"),
         ("{}\n", "lacks the field 'id' of Prompt"),
         (spoil(PROMPTS[0], '"circle"', '"blob"'), r"line 1: scene: things\[0\]: shape must be one of circle, .*'blob'"),
         (spoil(PROMPTS[0], '"angle": 5.0', '"angle": NaN'), "angle must be .*, got nan"),

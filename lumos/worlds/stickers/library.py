@@ -4,7 +4,6 @@ The manifest has a JSON object per line: path of a WebP, GIF or PNG, still or an
 mirror as in `Sticker`. examples/emoji.md makes one of public emoji.
 """
 
-import json
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from lumos.config import read_object
 from lumos.worlds.stickers.render import Pictures
 from lumos.worlds.stickers.scene import Sticker
 
@@ -39,7 +39,7 @@ def load_stickers(manifest: Path, size: int, fps: float, workers: int = 0) -> tu
 
 def _row(manifest: Path, number: int, line: str) -> tuple[Path, dict[str, Any]]:
     try:
-        row = json.loads(line)
+        row = read_object(line, "it")
         path, noun, captions, mirror = (row[name] for name in ("path", "noun", "captions", "mirror"))
         words = (noun, *captions)
         if not (captions and isinstance(mirror, bool) and all(isinstance(each, str) for each in words)):
