@@ -76,9 +76,8 @@ def read_clips(entry: Entry, cut: Cut, stored: ShardReader | None = None) -> Ite
         first = next(found, None)
         if first is None:
             got = f"got {len(head)}" if len(head) < cut.least else "got shorter scenes"
-            raise ValueError(
-                f"a video must have at least {cut.least} frames at {cut.fps:g} fps, {got}; use a longer one or --least"
-            )
+            rule = f"a video must have at least {cut.least} frames at {cut.fps:g} fps"
+            raise ValueError(f"{rule}, {got}; use a longer one or --least")
         for window in chain([first], found):
             yield Clip(np.stack([rgb_HWC for _, _, rgb_HWC in window]), window[0][1])
 

@@ -139,10 +139,10 @@ def clip_schema(columns: Sequence[str]) -> Any:
     """Columns of shards with their types. `codes`: T * H * W numbers of two bytes; `picture`: see `pack_picture`."""
     import pyarrow
 
-    types = dict.fromkeys(("T", "H", "W", "F", "height", "width", "frames"), pyarrow.int32())
+    types = dict.fromkeys(("T", "H", "W", "F", "height", "width", "frames", "seconds"), pyarrow.int32())
     types |= dict.fromkeys(("codes", "picture"), pyarrow.binary()) | dict.fromkeys(("source", "tokenizer"), pyarrow.string())
     types |= dict.fromkeys(("fps", "start"), pyarrow.float64()) | dict.fromkeys(("mirror", "mirrored"), pyarrow.bool_())
-    types |= {"captions": pyarrow.list_(pyarrow.string()), "text": pyarrow.list_(pyarrow.int32())}
+    types |= dict.fromkeys(("text", "text_open"), pyarrow.list_(pyarrow.int32())) | {"captions": pyarrow.list_(pyarrow.string())}
     return pyarrow.schema([(name, types[name]) for name in columns])
 
 

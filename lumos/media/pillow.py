@@ -4,7 +4,6 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -47,7 +46,8 @@ def image_pictures(path: Path, start: float) -> Iterator[Timed]:
         for number in moving:
             shown = _turn_to(image, number)
             upright = ImageOps.exif_transpose(image)
-            yield time, shown, Picture(*upright.size, partial(_scaled, upright, path), ", ".join(done))
+            drawn = lambda rows, columns, frame=upright: of_rgb(_rgb(frame, path)).scaled(rows, columns)  # noqa: E731  # few are
+            yield time, shown, Picture(*upright.size, drawn, ", ".join(done))
             time += shown
 
 
@@ -92,11 +92,6 @@ def _turn_to(image: Image.Image, number: int) -> float:
     image.load()
     seconds = float(image.info.get("duration") or 0) / 1000
     return seconds if seconds >= SHORTEST else 0.1
-
-
-def _scaled(image: Image.Image, path: Path, rows: int, columns: int) -> NDArray[np.uint8]:
-    """A frame of an animation, converted when it is drawn: few are."""
-    return of_rgb(_rgb(image, path)).scaled(rows, columns)
 
 
 def _rgb(image: Image.Image, path: Path) -> NDArray[np.uint8]:

@@ -75,12 +75,11 @@ def read_image(path: str | Path, height: int, width: int) -> Footage:
     path = readable_file(path)
     with decoding(path):
         header = image_header(path)
-        if header is None:
-            raise ValueError(f"{path} is no readable image; give a {', '.join(IMAGE_FORMATS)} file")
-        _, _, picture = next(timed_pictures(path))
-        pixels_BCFHW = clips_to_pixels(torch.from_numpy(picture.draw(height, width)[None, None]))
-        first = ["first of several frames"] if header.kind == "video" else []
-        return Footage(pixels_BCFHW[0].contiguous(), ", ".join(first + picture.note(height, width)), "image")
+    if header is None:
+        raise ValueError(f"{path} is no readable image; give a {', '.join(IMAGE_FORMATS)} file")
+    footage = read_video(path, header.fps or 1.0, height, width, 1)
+    first = ["first of several frames"] if header.kind == "video" else []
+    return Footage(footage.pixels_CFHW, ", ".join([*first, *filter(None, [footage.note])]), "image")
 
 
 def write_video(path: str | Path, pixels_CFHW: Tensor, fps: float, overwrite: bool = False) -> Path:

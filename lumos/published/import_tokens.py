@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lumos.data.shards import COSMOS, TOKENS, pack_codes, write_parquet
+from lumos.data.shards import COSMOS, TOKENS, clip_schema, pack_codes, write_parquet
 from lumos.files import partial_of
 from lumos.published.pickles import RefusedPickle, read_pickle
 from lumos.sequence.layout import Grid, content_ids, pack, unpack
@@ -23,6 +23,7 @@ from lumos.sequence.vocabulary import LUMOS, OPEN_FPS, OPEN_FRAMES
 IGNORED = -100  # a label that training skips
 GROUP = 64  # records written at once
 GROUPS = 64  # in a file
+COLUMNS = ("codes", "T", "H", "W", "text", "text_open", "seconds", "fps", "frames", "source", "tokenizer")
 
 
 def import_tokens(files: Sequence[Path], out: Path, progress: Callable[[int, int], None] | None = None) -> dict[str, Any]:
@@ -51,10 +52,10 @@ def import_tokens(files: Sequence[Path], out: Path, progress: Callable[[int, int
             yield row
 
     try:
-        stream = rows()
+        stream, schema = rows(), clip_schema(COLUMNS).with_metadata({"format": TOKENS})
         groups = iter(lambda: list(islice(stream, GROUP)), [])
         for number in range(-(-len(paths) // (GROUP * GROUPS))):
-            write_parquet(partial / f"{number:06}.parquet", _schema(), islice(groups, GROUPS))
+            write_parquet(partial / f"{number:06}.parquet", schema, islice(groups, GROUPS))
         out.parent.mkdir(parents=True, exist_ok=True)
         partial.replace(out)
     finally:
@@ -110,13 +111,3 @@ def rebuild(text: Sequence[int], codes_THW: Tensor, seconds: int, fps: int) -> l
     batch = pack(LUMOS, grid, torch.tensor([row]), torch.tensor([len(row)]), content_BTHW, seconds, fps, tail=True)
     ids: list[int] = batch.ids_BL[0].tolist()
     return ids
-
-
-def _schema() -> Any:
-    import pyarrow
-
-    number, ids, word = pyarrow.int32(), pyarrow.list_(pyarrow.int32()), pyarrow.string()
-    columns = {"codes": pyarrow.binary(), "T": number, "H": number, "W": number, "text": ids, "text_open": ids}
-    columns |= {"seconds": number, "fps": number, "frames": number, "source": word, "tokenizer": word}
-    # codes: T * H * W numbers of two bytes, little end first
-    return pyarrow.schema(list(columns.items()), metadata={"format": TOKENS, "codes": "uint16 little-endian, T H W"})

@@ -64,9 +64,9 @@ def test_shards_rebuild_the_records(tmp_path: Path, capsys: pytest.CaptureFixtur
         rows, [video, image], ["video.pkl:5", "image.pkl:6"], [VIDEO, IMAGE], [24, 1], strict=True
     ):
         codes_THW = unpack_codes(row["codes"], *shape)
-        assert rebuild(row["text_open"], codes_THW, row["seconds"], row["fps"]) == original["token"]
+        assert rebuild(row["text_open"], codes_THW, row["seconds"], int(row["fps"])) == original["token"]
         assert [row[name] for name in ("T", "H", "W", "source", "frames", "tokenizer")] == [*shape, source, frames, COSMOS]
-        assert row["text"] == fill_numbers(row["text_open"], frames, row["fps"]) and max(row["text"]) < 65_536
+        assert row["text"] == fill_numbers(row["text_open"], frames, int(row["fps"])) and max(row["text"]) < 65_536
         assert row["text"][-len(CAPTION) :] == CAPTION
 
 
