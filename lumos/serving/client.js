@@ -1,6 +1,7 @@
 // Speaks to the server in its HTTP API, and remembers what this browser (keep) and this tab (tab) should. No other machine is asked.
 export const find = (selector, within = document) => within.querySelector(selector);
 export const all = (selector, within = document) => [...within.querySelectorAll(selector)];
+export const make = (tag, values) => Object.assign(document.createElement(tag), values);
 export const calm = () => matchMedia("(prefers-reduced-motion: reduce)").matches;
 
 const memory = (storage) => ({

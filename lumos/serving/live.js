@@ -1,6 +1,6 @@
 // The Live tab: one session, played as it is made. Its sentences are a strip, and a click on one goes back to where it began.
-import { find, all, ask, calm } from "./client.js";
-import { clear, facts } from "./stage.js";
+import { find, all, make, ask, calm } from "./client.js";
+import { clear, describe, draw, facts } from "./stage.js";
 
 const stage = find("#stage"), part = (name) => find(name, stage);
 const AHEAD = 8; // frames that wait to be played before more are asked for
@@ -14,7 +14,7 @@ export async function say(asked) {
   if (live) return tell(await act("say", { prompt: asked.prompt }));
   const document = await ask("POST", "v1/sessions", asked);
   clear();
-  live = { document, frames: [], count: 0, at: 0, paused: false, turn: 0, timer: setInterval(draw, 1000 / facts.fps) };
+  live = { document, frames: [], count: 0, at: 0, paused: false, turn: 0, timer: setInterval(play, 1000 / facts.fps) };
   stage.dataset.state = "live";
   part(".strip").replaceChildren();
   for (const name of [".actions", ".said"]) part(name).hidden = false;
@@ -46,12 +46,10 @@ async function follow(session) {
   }
 }
 
-function draw() {
-  const picture = live.frames[live.at], canvas = part("canvas");
+function play() {
+  const picture = live.frames[live.at];
   if (live.paused || !picture || !picture.complete || !picture.naturalWidth) return;
-  if (canvas.width !== picture.naturalWidth) [canvas.width, canvas.height] = [picture.naturalWidth, picture.naturalHeight];
-  if (!calm() || live.at % facts.temporal === 0) canvas.getContext("2d").drawImage(picture, 0, 0);
-  canvas.hidden = false;
+  if (!calm() || live.at % facts.temporal === 0) draw(picture);
   delete live.frames[live.at++ - KEPT];
   stage.dataset.frames = live.at;
 }
@@ -67,17 +65,13 @@ function tell(document) {
   }
   const state = live.paused ? "Paused" : live.count ? "Playing" : "Thinking of the first frame"; // it is read out at every change
   if (part(".status").textContent !== state) part(".status").textContent = state;
-  const known = [`${(live.count / facts.fps).toFixed(0)} s`, document.size, document.note, `seed ${document.seed}`];
-  part(".words").textContent = known.filter(Boolean).join("  \u00b7  ");
+  describe("", [`${(live.count / facts.fps).toFixed(0)} s`, document.size, document.note, `seed ${document.seed}`]);
   part("[data-do=pause]").textContent = live.paused ? "Play" : "Pause";
 }
 
 function button({ frame, prompt }, index, all) {
-  const item = document.createElement("li"), button = Object.assign(document.createElement("button"), { type: "button", textContent: prompt });
-  const time = Object.assign(document.createElement("small"), { textContent: frame === null ? "next" : `${(frame / facts.fps).toFixed(1)} s` });
-  button.prepend(time);
-  button.ariaLabel = `Go back to: ${prompt}`;
-  button.disabled = frame === null;
+  const item = make("li"), button = make("button", { type: "button", textContent: prompt, ariaLabel: `Go back to: ${prompt}`, disabled: frame === null });
+  button.prepend(make("small", { textContent: frame === null ? "next" : `${(frame / facts.fps).toFixed(1)} s` }));
   if (index === all.length - 1) button.setAttribute("aria-current", "true");
   button.onclick = () => back(frame).catch((error) => { part(".problem").textContent = error.message; });
   item.append(button);
@@ -111,7 +105,7 @@ export function leave() {
   act("end", null, { keepalive: true }).catch(() => {});
   live = null;
   stage.dataset.state = "done";
-  part(".status").textContent = "";
+  part(".status").textContent = "Ended. What is played live is not kept.";
   for (const name of [".actions", ".said"]) part(name).hidden = true;
   part(".said").dataset.text = part(".words").textContent = "";
   stage.dispatchEvent(new Event("left"));

@@ -1,5 +1,5 @@
 // The page: the form that asks for a video, what can be done with one, and the gallery. stage.js shows the one that is watched.
-import { find, all, ask, address, calm, keep, tab } from "./client.js";
+import { find, all, make, ask, address, calm, keep, tab } from "./client.js";
 import { watch, open, clear, shown, facts, changed } from "./stage.js";
 import { say, isLive } from "./live.js";
 
@@ -25,6 +25,7 @@ function problem(text) {
 }
 
 async function create() {
+  if (field("create").disabled) return; // Enter, twice
   const words = prompt.value.trim(), start = mode(), number = (name) => Number(field(name).value);
   const length = Number(find("[name=length]:checked").value);
   const asked = { prompt: prompt.value, frames: length, steps: number("steps"), guidance: number("guidance"), temperature: number("temperature") };
@@ -137,22 +138,19 @@ async function gallery() {
 }
 
 function card(video, state) {
-  const item = document.createElement("li"), button = document.createElement("button"), words = document.createElement("span"), remover = document.createElement("button");
-  const done = video.status === "completed", picture = done ? new Image() : document.createElement("div");
-  item.dataset.state = state;
-  Object.assign(button, { type: "button", className: "show", ariaLabel: `${done ? "Show" : "Being made"}: ${video.prompt}` });
-  Object.assign(remover, { type: "button", className: "remove", textContent: "\u00d7", ariaLabel: `${done ? "Delete" : "Cancel"}: ${video.prompt}`, onclick: () => remove(video) });
-  if (done) {
-    const still = address(video, "?variant=thumbnail");
-    const play = (moving) => { picture.src = moving && video.frames > 1 && !calm() ? address(video, "?format=gif") : still; };
-    Object.assign(picture, { loading: "lazy", alt: "", src: still });
-    for (const [name, moving] of [["pointerenter", true], ["focus", true], ["pointerleave", false], ["blur", false]]) button.addEventListener(name, () => play(moving));
-  } else {
-    Object.assign(picture, { className: "wait", textContent: video.status === "queued" ? "Waiting" : `${video.progress} %` });
-  }
+  const done = video.status === "completed", still = address(video, "?variant=thumbnail"), item = make("li");
+  const button = make("button", { type: "button", className: "show", ariaLabel: `${done ? "Show" : "Being made"}: ${video.prompt}` });
+  const remover = make("button", { type: "button", className: "remove", textContent: "\u00d7", ariaLabel: `${done ? "Delete" : "Cancel"}: ${video.prompt}` });
+  const picture = done
+    ? make("img", { loading: "lazy", alt: "", src: still })
+    : make("div", { className: "wait", textContent: video.status === "queued" ? "Waiting" : `${video.progress} %` });
+  const play = (moving) => { if (done) picture.src = moving && video.frames > 1 && !calm() ? address(video, "?format=gif") : still; };
+  for (const name of ["pointerenter", "focus"]) button.addEventListener(name, () => play(true));
+  for (const name of ["pointerleave", "blur"]) button.addEventListener(name, () => play(false));
   button.onclick = () => { watch(video); stage.scrollIntoView({ behavior: calm() ? "auto" : "smooth", block: "center" }); };
-  words.textContent = video.prompt;
-  button.append(picture, words);
+  remover.onclick = () => remove(video);
+  item.dataset.state = state;
+  button.append(picture, make("span", { textContent: video.prompt }));
   item.append(button, remover);
   return item;
 }
@@ -233,11 +231,8 @@ function listen() {
 
 function build() {
   const chips = [...EXAMPLES, "Surprise me"].map((text) => {
-    const chip = Object.assign(document.createElement("button"), { type: "button", textContent: text });
     const last = text === "Surprise me";
-    if (last) chip.className = "surprise";
-    chip.onclick = () => { prompt.value = last ? surprise() : text; prompt.focus(); };
-    return chip;
+    return make("button", { type: "button", textContent: text, className: last ? "surprise" : "", onclick: () => { prompt.value = last ? surprise() : text; prompt.focus(); } });
   });
   prompt.placeholder = EXAMPLES[0];
   field("known").textContent = KNOWN[facts.id] || "";
@@ -245,8 +240,7 @@ function build() {
   // a still picture, and the trained length halved, as it is, doubled and so on
   const step = facts.temporal, trained = [0.5, 1, 2, 4].map((factor) => 1 + step * Math.max(1, Math.round((facts.frames - 1) * factor / step)));
   for (const frames of [1, ...new Set(trained)].filter((frames) => frames <= facts.max_frames)) {
-    const label = document.createElement("label"), radio = Object.assign(document.createElement("input"), { type: "radio", name: "length", value: frames });
-    radio.checked = frames === facts.frames;
+    const label = make("label"), radio = make("input", { type: "radio", name: "length", value: frames, checked: frames === facts.frames });
     label.append(radio, frames === 1 ? "Still" : `${(frames / facts.fps).toFixed(frames < facts.fps ? 1 : 0)} s`);
     find("#length").append(label);
   }

@@ -1,5 +1,5 @@
 // The stage: follows one video, shows its frames as they come and the finished file. What people or the server say is put there as text.
-import { find, all, ask, address, calm, sentence, tab } from "./client.js";
+import { find, all, make, ask, address, calm, sentence, tab } from "./client.js";
 
 const stage = find("#stage");
 const part = (name) => find(name, stage);
@@ -19,7 +19,6 @@ export function watch(video) {
   tab.set("watching", video.id);
   hideAll();
   slots(video.frames);
-  delete stage.dataset.frames;
   tell(video);
   changed.call();
   if (video.status === "completed") return finish(video);
@@ -55,7 +54,7 @@ export function clear() {
   shown = null;
   stage.dataset.state = "empty";
   slots(facts.frames);
-  for (const name of [".status", ".words", ".problem"]) part(name).textContent = "";
+  for (const name of [".status", ".words", ".problem"]) part(name).replaceChildren();
   hideAll();
   part(".actions").hidden = true;
 }
@@ -63,12 +62,13 @@ export function clear() {
 function hideAll() {
   all("canvas, video, img", part(".screen")).forEach((element) => { element.hidden = true; });
   part("video").removeAttribute("src");
+  delete stage.dataset.frames;
 }
 
 // One place in the strip for the first frame, and one for every four that follow.
 function slots(count) {
   const places = 1 + Math.ceil((count - 1) / facts.temporal);
-  part(".strip").replaceChildren(...Array.from({ length: Math.min(places, 33) }, () => document.createElement("li")));
+  part(".strip").replaceChildren(...Array.from({ length: Math.min(places, 33) }, () => make("li")));
 }
 
 function addFrames(news) {
@@ -84,23 +84,23 @@ function addFrames(news) {
 
 // Show the frames so far again and again at the video's own pace; with reduced motion the newest one stands still.
 function turn() {
-  const canvas = part("canvas");
   let at = 0;
   clearInterval(turning);
-  const draw = () => {
+  const next = () => {
     const ready = frames.filter((picture) => picture && picture.complete && picture.naturalWidth);
     if (!ready.length) return;
-    const picture = calm() ? ready[ready.length - 1] : ready[at++ % ready.length];
-    if (canvas.width !== picture.naturalWidth || canvas.height !== picture.naturalHeight) {
-      canvas.width = picture.naturalWidth;
-      canvas.height = picture.naturalHeight;
-    }
-    canvas.getContext("2d").drawImage(picture, 0, 0);
-    canvas.hidden = false;
+    draw(calm() ? ready[ready.length - 1] : ready[at++ % ready.length]);
     stage.dataset.frames = ready.length;
   };
-  frames[0].decode().then(draw, () => {});
-  turning = setInterval(draw, 1000 / facts.fps);
+  frames[0].decode().then(next, () => {});
+  turning = setInterval(next, 1000 / facts.fps);
+}
+
+export function draw(picture) {
+  const canvas = part("canvas"), { naturalWidth, naturalHeight } = picture;
+  if (canvas.width !== naturalWidth || canvas.height !== naturalHeight) Object.assign(canvas, { width: naturalWidth, height: naturalHeight });
+  canvas.getContext("2d").drawImage(picture, 0, 0);
+  canvas.hidden = false;
 }
 
 function tell(video) {
@@ -119,8 +119,7 @@ function tell(video) {
   }[state];
   if (part(".status").textContent !== words) part(".status").textContent = words;
   part(".problem").textContent = !video.error ? "" : video.error.code === "cancelled" ? "Cancelled." : sentence(video.error.message);
-  const settings = [video.prompt, `${video.size}, ${video.steps} steps, guidance ${video.guidance}, temperature ${video.temperature}`, video.note, `seed ${video.seed}`];
-  part(".words").textContent = settings.filter(Boolean).join("  \u00b7  ");
+  describe(video.prompt, [`${video.size}, ${video.steps} steps, guidance ${video.guidance}, temperature ${video.temperature}`, video.note, `seed ${video.seed}`]);
   const moves = video.frames > 1, done = state === "done", over = done || state === "failed";
   const visible = { cancel: !over, mp4: done && moves, gif: done && moves, png: done, loop: done && moves, continue: done, again: over, copy: done && !video.given_frames && !video.keyframes.length, delete: over };
   part(".actions").hidden = false;
@@ -129,6 +128,10 @@ function tell(video) {
     element.hidden = !visible[what];
     if (element.tagName === "A") element.href = address(video, `?variant=large&format=${what}&download=true`);
   }
+}
+
+export function describe(title, known) {
+  part(".words").replaceChildren(make("b", { textContent: title }), make("small", { textContent: known.filter(Boolean).join("  \u00b7  ") }));
 }
 
 function finish(video) {
@@ -149,14 +152,11 @@ function finish(video) {
 function fillStrip(video) {
   const places = all("li", part(".strip"));
   if (video.frames === 1 || places.every((place) => place.firstChild)) return;
-  const reader = document.createElement("video");
+  const reader = make("video", { muted: true });
   let at = 0;
-  reader.muted = true;
   reader.onseeked = () => {
     if (!shown || shown.id !== video.id || at >= places.length) return;
-    const canvas = document.createElement("canvas");
-    canvas.width = reader.videoWidth;
-    canvas.height = reader.videoHeight;
+    const canvas = make("canvas", { width: reader.videoWidth, height: reader.videoHeight });
     canvas.getContext("2d").drawImage(reader, 0, 0);
     places[at].replaceChildren(canvas);
     at += 1;

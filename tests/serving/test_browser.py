@@ -82,7 +82,8 @@ def done(page: Any) -> None:
 
 def test_text_to_video_and_what_can_be_done_with_it(page: Any, shoot: Any) -> None:
     shoot(page, "empty")
-    make(page, "a red circle moves")
+    say(page, "a red circle moves")
+    page.evaluate("[1, 2].forEach(() => document.querySelector('#form').requestSubmit())")  # Enter, twice: one video
     done(page)
     assert page.locator("#stage .strip li").count() == 3
     assert page.locator("#stage .strip li > *").count() == 3
