@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from research.worlds_marks import boxes_of, known_apart
+from research.worlds_judge import boxes_of, known_apart
 from research.worlds_prompts import plain_caption
 
 
