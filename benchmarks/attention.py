@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from sampling import CELLS, PROMPT, TOYS, Bench, spec_of
+from bench import CELLS, PROMPT, TOYS, Bench, spec_of
 from torch import Tensor
 from torch.nn.attention import SDPBackend
 

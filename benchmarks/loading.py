@@ -11,8 +11,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
+from bench import CELLS, Bench, make_model
 from published import write_text_tokenizer
-from sampling import CELLS, Bench, make_model
 
 import lumos.weights
 from lumos.diffusion.sampler import SamplerConfig

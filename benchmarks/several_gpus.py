@@ -23,7 +23,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from sampling import (
+from bench import (
     CELLS,
     PROMPT_IDS,
     TOY_VOCABULARY,
