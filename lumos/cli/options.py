@@ -17,7 +17,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, TypeVar, get_type_hints
 
-from lumos.config import read_config, read_value
+from lumos.config import PACKAGED, read_config, read_value
 
 T = TypeVar("T")
 Word = Annotated[T, "word"]  # a field of this type is a word after the verb, not an option
@@ -69,7 +69,7 @@ def options_of(kind: Any) -> list[Option]:
     options = []
     for name, hint, default, comment in read_fields(source.module, source.name):
         plain = re.split(r"[^\w]", re.sub(r"^((Word|tuple|Annotated)\[)+", "", hint))[0]
-        usual = source.default or {"False": "no", "None": "none", "()": ""}.get(default, default.strip('"'))
+        usual = source.default or {"False": "no", "None": "none", "()": "", "PACKAGED": PACKAGED}.get(default, default.strip('"'))
         told = " (required)" if not default else f" (default: {usual})" if usual and "(default" not in comment else ""
         flag, many = source.flags.get(name, name.replace("_", "-")), "tuple[" in hint
         shown = name.upper() if hint.startswith("Word[") else f"--{flag}"

@@ -83,6 +83,7 @@ def test_help_of_a_verb_explains_every_option(verb: str, capsys: pytest.CaptureF
         names = [field.name for field in dataclasses.fields(owner) if flags.get(field.name, "x")]
         assert [option.field for option in options] == names  # none is overlooked
     assert f"examples: lumos {verb} " in out or verb == "serve"
+    assert "PACKAGED" not in out  # but the name that it holds
 
 
 @pytest.mark.parametrize(("verb", "table"), [("train", "MODELS"), ("train-tokenizer", "TOKENIZERS"), ("estimate", "MODELS")])
