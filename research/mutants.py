@@ -45,7 +45,9 @@ if "SEEN" in os.environ:
     Seen(ROOT, Path(os.environ["SEEN"]))
 """
 # Arguments that are for people, check what we ourselves hold, or act on a card only, where tests/gpu hold them.
-UNSEEN = {"description", "indent", "zip strict", "device", "non_blocking", "torch.compile dynamic"}
+UNSEEN = {"description", "indent", "zip strict", "warnings.catch_warnings action"}
+UNSEEN |= {"device", "non_blocking", "torch.compile dynamic"}
+SETUP = -1  # in place of a test's number: what a fixture runs counts for all tests of its file, as it may be made once for all
 FORK = multiprocessing.get_context("fork")
 Tests = dict[str, list[tuple[float, str]]]  # place, as a mutant's -> (seconds, name) of the tests that come by it
 
@@ -139,11 +141,11 @@ class Seen:
 
     def __init__(self, tree: Path, out: Path) -> None:
         self.root, self.inside, self.tests = f"{tree}/", f"{tree}/lumos/", dict[int, tuple[float, str]]()
-        self.left, self.mine = dict[Any, set[int]](), 0
+        self.left, self.mine, self.number = dict[Any, set[int]](), 0, 0
         self.file = os.open(out, os.O_CREAT | os.O_RDWR | os.O_APPEND)  # at once, as what tests start may be killed
         now = os.open(out.with_suffix(".now"), os.O_CREAT | os.O_RDWR)
         os.truncate(now, 8)
-        self.now = memoryview(mmap(now, 8)).cast("q")  # number of the test that runs, in all processes
+        self.now = memoryview(mmap(now, 8)).cast("q")  # number of the test that runs, or SETUP, in all processes
         threading.settrace(self.enter)
         sys.settrace(self.enter)
 
@@ -176,14 +178,16 @@ class Seen:
 
     def pytest_runtest_logstart(self, nodeid: str, location: Any) -> None:
         self.begin, self.passed = time.monotonic(), True
-        self.now[0] += 1
+        self.number += 1
+        self.now[0] = SETUP
 
     def pytest_runtest_logreport(self, report: Any) -> None:
         self.passed &= not report.failed
+        self.now[0] = self.number
 
     def pytest_runtest_logfinish(self, nodeid: str, location: Any) -> None:
         if self.passed:
-            self.tests[self.now[0]] = (time.monotonic() - self.begin, nodeid)
+            self.tests[self.number] = (time.monotonic() - self.begin, nodeid)
 
 
 def run_pytest(tree: Path, words: list[str], out: Path | None = None) -> int:
@@ -244,6 +248,8 @@ def tests_of_places(parts: Sequence[str], place: Path, processes: int) -> Tests:
         for number, _, seen in (line.partition(" ") for line in out.read_text().splitlines()):
             if number in passed:
                 tests[seen].add(tuple(passed[number]))
+            elif number == str(SETUP):
+                tests[seen].update(map(tuple, passed.values()))
         for name in set(re.findall(r"\b[A-Z]\w+\b", files[file].read_text())):  # of a constant or a class
             tests[f"={name}"] |= set(map(tuple, passed.values()))
     return {place: sorted(found) for place, found in tests.items()}
