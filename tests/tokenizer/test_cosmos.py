@@ -116,6 +116,7 @@ def test_a_wrong_config_is_refused(tmp_path: Path) -> None:
         ('"blocks": 1', '"blocks": 100000', "blocks must be 1 to 1024, got 100000"),
         ('"window": 64', '"window": 0', "window must be 1 to"),
         ('"spatial": 8', '"spatial": 12', r"config.json: spatial compression must be one of \[4, 8, 16\]"),
+        ('"temporal": 4', '"temporal": 2', r"temporal compression must be one of \[4, 8, 16\]"),
         ('"spatial": 8', '"sides": 8', "unknown field 'sides'"),
         ('"cosmos": {', '"levels": [5], "cosmos": {', "unknown field 'cosmos'"),
     ):
@@ -123,12 +124,6 @@ def test_a_wrong_config_is_refused(tmp_path: Path) -> None:
         path.write_text(text.replace(old, new))
         with pytest.raises(ValueError, match=words):
             load_tokenizer(tmp_path / "a")
-
-
-@pytest.mark.parametrize("changes", [{"temporal": 2}, {"spatial": 32}, {"temporal": 12}])
-def test_impossible_compressions_are_refused(changes: dict[str, int]) -> None:
-    with pytest.raises(ValueError, match=r"compression must be one of \[4, 8, 16\]"):
-        replace(DV4X8X8, **changes)
 
 
 class Branch(nn.Module):
@@ -216,15 +211,9 @@ def test_a_folder_named_after_another_compression_is_refused(archives: Path, tmp
     import_cosmos(folder, tmp_path / "out", replace(COSMOS, temporal=8, spatial=16))
 
 
-def test_importing_another_network_is_refused(archives: Path, tmp_path: Path) -> None:
-    for config, words in (
-        (replace(COSMOS, blocks=2), "lacks encoder.down.0.block.1.norm1.norm.weight"),
-        (replace(COSMOS, multipliers=(1, 2)), "has the unknown"),
-        (replace(COSMOS, channels=16), r"conv_in.0.conv3d.weight must have shape \[16, 192, 1, 3, 3\]"),
-        (replace(COSMOS, levels=(8, 5)), r"quant_conv.conv3d.weight must have shape \[2, 4, 1, 1, 1\]"),
-    ):
-        with pytest.raises(ValueError, match=words):
-            import_cosmos(archives, tmp_path / "out", config)
+def test_importing_another_network_is_refused_and_leaves_nothing(archives: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"conv_in.0.conv3d.weight must have shape \[16, 192, 1, 3, 3\]"):
+        import_cosmos(archives, tmp_path / "out", replace(COSMOS, channels=16))
     assert not any(tmp_path.iterdir())
 
 
