@@ -66,9 +66,10 @@ MEASURED = [
 def test_peaks_and_times_are_those_that_were_measured(
     shape: ModelConfig, work: Work, plan: ParallelConfig, gpus: int, peak: float, seconds: float | None
 ) -> None:
-    assert step_memory(shape, work, plan, gpus).total / 2**30 == pytest.approx(peak, rel=0.07)
+    share = 0.07 if shape is TINY or plan.compile == "off" else 0.03
+    assert step_memory(shape, work, plan, gpus).total / 2**30 == pytest.approx(peak, rel=share)
     if seconds is not None:
-        assert step_seconds(shape, work, plan, H200) == pytest.approx(seconds, rel=0.07)
+        assert step_seconds(shape, work, plan, H200) == pytest.approx(seconds, rel=share)
 
 
 def test_a_step_without_samples_is_the_update_alone() -> None:
