@@ -1,11 +1,13 @@
 """Fairness, room, and what is on disk after a kill at any moment: no worker and no HTTP here."""
 
 import json
+import os
 import stat
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -245,6 +247,30 @@ def test_uploads_go_after_an_hour_and_who_has_most_loses_the_oldest(open_store: 
     assert {path.name for path in store.uploads.iterdir()} == set(uploads.known) == {"two", "three"}
 
 
+@pytest.mark.parametrize(
+    ("ends", "says"),
+    [(None, "took more than 0.01 s"), (-9, "took more than"), (-24, "took more than"), (-11, "could not be decoded")],
+)
+def test_a_decoder_that_hangs_or_dies_is_ended_and_told_of(
+    open_store: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ends: int | None, says: str
+) -> None:
+    did, held = list[str](), list[int]()
+
+    def decoder(_: str, pipe: Any, *rest: Any) -> Any:
+        if ends is None:
+            held.append(os.dup(pipe.fileno()))  # it says nothing
+        acts = {word: lambda *_, word=word: did.append(word) for word in ("start", "join", "kill", "close")}
+        return SimpleNamespace(exitcode=ends, **acts)
+
+    monkeypatch.setattr("lumos.serving.uploads.new_process", decoder)
+    uploads = Uploads(open_store(), ServeConfig(data=tmp_path, decode_seconds=0.01))
+    with pytest.raises(ValueError, match=says):
+        uploads._decode(tmp_path, tmp_path, (32, 32, 8.0))
+    assert did[-3:] == ["kill", "join", "close"]
+    for pipe in held:
+        os.close(pipe)
+
+
 def test_two_servers_do_not_share_a_folder(open_store: Any, tmp_path: Path) -> None:
     open_store()
     with pytest.raises(ValueError, match="used by another server"):
@@ -272,7 +298,11 @@ def test_settings_that_are_wrong_or_unsafe(tmp_path: Path, settings: dict[str, o
         ServeConfig(data=tmp_path, **settings)  # type: ignore[arg-type]
 
 
-def test_settings_that_are_fine(tmp_path: Path) -> None:
-    assert ServeConfig(data=tmp_path, host="::1").is_local and ServeConfig(data=tmp_path, host="localhost").is_local
-    assert not ServeConfig(data=tmp_path, host="0.0.0.0", api_key="long enough, surely").is_local
-    assert not ServeConfig(data=tmp_path, host="0.0.0.0", no_auth=True).is_local
+def test_settings_that_are_fine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert ServeConfig(host="::1").is_local and ServeConfig(host="localhost").is_local
+    assert not ServeConfig(host="0.0.0.0", no_auth=True).is_local
+    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    for state, folder in (("", tmp_path / ".local/state/lumos/serve"), ("/state", Path("/state/lumos/serve"))):
+        monkeypatch.setenv("XDG_STATE_HOME", state)
+        assert ServeConfig().data_folder == folder
+    assert ServeConfig(data=tmp_path).data_folder == tmp_path

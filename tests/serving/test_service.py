@@ -156,12 +156,16 @@ def test_a_worker_that_dies_too_often_is_given_up_and_the_last_one_ends_the_serv
 def test_gpus_have_a_worker_each_and_must_be_there(
     with_service: Any, toy_config: ServeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(subprocess, "run", lambda *_, **__: SimpleNamespace(stdout="4\n"))
+    there = SimpleNamespace(stdout="4\n")
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: there)
     cards = replace(toy_config, device=None, gpus="all")
     assert worker_devices(cards) == ["cuda:0", "cuda:1", "cuda:2", "cuda:3"]
     assert worker_devices(replace(cards, gpus="2")) == ["cuda:0", "cuda:1"]
     with pytest.raises(ValueError, match="gpus must be at most the 4 of this machine, got 9; --workers N is for the CPU"):
         worker_devices(replace(cards, gpus="9"))
+    there.stdout = "0"
+    with pytest.raises(ValueError, match="at most the 0 of this machine, got all"):
+        worker_devices(cards)
     for wrong in ({"gpus": "none"}, {"gpus": "0"}, {"gpus": "2", "workers": 2}, {"gpus": "2", "device": "cpu"}):
         with pytest.raises(ValueError, match="gpus|workers"):
             replace(cards, **{"gpus": None} | wrong)
