@@ -101,16 +101,6 @@ def test_a_killed_worker_costs_its_sessions_and_no_others(with_service: Any) -> 
     with_service(act, workers=2)
 
 
-def test_a_session_that_cannot_be_made_ends_in_words(with_service: Any) -> None:
-    async def act(service: Service, life: asyncio.Task[None]) -> None:
-        live = service.sessions.open(replace(QUICK, steps=17), ME, 4)
-        assert await service.sessions.follow(live, 0) is None
-        assert live.over == ("failed", "steps must be 1 to the 16 codes of a frame, got 17")
-        assert (await end(service, service.submit(QUICK, ME))).status == "completed"
-
-    with_service(act)
-
-
 def test_two_workers_make_two_videos_and_one_that_dies_is_replaced_alone(with_service: Any) -> None:
     async def act(service: Service, life: asyncio.Task[None]) -> None:
         for each in service.workers:
