@@ -40,11 +40,12 @@ class Running:
         assert "/tmp" not in answer.text and os.getcwd() not in answer.text and "Traceback" not in answer.text
         return error
 
-    def events(self, id: str) -> Iterator[tuple[str, dict[str, Any]]]:
-        """(event, data) until the server ends the stream."""
+    def events(self, id: str, last: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+        """(event, data) until the server ends the stream. last: number of the frames event that was seen last."""
         import json
 
-        with self.http.stream("GET", f"/v1/videos/{id}/events", timeout=60) as lines:
+        path = f"/v1/videos/{id}/events"
+        with self.http.stream("GET", path, headers={"Last-Event-ID": last}, timeout=60) as lines:
             assert lines.status_code == 200
             word = ""
             for line in lines.iter_lines():
