@@ -19,6 +19,7 @@ from lumos.model.transformer import ModelConfig, Transformer
 from lumos.sequence.prompt_template import check_text
 from lumos.sequence.text import WORDS_FILE, TextTokenizer
 from lumos.sequence.vocabulary import LUMOS, Vocabulary
+from lumos.tokenizer.compression import latent_frames
 from lumos.tokenizer.model import VideoTokenizer, load_tokenizer, save_tokenizer
 from lumos.weights import CONFIG, FORMAT, check_names, find_weights, load_folder, save_folder
 
@@ -42,6 +43,7 @@ class VideoConfig:
     spatial: Annotated[int, Range(1, 256)] = field(default=8, metadata={"later": True})  # pixels per code: its tokenizer's
 
     def __post_init__(self) -> None:
+        latent_frames(self.frames, self.temporal)  # 1 + 4k, or a ValueError
         if not 1 <= self.window <= self.latest + 1:
             raise ValueError(f"window must be 1 to latest + 1 = {self.latest + 1} latent frames, got {self.window}; change one")
         try:

@@ -11,6 +11,7 @@ from lumos.diffusion.masking import LEAST_RATIO, MaskKind
 from lumos.diffusion.sampler import SamplerConfig
 from lumos.model.transformer import ModelConfig
 from lumos.model_folder import VideoConfig
+from lumos.tokenizer.compression import latent_frames
 from lumos.training.learner import Spike
 from lumos.training.lora import LoraSettings
 from lumos.training.optim import OptimConfig
@@ -80,6 +81,6 @@ class TrainModelConfig:
         for name, value in (("height", self.worlds.size), ("width", self.worlds.size), ("fps", self.worlds.fps)):
             if getattr(self.video, name) != value:
                 raise ValueError(f"video.{name} must be {value}, as in worlds, got {getattr(self.video, name)}; change one")
-        last = (self.worlds.frames - 1) // self.video.temporal
+        last = latent_frames(self.worlds.frames, self.video.temporal) - 1
         if self.video.latest > last:
             raise ValueError(f"video.latest must be a latent frame of the clips, at most {last}, got {self.video.latest}")

@@ -10,6 +10,9 @@ import httpx2 as httpx
 import pytest
 from fastapi import FastAPI
 
+from lumos.known_words import in_known_words
+from lumos.sequence.text import WORDS_FILE
+from lumos.serving import access
 from lumos.serving.access import COOKIE, Access, add_login
 from lumos.serving.config import ServeConfig
 from lumos.serving.errors import RequestError
@@ -149,6 +152,15 @@ def test_nothing_of_the_page_is_elsewhere(server: Any) -> None:
     for path in ("/static-offline-docs/../../../etc/passwd", "/page.py", "/assets/.env", "/admin", "/file=/etc/passwd"):
         answer = server.http.get(path)
         assert answer.status_code == 404 and answer.json()["error"]["code"] == "not_found"
+
+
+def test_the_page_proposes_what_the_weights_in_the_package_know() -> None:
+    package = Path(access.__file__).parents[1]
+    known = (package / "pretrained" / "tiny" / WORDS_FILE).read_text("utf-8").split()
+    source = (package / "serving" / "page.js").read_text("utf-8")
+    [proposals] = re.findall(r"^const EXAMPLES.*?^}", source, re.DOTALL | re.MULTILINE)
+    found = re.findall(r'"([a-z ]{3,})"', proposals)
+    assert len(found) > 30 and not [words for words in found if in_known_words(words, known).note]
 
 
 def test_openapi_names_every_route_and_its_errors(server: Any) -> None:
