@@ -30,7 +30,7 @@ class GenerateArgs:
     """Turn sentences into videos or images.
 
     lumos generate "a red circle moves to the right" --out red.mp4
-    lumos generate "a blue star" --out star.png --open
+    lumos generate "a blue star" --out star.png --scale 4 --open
     lumos generate "it starts to spin" --image photo.jpg --out spin.gif
     lumos generate "a heart turns" --image start.png --last-image end.png --out turned.mp4
     lumos generate "a red circle" --out one.mp4 --save-tokens one.safetensors
@@ -39,7 +39,7 @@ class GenerateArgs:
     torchrun --nproc-per-node 4 -m lumos generate "a red circle" --out red.mp4
     """
 
-    out: Path  # file to write: .mp4, .gif or .webp for a video, .png for an image (one frame); several prompts are numbered
+    out: Path  # file to write: .mp4, .gif, .webp, or .png for an image (of more frames: a sheet); several prompts are numbered
     prompt: Word[tuple[str, ...]] = ()  # what to show, in quotes; several make several videos in one batch
     prompts: Path | None = None  # text file with one prompt per line, empty lines left out; instead of PROMPT
     # text file with lines TIME: SENTENCE, such as 0: a red circle moves up, then 4s: it stops or, by the frame's number, 32: it
@@ -58,7 +58,7 @@ class GenerateArgs:
     height: Annotated[int, Range(1, 2**16)] | None = None  # pixels, a multiple of 32 (default: the model's)
     width: Annotated[int, Range(1, 2**16)] | None = None  # pixels, a multiple of 32 (default: the model's)
     fps: Annotated[float, Range(0.01, 1000)] | None = None  # frames per second of the written file (default: the model's)
-    scale: Annotated[int, Range(1, 16)] = 1  # how many times as wide and high as it was made the file is
+    scale: Annotated[int, Range(1, 16)] = 1  # enlarge the file: 4 makes 512x512 of a video of 128x128
     weights: str = PACKAGED  # name of weights in the package, or a folder
     lora: Path | None = None  # adapter to use with the weights: OUT/lora of lumos train --lora.rank, or peft's own
     # what later frames see of finished ones: everything, or only unmasked codes (visible, faster) (default: the model's)
@@ -71,7 +71,7 @@ class GenerateArgs:
     branch: int | None = None
     device: str | None = None  # where to compute: cpu, cuda, cuda:1 (default: cuda if there is one, else cpu)
     force: bool = False  # replace the output file if it exists
-    open: bool = False  # show the result
+    open: bool = False  # show the result in the program that this machine has for it
     json: bool = False  # print one JSON document as the last line of stdout
 
 

@@ -22,7 +22,6 @@ from lumos.config import PACKAGED, read_config, read_value
 T = TypeVar("T")
 Word = Annotated[T, "word"]  # a field of this type is a word after the verb, not an option
 PACKAGE = Path(__file__).parents[1]
-SHORT = {"-o": "--out"}
 # of a field or a key: name, type, default, comment
 FIELD = re.compile(r' {4}"?([\w.-]+)"?: ?(.*?)(?: = (.*?))?(?:  # (.*))?$')
 # what help shows for a value of a type
@@ -69,7 +68,7 @@ def options_of(kind: Any) -> list[Option]:
     options = []
     for name, hint, default, comment in read_fields(source.module, source.name):
         plain = re.split(r"[^\w]", re.sub(r"^((Word|tuple|Annotated)\[)+", "", hint))[0]
-        usual = source.default or {"False": "no", "None": "none", "()": "", "PACKAGED": PACKAGED}.get(default, default.strip('"'))
+        usual = source.default or {"False": "", "None": "", "()": "", "PACKAGED": PACKAGED}.get(default, default.strip('"'))
         told = " (required)" if not default else f" (default: {usual})" if usual and "(default" not in comment else ""
         flag, many = source.flags.get(name, name.replace("_", "-")), "tuple[" in hint
         shown = name.upper() if hint.startswith("Word[") else f"--{flag}"
@@ -110,7 +109,7 @@ def parse(verb: str, kinds: Sequence[Any], words: Sequence[str]) -> list[Any]:
             said.append(word)
             continue
         name, equals, value = word.partition("=")
-        setting, name = name[2:], SHORT.get(name, name)
+        setting, name = name[2:], "--out" if name == "-o" else name
         if "." in name and "--set" in options:  # --optim.lr 1e-3 is --set optim.lr=1e-3
             name = "--set"
         if name not in options:

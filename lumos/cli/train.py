@@ -121,8 +121,7 @@ def run_estimate(args: EstimateArgs) -> None:
             modes.append(row)
         steps[name] = {"samples": work.samples, "ids": work.samples * work.ids, "modes": modes}
         if not any(row["fits"] for row in modes):
-            average = bool(config.optim.ema)
-            steps[name]["advice"] = step_cost.advice(model, work, config.parallel, args.gpus, average, gibibytes)
+            steps[name]["advice"] = step_cost.advice(model, work, config.parallel, args.gpus, bool(config.optim.ema), gibibytes)
     if args.json:
         report({"preset": args.preset, "gpus": args.gpus, "gib": gibibytes, "card": args.card, "steps": steps}, True)
         return

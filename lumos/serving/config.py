@@ -30,14 +30,14 @@ class ServeConfig:
     api_key: str | None = None
     no_auth: bool = False  # let everybody who can reach the address in without a key
     weights: str = PACKAGED  # name of weights in the package, or a folder
-    device: str | None = None  # where to compute: cpu, cuda, cuda:1
+    device: str | None = None  # where to compute: cpu, cuda, cuda:1 (default: cuda if there is one, else cpu)
     workers: Whole = 1  # processes that make videos side by side, each with the model; for GPUs --gpus
     gpus: str | None = None  # GPUs that make videos side by side: how many of the machine's, or all
     batch: Whole = 1  # requests made in one pass: those that agree in all but prompt and seed
     queue: Whole = 32  # requests that may wait; more are told to come back later
     queue_per_client: Whole = 8  # requests of one client that may wait
     sessions: Whole = 20  # live sessions at a time
-    sessions_per_client: Whole = 4  # of one client
+    sessions_per_client: Whole = 4  # live sessions of one client
     session_idle: Annotated[float, Range(0, 1e9)] = 120.0  # seconds until a session ends that nobody reads or tells
     max_frames: int = 129  # longest video in frames, 1 + 4k
     size_factor: float = 4.0  # largest picture, in multiples of the model's own pixels

@@ -53,9 +53,8 @@ def _decode(file: Path, folder: Path, size: Format, config: ServeConfig) -> Deco
     try:
         footage = read_video(file, fps, height, width, most + 1)
     except Exception as error:  # whatever a decoder says of a stranger's file
-        words = (
-            str(error) if isinstance(error, ValueError | OSError) else "the file cannot be decoded; convert it to .png or .mp4"
-        )
+        is_told = isinstance(error, ValueError | OSError)
+        words = str(error) if is_told else "the file cannot be decoded; convert it to .png or .mp4"
         memory = "the file needs too much memory to decode; make it smaller first"
         raise ValueError(memory if is_memory_error(error) else words) from None
     read = footage.pixels_CFHW.shape[1]
