@@ -41,6 +41,7 @@ def image_pictures(path: Path, start: float) -> Iterator[Timed]:
         done = ["first of several frames"] if not moving and getattr(image, "n_frames", 1) > 1 else []
         done += ["turned upright"] if image.getexif().get(0x0112, 1) != 1 else []
         if not moving:
+            _turn_to(image, 0)
             yield start, MOMENT, of_rgb(_rgb(ImageOps.exif_transpose(image), path), ", ".join(done))
         time = 0.0
         for number in moving:
@@ -87,9 +88,17 @@ def _primaries(path: Path) -> int:
 
 
 def _turn_to(image: Image.Image, number: int) -> float:
-    """Turn to a frame of an animation: the seconds for which it is shown."""
+    """Turn to the next frame: the seconds for which it is shown. What no frame of a GIF covers is noted in its `info`."""
+    if image.format == "GIF":
+        before, bare = image.info["bare"] if number else 2 * (Image.new("L", image.size, 255),)
+        bare = (before if number and image.disposal_method == 3 else bare).copy()
+        if number and image.disposal_method == 2:
+            bare.paste(255, image.dispose_extent)
     image.seek(number)
     image.load()
+    if image.format == "GIF":
+        image.info["bare"] = bare, bare.copy()
+        image.info["bare"][1].paste(0, image.dispose_extent)
     seconds = float(image.info.get("duration") or 0) / 1000
     return seconds if seconds >= SHORTEST else 0.1
 
@@ -106,6 +115,8 @@ def _rgb(image: Image.Image, path: Path) -> NDArray[np.uint8]:
     profile = image.info.get("icc_profile")
     if clear or image.mode not in ("L", "RGB", "CMYK"):
         image = image.convert("RGBA" if clear else "RGB")
+    if "bare" in image.info:  # which Pillow shows in a colour of the palette, and browsers as transparent
+        image.paste("white", (0, 0, *image.info["bare"][1].size), image.info["bare"][1])
     if profile:
         with suppress(ImageCms.PyCMSError, OSError):  # viewers ignore a broken one, too
             given = ImageCms.ImageCmsProfile(BytesIO(profile))

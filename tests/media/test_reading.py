@@ -21,6 +21,8 @@ from lumos.media.source import pick, read_header, timed_pictures
 from lumos.media.video import read_image, read_video
 from tests.media.files import (
     BLUE,
+    GREEN,
+    RED,
     YELLOW,
     Rgb,
     animation,
@@ -278,6 +280,35 @@ def mirrored_animation(path: Path) -> Path:
     exif = Image.Exif()
     exif[0x0112] = 2
     return animation(path, exif=exif)
+
+
+def bare_gif(path: Path, *frames: tuple[int, int, int, int, str, int]) -> Path:
+    """Frames of one colour (x, y, width, height, colour, what becomes of it) on a ground of the palette's green."""
+    content = b"GIF89a" + struct.pack("<HHBBB", 64, 48, 0x81, 1, 0) + bytes([*RED, *GREEN, *BLUE, *YELLOW])
+    for x, y, width, height, colour, disposal in frames:
+        codes = [4, "RGBY".index(colour)] * (width * height) + [5]  # of three bits, the table of codes cleared each time
+        data = sum(code << 3 * i for i, code in enumerate(codes)).to_bytes(3 * len(codes) // 8 + 1, "little")
+        parts = b"".join(bytes([len(part)]) + part for i in range(0, len(data), 255) if (part := data[i : i + 255]))
+        content += struct.pack("<3sBHBB", b"!\xf9\4", disposal << 2, 10, 0, 0)
+        content += struct.pack("<BHHHHB", 0x2C, x, y, width, height, 0) + b"\2" + parts + b"\0"
+    path.write_bytes(content + b";")
+    return path
+
+
+BLUE_CORNER, GREEN_CORNER = (0, 0, 32, 24, "B"), (32, 24, 32, 24, "G", 0)
+BARE: list[tuple[list[Any], list[str]]] = [
+    ([(*BLUE_CORNER, 0)], ["BW/WW"]),
+    ([(*BLUE_CORNER, 1), GREEN_CORNER], ["BW/WW", "BW/WG"]),
+    ([(*BLUE_CORNER, 3), GREEN_CORNER], ["BW/WW", "WW/WG"]),
+    ([(0, 0, 64, 48, "Y", 0), (*BLUE_CORNER, 2), GREEN_CORNER], ["YY/YY", "BY/YY", "WY/YG"]),
+    ([(0, 0, 64, 48, "Y", 0), (*BLUE_CORNER, 3), GREEN_CORNER], ["YY/YY", "BY/YY", "YY/YG"]),
+]
+
+
+@pytest.mark.parametrize(("frames", "expected"), BARE)
+def test_what_no_frame_of_a_gif_covers_is_white(frames: Any, expected: list[str], tmp_path: Path) -> None:
+    """Browsers leave it transparent, whatever colour the file names for the ground."""
+    assert list(map(corners, frames_of(bare_gif(tmp_path / "a.gif", *frames), (48, 64)))) == expected
 
 
 SHOWN: dict[str, tuple[Maker, str, int, str]] = {
