@@ -8,6 +8,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import socket
 import threading
 from collections.abc import Iterator
@@ -25,18 +26,27 @@ def whole_file(path: Path) -> Iterator[Path]:
     """A temporary path beside `path` that takes its place when all went well and is gone otherwise. OSError in words."""
     partial = partial_of(path)
     try:
-        yield partial
-        flush(partial)
-        os.replace(partial, path)
-    except Exception as error:
-        code = getattr(error, "errno", None)  # an OSError, or FFmpeg's own kind of it
-        if code is None:
-            raise
-        if code == errno.ENOSPC:
-            raise OSError(f"no space left to write {path}; free some or choose another disk") from error
-        raise OSError(f"could not write {path} ({os.strerror(code)}); choose another place") from error
+        with writing(path):
+            yield partial
+            flush(partial)
+            os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Around all that writes a file or folder: a fault of the disk is an OSError in words that name it."""
+    try:
+        yield
+    except Exception as error:
+        said = re.search(r"os error (\d+)", str(error))  # by safetensors; others, as FFmpeg, have a number like an OSError
+        code = int(said[1]) if said else getattr(error, "errno", None)
+        if code is None:
+            raise
+        if code in (errno.ENOSPC, errno.EDQUOT):
+            raise OSError(f"no space left to write {path}; free some or choose another disk") from error
+        raise OSError(f"could not write {path} ({os.strerror(code)}); choose another place") from error
 
 
 def check_writable(path: Path, overwrite: bool = False) -> None:
@@ -109,5 +119,5 @@ def add_line(path: Path, line: dict[str, Any]) -> None:
     text = path.read_text("utf-8") if path.exists() else ""
     if text and not text.endswith("\n"):
         write_text(path, text[: text.rfind("\n") + 1])
-    with open(path, "a", encoding="utf-8") as stream:
+    with writing(path), open(path, "a", encoding="utf-8") as stream:
         stream.write(json.dumps(line) + "\n")

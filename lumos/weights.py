@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lumos.config import check_not_a_pointer, read_json
-from lumos.files import flush
+from lumos.files import flush, writing
 
 Kind = Literal["model", "tokenizer"]
 
@@ -78,33 +78,34 @@ def save_folder(
     be an iterator that reads a large model bit by bit.
     """
     folder = Path(os.path.abspath(folder))
-    partial, previous = folder.with_name(f".{folder.name}.partial"), _previous(folder)
+    partial, previous = (folder.with_name(f".{folder.name}.{end}") for end in ("partial", "previous"))
     _recover(folder)
     for place in (folder, partial, previous):
         _check_replaceable(place, {CONFIG, *files})
     for leftover in (partial, previous):  # of a save that was killed
         shutil.rmtree(leftover, ignore_errors=True)
     try:
-        partial.mkdir(parents=True)
-        (partial / CONFIG).write_bytes((json.dumps(config, indent=2, allow_nan=False) + "\n").encode())
-        for name, content in files.items():
-            (partial / name).parent.mkdir(parents=True, exist_ok=True)
-            if isinstance(content, Path):
-                shutil.copyfile(content, partial / name)
-            else:
-                (partial / name).write_bytes(content)
-        _write_tensors(partial, tensors.items() if isinstance(tensors, Mapping) else tensors, is_ours="kind" in config)
-        for path in (*partial.rglob("*"), partial):
-            flush(path)
-        if folder.exists():
-            folder.rename(previous)  # a folder with content cannot be renamed over; `_recover` undoes this after a kill
-        try:
-            partial.rename(folder)
-        except OSError:  # a reader has put the old one back in between
-            folder.rename(previous)
-            partial.rename(folder)
-        flush(folder.parent)
-        shutil.rmtree(previous, ignore_errors=True)
+        with writing(folder):
+            partial.mkdir(parents=True)
+            (partial / CONFIG).write_bytes((json.dumps(config, indent=2, allow_nan=False) + "\n").encode())
+            for name, content in files.items():
+                (partial / name).parent.mkdir(parents=True, exist_ok=True)
+                if isinstance(content, Path):
+                    shutil.copyfile(content, partial / name)
+                else:
+                    (partial / name).write_bytes(content)
+            _write_tensors(partial, tensors.items() if isinstance(tensors, Mapping) else tensors, is_ours="kind" in config)
+            for path in (*partial.rglob("*"), partial):
+                flush(path)
+            if folder.exists():
+                folder.rename(previous)  # a folder with content cannot be renamed over; `_recover` undoes this after a kill
+            try:
+                partial.rename(folder)
+            except OSError:  # a reader has put the old one back in between
+                folder.rename(previous)
+                partial.rename(folder)
+            flush(folder.parent)
+            shutil.rmtree(previous, ignore_errors=True)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -292,10 +293,7 @@ def _check_replaceable(folder: Path, names: set[str]) -> None:
 def _recover(folder: Path) -> None:
     """Put back what a save left that was killed between its two renames: the folder, one that it lies in, or one inside it."""
     for path in (folder.parent, folder, folder / "model", folder / "tokenizer"):
-        if not path.exists() and (_previous(path) / CONFIG).is_file():
+        previous = path.parent / f".{path.name}.previous"
+        if not path.exists() and (previous / CONFIG).is_file():
             with suppress(OSError):  # another process was faster, or nothing may be written here
-                _previous(path).rename(path)
-
-
-def _previous(folder: Path) -> Path:
-    return folder.with_name(f".{folder.name}.previous")
+                previous.rename(path)

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from lumos.cli.options import UsageError, Word, progress_line, report, tell
 from lumos.config import PACKAGED, Range
+from lumos.files import check_writable, whole_file
 
 REJECTED = 3  # exit code of a run that is whole, but had to leave inputs out
 
@@ -167,14 +168,16 @@ def run_inspect(args: InspectArgs) -> None:
     from lumos.data.manifest import is_url
     from lumos.data.shards import open_shards
     from lumos.media.sheet import contact_sheet
-    from lumos.media.video import check_output
 
     sheet = args.sheet or (Path("contact_sheet.png") if is_url(args.shards) else Path(args.shards) / "contact_sheet.png")
     index = open_shards(args.shards)
-    check_output(sheet, overwrite=args.force or args.sheet is None)
+    if sheet.suffix.lower() != ".png":
+        raise UsageError(f"--sheet must end in .png, got {sheet.name!r}; rename it")
+    check_writable(sheet, overwrite=args.force or args.sheet is None)
     document = describe(index)
     clips, captions = draw_clips(index, args.count, args.tokenizer)
-    contact_sheet(clips, captions, columns=6).save(sheet)
+    with whole_file(sheet) as partial:
+        contact_sheet(clips, captions, columns=6).save(partial, "PNG")
     report({**document, "sheet": str(sheet)}, args.json)
 
 

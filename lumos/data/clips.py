@@ -66,18 +66,15 @@ def read_clips(entry: Entry, cut: Cut, stored: ShardReader | None = None) -> Ite
         head = list(islice(frames, max(cut.frames, 2)))
         if not head:
             raise ValueError("the video must have frames in the part asked for, got none; check start and end")
-        if len(head) == 1:
-            found = iter([head])
-        elif cut.loop and len(head) < cut.frames:
-            found = iter([list(islice(cycle(head), cut.frames))])
+        if len(head) == 1 or (cut.loop and len(head) < cut.frames):
+            found = iter([list(islice(cycle(head), 1 if len(head) == 1 else cut.frames))])
         else:
             scenes = groupby(chain(head, frames), key=itemgetter(0))
             found = chain.from_iterable(windows(scene, cut) for _, scene in scenes)
         first = next(found, None)
         if first is None:
-            got = f"got {len(head)}" if len(head) < cut.least else "got shorter scenes"
-            rule = f"a video must have at least {cut.least} frames at {cut.fps:g} fps"
-            raise ValueError(f"{rule}, {got}; use a longer one or --least")
+            least, got = cut.least, len(head) if len(head) < cut.least else "shorter scenes"
+            raise ValueError(f"a clip needs at least {least} frames at {cut.fps:g} fps, got {got}; use a longer one or --least")
         for window in chain([first], found):
             yield Clip(np.stack([rgb_HWC for _, _, rgb_HWC in window]), window[0][1])
 

@@ -76,8 +76,7 @@ def read_manifest(path: str | Path) -> list[Entry]:
     for number, entry in enumerate(entries):
         key = (_place(entry.path), entry.start, entry.end, entry.stored)
         if not entry.problem and (first := seen.setdefault(key, entry.row)) != entry.row:
-            problem = f"the same clip as row {first}; remove one, or put both captions into one row"
-            entries[number] = replace(entry, problem=problem)
+            entries[number] = replace(entry, problem=f"the same clip as row {first}; remove one, or put both captions in one row")
     return entries
 
 
@@ -272,8 +271,7 @@ def _folder(folder: Path) -> list[Entry]:
             if tables:
                 problem = f"{tables[0]} must have a row for every file, got none for {path.name}; add it"
             entries.append(replace(entry, problem=problem or entry.problem))
-    first = len(entries) + 1
-    return entries + [Entry(row, error.filename, problem=one_line(error)) for row, error in enumerate(closed, first)]
+    return entries + [Entry(n, error.filename, problem=one_line(error)) for n, error in enumerate(closed, len(entries) + 1)]
 
 
 def _place(path: str | Path) -> str:
@@ -300,8 +298,6 @@ def _stored(folder: Path) -> list[Entry]:
     if index.form != PIXELS:
         raise ValueError(f"{folder} holds codes already; give videos, or shards made with --pixels")
     reader = ShardReader(index, ["captions", "mirror"])
-    rows = [(index.files[index.place_N3[number, 0]], reader.row(number)) for number in range(len(index))]
-    return [
-        Entry(number + 1, path, tuple(row["captions"]), mirror=row["mirror"], stored=number)
-        for number, (path, row) in enumerate(rows)
-    ]
+    files = [index.files[file] for file in index.place_N3[:, 0]]
+    rows = enumerate(map(reader.row, range(len(index))))
+    return [Entry(n + 1, files[n], tuple(row["captions"]), mirror=row["mirror"], stored=n) for n, row in rows]

@@ -96,8 +96,7 @@ def prepare_shards(
     maker = _Maker(config, tokenizer, share, stored)
     _begin(out, parts, config, maker.mark, name)
     if problems:
-        first = f"the first is row {problems[0].row}: {problems[0].problem}"
-        say(f"{len(problems)} of {len(entries)} rows cannot be used, {first}")
+        say(f"{len(problems)} of {len(entries)} rows cannot be used, the first is row {problems[0].row}: {problems[0].problem}")
 
     to_do = [number for number in range(share.rank, len(parts), share.world) if not shard_path(out, number).exists()]
     rows_all, rows_done = sum(len(parts[number]) for number in to_do), count(1)

@@ -34,7 +34,7 @@ CODES, PIXELS, TOKENS = "lumos-clips-1", "lumos-pixels-1", "lumos-tokens-1"  # T
 # the columns that hold a clip: its content and its sides
 CONTENT = {CODES: ("codes", "T", "H", "W"), TOKENS: ("codes", "T", "H", "W"), PIXELS: ("picture", "F", "height", "width")}
 PREPARED = "prepare.json"  # what `prepare` wrote down of the folder
-GROUP_ROWS = 64  # rows read at once
+GROUP_ROWS = 64  # rows written, and read, at once
 COSMOS = "cosmos-dv4x8x8"  # what import-tokens calls the published tokenizer
 LARGEST_SIDE = 16_383  # of a WebP picture
 QUALITY = 92  # of the WebP pictures in shards

@@ -132,36 +132,32 @@ def open_worlds(config: WorldsConfig, stickers: Path | None, creatures: Path | N
 Half = tuple[list[Any], Tensor, Tensor, Tensor]  # of a chunk: packed scenes, RENDERED at a time; text_BS, length_B, key_at_B
 
 
+@dataclass
 class Chunks(Dataset[tuple[str, Half, Half]]):
     """Chunk i of this rank: the name of its world, scenes and prompt ids of videos, and of images.
 
     Both halves are as large as the steps use them up: then every clip and every image is used `reuse` times.
     """
 
-    def __init__(
-        self,
-        config: WorldsConfig,
-        worlds: dict[str, World],
-        text: TextTokenizer,
-        vocabulary: Vocabulary,
-        slots: int,
-        schedule: Schedule,
-    ) -> None:
-        self.config, self.worlds, self.text, self.vocabulary = config, worlds, text, vocabulary
-        self.slots, self.schedule = slots, schedule
-        image_share = 1 / schedule.image_every if schedule.image_every else 0.0
-        per_step = schedule.videos * (1 - image_share), schedule.images * image_share
-        self.sizes = [max(1, round(config.chunk * each / max(per_step))) for each in per_step]  # clips and images of a chunk
-        self.steps = max(1, int(config.chunk * config.reuse / max(per_step)))  # that a chunk is made for
+    config: WorldsConfig
+    worlds: dict[str, World]
+    text: TextTokenizer
+    vocabulary: Vocabulary
+    slots: int
+    schedule: Schedule
+
+    def __post_init__(self) -> None:
+        image_share = 1 / self.schedule.image_every if self.schedule.image_every else 0.0
+        per_step = self.schedule.videos * (1 - image_share), self.schedule.images * image_share
+        self.sizes = [max(1, round(self.config.chunk * each / max(per_step))) for each in per_step]  # clips and images of a chunk
+        self.steps = max(1, int(self.config.chunk * self.config.reuse / max(per_step)))  # that a chunk is made for
 
     def __getitem__(self, number: int) -> tuple[str, Half, Half]:
         # all ranks take the same world, so that none waits for another's slower one
         at = f"{self.schedule.seed}/{number}"
         name = world_of(number, {name: getattr(self.config, name) for name in self.worlds})
         rng = random.Random(f"{at}/{self.schedule.rank}")
-        video, image = (
-            self._half(self.worlds[name], rng, count, kind) for count, kind in zip(self.sizes, (False, True), strict=True)
-        )
+        video, image = (self._half(self.worlds[name], rng, count, bool(kind)) for kind, count in enumerate(self.sizes))
         return name, video, image
 
     def _half(self, world: World, rng: random.Random, count: int, image: bool) -> Half:

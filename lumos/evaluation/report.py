@@ -36,7 +36,7 @@ def write_report(out: Path, report: dict[str, Any], results: Sequence[Result]) -
         of_class.sort(key=lambda result: (result.classes[name] is True, result.classes[name] is None, -result.faults, result.id))
         parts.append(_cards(out, name, entry, of_class))
     page = f"<!doctype html><meta charset=utf-8><title>lumos: shapes benchmark</title><style>{STYLE}</style>{''.join(parts)}"
-    (out / "report.html").write_text(page, "utf-8")
+    write_text(out / "report.html", page)
 
 
 def _head(report: dict[str, Any]) -> str:

@@ -203,8 +203,7 @@ def _deinterlaced(timed: Iterator[TimedFrame]) -> Iterator[TimedFrame]:
         return interlaced, frame.width, frame.height, frame.format.name
 
     for (filtered, *_), alike in groupby(timed, kind):
-        whole = _filtered if filtered else iter
-        yield from whole(alike)
+        yield from (_filtered if filtered else iter)(alike)
 
 
 def _filtered(timed: Iterator[TimedFrame]) -> Iterator[TimedFrame]:

@@ -91,8 +91,8 @@ def _turn_to(image: Image.Image, number: int) -> float:
     """Turn to the next frame: the seconds for which it is shown. What no frame of a GIF covers is noted in its `info`."""
     if image.format == "GIF":
         before, bare = image.info["bare"] if number else 2 * (Image.new("L", image.size, 255),)
-        bare = (before if number and image.disposal_method == 3 else bare).copy()
-        if number and image.disposal_method == 2:
+        bare = (before if image.disposal_method == 3 else bare).copy()
+        if image.disposal_method == 2:
             bare.paste(255, image.dispose_extent)
     image.seek(number)
     image.load()

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lumos.data.shards import COSMOS, TOKENS, clip_schema, pack_codes, write_parquet
+from lumos.data.shards import COSMOS, GROUP_ROWS, TOKENS, clip_schema, pack_codes, write_parquet
 from lumos.files import partial_of
 from lumos.published.pickles import RefusedPickle, read_pickle
 from lumos.sequence.layout import Grid, content_ids, pack, unpack
@@ -21,7 +21,6 @@ from lumos.sequence.prompt_template import fill_numbers, said_frames
 from lumos.sequence.vocabulary import LUMOS, OPEN_FPS, OPEN_FRAMES
 
 IGNORED = -100  # a label that training skips
-GROUP = 64  # records written at once
 GROUPS = 64  # in a file
 COLUMNS = ("codes", "T", "H", "W", "text", "text_open", "seconds", "fps", "frames", "source", "tokenizer")
 
@@ -53,8 +52,8 @@ def import_tokens(files: Sequence[Path], out: Path, progress: Callable[[int, int
 
     try:
         stream, schema = rows(), clip_schema(COLUMNS).with_metadata({"format": TOKENS})
-        groups = iter(lambda: list(islice(stream, GROUP)), [])
-        for number in range(-(-len(paths) // (GROUP * GROUPS))):
+        groups = iter(lambda: list(islice(stream, GROUP_ROWS)), [])
+        for number in range(-(-len(paths) // (GROUP_ROWS * GROUPS))):
             write_parquet(partial / f"{number:06}.parquet", schema, islice(groups, GROUPS))
         out.parent.mkdir(parents=True, exist_ok=True)
         partial.replace(out)

@@ -1,4 +1,4 @@
-"""A released Lumos-1 checkpoint (a Hugging Face folder) -> a model folder, and back; likewise the Cosmos tokenizer.
+"""A released Lumos-1 checkpoint (a Hugging Face folder) -> a model folder; likewise the Cosmos tokenizer.
 
 Config, names, shapes and types are checked against each other before anything is written; then tensors are read, joined and
 written bit by bit. Only JSON and safetensors are read here: nothing in a checkpoint can run code.
@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from lumos.diffusion.sampler import SamplerConfig
-from lumos.model_folder import TEXT_FILE, FolderConfig, VideoConfig, load_decoder, tokenizer_files
+from lumos.model_folder import TEXT_FILE, FolderConfig, VideoConfig, tokenizer_files
 from lumos.published.cosmos import holds_archives, import_cosmos
-from lumos.published.official import FLOATS, config_to_official, from_official, official_shapes, read_checkpoint, to_official
+from lumos.published.official import FLOATS, from_official, official_shapes, read_checkpoint
 from lumos.sequence.prompt_template import SIZES, TEMPLATE, check_text, crops
 from lumos.sequence.text import TextTokenizer
 from lumos.sequence.vocabulary import LUMOS
@@ -83,12 +83,6 @@ def import_weights(
         "size": f"{size[0]}x{size[1]}",
         "has": ["decoder", *(["text_tokenizer"] if TEXT_FILE in files else []), *(["tokenizer"] if cosmos else [])],
     }
-
-
-def export_weights(folder: Path, out: Path) -> None:
-    """The decoder of a model folder as a checkpoint of the released form: config.json and safetensors."""
-    config, model = load_decoder(folder)
-    save_folder(out, config_to_official(config.model), to_official(config.model, model.state_dict().__getitem__))
 
 
 def _read_tensor(name: str, path: Path) -> Tensor:

@@ -48,8 +48,6 @@ class CosmosConfig:
 
 
 DV4X8X8 = CosmosConfig()
-DV8X8X8 = CosmosConfig(temporal=8)
-DV8X16X16 = CosmosConfig(temporal=8, spatial=16)
 
 
 class CosmosEncoder(nn.Module):

@@ -14,7 +14,7 @@ from PIL.Image import Image
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from lumos.files import read_lines, write_text
+from lumos.files import read_lines, write_text, writing
 from lumos.model.transformer import ModelConfig
 from lumos.ranks import Ranks, average
 from lumos.training.step_cost import Work, card_named, flops
@@ -39,7 +39,7 @@ class RunLog:
     def scalars(self, step: int, values: dict[str, float]) -> None:
         """One line of metrics.jsonl, {"step": ..., name: value, ...}."""
         if self.enabled:
-            with self.lines.open("a") as file:
+            with writing(self.lines), self.lines.open("a") as file:
                 file.write(json.dumps({"step": step, **values}) + "\n")
 
     def picture(self, step: int, name: str, picture: Image) -> None:

@@ -20,6 +20,7 @@ from torch import Tensor
 from lumos.media import video
 from lumos.media.sheet import contact_sheet
 from lumos.media.video import check_output, read_image, read_video, write_video
+from lumos.weights import save_folder
 
 
 def smooth(frames: int = 17, height: int = 64, width: int = 96) -> Tensor:
@@ -131,6 +132,8 @@ def test_a_really_full_disk_is_noticed(tmp_path: Path) -> None:
     usual = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (3000, usual[1]))
     try:
+        with pytest.raises(OSError, match=r"could not write .*/model \(File too large\)"):
+            save_folder(tmp_path / "model", {}, {"a": pixels})
         for suffix in video.WRITERS:
             with pytest.raises(OSError, match=r"could not write .* \(File too large\); choose another place"):
                 write_video(tmp_path / f"a{suffix}", pixels, 8)
