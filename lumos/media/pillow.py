@@ -87,7 +87,7 @@ def _primaries(path: Path) -> int:
     return primaries
 
 
-def _turn_to(image: Image.Image, number: int) -> float:
+def _turn_to(image: Any, number: int) -> float:
     """Turn to the next frame: the seconds for which it is shown. What no frame of a GIF covers is noted in its `info`."""
     if image.format == "GIF":
         before, bare = image.info["bare"] if number else 2 * (Image.new("L", image.size, 255),)
