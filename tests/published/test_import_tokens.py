@@ -71,7 +71,7 @@ def test_shards_rebuild_the_records(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 
 def test_several_groups_and_shards_keep_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lumos.published.import_tokens.GROUP", 2)
+    monkeypatch.setattr("lumos.published.import_tokens.GROUP_ROWS", 2)
     monkeypatch.setattr("lumos.published.import_tokens.GROUPS", 2)
     files = [write(tmp_path / f"{number}.pkl", record(IMAGE, 1, 1, id=number)) for number in range(7)]
     progress: list[tuple[int, int]] = []
