@@ -67,7 +67,7 @@ class PromptReader:
             said = said_frames(1 + (frames - 1) // self.temporal, seconds, fps)
             ids = self.text.encode(self.template.format(width=width, height=height, frames=said, fps=fps, caption=prompt))
         if len(ids) > self.most:
-            raise ValueError(f"a prompt may have at most {self.most} text ids for this model, got {len(ids)}; shorten it")
+            raise ValueError(f"a prompt may have at most {self.most} text ids (words or parts), got {len(ids)}; shorten it")
         return ids
 
 
