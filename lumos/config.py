@@ -41,7 +41,7 @@ SomeShare = Annotated[float, Range(1e-6, 1)]
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file. FileNotFoundError when there is none, ValueError for anything else."""
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing")
+        raise FileNotFoundError(f"{path} is missing; copy the whole folder again")
     check_not_a_pointer(path)
     return read_object(path.read_bytes(), path)
 
@@ -51,7 +51,7 @@ def read_object(content: str | bytes, where: str | Path) -> dict[str, Any]:
     try:
         values = json.loads(content, object_pairs_hook=_once)
     except (ValueError, RecursionError) as error:  # also bytes that are no text, and brackets without end
-        raise ValueError(f"{where} is not readable JSON ({error})") from None
+        raise ValueError(f"{where} is not readable JSON ({error}); copy or write it again") from None
     if not isinstance(values, dict):
         raise ValueError(f"{where} must hold a JSON object, got {type(values).__name__}")
     return values

@@ -135,11 +135,11 @@ def stored_tensors(folder: Path) -> dict[str, Stored]:
         return _stored_in(folder / TENSORS)
     places = read_json(index).get("weight_map")
     if not isinstance(places, dict) or not places:
-        raise ValueError(f"{index} must hold a weight_map from tensor names to file names")
+        raise ValueError(f"{index} must hold a weight_map from tensor names to file names; copy it again")
     stored: dict[str, Stored] = {}
     for name in sorted(set(map(str, places.values()))):
         if Path(name).name != name or not name.endswith(".safetensors"):
-            raise ValueError(f"{index} must name .safetensors files beside it, got {name!r:.80}")
+            raise ValueError(f"{index} must name .safetensors files beside it, got {name!r:.80}; copy it again")
         stored |= _stored_in(folder / name)
     if differing := differences(list(stored), list(places)):
         raise ValueError(f"{folder} does not fit its {INDEX}: it {differing}; copy the whole folder again")
@@ -277,7 +277,7 @@ def _read_header(folder: Path, kind: Kind) -> dict[str, Any]:
         raise ValueError(f"{path} must hold kind, format and the fields of config, got {some_of(sorted(header))}")
     if (header["kind"], header["format"]) != (kind, FORMAT):
         found = f"{header['kind']!r:.40} of format {header['format']!r:.40}"
-        raise ValueError(f"{folder} must hold a {kind} of format {FORMAT}, got {found}")
+        raise ValueError(f"{folder} must hold a {kind} of format {FORMAT}, got {found}; name another folder")
     return config
 
 

@@ -174,7 +174,7 @@ def read_prompts(words: Sequence[str], file: Path | None) -> list[str]:
         except UnicodeDecodeError as error:
             raise ValueError(f"{file} must be a text file in UTF-8 with one prompt per line, got other bytes") from error
         if not prompts:
-            raise ValueError(f"{file} must hold at least one prompt, one per line, got none")
+            raise ValueError(f"{file} must hold at least one prompt, one per line, got none; write one")
     for prompt in prompts:
         if not prompt.strip():
             raise ValueError(f'a prompt must have words, got {prompt!r}; say what to show, for example "a red circle"')

@@ -99,7 +99,7 @@ def _entry(row: int, values: Values, beside: Path) -> Entry:
         if not os.path.lexists(beside / entry.path):  # a name may begin or end with a space
             entry = replace(entry, path=entry.path.strip())
         if not entry.path:
-            raise ValueError(f"path must be a file or URL, got {_shown(path)}")
+            raise ValueError(f"path must be a file or URL, got {_shown(path)}; fill it in")
         _check_unicode(entry.path, "path")
         local = beside.absolute() / entry.path
         if os.path.lexists(local) or not is_url(entry.path):
@@ -108,7 +108,7 @@ def _entry(row: int, values: Values, beside: Path) -> Entry:
         start, end = (_seconds(values.get(name), name) for name in ("start", "end"))
         entry = replace(entry, captions=captions, start=start, end=end, mirror=_yes(values.get("mirror")))
         if start is not None and end is not None and end <= start:
-            raise ValueError(f"end must be after start, got {start:g} to {end:g} s")
+            raise ValueError(f"end must be after start, got {start:g} to {end:g} s; exchange them")
         if not is_url(entry.path):
             readable_file(entry.path)
     except (ValueError, OSError) as error:
@@ -132,7 +132,7 @@ def _captions(values: Values) -> tuple[str, ...]:
     captions: dict[str, None] = {}
     for caption in given:
         if not isinstance(caption, str | None):
-            raise ValueError(f"caption must be text, got {_shown(caption)}")
+            raise ValueError(f"caption must be text, got {_shown(caption)}; write a sentence")
         if NO_WORDS.fullmatch((caption or "").strip()):
             raise ValueError(f"caption must be text, got {_shown(caption)}; write a sentence, or name a column of lists captions")
         _check_unicode(caption or "", "caption")
@@ -160,14 +160,14 @@ def _seconds(given: Any, name: str) -> float | None:
     except (TypeError, ValueError, OverflowError):
         seconds = math.nan
     if not 0 <= seconds <= LATEST:
-        raise ValueError(f"{name} must be seconds, 0 to {LATEST:g}, got {_shown(given)}")
+        raise ValueError(f"{name} must be seconds, 0 to {LATEST:g}, got {_shown(given)}; leave it empty for all")
     return seconds
 
 
 def _yes(given: Any) -> bool:
     word = "" if given is None or given != given else str(given).strip().lower()
     if word not in YES + NO:
-        raise ValueError(f"mirror must be true or false, got {_shown(given)}")
+        raise ValueError(f"mirror must be true or false, got {_shown(given)}; leave it empty for false")
     return word in YES
 
 
@@ -185,7 +185,7 @@ def _rows(path: Path) -> list[Values]:
     names = {OTHER_NAMES.get(name, name) for name in given} if rows else {"path", "caption"}
     if "path" not in names or not {"caption", "captions"} & names:
         rule = "must have the columns path and caption (or captions; also start, end, mirror)"
-        raise ValueError(f"{path} {rule}, got {', '.join(given)[:80] or 'none'}; rename them")
+        raise ValueError(f"{path} {rule}, got {', '.join(given)[:80] or 'none'}; rename them, with commas between them in a .csv")
     return rows
 
 
@@ -217,7 +217,7 @@ def _csv_rows(path: Path, kind: str) -> list[Values]:
                 raise ValueError(f"{path} has too many fields in line {reader.line_num}; quote captions that hold commas")
             rows.append(row)
     except csv.Error as error:
-        raise ValueError(f"{path} must be a {kind[1:]} table, got a broken line ({error})") from error
+        raise ValueError(f"{path} must be a {kind[1:]} table, got a broken line ({error}); close its quotes") from error
     return rows
 
 

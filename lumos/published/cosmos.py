@@ -26,7 +26,7 @@ def import_cosmos(folder: Path, out: Path, config: CosmosConfig = DV4X8X8) -> No
     compression = f"DV{config.temporal}x{config.spatial}x{config.spatial}"
     named = re.findall(r"DV\d+x\d+x\d+", str(folder.absolute()))
     if named and named[-1] != compression:
-        raise ValueError(f"{folder} must hold a tokenizer {compression} by the config, got {named[-1]} by its name")
+        raise ValueError(f"{folder} must hold a tokenizer {compression} by the config, got {named[-1]} by its name; use that one")
     names = ARCHIVES[:1] if (folder / ARCHIVES[0]).is_file() else ARCHIVES[1:]
     if missing := [name for name in names if not (folder / name).is_file()]:
         wanted = f"{ARCHIVES[0]}, or {' and '.join(ARCHIVES[1:])}"

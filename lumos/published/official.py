@@ -57,7 +57,7 @@ def read_checkpoint(source: Path) -> tuple[ModelConfig, dict[str, Stored]]:
     where = source / CONFIG
     config = config_from_official(read_json(where), where)
     if config.vocabulary != LUMOS.size:
-        raise ValueError(f"{where}: vocab_size must be {LUMOS.size} for a Lumos-1 model, got {config.vocabulary}")
+        raise ValueError(f"{where}: vocab_size must be {LUMOS.size} for a Lumos-1 model, got {config.vocabulary}; {OTHER}")
     if not (source / TENSORS).is_file() and not (source / INDEX).is_file():
         others = sorted(file.name for file in source.glob("*") if file.suffix in (".bin", ".pt", ".pth", ".ckpt"))
         found = f", got {some_of(others)}, which could run code" if others else ""
@@ -65,7 +65,7 @@ def read_checkpoint(source: Path) -> tuple[ModelConfig, dict[str, Stored]]:
     stored = {name: entry for name, entry in stored_tensors(source).items() if not name.startswith(IGNORED_PREFIX)}
     expected = official_shapes(config)
     if differing := differences(list(stored), list(expected)):
-        raise ValueError(f"{source} is no whole Lumos-1 checkpoint: it {differing}")
+        raise ValueError(f"{source} is no whole Lumos-1 checkpoint: it {differing}; copy all of it")
     for name, shape in expected.items():
         if stored[name].shape != shape:
             raise ValueError(f"{source}: {name} must have shape {list(shape)} by {CONFIG}, got {list(stored[name].shape)}")
