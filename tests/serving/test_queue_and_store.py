@@ -299,7 +299,9 @@ def test_settings_that_are_wrong_or_unsafe(tmp_path: Path, settings: dict[str, o
 
 def test_settings_that_are_fine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert ServeConfig(host="::1").is_local and ServeConfig(host="localhost").is_local
-    assert not ServeConfig(host="0.0.0.0", no_auth=True).is_local
+    public, proxied = ServeConfig(host="0.0.0.0", no_auth=True), ServeConfig(public_url="http://a", no_auth=True)
+    assert [each.per_address(9, 2) for each in (public, proxied, ServeConfig())] == [5, 5, 9]
+    assert not public.is_local and public.per_address(9, 7) == 7
     monkeypatch.setattr(Path, "home", lambda: tmp_path)
     for state, folder in (("", tmp_path / ".local/state/lumos/serve"), ("/state", Path("/state/lumos/serve"))):
         monkeypatch.setenv("XDG_STATE_HOME", state)

@@ -10,7 +10,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
 from lumos.ranks import finish, start
-from lumos.training.learner import USUAL, SpikeGuard, step_unless
+from lumos.training.learner import USUAL, Learner, SpikeGuard, step_unless
 from lumos.training.optim import Ema, OptimConfig, build_optimizer, is_inner_matrix, learning_rate, set_learning_rate
 from lumos.training.parallel import whole
 from tests.toy_model import toy_tokenizer
@@ -123,6 +123,16 @@ def test_of_a_tokenizer_muon_takes_what_lies_inside() -> None:
     inside = {name for name, parameter in tokenizer.named_parameters() if is_inner_matrix(name, parameter)}
     assert len(inside) > 8 and not any(word in name for name in inside for word in ("conv_in", "conv_out", "encoder.out"))
     assert all(parameter.ndim > 1 for name, parameter in tokenizer.named_parameters() if name in inside)
+
+
+def test_a_step_clips_the_gradient_and_is_adamws_with_its_betas() -> None:
+    module = nn.Linear(2, 1, bias=False)
+    learner = Learner(module, OptimConfig(betas=(0.5, 0.6), clip=1.0), 20.0, torch.device("cpu"))
+    module.weight.grad = torch.tensor([[3.0, 4.0]])
+    assert learner.update(0, 0.0) == 5
+    state = learner.optimizer.state[module.weight]
+    torch.testing.assert_close(state["exp_avg"], 0.5 * torch.tensor([[0.6, 0.8]]))
+    torch.testing.assert_close(state["exp_avg_sq"], 0.4 * torch.tensor([[0.36, 0.64]]))
 
 
 def check(guard: SpikeGuard, *norms: float) -> list[bool]:

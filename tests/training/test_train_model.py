@@ -93,6 +93,7 @@ def test_a_run_leaves_weights_samples_and_metrics(whole: Path) -> None:
     names = sorted(path.name for path in (whole / "model").iterdir())
     assert names == ["config.json", "model.safetensors", "text_tokenizer.json", "tokenizer", "words.txt"]
     assert [path.name for path in (whole / "samples").iterdir()] == ["prompts_00000004.png"]
+    assert [path.name for path in (whole / "checkpoints").iterdir()] == ["step_00000004"]
     lines = metrics(whole)
     assert [line["step"] for line in lines] == [2, 4]
     expected = {"step", "seconds", "loss_video", "loss_frame_0", "loss_frame_1", "loss_image", "gradient_norm", "learning_rate"}

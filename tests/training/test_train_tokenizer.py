@@ -38,6 +38,7 @@ TOY = TrainTokenizerConfig(
     evaluate_every=4,
     evaluation_clips=3,
     save_every=2,
+    keep=1,
 )
 
 
@@ -68,8 +69,8 @@ def test_a_run_leaves_averaged_weights_samples_and_metrics(whole: Path) -> None:
     loaded, kept = load_tokenizer(whole / "tokenizer"), saved(whole)
     assert all(torch.equal(parameter, kept[f"ema/{name}"]) for name, parameter in loaded.named_parameters())
     assert not any(torch.equal(parameter, kept[f"model/{name}"]) for name, parameter in loaded.named_parameters())
-    samples = sorted((whole / "samples").iterdir())
-    assert [path.name for path in samples] == ["reconstruction_00000004.png"]
+    samples, checkpoints = ([*(whole / folder).iterdir()] for folder in ("samples", "checkpoints"))
+    assert [path.name for path in (*samples, *checkpoints)] == ["reconstruction_00000004.png", "step_00000004"]
     with Image.open(samples[0]) as picture:
         assert picture.width >= 5 * 16 and picture.height >= 2 * TOY.batch * 16  # five frames of clips and reconstructions
     metrics = (whole / "metrics.jsonl").read_text()
@@ -89,7 +90,8 @@ def test_ctrl_c_saves_and_the_run_goes_on(tmp_path: Path, capsys: pytest.Capture
         train_tokenizer(replace(TOY, max_steps=3), tmp_path)
     path = checkpoint.latest(tmp_path)
     assert path is not None and path.stem == "step_00000001"
-    assert "interrupted" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert "interrupted" in err and "held-out" not in err
     made = train_tokenizer(replace(TOY, max_steps=3), tmp_path, resume=True)
     err = capsys.readouterr().err
     assert "held-out clips" in err and "finished: step 3" in err

@@ -34,6 +34,7 @@ TOY = TrainModelConfig(
     log_every=2,
     sample_every=4,
     save_every=2,
+    keep=1,
 )
 
 
