@@ -31,7 +31,7 @@ def test_parameters_are_the_published_counts(shape: ModelConfig, count: int) -> 
 
 
 def test_ids_and_visible_pairs_are_those_of_the_block_rule() -> None:
-    assert AT_384P.ids == 28_859  # the released code's sample
+    assert (AT_384P.ids, AT_384P.targets) == (28_859, round(0.8 * 7 * 48 * 84))  # the released code's sample
     vocabulary, grid = small_vocabulary(30, 20), Grid(4, 4)
     text = text_batch(vocabulary, [list(range(7))], 9)
     block_BL = pack(vocabulary, grid, *text, content_ids(vocabulary, torch.zeros(1, 3, 4, 4, dtype=torch.int64)), 1, 8).block_BL
