@@ -42,12 +42,13 @@ TimedFrame = tuple[float, float, "VideoFrame"]
 def video_header(path: Path) -> Header:
     """What a video file promises, and how its first picture is shown. ValueError for one without pictures that can be read."""
     with _open(path) as (container, stream):
-        first = next(video_pictures(path, 0.0), None)
+        first = next(_timed(container, stream, path, None), None)
         if first is None:
             raise ValueError(f"{path} must have frames, got none that is whole; copy it again")
+        shown = _picture(first[2], stream, None, path)
         tick = float(stream.time_base or 0)
         seconds = _promised_end(container, stream)[0] - (stream.start_time or 0) * tick
-        return Header("video", first[2].width, first[2].height, max(seconds, 0.0), float(stream.average_rate or 0), tick)
+        return Header("video", shown.width, shown.height, max(seconds, 0.0), float(stream.average_rate or 0), tick)
 
 
 def video_pictures(path: Path, start: float) -> Iterator[Timed]:
@@ -68,10 +69,9 @@ def video_pictures(path: Path, start: float) -> Iterator[Timed]:
             trusted = first and first[0] <= start and first[2].key_frame and container.format.name != "mpeg"
             if seek is not None and not trusted:  # program streams: their times are guesses after a seek
                 continue
-            aspect = float(stream.sample_aspect_ratio or 0) or 1.0
             scaler = VideoReformatter()  # one for all frames: each would set up its filters anew
             for time, duration, frame in _deinterlaced(chain([first] if first else [], frames)):
-                yield time, duration, _picture(frame, aspect, scaler, path)
+                yield time, duration, _picture(frame, stream, scaler, path)
             return
 
 
@@ -227,7 +227,7 @@ def _filtered(timed: Iterator[TimedFrame]) -> Iterator[TimedFrame]:
                 yield *waiting.popleft(), whole
 
 
-def _picture(frame: VideoFrame, aspect: float, scaler: Any, path: Path) -> Picture:
+def _picture(frame: VideoFrame, stream: VideoStream, scaler: Any, path: Path) -> Picture:
     """A decoded frame, converted, scaled and turned when it is drawn."""
     found: Any = frame.side_data
     extra = {data.type.name: data for data in found}
@@ -249,6 +249,6 @@ def _picture(frame: VideoFrame, aspect: float, scaler: Any, path: Path) -> Pictu
         upright_HWC = in_srgb(rgb_HWC.transpose(1, 0, 2) if sideways else rgb_HWC, frame.color_primaries)
         return upright_HWC[:: -1 if down < 0 else 1, :: -1 if right < 0 else 1]
 
-    width, height = frame.width * aspect, float(frame.height)
+    width, height = frame.width * (float(stream.sample_aspect_ratio or 0) or 1.0), float(frame.height)
     done = "turned upright" if sideways or min(down, right) < 0 else ""
     return Picture(height, width, scaled, done) if sideways else Picture(width, height, scaled, done)
