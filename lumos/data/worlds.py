@@ -6,6 +6,7 @@ each time with other masks: rendering and tokenising then cost little beside tra
 """
 
 import random
+from bisect import bisect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -176,7 +177,7 @@ def world_of(number: int, share: dict[str, float]) -> str:
     Multiples of the golden ratio spread evenly, where random draws leave a pool without a world or with it alone.
     """
     place = number * (5**0.5 - 1) / 2 % 1
-    return next(name for name, end in zip(share, (*list(accumulate(share.values()))[:-1], 1.0), strict=True) if place < end)
+    return list(share)[bisect([*accumulate(share.values())][:-1], place)]
 
 
 class WorldsStream:
