@@ -78,7 +78,7 @@ def save_folder(
     be an iterator that reads a large model bit by bit.
     """
     folder = Path(os.path.abspath(folder))
-    partial, previous = (folder.with_name(f".{folder.name}.{end}") for end in ("partial", "previous"))
+    partial, previous = folder.with_name(f".{folder.name}.partial"), _previous(folder)
     _recover(folder)
     for place in (folder, partial, previous):
         _check_replaceable(place, {CONFIG, *files})
@@ -293,7 +293,10 @@ def _check_replaceable(folder: Path, names: set[str]) -> None:
 def _recover(folder: Path) -> None:
     """Put back what a save left that was killed between its two renames: the folder, one that it lies in, or one inside it."""
     for path in (folder.parent, folder, folder / "model", folder / "tokenizer"):
-        previous = path.parent / f".{path.name}.previous"
-        if not path.exists() and (previous / CONFIG).is_file():
+        if not path.exists() and (_previous(path) / CONFIG).is_file():
             with suppress(OSError):  # another process was faster, or nothing may be written here
-                previous.rename(path)
+                _previous(path).rename(path)
+
+
+def _previous(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.previous")

@@ -66,8 +66,10 @@ def read_clips(entry: Entry, cut: Cut, stored: ShardReader | None = None) -> Ite
         head = list(islice(frames, max(cut.frames, 2)))
         if not head:
             raise ValueError("the video must have frames in the part asked for, got none; check start and end")
-        if len(head) == 1 or (cut.loop and len(head) < cut.frames):
-            found = iter([list(islice(cycle(head), 1 if len(head) == 1 else cut.frames))])
+        if len(head) == 1:
+            found = iter([head])
+        elif cut.loop and len(head) < cut.frames:
+            found = iter([list(islice(cycle(head), cut.frames))])
         else:
             scenes = groupby(chain(head, frames), key=itemgetter(0))
             found = chain.from_iterable(windows(scene, cut) for _, scene in scenes)

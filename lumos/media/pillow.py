@@ -4,6 +4,7 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -39,16 +40,15 @@ def image_pictures(path: Path, start: float) -> Iterator[Timed]:
     """The photo, at the moment asked for, or all frames of an animation."""
     with _opened(path) as (image, moving):
         done = ["first of several frames"] if not moving and getattr(image, "n_frames", 1) > 1 else []
-        done += ["turned upright"] if image.getexif().get(0x0112, 1) != 1 else []
+        note = ", ".join(done + ["turned upright"] * (image.getexif().get(0x0112, 1) != 1))
         if not moving:
             _turn_to(image, 0)
-            yield start, MOMENT, of_rgb(_rgb(ImageOps.exif_transpose(image), path), ", ".join(done))
+            yield start, MOMENT, of_rgb(_rgb(ImageOps.exif_transpose(image), path), note)
         time = 0.0
         for number in moving:
             shown = _turn_to(image, number)
             upright = ImageOps.exif_transpose(image)
-            drawn = lambda rows, columns, frame=upright: of_rgb(_rgb(frame, path)).scaled(rows, columns)  # noqa: E731  # few are
-            yield time, shown, Picture(*upright.size, drawn, ", ".join(done))
+            yield time, shown, Picture(*upright.size, partial(_scaled, upright, path), note)
             time += shown
 
 
@@ -101,6 +101,11 @@ def _turn_to(image: Any, number: int) -> float:
         image.info["bare"][1].paste(0, image.dispose_extent)
     seconds = float(image.info.get("duration") or 0) / 1000
     return seconds if seconds >= SHORTEST else 0.1
+
+
+def _scaled(image: Image.Image, path: Path, rows: int, columns: int) -> NDArray[np.uint8]:
+    """A frame of an animation, converted when it is drawn: few are."""
+    return of_rgb(_rgb(image, path)).scaled(rows, columns)
 
 
 def _rgb(image: Image.Image, path: Path) -> NDArray[np.uint8]:
