@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from lumos.data.batch import Batch, Schedule
@@ -123,6 +123,7 @@ def test_a_bucket_larger_than_memory_is_shuffled() -> None:
 
 
 @given(st.lists(st.integers(1, 20), min_size=1, max_size=40), st.integers(1, 5), st.integers(1, 7), st.integers(1, 50))
+@example([5], 5, 1, 50)  # one row for each rank
 def test_buckets_larger_than_memory_are_dealt_fairly(groups: list[int], world: int, size: int, a_set: int) -> None:
     index = large_index(groups)
     plans = [EpochPlan(index, False, Schedule(size, 1, 0, 1, rank, world), a_set * 2 * 3 * 8 * 8) for rank in range(world)]

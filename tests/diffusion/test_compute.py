@@ -1,4 +1,4 @@
-"""Precision and card must fit."""
+"""Precision and card must fit; layers are compiled where that is asked for."""
 
 import pytest
 import torch
@@ -7,10 +7,13 @@ from lumos.diffusion.compute import Compute, prepare_model
 from lumos.model.transformer import ModelConfig, Transformer
 
 
-def test_fp8_needs_a_card_that_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_model_is_prepared_for_the_card(monkeypatch: pytest.MonkeyPatch) -> None:
     model = Transformer(ModelConfig(100, 1, 32, 1, 1, 32, 32))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "A100")
     with pytest.raises(ValueError, match="fp8 needs an Ada, Hopper or newer card, got A100; use int8"):
         prepare_model(model, Compute(precision="fp8"), torch.device("cuda"))
     assert prepare_model(model, Compute(precision="int8", compile=True), torch.device("cpu")) is False
+    asked = [(Compute(compile=wanted), vars(model.layers[0])) for wanted in (None, False, True)]
+    found = [(prepare_model(model, compute, torch.device("cuda")), "after_attention" in names) for compute, names in asked]
+    assert found == [(False, False), (False, False), (True, True)], "a small model only where asked"

@@ -294,6 +294,10 @@ def test_nothing_is_made_that_nobody_waits_for() -> None:
         assert live.timers["hung"].cancelled() and [first for first, _ in live.parts] == [0, 1, 5]
         sessions.back(live, 5)
         assert [first for first, _ in live.parts] == [0, 1] and live.frames == 5
+        for act in (lambda: sessions.say(live, "b"), lambda: sessions.back(live, 1), lambda: sessions.pause(live)):
+            idle = live.timers["idle"]
+            act()
+            assert idle.cancelled() and not live.timers["idle"].cancelled(), "whoever acts is there"
 
     steered(act)
 

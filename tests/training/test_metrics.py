@@ -11,7 +11,7 @@ from PIL import Image
 
 from lumos.ranks import ALONE
 from lumos.training.metrics import Meter, RunLog
-from lumos.training.step_cost import Work
+from lumos.training.step_cost import CARDS, Work, flops
 from tests.training.toys import TOY
 
 
@@ -67,6 +67,7 @@ def test_a_terminal_s_line_is_written_over(
 def test_the_meter_gives_means_by_frame_and_rates() -> None:
     now = [0.0]
     meter = Meter(TOY.model, ALONE, now=lambda: now[0])
+    meter.card = CARDS["H100"]
     work = Work(samples=4, text=5, frame=10, frames=2, targets=3, codes=9)  # 25 ids of a sample
     meter.add(False, torch.tensor([1.0, 3.0]), torch.tensor(2.0), work, waited=0.5)
     meter.add(False, torch.tensor([2.0, 4.0]), torch.tensor(float("nan")), work, waited=0.0)
@@ -74,7 +75,9 @@ def test_the_meter_gives_means_by_frame_and_rates() -> None:
     meter.add(False, torch.full((2,), float("nan")), torch.tensor(3.0), replace(work, samples=0), waited=0.0)
     now[0] = 10.0
     means = {"gradient_norm": 3.0, "loss_video": 2.5, "loss_frame_0": 1.5, "loss_frame_1": 3.5, "loss_image": 7.0}
-    assert meter.take() == means | {"samples_per_second": 1.6, "ids_per_second": 32.0, "data_wait": 0.1}
+    video, image = sum(flops(TOY.model, work)), sum(flops(TOY.model, replace(work, samples=8, frames=1)))
+    rates = {"samples_per_second": 1.6, "ids_per_second": 32.0, "data_wait": 0.1}
+    assert meter.take() == means | rates | {"mfu": pytest.approx((2 * video + image) / 10 / 989e12)}
     meter.add(True, torch.tensor([1.0]), torch.tensor(1.0), replace(work, samples=1), waited=0.0)
     now[0] = 11.0
     assert meter.take()["ids_per_second"] == 25.0

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -126,6 +127,21 @@ def check_equal(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
     assert found.keys() == expected.keys() and len(found) > 20
     for name, gradient in expected.items():
         torch.testing.assert_close(found[name], gradient, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.mark.parametrize("device", ["cuda", "cpu"])
+@pytest.mark.parametrize("precision", ["bfloat16", "float32"])
+@pytest.mark.parametrize("shard", [False, True])
+def test_a_card_computes_in_the_precision_asked_for(device: str, precision: Any, shard: bool, monkeypatch: Any) -> None:
+    def autocast(*_: Any, enabled: bool) -> None:
+        raise InterruptedError(enabled)
+
+    monkeypatch.setattr(torch, "autocast", autocast)
+    on_device: Any = SimpleNamespace(device=torch.device(device))
+    config = replace(CONFIG, parallel=ParallelConfig(precision=precision, shard=shard))
+    low = (device, precision, shard) == ("cuda", "bfloat16", False)
+    with pytest.raises(InterruptedError, match=str(low)):
+        objective.batch_loss(new_model(CONFIG), VOCABULARY, masked_batch()._replace(codes_BTHW=on_device), config, torch.ones(()))
 
 
 def test_gradients_are_those_of_the_mean_over_all_masked_codes() -> None:
