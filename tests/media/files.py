@@ -1,9 +1,11 @@
 """Files of every strange kind, made with PyAV and Pillow, and what their frames show."""
 
 import struct
-from collections.abc import Callable, Iterable
+import zlib
+from collections.abc import Callable, Iterable, Mapping
 from fractions import Fraction
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import av
@@ -14,6 +16,7 @@ from lumos.data.clips import Clip, Cut, read_clips
 from lumos.data.manifest import Entry
 
 Rgb = np.ndarray[Any, Any]
+Maker = Callable[[Path], Path]
 RED, GREEN, BLUE, YELLOW = (220, 30, 30), (30, 200, 30), (30, 30, 220), (230, 220, 40)
 COLOURS = {"R": RED, "G": GREEN, "B": BLUE, "Y": YELLOW, "W": (255, 255, 255)}
 
@@ -52,7 +55,7 @@ def write_frames(
     fps: int = 30,
     format: str | None = None,
     pixels: str = "yuv420p",
-    edit: Callable[[Any], None] = lambda stream: None,
+    context: Mapping[str, Any] = MappingProxyType({}),
     times: list[float] | None = None,
     sound: float = 0.0,
     late: int = 0,
@@ -66,7 +69,8 @@ def write_frames(
         first, *rest = frames
         stream.height, stream.width, stream.pix_fmt = *first.shape[:2], pixels
         base = stream.codec_context.time_base = Fraction(1, 1000) if times else Fraction(1, fps)
-        edit(stream)
+        for name, value in context.items():
+            setattr(stream.codec_context, name, value)
         packets = []
         for i, rgb_HWC in enumerate([first, *rest]):
             frame = av.VideoFrame.from_ndarray(rgb_HWC, format="rgba" if rgb_HWC.shape[2] == 4 else "rgb24")
@@ -125,6 +129,33 @@ def animation(path: Path, duration: int = 100, cover: bool = False, **more: Any)
     if cover:
         frames, more = [Image.new("RGB", (64, 48)), *frames], {"default_image": True}
     frames[0].save(path, save_all=True, append_images=frames[1:], duration=duration, **more)
+    return path
+
+
+def gray(level: int, height: int = 48, width: int = 64) -> Rgb:
+    return np.full((height, width, 3), level, np.uint8)
+
+
+def saved(path: Path, image: Image.Image | None = None, **more: Any) -> Path:
+    (image or Image.fromarray(quadrants())).save(path, **more)
+    return path
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    """A chunk of a PNG file."""
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def of_colours(path: Path, rgb_HWC: Rgb, primaries: int, transfer: int) -> Path:
+    """A picture that says what kind of colours it holds."""
+    content = saved(path, Image.fromarray(rgb_HWC), quality=95).read_bytes()
+    if path.suffix == ".png":
+        place = content.index(b"IDAT") - 4
+        content = content[:place] + chunk(b"cICP", bytes([primaries, transfer, 0, 1])) + content[place:]
+    else:
+        place = content.index(b"colrnclx") + 8
+        content = content[:place] + bytes([0, primaries, 0, transfer]) + content[place + 4 :]
+    path.write_bytes(content)
     return path
 
 
