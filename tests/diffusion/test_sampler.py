@@ -32,13 +32,10 @@ from lumos.sequence.layout import Grid
 
 
 @pytest.mark.parametrize(("codes", "steps"), [(256, 12), (256, 1), (256, 256), (10, 7), (3528, 50)])
-def test_the_schedule_falls_to_nothing(codes: int, steps: int) -> None:
+def test_the_schedule_falls_to_nothing_by_the_cosine(codes: int, steps: int) -> None:
     left = codes_left(codes, steps)
     assert len(left) == steps and left[-1] == 0
     assert all(a > b for a, b in zip([codes, *left], left, strict=False))
-
-
-def test_the_schedule_follows_the_cosine() -> None:
     assert codes_left(256, 12)[:3] == [math.floor(256 * math.cos(math.pi / 2 * k / 12)) for k in (1, 2, 3)]
     assert codes_left(3, 3) == [2, 1, 0]
 
@@ -74,7 +71,6 @@ def test_released_noise_is_never_reset_and_the_papers_is() -> None:
 
 
 Look = Callable[[Tensor, Tensor, Tensor], Guess]
-TRUTH = torch.arange(24).view(2, 12) % 7
 
 
 def gumbel(steps: int, B: int = 2, N: int = 12, seed: int = 0) -> Tensor:
@@ -97,22 +93,16 @@ def sample(look: Look, config: SamplerConfig, B: int = 2, seed: int = 0) -> Tens
     return codes_BN
 
 
-def certain(truth_BN: Tensor, seen: list[Tensor]) -> Look:
-    """A model that is certain of `truth_BN`; `seen` collects what it was shown."""
+@pytest.mark.parametrize("sampler", typing.get_args(SamplerKind))
+def test_every_sampler_follows_a_certain_model_and_keeps_the_schedule(sampler: SamplerKind) -> None:
+    seen, truth_BN = list[Tensor](), torch.arange(24).view(2, 12) % 7
 
     def look(codes_BN: Tensor, places_BM: Tensor, uniform_BM: Tensor) -> Guess:
         assert (codes_BN.gather(1, places_BM) == MASKED).all(), "only masked places are asked for"
         seen.append(codes_BN.clone())
         return Guess(truth_BN.gather(1, places_BM), torch.zeros(places_BM.shape))
 
-    return look
-
-
-@pytest.mark.parametrize("sampler", typing.get_args(SamplerKind))
-def test_every_sampler_follows_a_certain_model_and_keeps_the_schedule(sampler: SamplerKind) -> None:
-    seen: list[Tensor] = []
-    config = SamplerConfig(steps=5, sampler=sampler, remask=0.0)
-    assert torch.equal(sample(certain(TRUTH, seen), config), TRUTH)
+    assert torch.equal(sample(look, SamplerConfig(steps=5, sampler=sampler, remask=0.0)), truth_BN)
     assert [int((s == MASKED).sum()) for s in seen] == [2 * n for n in [12, *codes_left(12, 5)[:-1]]]
     for before, after in itertools.pairwise(seen):
         there = before != MASKED

@@ -90,14 +90,6 @@ def test_saving_and_loading_is_the_identity(tokenizer: VideoTokenizer, tmp_path:
     assert 0 < (halved.decode(codes) - tokenizer.decode(codes)).abs().mean() < 0.01
 
 
-def test_weights_of_another_config_are_refused(small: VideoTokenizer, tmp_path: Path) -> None:
-    save_tokenizer(tmp_path / "a", small)
-    config = tmp_path / "a" / "config.json"
-    config.write_text(config.read_text().replace('"encoder_blocks": [\n      1', '"encoder_blocks": [\n      3'))
-    with pytest.raises(ValueError, match="lacks encoder.fine"):
-        load_tokenizer(tmp_path / "a")
-
-
 def test_default_size_and_codebook() -> None:
     tokenizer = VideoTokenizer(TokenizerConfig())
     encoder, decoder = (sum(p.numel() for p in part.parameters()) for part in (tokenizer.encoder, tokenizer.decoder))
