@@ -1,4 +1,4 @@
-"""Is anything lost by training fast? The `tiny` shape, trained for the same steps on the same clips and the same draws: plain
+"""Is anything lost by training fast? The packaged model's shape, trained for the same steps on the same clips and draws: plain
 float32 in one process with a written-out mask, against bf16, compiled, sharded, with FlexAttention or attention by prefixes.
 
 The float32 run is repeated with other draws; how far those lie apart is the noise. One JSON line a run and a table at the end.
@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from lumos.config import PACKAGED
 from lumos.data.batch import Batch
 from lumos.data.worlds import WorldsConfig
 from lumos.files import add_line
@@ -66,9 +67,9 @@ def main() -> None:
     ranks = start()
     if args.batch % ranks.world:
         raise SystemExit(f"--batch must be a multiple of the {ranks.world} processes, got {args.batch}")
-    folder, _, text, tokenizer = load_model(PRETRAINED / "tiny")
+    folder, _, text, tokenizer = load_model(PRETRAINED / PACKAGED)
     assert isinstance(tokenizer, VideoTokenizer)
-    model = replace(TOY, vocabulary=folder.vocabulary.size) if args.toy else folder.model
+    model = replace(TOY, vocabulary=folder.vocabulary.size, sub_codes=folder.vocabulary.sub_codes) if args.toy else folder.model
     config = config_of(model, args.toy, args.batch)
     if args.toy:
         args.steps, args.clips = min(args.steps, 30), 24
@@ -105,7 +106,7 @@ def main() -> None:
 def config_of(model: ModelConfig, toy: bool, batch: int) -> TrainModelConfig:
     """The preset of the packaged model, videos alone, with AdamW: Muon needs whole matrices, which sharded runs have not."""
     config = replace(
-        MODELS["shapes-tiny"],
+        MODELS["box"],
         model=model,
         optim=OptimConfig(lr=1e-3, warmup_steps=50, schedule="constant", ema=0.0),
         videos=batch,
@@ -115,7 +116,7 @@ def config_of(model: ModelConfig, toy: bool, batch: int) -> TrainModelConfig:
     if not toy:
         return config
     small = WorldsConfig(size=64, frames=9)
-    return replace(config, worlds=small, video=VideoConfig(64, 64, 9, 8, config.video.slots, 3, 2))
+    return replace(config, worlds=small, video=VideoConfig(64, 64, 9, 8, config.video.slots, 3, 2, spatial=16))
 
 
 @torch.no_grad()

@@ -59,7 +59,7 @@ KNOWN_WORDS = (
     ("a red race car driving fast", "1f3ce-fe0f"),
 )
 COUNT = len(NEW_WORDS) + len(KNOWN_WORDS)
-FRAMES = 17
+FRAMES, SIDE = 25, 256
 
 
 def emoji_captions() -> list[tuple[str, str]]:
@@ -88,7 +88,7 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     emoji, shapes = emoji_captions()[: args.count], shapes_prompts()[: args.count]
     words = {"emoji": [caption for caption, _ in emoji], "shapes": [prompt.text for prompt in shapes]}
-    first = {"shapes": [render(pack([prompt.scene]), 1)[0] for prompt in shapes]}
+    first = {"shapes": [render(pack([prompt.scene]), 1, SIDE)[0] for prompt in shapes]}
     if args.pictures:
         first["emoji"] = first_frames(args.pictures, [stem for _, stem in emoji])
     for name, captions in words.items():
@@ -128,7 +128,7 @@ def first_frames(folder: str, stems: list[str]) -> list[Tensor]:
         if stem not in rows:
             raise SystemExit(f"{folder} must hold the emoji {stem}, got none of that name; prepare all of them")
         rgb_HWC = reader.row(rows[stem])["clip"][0]
-        found.append(to_float(torch.from_numpy(np.moveaxis(of_rgb(rgb_HWC).draw(128, 128), 2, 0)))[:, None])
+        found.append(to_float(torch.from_numpy(np.moveaxis(of_rgb(rgb_HWC).draw(SIDE, SIDE), 2, 0)))[:, None])
     return found
 
 

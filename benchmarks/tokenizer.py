@@ -37,7 +37,7 @@ def main() -> None:
     )
     parser.add_argument("--all", action="store_true", help="all clips; for material that the tokenizer was not trained on")
     parser.add_argument("--frames", type=int, default=17, help="of each clip, fewer where it is shorter (default: 17)")
-    parser.add_argument("--size", type=int, default=128, help="pixels a side, from the middle (default: 128)")
+    parser.add_argument("--size", type=int, default=256, help="pixels a side, from the middle (default: 256)")
     parser.add_argument("--sheet", type=Path, default=None, help=f"PNG with {SHOWN} originals and reconstructions")
     parser.add_argument("--device", default=None, help="cpu or cuda (default: cuda if there is one)")
     args = parser.parse_args()

@@ -45,7 +45,7 @@ def main() -> None:
         made = []
         for start in range(0, len(prompts), size):
             part = prompts[start : start + size]
-            made.append(generator(part, frames=17, seed=[args.seed + start + i for i in range(len(part))]).cpu())
+            made.append(generator(part, frames=25, seed=[args.seed + start + i for i in range(len(part))]).cpu())
         sides.append(contact_sheet(torch.cat(made), [f"{prompt} ({name})" for prompt in prompts]))
     sheet = Image.new("RGB", (sum(side.width for side in sides), sides[0].height), "white")
     sheet.paste(sides[0], (0, 0))

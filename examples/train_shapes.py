@@ -2,7 +2,7 @@
 
     python examples/train_shapes.py --minutes 4 --out shapes.png
 
-One shape moves over a plain ground, 64x64 pixels, 9 frames; the package's tokenizer makes 3 latent frames of 8x8 codes of it.
+One shape moves over a plain ground, 128x128 pixels, 9 frames; the package's tokenizer makes 3 latent frames of 8x8 codes of it.
 Letters: B batch, T latent frames, H W rows and columns of codes, M = H * W, S prompt, F ids of a frame, L sequence, V codes.
 """
 
@@ -32,7 +32,7 @@ from lumos.worlds.shapes.thing import Thing
 COLOURS, SHAPES, WAYS = ("red", "green", "blue"), ("circle", "square", "triangle"), ("left", "right", "up", "down")
 WORDS = ("a", *COLOURS, *SHAPES, "moves", *WAYS)
 SHOWN = ("a red circle moves right", "a blue square moves up", "a green triangle moves left", "a red square moves down")
-CLIPS, BATCH, STEPS, GUIDANCE, HISTORY = 768, 8, 12, 1.2, 0.7
+CLIPS, BATCH, STEPS, GUIDANCE, HISTORY = 384, 8, 12, 1.2, 0.7
 T, H, W = 3, 8, 8
 M, HEAD, F = H * W, 3, 3 + H * (W + 1) + 1
 # One vocabulary: words, structure, codes. MASK comes just before the first code: a masked code is code -1.
@@ -56,7 +56,7 @@ def sequence(prompt_BS, frames_BTF):
     ids_BL = torch.cat([prompt_BS, torch.tensor([VIDEO, SECONDS, RATE]).expand(B, HEAD), frames_BTF.flatten(1)], dim=1)
     # Words and structure: the index in the sequence, three times. Content: its place in the video, scaled back to pixels.
     position_L3 = torch.arange(ids_BL.shape[1])[:, None].repeat(1, 3)
-    places = torch.cartesian_prod(4 * torch.arange(T), 8 * torch.arange(H), 8 * torch.arange(W + 1)).view(T, -1, 3)
+    places = torch.cartesian_prod(4 * torch.arange(T), 16 * torch.arange(H), 16 * torch.arange(W + 1)).view(T, -1, 3)
     position_L3[first:].view(T, F, 3)[:, 3:-1] = places + first + 3
     # Every id before the frames is a block of its own, a frame is one block; no query sees a later block.
     block_L = torch.cat([torch.arange(first), first + torch.arange(T).repeat_interleave(F)])
@@ -117,8 +117,8 @@ rng = random.Random(0)
 kinds = [(rng.choice(COLOURS), rng.choice(SHAPES), rng.choice(WAYS)) for _ in range(CLIPS)]
 things = [place(rng, WHOLE, Thing(shape, colour, "large", "plain", 0.5, 0.5, way)) for colour, shape, way in kinds]
 # Things start on the lattice of codes and cross one code a latent frame, so this world needs only some of the codes.
-scenes = [Scene(Background("cream"), (replace(thing, x=round(thing.x * W) / W, y=round(thing.y * H) / H),)) for thing in things]
-pixels = (render(pack(scenes[i : i + 16]), 4 * T - 3, 8 * W, fps=4 * W * TRAVEL["normally"]) for i in range(0, CLIPS, 16))
+scenes = [Scene(Background("cream"), (replace(thing, x=round(thing.x * 4) / 4, y=round(thing.y * 4) / 4),)) for thing in things]
+pixels = (render(pack(scenes[i : i + 16]), 4 * T - 3, 16 * W, fps=4 * W * TRAVEL["normally"]) for i in range(0, CLIPS, 16))
 used, clips = torch.cat([tokenizer.encode(pixels_BCFHW) for pixels_BCFHW in pixels]).unique(return_inverse=True)
 prompts = torch.tensor([prompt_of(f"a {colour} {shape} moves {way}") for colour, shape, way in kinds])
 print(f"{CLIPS} clips, {len(used)} of {tokenizer.codebook_size} codes", flush=True)

@@ -19,7 +19,7 @@ C = TypeVar("C")
 LARGEST_NUMBER = 2**63  # of a number without a range of its own
 LONGEST_LIST = 10_000  # items
 LFS_POINTER = b"version https://git-lfs"
-PACKAGED = "tiny"  # name of the weights in the package: a folder of lumos/pretrained
+PACKAGED = "box"  # name of the weights in the package: a folder of lumos/pretrained
 
 
 @dataclasses.dataclass(frozen=True)

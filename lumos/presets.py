@@ -12,7 +12,7 @@ from lumos.training.optim import OptimConfig
 from lumos.training.parallel import ParallelConfig
 from lumos.training.train_tokenizer import TrainTokenizerConfig
 
-TINY_SHAPE = ModelConfig(vocabulary=0, layers=8, width=384, heads=6, kv_heads=2, head_width=64, ffn=1024)
+BOX_SHAPE = ModelConfig(vocabulary=0, layers=10, width=512, heads=8, kv_heads=2, head_width=64, ffn=1536)
 
 
 def published(shape: ModelConfig, stage: str, lr: float) -> TrainModelConfig:
@@ -41,10 +41,10 @@ def published(shape: ModelConfig, stage: str, lr: float) -> TrainModelConfig:
 
 
 MODELS: dict[str, TrainModelConfig] = {
-    # 17 M parameters, shapes at 128x128, 17 frames at 8 fps, on one or more large GPUs; the shape of the weights in the package,
-    # which took six such runs with other settings, one after another (docs/results.md)
+    # 17 M parameters, shapes at 128x128, 17 frames at 8 fps, on one or more large GPUs; the former weights `tiny` took six such
+    # runs with other settings, one after another (docs/results.md)
     "shapes-tiny": TrainModelConfig(
-        model=TINY_SHAPE,
+        model=ModelConfig(vocabulary=0, layers=8, width=384, heads=6, kv_heads=2, head_width=64, ffn=1024),
         video=VideoConfig(height=128, width=128, frames=17, fps=8, slots=64, window=5, latest=8),
         worlds=WorldsConfig(),
         optim=OptimConfig(lr=1e-3, warmup_steps=150, ema=0.999, decay_share=0.5, muon=2.5),
@@ -54,22 +54,22 @@ MODELS: dict[str, TrainModelConfig] = {
         image_every=2,
         max_seconds=900.0,
     ),
-    # minutes on two CPU cores: the weights in the package (--init) learn to draw whole shapes at 64x64
-    "shapes-64": TrainModelConfig(
-        model=TINY_SHAPE,
-        video=VideoConfig(height=64, width=64, frames=9, fps=8, slots=64, window=3, latest=4),
-        worlds=WorldsConfig(size=64, frames=17, chunk=32, pool=8, workers=1),
-        optim=OptimConfig(lr=5e-4, warmup_steps=10, ema=0.95),
-        sampler=SamplerConfig(steps=8, guidance=3.0, temperature=0.6, noise=2.0, history=0.7, guidance_until=0.5, first=4.0),
+    # minutes on two CPU cores: the weights in the package (--init) learn to draw whole shapes at 128x128
+    "shapes-128": TrainModelConfig(
+        model=BOX_SHAPE,
+        video=VideoConfig(height=128, width=128, frames=9, fps=8, slots=64, window=3, latest=4, spatial=16),
+        worlds=WorldsConfig(size=128, frames=17, chunk=32, pool=8, workers=1),
+        optim=OptimConfig(lr=3e-4, warmup_steps=10, ema=0.9),
+        sampler=SamplerConfig(8, guidance=3.0, temperature=0.7, history=0.7, sampler="halton", guidance_until=0.5, first=2.0),
         mask="nested",
         least_ratio=0.2,
         videos=2,
-        images=8,
+        images=6,
         image_every=2,
-        max_steps=200,
+        max_steps=100,
         log_every=10,
-        sample_every=100,
-        save_every=100,
+        sample_every=50,
+        save_every=50,
     ),
     # a small model from random weights at 64x64, for two CPU cores: the loss falls within minutes, shapes take hours
     "shapes-toy": TrainModelConfig(
@@ -85,14 +85,14 @@ MODELS: dict[str, TrainModelConfig] = {
         sample_every=100,
         save_every=100,
     ),
-    # 46 M parameters; shapes, stickers and creatures at 256x256, 25 frames at 12 fps: the next weights of the package (recipes/)
+    # 46 M parameters; shapes, stickers and creatures at 256x256, 25 frames at 12 fps: the weights in the package (recipes/)
     "box": TrainModelConfig(
-        model=ModelConfig(vocabulary=0, layers=10, width=512, heads=8, kv_heads=2, head_width=64, ffn=1536),
+        model=BOX_SHAPE,
         video=VideoConfig(height=256, width=256, frames=25, fps=12, slots=64, window=7, latest=6, spatial=16),
         worlds=WorldsConfig(256, frames=25, fps=12, shapes=0.3, stickers=0.4, creatures=0.3, chunk=1024, reuse=12, workers=12),
         optim=OptimConfig(lr=1e-3, warmup_steps=200, ema=0.999, decay_share=0.5, muon=2.5),
         # Halton's order: the most confident codes are those of plain ground, which would leave no room for things
-        sampler=SamplerConfig(8, guidance=3.0, temperature=0.8, history=0.7, sampler="halton", guidance_until=0.5, first=2.0),
+        sampler=SamplerConfig(8, guidance=3.0, temperature=0.5, history=0.7, sampler="halton", guidance_until=0.5, first=6.0),
         text_vocabulary=3072,
         mask="nested",
         least_ratio=0.2,
@@ -110,7 +110,7 @@ MODELS: dict[str, TrainModelConfig] = {
 }
 
 TOKENIZERS: dict[str, TrainTokenizerConfig] = {
-    # the tokenizer in the package, on a large GPU
+    # for the model `shapes-tiny`: 256 places per latent frame of 128x128, of 4,096 codes; on a large GPU
     "shapes-tiny": TrainTokenizerConfig(
         tokenizer=TokenizerConfig(levels=(8, 8, 8, 8)),
         optim=OptimConfig(lr=2e-3, warmup_steps=300, ema=0.999),
@@ -120,7 +120,7 @@ TOKENIZERS: dict[str, TrainTokenizerConfig] = {
         max_steps=None,
         max_seconds=330.0,
     ),
-    # for the model `box`: 256 places per latent frame of 256x256, two sub-codes of 4,096 in each; 12 M parameters
+    # the tokenizer in the package: 256 places per latent frame of 256x256, two sub-codes of 4,096 in each; 12 M parameters
     "box": TrainTokenizerConfig(
         tokenizer=TokenizerConfig((8,) * 8, (96, 160, 256), (2, 2, 3), (128, 224, 320), (4, 4, 4)),
         optim=OptimConfig(lr=1e-3, weight_decay=0.01, warmup_steps=250, ema=0.999, decay_share=0.8, muon=1.5),

@@ -1,6 +1,6 @@
 """What does a model make at sizes and shapes of picture that it was not trained on? Judged as the paper's claims are.
 
-    python -m research.sizes --prompts 36 --sizes 128x128,160x96,96x160
+    python -m research.sizes --prompts 36 --sizes 256x256,320x192,192x320
 
 One plain moving object a prompt, 17 frames; pictures that are not square are judged with their border repeated. A line
 a size at once; a table at the end. The claim "aspect" of `research.claims` trains a model on three sizes for it.
@@ -28,7 +28,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights", default=PACKAGED, help=f"name of weights in the package, or a folder (default: {PACKAGED})")
     parser.add_argument("--prompts", type=int, default=96, help="of each size (default: 96)")
-    parser.add_argument("--sizes", default="128x128,160x96,96x160,192x96,96x192", help="WIDTHxHEIGHT, with commas")
+    parser.add_argument("--sizes", default="256x256,320x192,192x320,384x192,192x384", help="WIDTHxHEIGHT, with commas")
     parser.add_argument("--device", default=None, help="cpu or cuda (default: cuda if there is one)")
     args = parser.parse_args()
     generator = Generator.from_folder(args.weights, args.device)

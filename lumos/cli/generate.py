@@ -48,7 +48,7 @@ class GenerateArgs:
     image: Path | None = None  # image to start from (it becomes the first frame, cropped and resized to fit)
     video: Path | None = None  # video to continue (cropped, resized and brought to the model's frame rate)
     # picture that a later frame is to show, TIME=PATH: 2s=mid.png or, by the frame's number, 16=mid.png; may be repeated. Needs
-    # weights that were trained with keyframes: those in the package were not
+    # weights that were trained with keyframes, as those in the package were
     keyframe: tuple[str, ...] = ()
     last_image: Path | None = None  # picture that the last frame is to show: a keyframe
     # length in frames, 1 + 4k, with those of --image or --video (default: as trained, 1 for .png; with --script that much more

@@ -21,7 +21,7 @@ class TrainArgs:
 
     lumos train shapes-toy --help
     lumos train shapes-toy --out runs/toy --set optim.lr=1e-3 --set max_steps=1000
-    lumos train shapes-tiny --data shards/ --init runs/tiny/model --lora.rank 16 --out runs/mine
+    lumos train box --data shards/ --init runs/box/model --lora.rank 16 --out runs/mine
     torchrun --nproc-per-node 8 -m lumos train 1b-384p --data shards/ --init runs/256p/model --out runs/384p
     torchrun --nproc-per-node 8 --max-restarts 3 -m lumos train shapes-tiny --out runs/tiny
     """

@@ -3,20 +3,25 @@ import { find, all, make, ask, address, calm, keep, tab } from "./client.js";
 import { watch, open, clear, shown, facts, changed } from "./stage.js";
 import { say, isLive } from "./live.js";
 
-const EXAMPLES = ["a red circle moves up", "a smiling octopus waving its arms", "a snowman", "a blue star bounces", "a face with sunglasses"];
-const KNOWN = { tiny: "Knows coloured shapes that move, and 734 animated emoji." };
+const EXAMPLES = ["a horse gallops in the snow", "a snowman wearing a blue scarf", "a red circle moves up", "a rocket flies up", "a clownfish swims to the left under water"];
+const KNOWN = { box: "Knows animals and robots in seven landscapes and under water, over a thousand emoji, and coloured shapes that move." };
 const pick = (list) => list[Math.floor(Math.random() * list.length)];
 const given = { image: null, last: null, video: null }; // kind -> {id, frames}
 const prompt = find("#prompt"), stage = find("#stage");
 const field = (name) => find("#" + name);
 const mode = () => find("[name=start]:checked").value;
 
-// Shapes with a motion, and emoji: what the weights in the package have seen.
+// What the weights in the package have seen: animals in places, emoji, and shapes with a motion.
 function surprise() {
-  const shape = () => `${pick(["", "small ", "large "])}${pick(["red", "green", "blue", "yellow", "purple", "orange", "pink"])} ${pick(["circle", "square", "triangle", "star", "heart", "ring", "diamond"])}`;
-  const emoji = ["cat with heart eyes", "rocket", "octopus", "snowman", "ghost", "hatching chick", "crystal ball", "sun", "flower", "robot", "unicorn", "whale"];
-  return pick([() => `a ${shape()} ${pick(["moves to the left", "moves up", "bounces", "spins", "grows", "moves in a circle", "fades away"])}`,
-    () => `a ${shape()} above a ${shape()}`, () => `a ${pick(emoji)}`, () => `an animated ${pick(emoji)}`])();
+  const shape = () => `${pick(["red", "green", "blue", "yellow", "purple", "orange", "pink"])} ${pick(["circle", "square", "triangle", "star", "heart", "ring", "diamond"])}`;
+  const animal = ["fox", "horse", "wolf", "deer", "cow", "donkey", "husky", "knight", "mage", "triceratops", "velociraptor", "green mech"];
+  const fish = ["shark", "dolphin", "whale", "clownfish", "swordfish", "pufferfish"];
+  const emoji = ["cat with heart eyes", "rocket", "octopus", "snowman", "ghost", "hatching chick", "slice of pizza", "robot", "unicorn", "balloon"];
+  const where = ["on grass", "in the snow", "on sand", "in a forest", "in an autumn forest", "on grass at dusk"];
+  return pick([() => `a ${pick(animal)} ${pick(["walks", "walks to the left", "runs to the right", "jumps"])} ${pick(where)}`,
+    () => `a ${pick(fish)} swims ${pick(["to the left", "to the right"])} under water`,
+    () => `a ${pick(emoji)} ${pick(["", "moves to the left", "bounces", "grows"])}`.trim(),
+    () => `a ${shape()} ${pick(["moves up", "bounces", "spins", "moves in a circle"])}`])();
 }
 
 function problem(text) {

@@ -10,6 +10,7 @@ import httpx2 as httpx
 import pytest
 from fastapi import FastAPI
 
+from lumos.config import PACKAGED
 from lumos.known_words import in_known_words
 from lumos.sequence.text import WORDS_FILE
 from lumos.serving import access
@@ -156,7 +157,7 @@ def test_nothing_of_the_page_is_elsewhere(server: Any) -> None:
 
 def test_the_page_proposes_what_the_weights_in_the_package_know() -> None:
     package = Path(access.__file__).parents[1]
-    known = (package / "pretrained" / "tiny" / WORDS_FILE).read_text("utf-8").split()
+    known = (package / "pretrained" / PACKAGED / WORDS_FILE).read_text("utf-8").split()
     source = (package / "serving" / "page.js").read_text("utf-8")
     [proposals] = re.findall(r"^const EXAMPLES.*?^}", source, re.DOTALL | re.MULTILINE)
     found = re.findall(r'"([a-z ]{3,})"', proposals)
