@@ -7,6 +7,7 @@ let source = null; // the open event stream
 let frames = []; // pictures so far
 let turning = 0; // timer of the loop over them
 let beat = 0; // news of this video so far
+let since = null; // when making was first seen, and the progress then
 export let shown = null; // the document of the video on the stage
 export const facts = {}; // what the server says of its model
 export const changed = { call: () => {} }; // called when a video has begun or ended
@@ -16,6 +17,7 @@ export function watch(video) {
   if (source) source.close();
   clearInterval(turning);
   frames = [];
+  since = null;
   tab.set("watching", video.id);
   hideAll();
   slots(video.frames);
@@ -118,6 +120,7 @@ function tell(video) {
     failed: "",
   }[state];
   if (part(".status").textContent !== words) part(".status").textContent = words;
+  part(".status").dataset.left = state === "making" ? left(video.progress) : ""; // shown by the style sheet, so never read out
   part(".problem").textContent = !video.error ? "" : video.error.code === "cancelled" ? "Cancelled." : sentence(video.error.message);
   describe(video.prompt, [`${video.size}, ${video.steps} steps, guidance ${video.guidance}, temperature ${video.temperature}`, video.note, `seed ${video.seed}`]);
   const moves = video.frames > 1, done = state === "done", over = done || state === "failed";
@@ -128,6 +131,12 @@ function tell(video) {
     element.hidden = !visible[what];
     if (element.tagName === "A") element.href = address(video, `?variant=large&format=${what}&download=true`);
   }
+}
+
+function left(progress) {
+  since ??= { progress, time: performance.now() };
+  const seconds = (performance.now() - since.time) / 1000, made = progress - since.progress;
+  return made > 0 ? `, about ${Math.ceil(seconds * (100 - progress) / made)} s left` : "";
 }
 
 export function describe(title, known) {

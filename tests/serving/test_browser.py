@@ -166,6 +166,7 @@ def test_frames_appear_while_they_are_made_and_cancel(page: Any, shoot: Any) -> 
     page.route("**/v1/videos", lambda route: longer(route) if route.request.method == "POST" else route.continue_())
     make(page, "a red circle")
     page.wait_for_selector(STAGE.format("making") + "[data-frames]", timeout=WAIT)
+    page.wait_for_selector(".status[data-left*=' s left']")
     page.click("[data-do=cancel]")
     page.wait_for_selector(STAGE.format("failed"))
     assert page.inner_text("#stage .problem") == "Cancelled."
