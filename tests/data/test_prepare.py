@@ -35,7 +35,6 @@ from tests.toy_model import toy_tokenizer
 SIZE = 32
 CUT = Cut(frames=5, fps=8.0, sizes=((SIZE, SIZE),), least=5)
 CONFIG = PrepareConfig(CUT, rows=2, batch=3)
-PICTURES = PrepareConfig(Cut(40, 8.0, CUT.sizes, step=1, least=1), rows=4)
 OPTIONS = ["--size=32x32", "--frames=5", "--fps=8", "--least=5", "--rows=2", "--batch=3", "--device=cpu", "--json"]
 
 
@@ -94,8 +93,8 @@ def test_shards_hold_codes_captions_and_where_they_came_from(material: Path, who
     assert (both[0] != both[1]).float().mean() > 0.2
     assert [row["T"] for row in rows if row["source"].endswith("gray.png")] == [1]
     assert open_shards(whole).sizes_N3.tolist() == [[row[side] for side in "THW"] for row in rows]
-    files = [f"{i:06}.parquet" for i in range(5)]
-    assert sorted(path.name for path in whole.iterdir()) == [*files, "prepare.json", "rejected.csv"]
+    names = [*(f"{i:06}.parquet" for i in range(5)), "prepare.json", "rejected.csv"]
+    assert sorted(path.name for path in whole.iterdir()) == names
 
 
 def test_mirrored_copies(whole: Path, material: Path, tmp_path: Path) -> None:
@@ -158,7 +157,7 @@ def test_killed_again_and_again_the_rows_are_those_of_an_unbroken_run(material: 
     assert sorted(path.name for path in out.iterdir()) == sorted(path.name for path in whole.iterdir())
 
 
-def test_a_full_disk_is_said_and_resumed_from(
+def test_a_full_disk_is_said_and_resumed_from_as_damage_is_not(
     material: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real, calls = os.fsync, []
@@ -175,6 +174,9 @@ def test_a_full_disk_is_said_and_resumed_from(
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["000000.parquet", "prepare.json"]
     document = run(material, tmp_path / "out")
     assert document["clips_made"] < document["clips"] and rows_of(tmp_path / "out") == rows_of(whole)
+    os.truncate(tmp_path / "out" / "000001.parquet", 1000)
+    with pytest.raises(ValueError, match="000001.parquet is damaged"):  # not taken for an empty one
+        run(material, tmp_path / "out")
 
 
 BAD = [
@@ -346,7 +348,8 @@ def test_manifests_that_cannot_be_used(
 
 
 def test_pictures_can_be_tokenised_later(material: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    prepare_shards(material / "clips.csv", tmp_path / "pictures", PICTURES, None, Share())
+    config = PrepareConfig(Cut(40, 8.0, CUT.sizes, step=1, least=1), rows=4)
+    prepare_shards(material / "clips.csv", tmp_path / "pictures", config, None, Share())
     rows = rows_of(tmp_path / "pictures")
     assert [row["F"] for row in rows] == [*(5 + 4 * (number % 4) for number in range(9)), 1]
     rgb_FHWC = unpack_picture(rows[1]["picture"], rows[1]["F"], SIZE, SIZE)
@@ -364,14 +367,6 @@ def test_pictures_can_be_tokenised_later(material: Path, whole: Path, tmp_path: 
         prepare_shards(tmp_path / "codes", tmp_path / "more", CONFIG, toy_tokenizer(), Share())
     assert main(["prepare", str(tmp_path / "pictures"), "nowhere", *command(material, tmp_path)[3:], "--dry-run"]) == 0
     assert json.loads(capsys.readouterr().out)["clips"] == len(direct)
-
-
-def test_a_damaged_shard_is_not_taken_for_an_empty_one(material: Path, tmp_path: Path) -> None:
-    run(material, tmp_path / "out")
-    path = tmp_path / "out" / "000001.parquet"
-    path.write_bytes(path.read_bytes()[:-8])
-    with pytest.raises(ValueError, match="000001.parquet is damaged"):
-        run(material, tmp_path / "out")
 
 
 def test_leftovers_of_a_kill_are_deleted_and_nothing_else(whole: Path) -> None:
