@@ -50,6 +50,11 @@ def in_known_words(prompt: str, words: Collection[str]) -> Reading:
     return Reading(told, "; ".join(dict.fromkeys(notes)))
 
 
+def size_note(size: str, trained: str) -> str:
+    """A sentence on a size, WIDTHxHEIGHT, that the model was not trained at."""
+    return "" if size == trained else f"was trained at {trained}; at {size} things may come twice or not at all"
+
+
 def _named(prompt: str, notes: list[str]) -> str:
     """Emoji of the table as words, the longest sequences first."""
     table, plain = _table(), prompt.replace("\ufe0f", "")

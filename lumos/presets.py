@@ -41,19 +41,6 @@ def published(shape: ModelConfig, stage: str, lr: float) -> TrainModelConfig:
 
 
 MODELS: dict[str, TrainModelConfig] = {
-    # 17 M parameters, shapes at 128x128, 17 frames at 8 fps, on one or more large GPUs; the former weights `tiny` took six such
-    # runs with other settings, one after another (docs/results.md)
-    "shapes-tiny": TrainModelConfig(
-        model=ModelConfig(vocabulary=0, layers=8, width=384, heads=6, kv_heads=2, head_width=64, ffn=1024),
-        video=VideoConfig(height=128, width=128, frames=17, fps=8, slots=64, window=5, latest=8),
-        worlds=WorldsConfig(),
-        optim=OptimConfig(lr=1e-3, warmup_steps=150, ema=0.999, decay_share=0.5, muon=2.5),
-        sampler=SamplerConfig(steps=8, guidance=3.0, temperature=0.6, noise=2.0, history=0.7, guidance_until=0.5, first=4.0),
-        mask="nested",
-        least_ratio=0.2,
-        image_every=2,
-        max_seconds=900.0,
-    ),
     # minutes on two CPU cores: the weights in the package (--init) learn to draw whole shapes at 128x128
     "shapes-128": TrainModelConfig(
         model=BOX_SHAPE,
@@ -110,16 +97,6 @@ MODELS: dict[str, TrainModelConfig] = {
 }
 
 TOKENIZERS: dict[str, TrainTokenizerConfig] = {
-    # for the model `shapes-tiny`: 256 places per latent frame of 128x128, of 4,096 codes; on a large GPU
-    "shapes-tiny": TrainTokenizerConfig(
-        tokenizer=TokenizerConfig(levels=(8, 8, 8, 8)),
-        optim=OptimConfig(lr=2e-3, warmup_steps=300, ema=0.999),
-        loss=LossConfig(knee=0.15, coarse=0.25),
-        batch=32,
-        workers=6,
-        max_steps=None,
-        max_seconds=330.0,
-    ),
     # the tokenizer in the package: 256 places per latent frame of 256x256, two sub-codes of 4,096 in each; 12 M parameters
     "box": TrainTokenizerConfig(
         tokenizer=TokenizerConfig((8,) * 8, (96, 160, 256), (2, 2, 3), (128, 224, 320), (4, 4, 4)),

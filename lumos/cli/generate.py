@@ -58,7 +58,7 @@ class GenerateArgs:
     height: Annotated[int, Range(1, 2**16)] | None = None  # pixels, a multiple of 32 (default: the model's)
     width: Annotated[int, Range(1, 2**16)] | None = None  # pixels, a multiple of 32 (default: the model's)
     fps: Annotated[float, Range(0.01, 1000)] | None = None  # frames per second of the written file (default: the model's)
-    scale: Annotated[int, Range(1, 16)] = 1  # enlarge the file: 4 makes 512x512 of a video of 128x128
+    scale: Annotated[int, Range(1, 16)] = 1  # enlarge the file: 2 makes 512x512 of a video of 256x256
     weights: str = PACKAGED  # name of weights in the package, or a folder
     lora: Path | None = None  # adapter to use with the weights: OUT/lora of lumos train --lora.rank, or peft's own
     # what later frames see of finished ones: everything, or only unmasked codes (visible, faster) (default: the model's)

@@ -21,7 +21,7 @@ from lumos.diffusion.cost import EFFICIENCY, check_memory, matrix_rate
 from lumos.diffusion.sampler import Progress
 from lumos.files import check_writable
 from lumos.generate import CONTINUE, Generator
-from lumos.known_words import in_known_words
+from lumos.known_words import in_known_words, size_note
 from lumos.media.video import check_output, read_image, read_video, write_video
 from lumos.ranks import ALONE, Ranks, divide, gather, together
 from lumos.sequence.token_file import load_tokens, save_tokens
@@ -161,7 +161,8 @@ def _from_prompts(args: GenerateArgs, generator: Generator, prompts: Sequence[st
     frames = usual if args.frames is None else args.frames
     files = keyframe_files(args, frames, args.fps or video.fps)
     pictures = {at: read_image(file, height, width) for at, file in files.items()}
-    note = "; ".join(filter(None, [unknown, note, *(picture.note for picture in pictures.values())]))
+    other = size_note(f"{width}x{height}", f"{video.width}x{video.height}")
+    note = "; ".join(filter(None, [unknown, other, note, *(picture.note for picture in pictures.values())]))
     needed = generator.cost(len(prompts) or 1, frames, args.height, args.width, settings["sampler"])
     check_memory(needed.bytes, generator.device)
     if needed.operations > WORTH_MEASURING:

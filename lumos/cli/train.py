@@ -23,7 +23,7 @@ class TrainArgs:
     lumos train shapes-toy --out runs/toy --set optim.lr=1e-3 --set max_steps=1000
     lumos train box --data shards/ --init runs/box/model --lora.rank 16 --out runs/mine
     torchrun --nproc-per-node 8 -m lumos train 1b-384p --data shards/ --init runs/256p/model --out runs/384p
-    torchrun --nproc-per-node 8 --max-restarts 3 -m lumos train shapes-tiny --out runs/tiny
+    torchrun --nproc-per-node 4 --max-restarts 3 -m lumos train box --stickers emoji.jsonl --creatures creatures.zip --out runs/a
     """
 
     tokenizer: str = PACKAGED  # visual tokenizer: name of weights in the package, or a folder
@@ -35,7 +35,7 @@ class TrainTokenizerArgs:
 
     lumos train-tokenizer shapes-toy --out runs/tokenizer
     lumos train-tokenizer shapes-toy --out runs/tokenizer --set optim.lr=1e-3 --set batch=8
-    lumos train-tokenizer shapes-tiny --data pictures/ --out runs/tokenizer --set data_share=0.5
+    lumos train-tokenizer box --data pictures/ --out runs/tokenizer --set data_share=0.5
     """
 
 

@@ -17,7 +17,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
-from lumos.known_words import in_known_words
+from lumos.known_words import in_known_words, size_note
 from lumos.sequence.prompt_template import PromptReader
 from lumos.serving.config import ServeConfig
 from lumos.serving.errors import RequestError, invalid, quoted, refusing
@@ -258,7 +258,9 @@ def _complete(body: VideoBody, config: ServeConfig, about: Mapping[str, Any], pr
     with refusing("prompt", "invalid_prompt"):
         told = in_known_words(body.prompt, prompts.text.words)
         prompts.ids(told.prompt, frames, height, width)
-    return VideoRequest(told.prompt, frames, height, width, float(about["fps"]), **settings, note=told.note)
+    other = size_note(f"{width}x{height}", f"{about['width']}x{about['height']}")
+    note = "; ".join(filter(None, (told.note, other)))
+    return VideoRequest(told.prompt, frames, height, width, float(about["fps"]), **settings, note=note)
 
 
 def _size(size: str, config: ServeConfig, about: Mapping[str, Any]) -> tuple[int, int]:

@@ -125,7 +125,7 @@ def test_the_command_works_as_a_process() -> None:
         (["train", "shapes-toy", "--worlds.frames", "10", "--out", "x"], ["frames must be 1 + 4k, got 10; use 13"]),
         (["train", "shapes-toy", "more", "--out", "x"], ["unexpected 'more'"]),
         (["train", "shapes-tony", "--out", "x"], ["unknown preset 'shapes-tony' (did you mean shapes-toy?)", "known: shapes-"]),
-        (["train-tokenizer", "q", "--out", "x"], ["unknown preset 'q'; known: shapes-"]),
+        (["train-tokenizer", "q", "--out", "x"], ["unknown preset 'q'; known: box, "]),
         (["train-tokenizer", "shapes-toy", "--out", "x", "--set", "seed"], ["--set must be NAME=VALUE, got 'seed'"]),
         (["train-tokenizer", "shapes-toy", "--out", "x", "--set", "zzz=1"], ["unknown setting 'zzz'; known: "]),
         (["train-tokenizer", "shapes-toy", "--out", "x", "--set", "optim.lr=fast"], ["lr must be of type float, got 'fast'"]),

@@ -52,10 +52,11 @@ def test_pictures_of_later_frames_reach_the_generator(
 
 def test_what_the_model_does_not_know_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "two.txt").write_text("a hound\n\U0001f98a on the beach")
-    words = ["--prompts", str(tmp_path / "two.txt"), "--out", str(tmp_path / "two.png"), "--json"]
+    words = ["--prompts", str(tmp_path / "two.txt"), "--out", str(tmp_path / "two.png"), "--json", "--width", "64"]
     assert main(["generate", *words, *FAST]) == 0
     out, told = capsys.readouterr()
     document = json.loads(out.splitlines()[-1])
+    assert document["given"].startswith("was trained at 128x128; at 64x128 things may") and document["given"] in told
     assert document["prompts"] == ["a dog", "a fox on the beach"] and document["unknown"] in told
     assert document["unknown"] == "does not know: hound, reads it as dog; reads \U0001f98a as a fox"
     (tmp_path / "script.txt").write_text("0s: \U0001f98a\n")

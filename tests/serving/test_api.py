@@ -134,6 +134,7 @@ def test_a_picture_comes_to_life_sent_with_the_request_or_before(server: Any) ->
     assert upload["kind"] == "image" and upload["preview"].startswith("data:image/webp") and "cropped" in upload["note"]
     video = server.make(frames=5, input_reference={"file_id": upload["id"]}, size="64x32")
     assert server.finish(video["id"])["status"] == "completed" and video["size"] == "64x32"
+    assert "trained at 32x32" in video["note"]
 
 
 def test_a_video_is_continued_from_a_file_or_from_a_result(server: Any, tmp_path: Path) -> None:
