@@ -196,6 +196,7 @@ TAGS = struct.pack("<HHI", 256, 4, 1), struct.pack("<HHI", 4096, 4, 1)
 WHITE = struct.pack("<HHIH", 262, 3, 1, 1), struct.pack("<HHIH", 262, 3, 1, 0)
 REFUSED: dict[str, tuple[Maker, str]] = {
     "hlg.mp4": (lambda path: write_frames(path, VIDEO, context={"color_trc": 18}), "HDR"),
+    "pq.mkv": (lambda path: write_frames(path, VIDEO, "libx265", pixels="yuv420p10le", context={"color_trc": 16}), "HDR"),
     "pq.avif": (lambda path: of_colours(path, quadrants(), 9, 16), "HDR"),
     "hlg.png": (lambda path: of_colours(path, quadrants(), 9, 18), "HDR"),
     # the brand of photos; those of telephones are grids of tiles, each a stream
