@@ -136,7 +136,7 @@ function tell(video) {
 function left(progress) {
   since ??= { progress, time: performance.now() };
   const seconds = (performance.now() - since.time) / 1000, made = progress - since.progress;
-  return made > 0 ? `, about ${Math.ceil(seconds * (100 - progress) / made)} s left` : "";
+  return made > 0 && progress < 100 ? `, about ${Math.ceil(seconds * (100 - progress) / made)} s left` : "";
 }
 
 export function describe(title, known) {
