@@ -35,7 +35,7 @@ class TrainTokenizerArgs:
 
     lumos train-tokenizer shapes-toy --out runs/tokenizer
     lumos train-tokenizer shapes-toy --out runs/tokenizer --set optim.lr=1e-3 --set batch=8
-    lumos train-tokenizer box --data pictures/ --out runs/tokenizer --set data_share=0.5
+    lumos train-tokenizer box --data pictures/ --init box --set stickers=0 --set creatures=0 --out runs/tokenizer
     """
 
 
