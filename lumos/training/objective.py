@@ -129,7 +129,7 @@ def states_at_targets(
 
 def _sent(value: Tensor, device: torch.device) -> Tensor:
     """A CPU tensor on the device. Only from pinned memory does the copy not wait for all the work that the device still has."""
-    return value.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else value
+    return value.contiguous().pin_memory().to(device, non_blocking=True) if device.type == "cuda" else value
 
 
 def attention(block_BL: Tensor, length_B: Tensor, slots: int, grid: Grid, frames: int, plan: ParallelConfig) -> Attend:
