@@ -5,7 +5,7 @@ show later ones. The codes come from `diffusion/sampler.py:sample_video`, which 
 them into pixels.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -27,7 +27,7 @@ from lumos.sequence.layout import SIZE_UNIT, Grid
 from lumos.sequence.prompt_template import PromptReader
 from lumos.sequence.text import TextTokenizer
 from lumos.sequence.token_file import About, Tokens, load_tokens
-from lumos.session import Course, Session, Turn
+from lumos.session import Course, Player, Session, Turn
 from lumos.tokenizer.compression import check_keyframe, check_sides, latent_frames, pixel_frames
 from lumos.tokenizer.model import VideoTokenizer
 from lumos.weights import fingerprint
@@ -188,9 +188,8 @@ class Generator:
     @torch.inference_mode()
     def decode(self, tokens: Tokens) -> Iterator[Tensor]:
         """Pixels of saved tokens, as `stream` yields them."""
-        decoder = self.tokenizer.start_stream()
-        for codes_BHW in tokens.codes_BTHW.to(self.device).unbind(1):
-            yield self.tokenizer.decode_next(codes_BHW, decoder).float().clamp(-1, 1)
+        player = Player(self.tokenizer, list(tokens.codes_BTHW.to(self.device).unbind(1)))
+        yield from map(player.show, range(len(player.codes)))
 
     def tokens(self, record: Sequence[Tensor], prompts: Sequence[str], seed: int | Sequence[int], given: int = 0) -> Tokens:
         """What `stream` or `branch` recorded, ready for `save_tokens` and `branch`; `given` latent frames came from outside."""
@@ -228,9 +227,14 @@ class Generator:
         return Session(self._frame_model, read, self.tokenizer, spec, course, codes_THW.unbind(0), progress)
 
     def _frame_model(
-        self, spec: VideoSpec, texts: Sequence[list[int]], seeds: Sequence[int], settings: SamplerConfig
+        self,
+        spec: VideoSpec,
+        texts: Sequence[list[int]],
+        seeds: Sequence[int],
+        settings: SamplerConfig,
+        picture: Callable[[int], Tensor],
     ) -> FrameModel:
-        return FrameModel(self.model, self.config.vocabulary, spec, texts, seeds, settings, self.compute, self.compiled)
+        return FrameModel(self.model, self.config.vocabulary, spec, texts, seeds, settings, self.compute, self.compiled, picture)
 
     def _make(
         self,
@@ -252,13 +256,18 @@ class Generator:
         order_B = torch.tensor(order, device=self.device)
         back_B = order_B.argsort()
         texts, seeds = [texts[row] for row in order], [seeds[row] for row in order]
-        model = self._frame_model(spec, texts, seeds, settings)
-        decoder = self.tokenizer.start_stream()
-        for codes_BN in sample_video(model, settings, known_BTHW[order_B].flatten(2), progress):
-            codes_BHW = codes_BN[back_B].unflatten(1, (grid.rows, grid.columns))
+        made: list[Tensor] = []  # codes_BHW
+        end_HW = spec.keyframes.get(frames - 1)
+        player = Player(self.tokenizer, made)
+        model = self._frame_model(spec, texts, seeds, settings, lambda number: player.picture(number)[order_B])
+        for number, codes_BN in enumerate(sample_video(model, settings, known_BTHW[order_B].flatten(2), progress)):
+            made.append(codes_BN[back_B].unflatten(1, (grid.rows, grid.columns)))
             if record is not None:
-                record.append(codes_BHW)
-            yield self.tokenizer.decode_next(codes_BHW, decoder).float().clamp(-1, 1)
+                record.append(made[-1])
+            pixels_BCFHW = player.show(number)
+            if end_HW is not None and number + 1 == spec.latent_frames:  # the picture itself, which the model but comes near to
+                pixels_BCFHW[:, :, -1] = self.tokenizer.decode(end_HW[None, None])[:, :, 0]
+            yield pixels_BCFHW
 
     def _settings(self, sampler: SamplerConfig | SamplerKind | None, changes: dict[str, Any]) -> SamplerConfig:
         """The model's sampler, or a given one, with some settings changed. ValueError for an unknown one or a wrong value."""

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from lumos.config import Range
-from lumos.diffusion.frame_model import FrameModel, VideoSpec
+from lumos.diffusion.frame_model import OVERLAP, FrameModel, VideoSpec, origin_of
 from lumos.diffusion.sampler import Progress, SamplerConfig, place_noise, sample_frame
 from lumos.sequence.token_file import About, Tokens, save_tokens
 from lumos.tokenizer.compression import latent_frames, pixel_frames
@@ -26,8 +26,8 @@ from lumos.tokenizer.model import VideoTokenizer
 from lumos.weights import fingerprint
 
 MOST_TURNS = 10_000
-REREAD = 1  # latent frames that a new sentence's video begins with; what it names begins anew, as in a video from a picture
-FrameModelOf = Callable[[VideoSpec, Sequence[list[int]], Sequence[int], SamplerConfig], FrameModel]
+REREAD = 1  # latent frames that a new sentence's video begins with; its last picture is read, as in a video from a picture
+FrameModelOf = Callable[[VideoSpec, Sequence[list[int]], Sequence[int], SamplerConfig, Callable[[int], Tensor]], FrameModel]
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,36 @@ class Course:
             raise ValueError(f"turns must start one after another, got {starts}; use the file as it was saved")
 
 
+class Player:
+    """Latent frames -> pixels, one after another, and the newest pictures as codes of pictures alone."""
+
+    def __init__(self, tokenizer: VideoTokenizer, codes: list[Tensor]) -> None:
+        """codes: codes_BHW (or codes_HW) of every latent frame so far; whoever makes more appends them."""
+        self.tokenizer, self.codes = tokenizer, codes
+        self.state, self.shown = StreamState(), 0
+        self.pictures: dict[int, Tensor] = {}  # the last one of the newest latent frames, pixels_BCHW
+
+    def show(self, number: int) -> Tensor:
+        """pixels_BCFHW in [-1, 1] of a latent frame: 1 picture of a video's first, `temporal` of each later one."""
+        if number != self.shown:  # as many before it as pixels, and the pictures kept, depend on
+            self.state, self.shown = StreamState(), max(0, number - self.tokenizer.reach - OVERLAP)
+        while self.shown <= number:
+            codes = self.codes[self.shown]
+            pixels_BCFHW = self.tokenizer.decode_next(codes.view(-1, *codes.shape[-2:]), self.state).float()
+            self.pictures[self.shown] = pixels_BCFHW[:, :, -1]
+            self.pictures.pop(self.shown - OVERLAP, None)
+            self.shown += 1
+        return pixels_BCFHW
+
+    def picture(self, number: int) -> Tensor:
+        """codes_BN of the last picture of a latent frame, as they are of a video's first."""
+        if number not in self.pictures:
+            other = Player(self.tokenizer, self.codes)
+            other.show(number)
+            self.pictures[number] = other.pictures[number]
+        return self.tokenizer.encode(self.pictures[number][:, :, None]).flatten(1)
+
+
 class Session:
     """An iterator of pixels_BCFHW in [-1, 1] without end, B = 1: one frame first, then those of one latent frame at a time."""
 
@@ -74,7 +104,7 @@ class Session:
         self.course, self.codes, self.progress = course, list(codes), progress
         self._model: FrameModel | None = None  # has read the newest turn's prompt
         self._read = 0  # latent frames that are history to it
-        self._decoder: StreamState | None = None
+        self._player = Player(tokenizer, self.codes)
         self._check(course.turns[-1].prompt)
 
     @property
@@ -93,14 +123,10 @@ class Session:
 
     @torch.inference_mode()
     def __next__(self) -> Tensor:
-        if self._decoder is None:
-            self._decoder = self.tokenizer.start_stream()
-            for codes_HW in self.codes[max(0, self.course.shown - self.tokenizer.reach) : self.course.shown]:
-                self.tokenizer.decode_next(codes_HW[None], self._decoder)
         make_next([self])
-        codes_HW = self.codes[self.course.shown]
+        pixels_BCFHW = self._player.show(self.course.shown)
         self.course = replace(self.course, shown=self.course.shown + 1)
-        return self.tokenizer.decode_next(codes_HW[None], self._decoder).float().clamp(-1, 1)
+        return pixels_BCFHW
 
     def say(self, prompt: str) -> None:
         """Have another prompt hold from the next latent frame on. ValueError for one that the model cannot read."""
@@ -119,7 +145,7 @@ class Session:
         self._turn(left, held.prompt, self.course.turns[-1].seed + 1)
         del self.codes[left:]
         self.course = replace(self.course, shown=min(self.course.shown, left))
-        self._decoder = None
+        self._player = Player(self.tokenizer, self.codes)
 
     def fork(self) -> "Session":
         """Another session that goes on from here."""
@@ -169,13 +195,11 @@ class Session:
     def _reread(self) -> FrameModel:
         """A model that has read the newest turn's prompt, and is to read the frames in view next."""
         number, turn = len(self.codes), self.course.turns[-1]
-        device, made = next(self.tokenizer.parameters()).device, pixel_frames(turn.start, self.tokenizer.temporal)
-        keyframes = {at: torch.tensor(codes, device=device) for at, codes in self.course.keyframes if at >= made}
-        spec = replace(self.spec, given=turn.start, origin=turn.origin, keyframes=keyframes)
-        model = self.model_of(spec, [self.read_prompt(turn.prompt)], [turn.seed], self.course.settings)
-        # A layer's keys depend on so many frames before theirs, and these on as many before them in the layer below.
-        view = model.window - 1
-        self._read = max(turn.origin, turn.start - view, number - view * model.model.config.layers)
+        device, latest = next(self.tokenizer.parameters()).device, self.spec.latest
+        keyframes = {at: torch.tensor(codes, device=device) for at, codes in self.course.keyframes}
+        self._read = origin = origin_of(number, turn.origin, latest)
+        spec = replace(self.spec, given=turn.start, origin=origin, retold=turn.origin or None, keyframes=keyframes)
+        model = self.model_of(spec, [self.read_prompt(turn.prompt)], [turn.seed], self.course.settings, self._player.picture)
         return model
 
 

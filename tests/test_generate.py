@@ -4,6 +4,7 @@ import re
 import weakref
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +139,9 @@ def model_of(toy: Generator, latent_frames: int, settings: SamplerConfig) -> Fra
     video = toy.config.video
     keyframes = {9: torch.full((4, 4), 9), 2: torch.full((4, 4), 2)}
     spec = VideoSpec(Grid(4, 4), latent_frames, video.frames, video.fps, video.window, video.latest, keyframes=keyframes)
-    return FrameModel(toy.model, toy.config.vocabulary, spec, [toy.text.encode("a red circle")], [0], settings, Compute())
+    texts = [toy.text.encode("a red circle")]
+    picture = partial(torch.full, (1, 16))  # of all codes the frame's number
+    return FrameModel(toy.model, toy.config.vocabulary, spec, texts, [0], settings, Compute(), picture=picture)
 
 
 @pytest.mark.parametrize("changes", [{"sampler": "released"}, {}, {"window": 2}, {"window": 1}, {"only_visible": True}])
@@ -147,21 +150,35 @@ def test_any_length_in_constant_memory_with_positions_in_trained_range(toy: Gene
     model = model_of(toy, 11, settings)
     layer, latest, frame_start = toy.model.layers[0], toy.config.video.latest, toy.config.vocabulary.frame_start
     capacity = model_of(toy, 101, settings).cache.capacity  # ten times as long, and no larger
-    prefix = model.cache.keys[:, :, :, : model.prefix].clone()
-    used = []
+    prompt = model.cache.keys[:, :, :, : model.header].clone()
+    used, origins = [], []
     for number, _ in enumerate(sample_video(model, settings, torch.zeros(1, 0, 16, dtype=torch.int64))):
         # at the yield, frames before `number` are history
+        time = number - model.origin
+        origins.append(model.origin)
         assert model.cache.length == model.prefix + sum(model.history)
-        assert len(model.history) == min(number, model.window - 1)
+        assert len(model.history) == min(time, model.window - 1) and time <= latest
         used.append(model.cache.length + model.grid.frame_length)
         # The first layer's keys depend on ids and positions alone, and the frame-start id is never masked: compare that.
         for age in range(1, len(model.history) + 1):
-            shown = min(number, latest) - age  # one frame for every one that was made since
-            position = HEADER + shown * model.grid.frame_length + model.length_B
+            position = HEADER + (time - age) * model.grid.frame_length + model.length_B
             cached = model.cache.keys[0, :, :, model.prefix + sum(model.history[:-age])]
             torch.testing.assert_close(cached, first_key(toy, layer, frame_start, position), rtol=1e-3, atol=1e-3)
+    assert origins == [0, 0, 0, 0, 2, 2, 4, 4, 6, 6, 8]  # parts of latest + 1 = 4, which begin with the last two
     assert max(used) == capacity == model.cache.capacity and number == 10
-    assert torch.equal(model.cache.keys[:, :, :, : model.prefix], prefix)  # prompt and keyframes stay, and where they are
+    assert torch.equal(model.cache.keys[:, :, :, : model.header], prompt)
+
+
+def test_a_part_begins_with_a_picture_and_what_is_to_come(toy: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[Tensor] = []
+    monkeypatch.setattr(frame_model, "content_ids", lambda words, codes: read.append(codes) or content_ids(words, codes))
+    model = model_of(toy, 5, SAMPLER)
+    keys = [(model.prefix - model.header) // model.grid.frame_length]
+    for number in range(4):
+        model.commit(number, torch.full((1, 16), 10 + number))
+    keys.append((model.prefix - model.header) // model.grid.frame_length)
+    assert keys == [2, 1]  # of the pictures at frames 2 and 9, the former is over when the part begins after frame 8
+    assert [int(codes[0, 0, 0]) for codes in read if codes.ndim == 3] == [10, 11, 12, 13, 2, 13]
 
 
 def test_the_announced_memory_grows_with_layers_as_the_cache_does(toy: Generator) -> None:
@@ -255,6 +272,9 @@ def test_keyframes_say_what_a_video_leads_to(toy: Generator) -> None:
     early, late, both = {3: PICTURE}, {8: PICTURE}, {3: PICTURE, 8: -PICTURE}
     videos = [made(each) for each in ({}, early, late, both, dict(reversed(both.items())))]
     assert [[bool(torch.equal(one, other)) for other in videos].count(True) for one in videos] == [1, 1, 1, 2, 2]
+    shown = toy.tokenizer.decode(toy.tokenizer.encode(PICTURE[None, :, None]))[0]
+    assert torch.equal(videos[2][:, :, -1:], shown.expand(2, -1, -1, -1, -1))  # the last frame is the picture itself
+    assert not torch.equal(videos[1][:, :, 3:4], shown.expand(2, -1, -1, -1, -1))
     start = PICTURE[:, None].repeat(1, 5, 1, 1)
     for at, given, words in ((0, None, "after frame 0"), (9, None, "last frame, 8, got 9"), (4, start, "after frame 4")):
         with pytest.raises(ValueError, match=words):

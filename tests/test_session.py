@@ -147,22 +147,39 @@ def test_a_sentence_takes_effect_with_the_next_latent_frame(toy: Generator) -> N
     assert not torch.equal(take(other, 1), wanted) and other.sentences == [(0, "a red circle"), (17, "two blue stars")]
 
 
-def test_a_sentence_begins_a_video_from_the_newest_latent_frame(toy: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is where a video's first is. Nothing before it is seen, nor pictures of frames that have passed."""
+def test_a_sentence_begins_a_video_from_the_newest_picture(toy: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is where a video's first is. Nothing before it is seen, nor keyframes that have passed."""
     session = toy.session("a red circle", seed=3, keyframes={11: PICTURE})
     take(session, LONG)
     session.say("two blue stars")
     blank, turn = torch.zeros_like(session.codes[0]), Turn(LONG, "two blue stars", 3, origin=LONG - 1)
     course, codes = replace(session.course, turns=(turn,), keyframes=()), [*[blank] * (LONG - 1), session.codes[-1]]
     again = Session(session.model_of, session.read_prompt, toy.tokenizer, session.spec, course, codes)
+    again._player.pictures.update(session._player.pictures)
     places: list[int] = []
     rotation = FrameModel._rotation
     with monkeypatch.context() as patch:
         patch.setattr(FrameModel, "_rotation", lambda model, latent: places.append(latent) or rotation(model, latent))
         take(session, 5)
-    assert places == [0, 1, 1, 2, 2, 3, 3, 3, 3, 3]  # of the frame that is read again, and of each that is made and then read
-    take(again, 5)
-    assert torch.equal(torch.stack(again.codes[LONG:]), torch.stack(session.codes[LONG:]))
+    # of the frame that is read again, and of each that is made and then read; the next part begins with the last two
+    assert places == [0, 1, 1, 2, 2, 3, *[3, 0, 1], 2, 2, 3]
+    take(again, 3)
+    assert torch.equal(torch.stack(again.codes[LONG:]), torch.stack(session.codes[LONG : LONG + 3]))
+
+
+def test_of_the_picture_before_a_sentence_little_is_seen(toy: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    session = toy.session("a red circle", seed=3, history=0.5)
+    take(session, 3)
+    session.say("two")
+    hidden, seen = FrameModel._hidden, []
+
+    def watch(model: FrameModel, number: int, is_given: bool) -> Tensor:
+        seen.append((number, int(hidden(model, number, is_given).sum())))
+        return hidden(model, number, is_given)
+
+    monkeypatch.setattr(FrameModel, "_hidden", watch)
+    take(session, 2)
+    assert seen == [(2, 19), (3, 10)]  # of 20 places 95 and 50 percent
 
 
 def test_pictures_of_later_frames_come_at_their_time_after_a_sentence(toy: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -243,8 +260,8 @@ def test_memory_stays_the_same(toy: Generator) -> None:
     session = toy.session("a red circle", seed=3)
     take(session, 4)
     model = session._model
-    assert model is not None and session._decoder is not None and session._decoder.memory is not None
-    capacity, held = model.cache.capacity, sum(tensor.numel() for tensor in session._decoder.memory.values())
+    assert model is not None and session._player.state.memory is not None
+    capacity, held = model.cache.capacity, sum(tensor.numel() for tensor in session._player.state.memory.values())
     take(session, LONG)
     assert session._model is model and model.cache.capacity == capacity
-    assert sum(tensor.numel() for tensor in session._decoder.memory.values()) == held
+    assert sum(tensor.numel() for tensor in session._player.state.memory.values()) == held

@@ -31,6 +31,9 @@ from lumos.sequence.layout import FRAME_HEAD, Grid, content_ids, frame_ids, fram
 from lumos.sequence.prompt_template import clock
 from lumos.sequence.vocabulary import Vocabulary
 
+OVERLAP = 2  # latent frames: the first is read as a picture, as in every video, and the next shows what moves
+RETOLD = 0.95  # share of a frame that is hidden where another sentence follows
+
 
 @dataclass(frozen=True)
 class VideoSpec:
@@ -41,11 +44,22 @@ class VideoSpec:
     frames: int  # pixel frames, as the header says them
     fps: int  # of those
     window: int  # latent frames that see each other
-    latest: int  # the last one whose position the model has met
+    latest: int  # the last one whose position the model has met; a longer video is made in parts
     given: int = 0  # how many come from outside (an image, the start of a video): they are history from the beginning
     origin: int = 0  # the one that time counts from
-    # pixel frame -> codes_HW of a picture that shows it; always in view, like the prompt
+    retold: int | None = None  # the one that another sentence follows: hardly seen, so that the sentence is believed
+    # pixel frame -> codes_HW of a picture that shows it; in view, like the prompt, as long as it is still to come
     keyframes: Mapping[int, Tensor] = field(default_factory=dict)
+
+
+def origin_of(number: int, origin: int, latest: int) -> int:
+    """Latent frame that the time of frame `number` counts from, in a video whose own time began at frame `origin`.
+
+    Beyond `latest` no position is known. So a longer video is made in parts of `latest` + 1 latent frames, each of which begins
+    with the last OVERLAP of the part before.
+    """
+    step = latest + 1 - min(OVERLAP, latest)
+    return origin + step * max(0, -(-(number - origin - latest) // step))
 
 
 class FrameModel:
@@ -61,10 +75,15 @@ class FrameModel:
         settings: SamplerConfig,
         compute: Compute,
         compiled: bool = False,
+        picture: Callable[[int], Tensor] | None = None,
     ) -> None:
-        """prompts: text ids, those of equal length side by side, so that they share calls of attention."""
+        """prompts: text ids, those of equal length side by side, so that they share calls of attention.
+
+        picture: for videos in parts, codes_BN of the last picture of a finished latent frame, as they are of a picture alone.
+        """
         self.model, self.vocabulary, self.spec, self.grid = model, vocabulary, spec, spec.grid
-        self.settings, self.compute, self.compiled = settings, compute, compiled
+        self.settings, self.compute, self.compiled, self.picture = settings, compute, compiled, picture
+        self.origin = origin_of(spec.given, spec.origin, spec.latest)
         self.device, self.dtype = model.embedding.device, model.embedding.dtype
         self.window = settings.window or spec.window
         if self.window > spec.latest + 1:
@@ -90,6 +109,7 @@ class FrameModel:
         self.slot_N = FRAME_HEAD + places[:, :-1].flatten()  # where in a frame's ids each code lies
         with fastest(self.device, compute.kernel):
             self._prefill(prompts)
+            self.header = self.cache.length
             self._write_keyframes()
         # Unconditional rows pause in steps without guidance, unless capturing one more graph takes longer than that saves.
         operations = pass_operations(model.config, len(self.starts) * self.grid.frame_length, self.cache.capacity)
@@ -98,7 +118,7 @@ class FrameModel:
     def start_frame(self, number: int, steps: int, beside: Others = ()) -> tuple[Tensor, Tensor]:
         """Go to latent frame `number`; returns noise for every step, row and place: uniform [S, P, B, N], for each of P
         sub-codes, and Gumbel [S, B, N]. beside: models alike, of a prompt each, and where they go: rows of the same passes."""
-        self._turn = self._rotation(min(number - self.spec.origin, self.spec.latest))
+        self._turn = self._rotation(number - self.origin)
         self._passes: dict[int, Replay] = {}  # by number of rows
         self._beside = [model for model, _ in beside]
         rows = [torch.rand(self.parts + 1, steps, len(self.slot_N), generator=each(number, "frame")) for each in self.streams]
@@ -136,11 +156,13 @@ class FrameModel:
 
     def commit(self, number: int, codes_BN: Tensor) -> None:
         """Make finished frame `number` history: one pass with part of its content masked writes its keys and values."""
-        given, latest, content = self.spec.given, self.spec.latest, self.grid.content
-        time, start = number - self.spec.origin, given - self.spec.origin
+        given, content = self.spec.given, self.grid.content
         is_given = number < given
-        if is_given and number < given - (self.window - 1):
-            return  # given frames before the window are never seen
+        if number < max(self.origin, given - (self.window - 1)):
+            return  # it is never seen
+        if number == self.origin > 0:
+            assert self.picture, "a video in parts needs its pictures"
+            codes_BN = self.picture(number)
         if is_given and self.ids.world > 1:
             check_alike(codes_BN.tolist())
         codes_BHW = codes_BN.unflatten(1, (self.grid.rows, self.grid.columns))
@@ -148,19 +170,19 @@ class FrameModel:
         content_BHW = torch.where(hidden_BHW, self.vocabulary.mask, content_ids(self.vocabulary, codes_BHW))
         ids_BN = self.template_1N.repeat(len(codes_BN), 1)
         ids_BN[:, FRAME_HEAD:-1] = content_BHW.flatten(1)
-        # Given frames get the places in time that they have when the first new frame is made.
-        shown = max(0, min(start, latest) - (start - time)) if is_given else min(time, latest)
         with fastest(self.device, self.compute.kernel):
-            self._pass(self._rotation(shown), len(self.starts))(ids_BN)
+            self._pass(self._rotation(number - self.origin), len(self.starts))(ids_BN)
         self.cache.commit(self.grid.frame_length)
         self.history.append(self.grid.frame_length)
         if self.settings.only_visible and not (is_given and self.settings.sampler == "released"):
             visible = visible_content(content, self.settings)
             self._keep(hidden_BHW.flatten(1).to(torch.uint8).argsort(dim=1, stable=True)[:, :visible])
-        if len(self.history) == self.window:
+        if (origin := origin_of(number + 1, self.origin, self.spec.latest)) > self.origin:
+            self._begin_part(origin)
+            for past in range(origin, number + 1):  # the first of them as a picture
+                self.commit(past, codes_BN)
+        elif len(self.history) == self.window:
             self.cache.forget(self.prefix, self.history.pop(0))
-        if not is_given and time >= latest:
-            self._turn_back()
 
     def _pass(self, turn: Rotation, rows: int, beside: Sequence["FrameModel"] = ()) -> Callable[[Tensor], Tensor]:
         """ids_BN of a frame -> hidden_RND of the first `rows` rows. It does not hold `self`, so that memory is freed at once."""
@@ -181,6 +203,8 @@ class FrameModel:
     def _hidden(self, number: int, is_given: bool) -> Tensor:
         """Places of a finished frame that later frames do not see, bool [B, H, W + 1]."""
         rows, columns, share = self.grid.rows, self.grid.columns + 1, self.settings.history
+        if number == self.spec.retold:
+            share = max(share, RETOLD)
         if self.settings.sampler == "released":
             # Released code: not random, and given frames are cached unmasked.
             return released_history_mask(len(self.streams), rows, columns, 0.0 if is_given else share, self.device)
@@ -196,18 +220,12 @@ class FrameModel:
         self.cache.keep(self.cache.length - whole, index_BM.repeat(len(self.starts) // B, 1))
         self.history[-1] = index_BM.shape[1]
 
-    def _turn_back(self) -> None:
-        """Beyond the last trained position time stands still: history moves one latent frame into the past instead.
-
-        Rotary angles add up, so cached keys are turned back by one frame: in time for content, in ids for structure.
-        """
-        if not self.history:
-            return
-        zero = self.length_B.new_zeros(1)
-        back_1N3 = frame_positions(self.grid, zero, 0, 1) - frame_positions(self.grid, zero, 1, 1)
-        head, content, end = back_1N3[:, :FRAME_HEAD], back_1N3[:, FRAME_HEAD : FRAME_HEAD + 1], back_1N3[:, -1:]
-        turned = [torch.cat([head, content.expand(-1, slots - FRAME_HEAD - 1, -1), end], dim=1) for slots in self.history]
-        self.cache.turn(self.prefix, rotation(torch.cat(turned, dim=1), self.model.axis_K, self.model.inverse_frequency_K))
+    def _begin_part(self, origin: int) -> None:
+        """Forget all but the prompt and what is to come: time counts from latent frame `origin` now."""
+        self.origin, self.cache.length = origin, self.header
+        self.history.clear()
+        with fastest(self.device, self.compute.kernel):
+            self._write_keyframes()
 
     def _prefill(self, prompts: Sequence[list[int]]) -> None:
         """The cache, with prompt and header in it. A prompt's slots end where the header begins; shorter prompts start later."""
@@ -234,14 +252,16 @@ class FrameModel:
         self.cache.commit(prefix)
 
     def _write_keyframes(self) -> None:
-        """Keyframes as blocks behind the header, at their true times: part of the prefix, which is never forgotten or moved."""
+        """Keyframes as blocks behind the header, at their true times: those to come that the model's time reaches."""
+        temporal = self.grid.temporal
         for at, codes_HW in sorted(self.spec.keyframes.items()):
-            ids_1N = frame_ids(self.vocabulary, self.grid, content_ids(self.vocabulary, codes_HW[None, None]))[:, 0]
-            at_B = torch.full_like(self.length_B, at - self.spec.origin * self.grid.temporal)
-            position_BN3 = key_positions(self.grid, self.length_B, at_B)
-            turn = rotation(position_BN3, self.model.axis_K, self.model.inverse_frequency_K)
-            self._pass(turn, len(self.starts))(ids_1N)
-            self.cache.commit(self.grid.frame_length)
+            time = at - self.origin * temporal
+            if 0 < time <= self.spec.latest * temporal:
+                ids_1N = frame_ids(self.vocabulary, self.grid, content_ids(self.vocabulary, codes_HW[None, None]))[:, 0]
+                position_BN3 = key_positions(self.grid, self.length_B, torch.full_like(self.length_B, time))
+                turn = rotation(position_BN3, self.model.axis_K, self.model.inverse_frequency_K)
+                self._pass(turn, len(self.starts))(ids_1N)
+                self.cache.commit(self.grid.frame_length)
         self.prefix = self.cache.length
 
     def _no_codes(self, rows: int, frames: int, newline: int = 0) -> Tensor:

@@ -1,14 +1,13 @@
 """Keys and values of everything a frame may see, preallocated (no concatenation, no cropping).
 
 A frame in the making is written into the slots after `length` and overwritten by its next denoising step; `commit` makes it
-history. `keep` drops single slots of the newest frame, `forget` a whole frame; `turn` shifts the positions of what is cached.
+history. `keep` drops single slots of the newest frame, `forget` a whole frame.
 """
 
 import torch
 from torch import Tensor
 
 from lumos.model.attention import Attend
-from lumos.model.rope import Rotation, rotate
 from lumos.ranks import Division
 
 
@@ -51,11 +50,6 @@ class Cache:
         for layer in [*self.keys, *self.values]:
             layer[:, :, start : self.length - count] = layer[:, :, start + count : self.length].clone()
         self.length -= count
-
-    def turn(self, start: int, by: Rotation) -> None:
-        """Rotate the keys from `start` to `length` further: a shift of their positions (rotary angles add up)."""
-        for keys_BGSK in self.keys:
-            keys_BGSK[:, :, start : self.length] = rotate(keys_BGSK[:, :, start : self.length], by)
 
 
 def behind(attend: Attend, cache: Cache, ids: Division | None, layer: int) -> Attend:

@@ -1,10 +1,9 @@
-"""The cache: what is kept, forgotten and turned lies where it should, in every layer and row."""
+"""The cache: what is kept and forgotten lies where it should, in every layer and row."""
 
 import torch
 from torch import Tensor
 
 from lumos.model.cache import Cache
-from lumos.model.rope import rotate, rotation
 
 LAYERS, ROWS, GROUPS, CAPACITY, K = 2, 3, 2, 12, 32
 
@@ -30,11 +29,3 @@ def test_what_is_kept_and_what_lies_behind_the_forgotten_moves_up() -> None:
             picked = before[:, row][:, :, [*range(5), *(5 + index[row]).tolist()]]
             assert torch.equal(getattr(kept, name)[:, row, :, :7], picked)
         assert torch.equal(getattr(shorter, name)[:, :, :, :6], before[:, :, :, [0, 1, 2, 7, 8, 9]])
-
-
-def test_turn_turns_keys_from_a_slot_on_and_no_values() -> None:
-    cache, keys, values = filled(6)
-    by = rotation(torch.full((1, 4, 3), 5), torch.zeros(K // 2, dtype=torch.int64), torch.ones(K // 2))
-    cache.turn(2, by)
-    assert torch.equal(cache.keys[:, :, :, :2], keys[:, :, :, :2]) and torch.equal(cache.values[:, :, :, :6], values)
-    torch.testing.assert_close(cache.keys[1, :, :, 2:6], rotate(keys[1, :, :, 2:], by))
