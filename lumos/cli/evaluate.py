@@ -70,7 +70,8 @@ def _tokenizer(args: EvaluateArgs) -> dict[str, Any]:
     if file.exists():
         raise FileExistsError(f"{file} exists; name another folder with --out")
     tokenizer = load_tokenizer(find_weights(args.weights, "tokenizer")).to(device)
-    clips = TrainTokenizerConfig(batch=8, evaluation_clips=8 if args.quick else 64)
+    side = 16 * tokenizer.spatial  # of 16x16 codes, as tokenizers of both compressions are made for
+    clips = TrainTokenizerConfig(size=side, batch=8, evaluation_clips=8 if args.quick else 64)
     numbers, sheet = evaluate_tokenizer(tokenizer, held_out_scenes(clips, device))
     args.out.mkdir(parents=True, exist_ok=True)
     write_text(file, json.dumps(numbers, indent=1) + "\n")
