@@ -28,7 +28,7 @@ from lumos.media.pixels import to_bytes
 from research.one_object import look_without_scene
 
 STEPS = (4, 6, 8, 12, 18, 25, 50)
-SAMPLERS = ("paper", "random", "halton", "remask")
+SAMPLERS = ("paper", "random", "halton")
 GUIDANCE = {"constant": 1.0, "off in the last quarter": 0.75, "off in the last half": 0.5}  # guidance_until
 HISTORIES: dict[str, dict[str, Any]] = {
     "full (paper)": {},

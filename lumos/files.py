@@ -19,6 +19,14 @@ from typing import Any
 PARTIAL = r"(\.\d+)*\.partial"  # what `partial_of` puts behind a hidden name, as a pattern: to find what a kill has left
 
 LOCK = ".lumos-train"
+OUT_OF_MEMORY = re.compile(r"out of memory|(can't|cannot) allocate memory|ALLOC_FAILED|bad_alloc", re.IGNORECASE)
+
+
+def is_memory_error(error: BaseException) -> bool:
+    """Whether there was not enough memory, on a card or not: torch has several ways of saying it."""
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError | OSError) and bool(OUT_OF_MEMORY.search(str(error)))
+    )
 
 
 @contextmanager

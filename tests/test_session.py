@@ -27,7 +27,7 @@ def take(session: Session, count: int) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, {"window": 2, "only_visible": True}, {"sampler": "released"}, {"sampler": "remask", "guidance_until": 0.5}]
+    "settings", [{}, {"window": 2, "only_visible": True}, {"sampler": "released"}, {"sampler": "halton", "guidance_until": 0.5}]
 )
 @pytest.mark.parametrize("given", [0, 1, 17])
 def test_a_session_that_nobody_steers_is_the_video_that_the_generator_makes(

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from lumos import __version__
 from lumos.cli import data, evaluate, generate, serve, train
 from lumos.cli.options import UsageError, Verb, choose, explain_presets, help_of, parse, row
+from lumos.files import is_memory_error
 
 VERBS: dict[str, Verb] = {
     "generate": Verb((generate.GenerateArgs, generate.SAMPLING), generate.run_generate),
@@ -28,7 +29,6 @@ VERBS: dict[str, Verb] = {
     "import-weights": Verb((data.ImportWeightsArgs,), data.run_import_weights),
     "import-tokens": Verb((data.ImportTokensArgs,), data.run_import_tokens),
 }
-OUT_OF_MEMORY = re.compile(r"out of memory|can't allocate memory|ALLOC_FAILED|bad_alloc", re.IGNORECASE)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -85,7 +85,7 @@ def _explained(error: Exception) -> str | None:
     if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("lumos"):
         name = error.name.split(".")[0]
         return f"this needs the package {name!r}, which is missing; run pip install 'lumos[train,serve,evaluate]'"
-    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and OUT_OF_MEMORY.search(str(error))):
+    if is_memory_error(error):
         return "out of memory; use fewer prompts at once, fewer frames or a smaller size, or close other programs"
     if isinstance(error, OSError) and error.strerror:
         where = f" {error.filename}" if error.filename else ""

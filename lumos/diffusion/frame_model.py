@@ -177,12 +177,14 @@ class FrameModel:
         if self.settings.only_visible and not (is_given and self.settings.sampler == "released"):
             visible = visible_content(content, self.settings)
             self._keep(hidden_BHW.flatten(1).to(torch.uint8).argsort(dim=1, stable=True)[:, :visible])
-        if (origin := origin_of(number + 1, self.origin, self.spec.latest)) > self.origin:
-            self._begin_part(origin)
+        if len(self.history) == self.window:
+            self.cache.forget(self.prefix, self.history.pop(0))
+        if (origin := origin_of(number + 1, self.origin, self.spec.latest)) > self.origin:  # here the next part begins
+            self.origin, self.cache.length, self.history = origin, self.header, []
+            with fastest(self.device, self.compute.kernel):
+                self._write_keyframes()
             for past in range(origin, number + 1):  # the first of them as a picture
                 self.commit(past, codes_BN)
-        elif len(self.history) == self.window:
-            self.cache.forget(self.prefix, self.history.pop(0))
 
     def _pass(self, turn: Rotation, rows: int, beside: Sequence["FrameModel"] = ()) -> Callable[[Tensor], Tensor]:
         """ids_BN of a frame -> hidden_RND of the first `rows` rows. It does not hold `self`, so that memory is freed at once."""
@@ -219,13 +221,6 @@ class FrameModel:
         index_BM = torch.cat([head, FRAME_HEAD + content_BM, head.new_full((B, 1), whole - 1)], dim=1)
         self.cache.keep(self.cache.length - whole, index_BM.repeat(len(self.starts) // B, 1))
         self.history[-1] = index_BM.shape[1]
-
-    def _begin_part(self, origin: int) -> None:
-        """Forget all but the prompt and what is to come: time counts from latent frame `origin` now."""
-        self.origin, self.cache.length = origin, self.header
-        self.history.clear()
-        with fastest(self.device, self.compute.kernel):
-            self._write_keyframes()
 
     def _prefill(self, prompts: Sequence[list[int]]) -> None:
         """The cache, with prompt and header in it. A prompt's slots end where the header begins; shorter prompts start later."""

@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
+from itertools import pairwise
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 MASKED = -1  # stands for MASK in a frame's codes
 Factor = Annotated[float, Range(0, 1e4)]
 SomeFactor = Annotated[float, Range(1e-3, 1e4)]
-SamplerKind = Literal["paper", "released", "random", "halton", "remask"]
+SamplerKind = Literal["paper", "released", "random", "halton"]
 Progress = Callable[[int, int], None]
 Others = Sequence[tuple["FrameModel", int]]  # other models, and the frame that each is to make in the same passes
 
@@ -38,14 +39,12 @@ class SamplerConfig:
     noise: Factor = 1.0
     history: Annotated[float, Range(0, 0.999)] = 0.7  # share of every finished frame that is masked in later frames' view
     # paper: keep the most confident codes. released: the same with the published code's deviations, each marked where it acts.
-    # random, halton: reveal in an order fixed beforehand (Halton: arXiv 2503.17076). remask: also doubt codes that were kept
+    # random, halton: reveal in an order fixed beforehand (Halton: arXiv 2503.17076)
     sampler: SamplerKind = "paper"
     # the first latent frame takes this many times the steps, since nothing before it says what is where
     first: SomeFactor = field(default=1.0, metadata={"later": True})
     # no guidance, and no unconditional pass, from this share of the steps on
     guidance_until: Share = field(default=1.0, metadata={"later": True})
-    # with sampler remask: share of the kept codes that every step masks again (ReMDM, arXiv 2503.00307)
-    remask: Share = field(default=0.1, metadata={"later": True})
     # leave masked places of finished frames out of the cache: faster, and no longer the paper's
     only_visible: bool = field(default=False, metadata={"later": True})
     # latent frames that see each other, the present one included; none = as trained
@@ -59,17 +58,17 @@ class SamplerConfig:
 
 
 def from_earlier_version(config: dict[str, Any]) -> dict[str, Any]:
-    """A model folder's config whose sampler keeps some settings in a group `shortcuts`, as the first version wrote it, made flat.
+    """A model folder's config as an earlier version wrote it: some settings of the sampler in a group `shortcuts`, now flat.
 
     Settings that are gone are dropped where they had no effect; otherwise they stay, and are refused as unknown by name.
     """
     sampler = config.get("sampler")
-    if not isinstance(sampler, dict) or not isinstance(sampler.get("shortcuts"), dict):
+    if not isinstance(sampler, dict) or not isinstance(sampler.get("shortcuts", {}), dict):
         return config
     gone = {"guidance_schedule": "constant", "guidance_from": 0.0, "pack": False, "keep_first": False}
-    shortcuts = {name: value for name, value in sampler["shortcuts"].items() if name != "bound"}  # of `entropy` alone
-    kept = {name: value for name, value in shortcuts.items() if name not in gone or value != gone[name]}
-    return {**config, "sampler": {**{name: value for name, value in sampler.items() if name != "shortcuts"}, **kept}}
+    alone = ("shortcuts", "bound", "remask")  # the last two of samplers that are gone
+    flat = {name: value for name, value in (sampler | sampler.get("shortcuts", {})).items() if name not in alone}
+    return {**config, "sampler": {name: value for name, value in flat.items() if name not in gone or value != gone[name]}}
 
 
 def sample_video(
@@ -106,7 +105,6 @@ def sample_frame(model: "FrameModel", config: SamplerConfig, number: int, tell: 
     noise_S = place_noise(config, number - model.spec.given)
     codes_BN = torch.full_like(gumbel_SBN[0], MASKED, dtype=torch.int64)
     masked_BM = reveal_order(config, gumbel_SBN[0], model.grid.columns)
-    confidence_BN = torch.zeros_like(gumbel_SBN[0])
     with fastest(model.device, model.compute.kernel):
         for step, (left, asked) in enumerate(zip(codes_left(N, config.steps), places_asked(config, N), strict=True)):
             ask_BM = masked_BM[:, :asked]  # steps: all places see each other
@@ -117,10 +115,6 @@ def sample_frame(model: "FrameModel", config: SamplerConfig, number: int, tell: 
             else:  # keep the most confident codes: log-probability + T * Gumbel noise
                 score_BM = guess.log_probability_BM + noise_S[step] * gumbel_SBN[step].gather(1, ask_BM)
                 masked_BM = ask_BM.gather(1, score_BM.topk(left, largest=False).indices)
-            if config.sampler == "remask":
-                confidence_BN.scatter_(1, ask_BM, guess.log_probability_BM)
-                again_BM = doubted(confidence_BN, gumbel_SBN[step], ask_BM, config.remask if left else 0.0)
-                masked_BM = torch.cat([masked_BM, again_BM], dim=1)
             codes_BN = codes_BN.scatter(1, masked_BM, MASKED)
             if tell:
                 tell(step + 1, config.steps)
@@ -140,13 +134,10 @@ def codes_left(codes: int, steps: int) -> list[int]:
 
 def places_asked(config: SamplerConfig, codes: int) -> list[int]:
     """Of how many places of a frame each step asks the model for codes."""
-    asked, left = [codes], codes_left(codes, config.steps)
+    masked = [codes, *codes_left(codes, config.steps)]
     if config.sampler in FIXED:  # those only that it reveals
-        return [before - after for before, after in zip([codes, *left], left, strict=False)]
-    for masked in left[:-1]:
-        doubted_again = round(config.remask * (codes - asked[-1])) if config.sampler == "remask" else 0
-        asked.append(masked + doubted_again)
-    return asked
+        return [before - after for before, after in pairwise(masked)]
+    return masked[:-1]
 
 
 def place_noise(config: SamplerConfig, frame: int) -> list[float]:
@@ -178,13 +169,6 @@ def reveal_order(config: SamplerConfig, gumbel_BN: Tensor, columns: int) -> Tens
     if config.sampler == "halton":
         return torch.tensor(halton_order(N // columns, columns), device=gumbel_BN.device).expand(B, N)
     return torch.arange(N, device=gumbel_BN.device).expand(B, N)
-
-
-def doubted(confidence_BN: Tensor, gumbel_BN: Tensor, masked_BM: Tensor, share: float) -> Tensor:
-    """Places to mask again: `share` of those known before this step, drawn by softmax(-log-probability)."""
-    known = confidence_BN.shape[1] - masked_BM.shape[1]
-    doubt_BN = (gumbel_BN - confidence_BN).scatter(1, masked_BM, -torch.inf)
-    return doubt_BN.topk(round(share * known)).indices
 
 
 @cache

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save
 
+from lumos.files import is_memory_error
 from lumos.media import picture
 from lumos.media.pixels import to_bytes
 from lumos.media.video import read_video
@@ -67,9 +68,3 @@ def _decode(file: Path, folder: Path, size: Format, config: ServeConfig) -> Deco
     first, *others = [Image.fromarray(rgb_HWC.numpy()) for rgb_HWC in rgb_CFHW.permute(1, 2, 3, 0).contiguous()]
     first.save(folder / PREVIEW, save_all=True, append_images=others, duration=round(1000 / fps), loop=0, quality=85)
     return Decoded(footage.kind == "video", frames, ", ".join(filter(None, [footage.note, left])))
-
-
-def is_memory_error(error: BaseException) -> bool:
-    """Whether there was not enough memory, on a card or not: torch has several ways of saying it."""
-    said = ("can't allocate memory", "bad_alloc", "Cannot allocate memory")
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(words in str(error) for words in said)

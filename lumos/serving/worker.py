@@ -22,11 +22,11 @@ from PIL import Image
 from safetensors.torch import load
 from torch import Tensor
 
+from lumos.files import is_memory_error
 from lumos.generate import Generator
 from lumos.media.pixels import to_bytes, to_float
 from lumos.media.video import write_video
 from lumos.sequence.layout import SIZE_UNIT
-from lumos.serving.decode import is_memory_error
 from lumos.serving.request import VideoRequest
 from lumos.serving.store import FILES, START
 from lumos.session import Session, make_next

@@ -50,7 +50,6 @@ def test_operations_are_counted_as_the_model_computes_them(toy: Generator) -> No
         {"first": 2.0, "guidance_until": 0.5},
         {"sampler": "halton", "guidance_until": 0.5},
         {"sampler": "random"},
-        {"sampler": "remask", "remask": 0.4},
     ],
 )
 def test_logits_are_counted_as_the_sampler_asks_for_them(

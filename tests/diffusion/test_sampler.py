@@ -21,7 +21,6 @@ from lumos.diffusion.sampler import (
     SamplerConfig,
     SamplerKind,
     codes_left,
-    doubted,
     from_earlier_version,
     guidance_strengths,
     halton_order,
@@ -55,7 +54,6 @@ def test_bad_settings() -> None:
         "noise": (math.inf,),
         "first": (0.0, math.nan),
         "guidance_until": (math.nan,),
-        "remask": (1.5,),
         "window": (0,),
     }.items():
         for value in values:
@@ -102,7 +100,7 @@ def test_every_sampler_follows_a_certain_model_and_keeps_the_schedule(sampler: S
         seen.append(codes_BN.clone())
         return Guess(truth_BN.gather(1, places_BM), torch.zeros(places_BM.shape))
 
-    assert torch.equal(sample(look, SamplerConfig(steps=5, sampler=sampler, remask=0.0)), truth_BN)
+    assert torch.equal(sample(look, SamplerConfig(steps=5, sampler=sampler)), truth_BN)
     assert [int((s == MASKED).sum()) for s in seen] == [2 * n for n in [12, *codes_left(12, 5)[:-1]]]
     for before, after in itertools.pairwise(seen):
         there = before != MASKED
@@ -155,25 +153,6 @@ def test_halton_order_is_every_place_once_and_spread_out() -> None:
     assert all(quarters.count(quarter) == 2 for quarter in itertools.product((False, True), repeat=2))
 
 
-def test_remasking_hides_known_codes_again_and_shows_them_anew() -> None:
-    seen: list[Tensor] = []
-
-    def look(codes_BN: Tensor, places_BM: Tensor, uniform_BM: Tensor) -> Guess:
-        seen.append(codes_BN.clone())
-        return Guess(torch.full_like(places_BM, len(seen)), torch.zeros(places_BM.shape))
-
-    codes = sample(look, SamplerConfig(steps=6, sampler="remask", remask=0.5))
-    assert any(((before != MASKED) & (after == MASKED)).any() for before, after in itertools.pairwise(seen))
-    assert (codes != MASKED).all()
-
-
-def test_the_less_confident_known_codes_are_doubted() -> None:
-    confidence = torch.tensor([[-9.0] * 3 + [0.0] * 9])
-    masked = torch.tensor([[0, 5]])
-    assert set(doubted(confidence, torch.zeros(1, 12), masked, 0.2)[0].tolist()) == {1, 2}
-    assert doubted(confidence, torch.zeros(1, 12), masked, 0.0).shape == (1, 0)
-
-
 def test_guidance_may_end_early() -> None:
     config = SamplerConfig(steps=4, guidance=5.0)
     assert guidance_strengths(config) == [5.0] * 4
@@ -188,7 +167,7 @@ def test_settings_of_the_first_version_are_read() -> None:
         "pack": False,
         "keep_first": False,
     }
-    kept = {"guidance_until": 0.5, "remask": 0.2, "only_visible": True, "window": 3}
+    kept = {"guidance_until": 0.5, "only_visible": True, "window": 3}
     config = {"model": {}, "sampler": {"steps": 8, "shortcuts": {**usual, **kept}}}
     assert from_earlier_version(config) == {"model": {}, "sampler": {"steps": 8, **kept}}
     assert from_earlier_version({"sampler": kept}) == {"sampler": kept}

@@ -17,10 +17,10 @@ import pytest
 import torch
 from fastapi import Response
 
+from lumos.files import is_memory_error
 from lumos.serving import decode, pool
 from lumos.serving.api import health
 from lumos.serving.config import ServeConfig
-from lumos.serving.decode import is_memory_error
 from lumos.serving.errors import RequestError
 from lumos.serving.processes import worker_devices
 from lumos.serving.queue import Client
