@@ -198,12 +198,7 @@ class Generator:
         return Tokens(torch.stack([codes_BHW.cpu() for codes_BHW in record], dim=1), about)
 
     def cost(
-        self,
-        prompts: int,
-        frames: int,
-        height: int | None = None,
-        width: int | None = None,
-        sampler: SamplerConfig | None = None,
+        self, prompts: int, frames: int, height: int | None = None, width: int | None = None, sampler: SamplerConfig | None = None
     ) -> GenerationCost:
         """Memory beside the weights, and operations, of making so many videos at once. ValueError for impossible sizes."""
         return self._cost(self._spec(self._grid(height, width), frames), 0, prompts, sampler or self.config.sampler)

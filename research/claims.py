@@ -77,9 +77,7 @@ CLAIMS: dict[str, Claim] = {
         (OWN, Setting("history 0", {"history": 0.0})),
     ),
     "attention": Claim(
-        "a frame whose ids all see each other beats purely causal attention",
-        (BASE, Variant(causal=True)),
-        (OWN,),
+        "a frame whose ids all see each other beats purely causal attention", (BASE, Variant(causal=True)), (OWN,)
     ),
     "history": Claim(
         "a model trained with tubes collapses without a partly masked history, and is best near 0.7",

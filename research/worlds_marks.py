@@ -180,12 +180,7 @@ def learn(args: argparse.Namespace) -> None:
 
 
 def training_set(
-    material: Material,
-    library: Library,
-    judge: Judge,
-    numbers: list[int],
-    args: argparse.Namespace,
-    say: Callable[[str], None],
+    material: Material, library: Library, judge: Judge, numbers: list[int], args: argparse.Namespace, say: Callable[[str], None]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Pictures of subjects and their numbers; small clips of creatures and (subject, action, way). On the device, as bytes.
 

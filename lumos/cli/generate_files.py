@@ -45,11 +45,7 @@ class Started(NamedTuple):
 
 
 def generate_files(
-    args: GenerateArgs,
-    prompts: Sequence[str],
-    sampling: dict[str, Any],
-    progress: Progress | None = None,
-    ranks: Ranks = ALONE,
+    args: GenerateArgs, prompts: Sequence[str], sampling: dict[str, Any], progress: Progress | None = None, ranks: Ranks = ALONE
 ) -> dict[str, Any]:
     """Make every prompt's file and tell what was made. `sampling`: what to change in the model's sampler.
 

@@ -29,14 +29,7 @@ class GenerationCost(NamedTuple):
 
 
 def generation_cost(
-    config: ModelConfig,
-    spec: VideoSpec,
-    known: int,
-    slots: int,
-    codes: int,
-    prompts: int,
-    item: int,
-    settings: SamplerConfig,
+    config: ModelConfig, spec: VideoSpec, known: int, slots: int, codes: int, prompts: int, item: int, settings: SamplerConfig
 ) -> GenerationCost:
     """Of `prompts` videos of which `known` latent frames are there, with prompts of `slots` ids, `codes` visual codes, and `item`
     bytes per number."""

@@ -21,12 +21,7 @@ class Guess(NamedTuple):
 
 
 def draw_codes(
-    hidden_RMD: Tensor,
-    head_VD: Tensor | Fp8,
-    strength: float,
-    temperature: float,
-    uniform_BM: Tensor,
-    compiled: bool = False,
+    hidden_RMD: Tensor, head_VD: Tensor | Fp8, strength: float, temperature: float, uniform_BM: Tensor, compiled: bool = False
 ) -> Guess:
     """Codes drawn at M places of B samples from hidden states of R = 2 B rows (both branches of guidance) or R = B.
 

@@ -106,12 +106,7 @@ class Level(nn.Module):
     """Residual blocks at one resolution, then perhaps a step to the next."""
 
     def __init__(
-        self,
-        inputs: int,
-        width: int,
-        blocks: int,
-        downsample: Downsample | None = None,
-        upsample: Upsample | None = None,
+        self, inputs: int, width: int, blocks: int, downsample: Downsample | None = None, upsample: Upsample | None = None
     ) -> None:
         super().__init__()
         self.block = nn.ModuleList(CosmosBlock(width if i else inputs, width) for i in range(blocks))

@@ -107,8 +107,7 @@ def test_wrong_outputs_are_refused_before_the_work(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "error",
-    [OSError(errno.ENOSPC, "no"), av.error.OSError(errno.ENOSPC, "no"), OSError(errno.EIO, "no"), RuntimeError("bug")],
+    "error", [OSError(errno.ENOSPC, "no"), av.error.OSError(errno.ENOSPC, "no"), OSError(errno.EIO, "no"), RuntimeError("bug")]
 )
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception

@@ -248,8 +248,7 @@ def test_a_live_session_that_is_lost_is_told(page: Any, server: Any) -> None:
 def test_prompts_are_text_whatever_they_look_like(page: Any) -> None:
     make(page, "<img src=x onerror=alert(1)> a <b>red</b> circle")
     page.wait_for_function(
-        "document.querySelector('#stage[data-state=done]') || document.querySelector('#problem').textContent",
-        timeout=WAIT,
+        "document.querySelector('#stage[data-state=done]') || document.querySelector('#problem').textContent", timeout=WAIT
     )
     assert page.locator("#stage .words b, #gallery b").count() == 0
 

@@ -148,11 +148,7 @@ def test_after_a_kill_everything_is_whole_or_a_failure(open_store: Any) -> None:
     (store.scratch / "upload").write_text("half an upload")
     again = open_store()
     states = {id: (found.status, (found.error or {}).get("code")) for id, found in again.known.items()}
-    assert states == {
-        done.id: ("completed", None),
-        half.id: ("failed", "server_stopped"),
-        lost.id: ("failed", "files_missing"),
-    }
+    assert states == {done.id: ("completed", None), half.id: ("failed", "server_stopped"), lost.id: ("failed", "files_missing")}
     assert [path.name for path in again.folder(half.id).iterdir()] == [RECORD]
     assert not store.temporary.exists() and not list(again.scratch.iterdir())
 

@@ -47,12 +47,7 @@ def pack(scenes: Sequence[Scene]) -> PackedScenes:
 
 
 def render(
-    packed: PackedScenes,
-    frames: int,
-    size: int = 128,
-    fps: float = 8.0,
-    height: int | None = None,
-    width: int | None = None,
+    packed: PackedScenes, frames: int, size: int = 128, fps: float = 8.0, height: int | None = None, width: int | None = None
 ) -> Tensor:
     """Clips of packed scenes, on their device: pixels_BCFHW in [-1, 1], RGB.
 
