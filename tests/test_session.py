@@ -179,7 +179,7 @@ def test_of_the_picture_before_a_sentence_little_is_seen(toy: Generator, monkeyp
 
     monkeypatch.setattr(FrameModel, "_hidden", watch)
     take(session, 2)
-    assert seen == [(2, 19), (3, 10)]  # of 20 places 95 and 50 percent
+    assert seen == [(2, 19), (3, 10)]  # of 20 places 97 and 50 percent
 
 
 def test_pictures_of_later_frames_come_at_their_time_after_a_sentence(toy: Generator, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,7 +32,7 @@ from lumos.sequence.prompt_template import clock
 from lumos.sequence.vocabulary import Vocabulary
 
 OVERLAP = 2  # latent frames: the first is read as a picture, as in every video, and the next shows what moves
-RETOLD = 0.95  # share of a frame that is hidden where another sentence follows
+RETOLD = 0.97  # share of a frame that is hidden where another sentence follows
 
 
 @dataclass(frozen=True)
