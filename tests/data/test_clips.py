@@ -61,7 +61,7 @@ def test_too_little_for_a_clip(grays: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="at least 5 frames at 8 fps, got 3"):
         clips_of(grays, CUT, end=0.4)
     with pytest.raises(ValueError, match="got shorter scenes"):
-        clips_of(write_gray(tmp_path / "a.mp4", [20] * 3 + [240] * 3), Cut(5, 8.0, SQUARE, scenes=0.5))
+        clips_of(write_gray(tmp_path / "a.mp4", [20] * 3 + [100] * 3), Cut(5, 8.0, SQUARE, scenes=0.5))
     wide = write_frames(tmp_path / "wide.mkv", [np.zeros((32, 320, 3), np.uint8)] * 5)
     with pytest.raises(ValueError, match="at most 8 times the other, got 320x32"):
         clips_of(wide, CUT)

@@ -113,6 +113,16 @@ def test_back_fork_and_pause(viewer: Viewer) -> None:
     assert fork.see() and fork.do("end")["status"] == "ended"
 
 
+def test_back_in_its_first_sentence_a_session_has_the_note_of_its_beginning(server: Any) -> None:
+    viewer = Viewer(server, server.http.post("/v1/sessions", json=QUICK | {"prompt": "a crimson circle"}).json())
+    note = viewer.document["note"]
+    viewer.see()
+    assert "crimson" in note and viewer.do("say", prompt="two")["note"] is None
+    viewer.see(AHEAD + 2)
+    assert viewer.do("back", frame=viewer.sentences[1][0] + 4)["note"] is None
+    assert viewer.do("back", frame=1)["note"] == note and viewer.do("end")
+
+
 def test_a_session_starts_from_a_picture_and_leads_to_another(server: Any, toy_folder: Path) -> None:
     pixels = [torch.full((3, 1, 32, 32), value) for value in (-1.0, 1.0)]
     names = []

@@ -58,6 +58,9 @@ def test_streaming_decode_equals_whole_decode(tokenizer: VideoTokenizer, count: 
     close(torch.cat(parts, dim=2), whole)
     for at_once in (None, 1, 3):
         close(tokenizer.decode(codes, at_once), whole)
+    late = tokenizer.start_stream()  # that heard no more than what the last pixels depend on
+    *_, last = [tokenizer.decode_next(codes[:, t], late) for t in range(max(0, count - 1 - tokenizer.reach), count)]
+    close(last, whole[:, :, -last.shape[2] :])
 
 
 @pytest.mark.parametrize("count", [1, 2, 7])

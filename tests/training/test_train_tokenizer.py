@@ -53,7 +53,7 @@ def saved(run: Path) -> dict[str, Tensor]:
 def test_four_steps_equal_two_resumed_for_two(whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     random.seed(99)  # nothing of a resumed process but its checkpoint may matter
     torch.manual_seed(99)
-    config = replace(TOY, save_every=3, evaluate_every=3)
+    config = replace(TOY, save_every=3, evaluate_every=3, keep=2)
     with stopped_after_two(module):
         train_tokenizer(config, tmp_path)
     err = capsys.readouterr().err
@@ -62,6 +62,7 @@ def test_four_steps_equal_two_resumed_for_two(whole: Path, tmp_path: Path, capsy
     made = train_tokenizer(config, tmp_path, resume=True)
     err = capsys.readouterr().err
     assert err.count("on held-out clips") == 2 and "finished: step 4" in err
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step_00000003", "step_00000004"]
     loaded = load_tokenizer(tmp_path / "tokenizer")
     assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), made.parameters(), strict=True))
     one, other = saved(whole), saved(tmp_path)
