@@ -319,6 +319,7 @@ def test_what_is_wrong_is_said(server: Any, body: bytes, says: str) -> None:
         ({"prompt": "a", "frames": "5.5"}, {}, "frames"),
         ({"prompt": ""}, {}, "words"),
         ({"prompt": "a", "frames": "1"}, {"input_reference": picture()}, "frames must be more than the 1 given ones"),
+        ({"prompt": "a"}, {f"image{number}": picture() for number in range(9)}, "Too many files"),
     ],
 )
 def test_what_is_wrong_with_a_form_is_said(server: Any, fields: dict[str, Any], files: dict[str, bytes], says: str) -> None:
