@@ -160,6 +160,13 @@ class FrameModel:
         is_given = number < given
         if number < max(self.origin, given - (self.window - 1)):
             return  # it is never seen
+        if (origin := origin_of(number + 1, self.origin, self.spec.latest)) > self.origin:  # here the next part begins
+            self.origin, self.cache.length, self.history = origin, self.header, []
+            with fastest(self.device, self.compute.kernel):
+                self._write_keyframes()
+            for past in range(origin, number + 1):  # the first of them as a picture
+                self.commit(past, codes_BN)
+            return
         if number == self.origin > 0:
             assert self.picture, "a video in parts needs its pictures"
             codes_BN = self.picture(number)
@@ -179,12 +186,6 @@ class FrameModel:
             self._keep(hidden_BHW.flatten(1).to(torch.uint8).argsort(dim=1, stable=True)[:, :visible])
         if len(self.history) == self.window:
             self.cache.forget(self.prefix, self.history.pop(0))
-        if (origin := origin_of(number + 1, self.origin, self.spec.latest)) > self.origin:  # here the next part begins
-            self.origin, self.cache.length, self.history = origin, self.header, []
-            with fastest(self.device, self.compute.kernel):
-                self._write_keyframes()
-            for past in range(origin, number + 1):  # the first of them as a picture
-                self.commit(past, codes_BN)
 
     def _pass(self, turn: Rotation, rows: int, beside: Sequence["FrameModel"] = ()) -> Callable[[Tensor], Tensor]:
         """ids_BN of a frame -> hidden_RND of the first `rows` rows. It does not hold `self`, so that memory is freed at once."""
