@@ -186,18 +186,18 @@ class Session:
     def _ready(self) -> tuple[FrameModel, int]:
         """The model with all frames read, and the number of the next."""
         number = len(self.codes)
-        model = self._model = self._model or self._reread()
+        model, self._model = self._model or self._reread(), None  # one that fails half way is read anew
         for past in range(self._read, number):
             model.commit(past, self.codes[past].flatten()[None])
-        self._read = number
+        self._model, self._read = model, number
         return model, number
 
     def _reread(self) -> FrameModel:
         """A model that has read the newest turn's prompt, and is to read the frames in view next."""
         number, turn = len(self.codes), self.course.turns[-1]
-        device, latest = next(self.tokenizer.parameters()).device, self.spec.latest
+        device = next(self.tokenizer.parameters()).device
         keyframes = {at: torch.tensor(codes, device=device) for at, codes in self.course.keyframes}
-        self._read = origin = origin_of(number, turn.origin, latest)
+        self._read = origin = origin_of(number, turn.origin, self.spec.latest)
         spec = replace(self.spec, given=turn.start, origin=origin, retold=turn.origin or None, keyframes=keyframes)
         model = self.model_of(spec, [self.read_prompt(turn.prompt)], [turn.seed], self.course.settings, self._player.picture)
         return model

@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -132,6 +133,17 @@ def test_a_session_does_not_keep_what_others_hold(toy: Generator) -> None:
     cache = weakref.ref(model.cache) if model else None
     del model
     assert cache and cache() is None
+
+
+def test_what_fails_while_a_part_begins_can_be_tried_again(toy: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    session = toy.session("a red circle", seed=3)
+    take(session, 4)  # the next latent frame begins a part
+    wanted = take(session.fork(), 3)
+    with monkeypatch.context() as patch:
+        patch.setattr(toy.tokenizer, "encode", Mock(side_effect=MemoryError))
+        with pytest.raises(MemoryError):
+            take(session, 1)
+    assert torch.equal(take(session, 3), wanted)
 
 
 def test_a_sentence_takes_effect_with_the_next_latent_frame(toy: Generator) -> None:

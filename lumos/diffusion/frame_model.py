@@ -156,9 +156,8 @@ class FrameModel:
 
     def commit(self, number: int, codes_BN: Tensor) -> None:
         """Make finished frame `number` history: one pass with part of its content masked writes its keys and values."""
-        given, content = self.spec.given, self.grid.content
-        is_given = number < given
-        if number < max(self.origin, given - (self.window - 1)):
+        is_given = number < self.spec.given
+        if number < max(self.origin, self.spec.given - (self.window - 1)):
             return  # it is never seen
         if (origin := origin_of(number + 1, self.origin, self.spec.latest)) > self.origin:  # here the next part begins
             self.origin, self.cache.length, self.history = origin, self.header, []
@@ -182,7 +181,7 @@ class FrameModel:
         self.cache.commit(self.grid.frame_length)
         self.history.append(self.grid.frame_length)
         if self.settings.only_visible and not (is_given and self.settings.sampler == "released"):
-            visible = visible_content(content, self.settings)
+            visible = visible_content(self.grid.content, self.settings)
             self._keep(hidden_BHW.flatten(1).to(torch.uint8).argsort(dim=1, stable=True)[:, :visible])
         if len(self.history) == self.window:
             self.cache.forget(self.prefix, self.history.pop(0))
