@@ -111,8 +111,9 @@ class Worker:
             await asyncio.to_thread(process.join, 5)
 
     def wake(self) -> None:
-        """There is something in the queue."""
-        self._inbox.put_nowait(("queued",))
+        """There is something in the queue, which a process that still loads looks at when it is ready."""
+        if self.ready.is_set():
+            self._inbox.put_nowait(("queued",))
 
     async def _heard(self) -> tuple[Any, ...]:
         """The process's next word on videos; those on sessions are passed on."""
