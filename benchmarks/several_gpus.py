@@ -210,7 +210,7 @@ def main() -> None:
     parser.add_argument("--cases", default="", help="only cases with this in their name; none of that name: the exchange alone")
     args = parser.parse_args()
     cases = [case for case in CASES if args.cases in case.name]
-    ranks = start()
+    ranks = start(dividing=True)
     toy = ranks.device.type == "cpu"
     bench = Bench(ranks.device, args.max_seconds, args.out if ranks.is_main else None, MORE[DIVIDED])
     comparison = Comparison(ranks, bench, toy, cases)

@@ -103,7 +103,7 @@ def run_generate(args: GenerateArgs, sampling: dict[str, Any]) -> None:
     from lumos.cli.generate_files import generate_files
     from lumos.ranks import finish, leave_when_told, start, tell_of_lost_ranks
 
-    ranks = start(args.device)
+    ranks = start(args.device, dividing=True)
     if ranks.device.type == "cuda" and ranks.world > 1:  # elsewhere a lost connection is heard
         leave_when_told(ranks)
     lost = tell_of_lost_ranks(ranks, "give the command again")
