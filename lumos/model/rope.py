@@ -24,7 +24,7 @@ INTERLEAVED: Sequence[int] = (TIME,) * 4 + (HEIGHT, HEIGHT, WIDTH, WIDTH) * 3
 
 
 class Rotation(NamedTuple):
-    """cos_BLK and sin_BLK over K/2 channel pairs, float32."""
+    """cos_BLK and sin_BLK of every channel's angle, float32; sin with the sign that channel i + K/2 comes into channel i by."""
 
     cos_BLK: Tensor
     sin_BLK: Tensor
@@ -52,11 +52,12 @@ def inverse_frequency(pairs: int, theta: float) -> Tensor:
 def rotation(position_BL3: Tensor, axis_K: Tensor, inverse_frequency_K: Tensor) -> Rotation:
     """Positions -> angles' cos and sin. Computed in float32: positions reach thousands."""
     angle_BLK = position_BL3.float()[..., axis_K] * inverse_frequency_K
-    return Rotation(angle_BLK.cos(), angle_BLK.sin())
+    cos_BLK, sin_BLK = angle_BLK.cos(), angle_BLK.sin()
+    return Rotation(torch.cat([cos_BLK, cos_BLK], dim=-1), torch.cat([-sin_BLK, sin_BLK], dim=-1))
 
 
 def rotate(x_BNLK: Tensor, turn: Rotation, heads: int = 1) -> Tensor:
     """Turn channel i together with channel i + K/2 (Llama's half-split pairs). `heads`: x's dimension of heads, 2 for x_BLNK."""
     cos, sin = turn.cos_BLK.unsqueeze(heads), turn.sin_BLK.unsqueeze(heads)
-    first, second = x_BNLK.float().chunk(2, dim=-1)
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x_BNLK.dtype)
+    other_BNLK = x_BNLK.roll(x_BNLK.shape[-1] // 2, dims=-1)
+    return (x_BNLK * cos + other_BNLK * sin).to(x_BNLK.dtype)

@@ -94,7 +94,8 @@ def check_lumos(golden: dict[str, Tensor], info: dict[str, Any]) -> int:
         compare(f"position {name}", batch.position_BL3[0, :, axis], golden[f"position_{name}"])
     compare("attention rule", batch.block_BL[0][None, :] <= batch.block_BL[0][:, None], golden["allowed"])
     turn = rotation(batch.position_BL3, model.axis_K, model.inverse_frequency_K)
-    for name, ours_LK in (("cos", turn.cos_BLK[0]), ("sin", turn.sin_BLK[0])):
+    pairs = len(model.axis_K)
+    for name, ours_LK in (("cos", turn.cos_BLK[0, :, pairs:]), ("sin", turn.sin_BLK[0, :, pairs:])):
         theirs = golden[f"rope_{name}"]
         compare(f"rotation {name}", ours_LK.repeat(1, theirs.shape[-1] // ours_LK.shape[-1]), theirs)
     ratio = info["history_mask_ratio"]
