@@ -4,14 +4,16 @@ All of it but `precision` leaves the results as they are, to rounding. `prepare_
 function of tensors of fixed shapes (a denoising pass over one frame), so that the card never waits for Python.
 """
 
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from typing import Literal
+from typing import Any, Literal
+from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend
 
 from lumos.model.quantise import Precision, quantise
@@ -60,33 +62,49 @@ def prepare_model(model: Transformer, compute: Compute, device: torch.device) ->
 
 
 class Replay:
-    """A function of one tensor, captured as a CUDA graph on its second call and replayed from then on.
+    """A function of tensors, captured as a CUDA graph on its second call and replayed from then on.
 
-    Its output is overwritten by the next call. What else the function reads or writes must stay where it is.
+    Its output is overwritten by the next call. What else the function reads or writes must stay where it is. A second Replay of
+    the same `shapes` and model is captured on its first call.
     """
 
-    def __init__(self, function: Callable[[Tensor], Tensor], enabled: bool) -> None:
-        self.function, self.enabled, self.warm = function, enabled, False
+    def __init__(self, function: Callable[..., Any], enabled: bool, model: nn.Module, shapes: Hashable) -> None:
+        self.function, self.enabled, self.shapes = function, enabled, shapes
+        self.ran = _ran.of_models.setdefault(model, set())
         self.graph: torch.cuda.CUDAGraph | None = None
 
-    def __call__(self, given: Tensor) -> Tensor:
+    def __call__(self, *given: Tensor) -> Any:
         if not self.enabled:
-            return self.function(given)
-        if not self.warm:  # a plain call first: it fills the caches of the libraries below, on the stream of the capture
-            self.warm = True
-            with _aside(given.device):
-                return self.function(given)
+            return self.function(*given)
+        device = given[0].device
+        if self.graph is None and self.shapes not in self.ran:  # a plain call first, on the stream of the capture
+            with _aside(device):
+                out = self.function(*given)
+            self.ran.add(self.shapes)
+            return out
         if self.graph is None:
-            self.given, self.graph, pool = given.clone(), torch.cuda.CUDAGraph(), _keeper(given.device).pool()
-            with _aside(given.device):  # not torch.cuda.graph(): it collects garbage and empties the cache each time
-                self.graph.capture_begin(pool, capture_error_mode="thread_local")
+            self.given, graph, pool = [each.clone() for each in given], torch.cuda.CUDAGraph(), _keeper(device).pool()
+            with _aside(device):  # not torch.cuda.graph(): it collects garbage and empties the cache each time
+                graph.capture_begin(pool, capture_error_mode="thread_local")
                 try:
-                    self.out = self.function(self.given)
+                    self.out = self.function(*self.given)
                 finally:
-                    self.graph.capture_end()
-        self.given.copy_(given)
+                    graph.capture_end()
+            self.graph = graph
+        for place, value in zip(self.given, given, strict=True):
+            place.copy_(value)
         self.graph.replay()
         return self.out
+
+
+class _Ran(threading.local):
+    """Shapes that a model has computed in this thread: only for those have the libraries below filled their caches."""
+
+    def __init__(self) -> None:
+        self.of_models: WeakKeyDictionary[nn.Module, set[Hashable]] = WeakKeyDictionary()
+
+
+_ran = _Ran()
 
 
 def pass_operations(config: ModelConfig, ids: int, keys: int) -> float:

@@ -21,7 +21,12 @@ class Guess(NamedTuple):
 
 
 def draw_codes(
-    hidden_RMD: Tensor, head_VD: Tensor | Fp8, strength: float, temperature: float, uniform_BM: Tensor, compiled: bool = False
+    hidden_RMD: Tensor,
+    head_VD: Tensor | Fp8,
+    strength: float | Tensor,
+    temperature: float,
+    uniform_BM: Tensor,
+    compiled: bool = False,
 ) -> Guess:
     """Codes drawn at M places of B samples from hidden states of R = 2 B rows (both branches of guidance) or R = B.
 
@@ -63,13 +68,13 @@ def draw_one(logits_BMV: Tensor, temperature: float, uniform_BM: Tensor) -> Gues
     return Guess(code_BM1[..., 0], log_probability_BM)
 
 
-def guide(conditional: Tensor, unconditional: Tensor, guidance: float) -> Tensor:
+def guide(conditional: Tensor, unconditional: Tensor, guidance: float | Tensor) -> Tensor:
     """Classifier-free guidance on logits, in float32."""
     conditional, unconditional = conditional.float(), unconditional.float()
     return unconditional + guidance * (conditional - unconditional)
 
 
-def _draw(logits_RMV: Tensor, strength: float, temperature: float, uniform_BM: Tensor) -> Guess:
+def _draw(logits_RMV: Tensor, strength: float | Tensor, temperature: float, uniform_BM: Tensor) -> Guess:
     if logits_RMV.shape[0] != uniform_BM.shape[0]:
         conditional, unconditional = logits_RMV.chunk(2)
         logits_RMV = guide(conditional, unconditional, strength)

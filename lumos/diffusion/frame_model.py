@@ -23,15 +23,16 @@ from lumos.diffusion.masking import history_mask, released_history_mask
 from lumos.diffusion.sampler import MASKED, Others, SamplerConfig, guidance_strengths
 from lumos.model.attention import AttendOf, attend_to_all, attend_to_earlier, by_rows, fastest
 from lumos.model.cache import Cache, behind
-from lumos.model.quantise import some_rows
+from lumos.model.quantise import Fp8, some_rows
 from lumos.model.rope import Rotation, rotation
-from lumos.model.transformer import Transformer
+from lumos.model.transformer import SecondSubCode, Transformer
 from lumos.ranks import Division, check_alike, divide
 from lumos.sequence.layout import FRAME_HEAD, Grid, content_ids, frame_ids, frame_positions, key_positions, pack, text_batch
 from lumos.sequence.prompt_template import clock
 from lumos.sequence.vocabulary import Vocabulary
 
 OVERLAP = 2  # latent frames: the first is read as a picture, as in every video, and the next shows what moves
+FEW_LOGITS = 2**23  # up to these, drawing a code for every place takes less time than launching a draw for a few
 RETOLD = 0.97  # share of a frame that is hidden where another sentence follows
 
 
@@ -114,13 +115,17 @@ class FrameModel:
         # Unconditional rows pause in steps without guidance, unless capturing one more graph takes longer than that saves.
         operations = pass_operations(model.config, len(self.starts) * self.grid.frame_length, self.cache.capacity)
         self.pausing = not self._graphs() or operations > WORTH_A_GRAPH
+        self._passes: dict[tuple[int, int, int], Replay] = {}  # of the newest frame, by time, slots before it and rows
+        self._draws: dict[tuple[int, float], Replay] = {}  # by rows and temperature
 
     def start_frame(self, number: int, steps: int, beside: Others = ()) -> tuple[Tensor, Tensor]:
         """Go to latent frame `number`; returns noise for every step, row and place: uniform [S, P, B, N], for each of P
         sub-codes, and Gumbel [S, B, N]. beside: models alike, of a prompt each, and where they go: rows of the same passes."""
-        self._turn = self._rotation(number - self.origin)
-        self._passes: dict[int, Replay] = {}  # by number of rows
-        self._beside = [model for model, _ in beside]
+        self._latent, self._beside = number - self.origin, [model for model, _ in beside]
+        self._turn = self._rotation(self._latent)
+        if beside:
+            self._passes = {}
+        self._passes.clear()
         rows = [torch.rand(self.parts + 1, steps, len(self.slot_N), generator=each(number, "frame")) for each in self.streams]
         uniform_PSBN = self._to_device(torch.stack(rows, dim=2))  # drawn on the CPU: the same on every device
         noise = uniform_PSBN[:-1].transpose(0, 1), -(-uniform_PSBN[-1].clamp(min=1e-7).log()).log()
@@ -135,24 +140,23 @@ class FrameModel:
         uniform_PBN: random numbers for all places, of which those asked for are used, for each sub-code.
         """
         branches, places = 1 if strength == 1 else 2, divide(places_BM.shape[1], self.compute.divided)
-        places_BM = places.mine(places_BM, 1)
         rows = branches * len(codes_BN)
         run = rows if self.pausing else len(self._turn.cos_BLK)
-        if run not in self._passes:
-            self._passes[run] = Replay(self._pass(self._turn, run, self._beside), self._graphs())
         ids_BN = torch.where(codes_BN == MASKED, self.vocabulary.mask, codes_BN + self.vocabulary.first_code)
-        hidden_RND = self._passes[run](self.template_1N.repeat(len(ids_BN), 1).index_copy(1, self.slot_N, ids_BN))[:rows]
+        hidden_RND = self._replay(run)(self.template_1N.repeat(len(ids_BN), 1).index_copy(1, self.slot_N, ids_BN))
+        draw = partial(draw_whole_codes, self.heads_VD, self.model.second, temperature, self.compiled)
+        if self._graphs() and run * self.slot_N.numel() * self.heads_VD[0].shape[0] <= FEW_LOGITS and self.ids.world == 1:
+            if (run, temperature) not in self._draws:  # of all places, since a launch costs more than these
+                self._draws[run, temperature] = Replay(
+                    partial(draw_everywhere, self.slot_N, draw), True, self.model, ("draw", run, temperature)
+                )
+            guess = self._draws[run, temperature](hidden_RND, torch.full((), strength, device=self.device), uniform_PBN)
+            return Guess(*(value_BN.gather(1, places_BM) for value_BN in guess))
+        places_BM = places.mine(places_BM, 1)
         slots_RM = self.slot_N[places_BM].repeat(branches, 1)
-        hidden_RMD = hidden_RND.gather(1, slots_RM[..., None].expand(-1, -1, hidden_RND.shape[2]))
-        uniform_PBM = uniform_PBN.gather(2, places_BM.expand(self.parts, -1, -1))
-        first = draw_codes(hidden_RMD, self.heads_VD[0], strength, temperature, uniform_PBM[0], self.compiled)
-        code_BM, log_probability_BM = first
-        if self.model.second is not None:
-            hidden_RMD = self.model.second(hidden_RMD, first.code_BM.repeat(branches, 1))
-            second = draw_codes(hidden_RMD, self.heads_VD[1], strength, temperature, uniform_PBM[1], self.compiled)
-            code_BM = first.code_BM + self.vocabulary.sub_codes * second.code_BM
-            log_probability_BM = first.log_probability_BM + second.log_probability_BM
-        return Guess(places.whole(code_BM, 1), places.whole(log_probability_BM, 1))
+        hidden_RMD = hidden_RND[:rows].gather(1, slots_RM[..., None].expand(-1, -1, hidden_RND.shape[2]))
+        guess = draw(hidden_RMD, strength, uniform_PBN.gather(2, places_BM.expand(self.parts, -1, -1)))
+        return Guess(*(places.whole(value_BM, 1) for value_BM in guess))
 
     def commit(self, number: int, codes_BN: Tensor) -> None:
         """Make finished frame `number` history: one pass with part of its content masked writes its keys and values."""
@@ -177,7 +181,8 @@ class FrameModel:
         ids_BN = self.template_1N.repeat(len(codes_BN), 1)
         ids_BN[:, FRAME_HEAD:-1] = content_BHW.flatten(1)
         with fastest(self.device, self.compute.kernel):
-            self._pass(self._rotation(number - self.origin), len(self.starts))(ids_BN)
+            again = self._passes.get((number - self.origin, self.cache.length, len(self.starts)))
+            (again or self._pass(self._rotation(number - self.origin), len(self.starts)))(ids_BN)
         self.cache.commit(self.grid.frame_length)
         self.history.append(self.grid.frame_length)
         if self.settings.only_visible and not (is_given and self.settings.sampler == "released"):
@@ -185,6 +190,16 @@ class FrameModel:
             self._keep(hidden_BHW.flatten(1).to(torch.uint8).argsort(dim=1, stable=True)[:, :visible])
         if len(self.history) == self.window:
             self.cache.forget(self.prefix, self.history.pop(0))
+
+    def _replay(self, rows: int) -> Replay:
+        """A pass over the frame in the making."""
+        key = self._latent, self.cache.length, rows
+        if key not in self._passes:
+            models = [self, *self._beside]
+            seen = [(tuple(one.starts[: rows // len(models)]), one.cache.length, one.cache.capacity) for one in models]
+            shapes = rows, len(self.starts), self.ids.count, tuple(seen)
+            self._passes[key] = Replay(self._pass(self._turn, rows, self._beside), self._graphs(), self.model, shapes)
+        return self._passes[key]
 
     def _pass(self, turn: Rotation, rows: int, beside: Sequence["FrameModel"] = ()) -> Callable[[Tensor], Tensor]:
         """ids_BN of a frame -> hidden_RND of the first `rows` rows. It does not hold `self`, so that memory is freed at once."""
@@ -273,6 +288,31 @@ def frame_pass(model: Transformer, attends: Sequence[AttendOf], turn: Rotation, 
     ids_RN = ids.mine(ids_BN, 1).repeat(turn.cos_BLK.shape[0] // ids_BN.shape[0], 1)
     calls = [(slice(first, None, len(attends)), attend) for first, attend in enumerate(attends)]
     return ids.whole(model.run(ids_RN, turn, lambda layer: by_rows([(rows, attend(layer)) for rows, attend in calls])), 1)
+
+
+def draw_whole_codes(
+    heads_VD: Sequence[Tensor | Fp8],
+    second: SecondSubCode | None,
+    temperature: float,
+    compiled: bool,
+    hidden_RMD: Tensor,
+    strength: float | Tensor,
+    uniform_PBM: Tensor,
+) -> Guess:
+    """A code for each place; of two sub-codes the second is drawn in sight of the first, and their log-probabilities add up."""
+    low = draw_codes(hidden_RMD, heads_VD[0], strength, temperature, uniform_PBM[0], compiled)
+    if second is None:
+        return low
+    hidden_RMD = second(hidden_RMD, low.code_BM.repeat(len(hidden_RMD) // len(low.code_BM), 1))
+    high = draw_codes(hidden_RMD, heads_VD[1], strength, temperature, uniform_PBM[1], compiled)
+    return Guess(low.code_BM + heads_VD[0].shape[0] * high.code_BM, low.log_probability_BM + high.log_probability_BM)
+
+
+def draw_everywhere(
+    slot_N: Tensor, draw: Callable[[Tensor, Tensor, Tensor], Guess], hidden_RND: Tensor, strength: Tensor, uniform_PBN: Tensor
+) -> Guess:
+    """`draw` at every place of a frame."""
+    return draw(hidden_RND[:, slot_N], strength, uniform_PBN)
 
 
 def visible_content(content: int, settings: SamplerConfig) -> int:

@@ -51,6 +51,7 @@ def hidden_states(compute: Compute, dtype: torch.dtype, monkeypatch: pytest.Monk
         )
 
     monkeypatch.setattr(frame_model, "draw_codes", forced)
+    monkeypatch.setattr(frame_model, "FEW_LOGITS", 0)  # a replayed draw calls no Python
     with torch.inference_mode():
         compiled = prepare_model(model, compute, torch.device("cuda"))
         frames = frames_of(model, compute, compiled)
@@ -91,6 +92,16 @@ def test_sampling_a_frame_never_waits_for_the_card(graphs: bool) -> None:
             next(frames)  # the first frame becomes history, the second is sampled
         finally:
             torch.cuda.set_sync_debug_mode("default")
+
+
+def test_replayed_draws_of_all_places_draw_what_draws_of_a_few_would(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And a frame's last pass, replayed, writes the history that one launched anew would: the second frame depends on it."""
+    model, found = model_of(torch.float32), []
+    for most, graphs in ((0, False), (0, True), (frame_model.FEW_LOGITS, True), (frame_model.FEW_LOGITS, True)):
+        monkeypatch.setattr(frame_model, "FEW_LOGITS", most)
+        with torch.inference_mode():
+            found.append(torch.stack(list(frames_of(model, Compute(compile=False, graphs=graphs)))))
+    assert all(float((codes == found[0]).float().mean()) > 0.99 for codes in found)
 
 
 def test_graphs_of_many_videos_leave_no_memory_behind() -> None:
