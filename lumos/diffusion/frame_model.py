@@ -224,9 +224,8 @@ class FrameModel:
             share = max(share, RETOLD)
         if self.settings.sampler == "released":
             # Released code: not random, and given frames are cached unmasked.
-            return released_history_mask(len(self.streams), rows, columns, 0.0 if is_given else share, self.device)
-        cpu = torch.device("cpu")
-        masks = [history_mask(1, rows, columns, share, stream(number, "history"), cpu) for stream in self.streams]
+            return self._to_device(released_history_mask(len(self.streams), rows, columns, 0.0 if is_given else share))
+        masks = [history_mask(1, rows, columns, share, stream(number, "history")) for stream in self.streams]
         return self._to_device(torch.cat(masks))
 
     def _keep(self, content_BM: Tensor) -> None:

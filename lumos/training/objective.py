@@ -67,7 +67,7 @@ def mask_batch(batch: Batch, config: TrainModelConfig, draw: torch.Generator) ->
     codes_BTHW = batch.codes_BTHW[:, first : first + window]
     B, T, H, W = codes_BTHW.shape
     length_B = torch.where(torch.rand(B, generator=draw) < config.drop_text, 0, batch.length_B)
-    mask = draw_mask(config.mask, B, T, H, W + 1, draw, torch.device("cpu"), config.least_ratio)
+    mask = draw_mask(config.mask, B, T, H, W + 1, draw, config.least_ratio)
     order_B = length_B.argsort(stable=True)  # prompts of one length side by side share calls of attention
     keyed = frames > 1 and first == 0 and float(torch.rand((), generator=draw)) < config.keyframes
     batch, key = batch._replace(codes_BTHW=codes_BTHW).rows(order_B), None

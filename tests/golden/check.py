@@ -99,7 +99,7 @@ def check_lumos(golden: dict[str, Tensor], info: dict[str, Any]) -> int:
         theirs = golden[f"rope_{name}"]
         compare(f"rotation {name}", ours_LK.repeat(1, theirs.shape[-1] // ours_LK.shape[-1]), theirs)
     ratio = info["history_mask_ratio"]
-    hidden_places = released_history_mask(1, grid.rows, grid.columns + 1, ratio, torch.device("cpu"))
+    hidden_places = released_history_mask(1, grid.rows, grid.columns + 1, ratio)
     compare("history mask", hidden_places.flatten().nonzero()[:, 0], golden[f"history_mask_{ratio}"])
 
     masked_ids, slots, frames = batch.ids_BL.clone(), len(text) + 2, info["latent_frames"]
