@@ -144,17 +144,9 @@ def frame_positions(grid: Grid, length_B: Tensor, first_latent: int, latent_fram
     if grid.places == "index":
         return position_TN3.flatten(0, 1) + length_B[:, None, None]
     temporal, spatial = (grid.temporal, grid.spatial) if grid.places == "pixel" else (1, 1)
-    shape = (latent_frames, grid.rows, grid.columns + 1)
     h, w = torch.arange(grid.rows, device=device), torch.arange(grid.columns + 1, device=device)
-    content_THW3 = torch.stack(
-        [
-            (temporal * t)[:, None, None].expand(shape),
-            (spatial * h)[None, :, None].expand(shape),
-            (spatial * w)[None, None, :].expand(shape),
-        ],
-        dim=-1,
-    )
-    position_TN3[:, FRAME_HEAD:-1] = content_THW3.flatten(1, 2) + (HEADER + FRAME_HEAD)
+    content_TM3 = torch.cartesian_prod(temporal * t, spatial * h, spatial * w).view(latent_frames, grid.content, 3)
+    position_TN3[:, FRAME_HEAD:-1] = content_TM3 + (HEADER + FRAME_HEAD)
     return position_TN3.flatten(0, 1) + length_B[:, None, None]
 
 
