@@ -14,6 +14,7 @@ from lumos.media.picture import Header, Timed
 from lumos.media.pillow import image_header, image_pictures
 
 Shown = TypeVar("Shown")
+_Timed = tuple[float, float, Shown]  # from, until, what
 
 
 def read_header(path: str | Path) -> Header:
@@ -44,11 +45,7 @@ def decoding(path: str | Path) -> Iterator[None]:
 
 
 def pick(
-    timed: Iterable[tuple[float, float, Shown]],
-    fps: float,
-    start: float | None = None,
-    end: float | None = None,
-    most: int | None = None,
+    timed: Iterable[_Timed[Shown]], fps: float, start: float | None = None, end: float | None = None, most: int | None = None
 ) -> Iterator[tuple[float, Shown]]:
     """(seconds, what is shown) at start, start + 1 / fps, ... until the last one, or `end`, is over; at most `most` of them.
 

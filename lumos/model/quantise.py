@@ -57,12 +57,7 @@ def multiply(x_BLE: Tensor, weight: Tensor | Fp8 | Int8) -> Tensor:
     x = to_fp8(x_BLE.flatten(0, -2))
     if x_BLE.is_cuda:
         out = torch._scaled_mm(
-            x.values_DE,
-            weight.values_DE.T,
-            scale_a=x.scale_D1,
-            scale_b=weight.scale_D1.T,
-            out_dtype=torch.bfloat16,
-            use_fast_accum=True,
+            x.values_DE, weight.values_DE.T, x.scale_D1, weight.scale_D1.T, out_dtype=torch.bfloat16, use_fast_accum=True
         )
     else:  # the slow twin: the same numbers, multiplied in float32
         out = linear(x.values_DE.float() * x.scale_D1, weight.values_DE.float() * weight.scale_D1)

@@ -6,7 +6,6 @@ A crash of it, or a batch that runs away, costs that batch; service.py starts th
 import os
 import queue
 import signal
-import threading
 import time
 from collections.abc import Callable
 from contextlib import closing, suppress
@@ -15,6 +14,7 @@ from functools import partial
 from io import BytesIO
 from multiprocessing.connection import Connection
 from pathlib import Path
+from threading import Event, Thread
 from typing import Any
 
 import torch
@@ -72,8 +72,8 @@ def run(server: Connection, weights: str, device: str | None, workers: int = 1) 
     sessions: dict[str, Session] = {}
     steer = partial(_steer, generator, sessions, say)
     todo: Words = queue.SimpleQueue()
-    cancelled = threading.Event()
-    threading.Thread(target=_hear, args=(server, todo, cancelled), daemon=True).start()
+    cancelled = Event()
+    Thread(target=_hear, args=(server, todo, cancelled), daemon=True).start()
     say("ready", _about(generator), generator.prompts, files)
     while True:
         word, *rest = todo.get()
@@ -140,7 +140,7 @@ def _do(generator: Generator, sessions: dict[str, Session], say: Say, word: str,
         sessions.pop(id, None)
 
 
-def _hear(server: Connection, todo: Words, cancelled: threading.Event) -> None:
+def _hear(server: Connection, todo: Words, cancelled: Event) -> None:
     while True:
         try:
             words = server.recv()
@@ -155,18 +155,13 @@ def _hear(server: Connection, todo: Words, cancelled: threading.Event) -> None:
 
 
 def _make(
-    generator: Generator,
-    requests: list[VideoRequest],
-    folders: list[Path],
-    cancelled: threading.Event,
-    say: Say,
-    between: Callable[[], None],
+    generator: Generator, requests: list[VideoRequest], folders: list[Path], cancel: Event, say: Say, between: Callable[[], None]
 ) -> list[str | None]:
     first, said = requests[0], time.monotonic()
 
     def progress(done: int, passes: int) -> None:
         nonlocal said
-        if cancelled.is_set():
+        if cancel.is_set():
             raise Cancelled
         # Whoever hears of it takes a core from the threads that compute, which all wait for the last of them.
         if time.monotonic() - said > SECONDS_BETWEEN_NEWS:
