@@ -5,7 +5,7 @@ show later ones. The codes come from `diffusion/sampler.py:sample_video`, which 
 them into pixels.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,7 @@ from torch import Tensor
 from lumos.config import PACKAGED, read_config, read_object
 from lumos.diffusion.compute import Compute, prepare_model
 from lumos.diffusion.cost import GenerationCost, check_memory, generation_cost
-from lumos.diffusion.frame_model import FrameModel, VideoSpec
+from lumos.diffusion.frame_model import FrameModel, PictureOf, VideoSpec
 from lumos.diffusion.sampler import Progress, SamplerConfig, SamplerKind, sample_video
 from lumos.model.adapter import merge_adapter
 from lumos.model.rope import PLACES
@@ -59,18 +59,14 @@ class Generator:
 
     @classmethod
     def from_folder(
-        cls,
-        name_or_folder: str | Path = PACKAGED,
-        device: str | None = None,
-        compute: Compute | None = None,
-        lora: Path | None = None,
+        cls, weights: str | Path = PACKAGED, device: str | None = None, compute: Compute | None = None, lora: Path | None = None
     ) -> "Generator":
         """Load a model folder, or weights that come with the package by name. `device`: cuda when there is one, else cpu.
 
         lora: folder of an adapter, merged into the weights.
         """
         where = pick_device(device)
-        config, model, text, tokenizer = load_model(name_or_folder, where)
+        config, model, text, tokenizer = load_model(weights, where)
         if lora is not None:
             merge_adapter(model, lora)
         # bfloat16 halves the time of matrix products where the hardware has it, and slows them down elsewhere.
@@ -222,12 +218,7 @@ class Generator:
         return Session(self._frame_model, read, self.tokenizer, spec, course, codes_THW.unbind(0), progress)
 
     def _frame_model(
-        self,
-        spec: VideoSpec,
-        texts: Sequence[list[int]],
-        seeds: Sequence[int],
-        settings: SamplerConfig,
-        picture: Callable[[int], Tensor],
+        self, spec: VideoSpec, texts: list[list[int]], seeds: list[int], settings: SamplerConfig, picture: PictureOf
     ) -> FrameModel:
         return FrameModel(self.model, self.config.vocabulary, spec, texts, seeds, settings, self.compute, self.compiled, picture)
 

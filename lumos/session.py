@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from lumos.config import Range
-from lumos.diffusion.frame_model import OVERLAP, FrameModel, VideoSpec, origin_of
+from lumos.diffusion.frame_model import OVERLAP, FrameModel, PictureOf, VideoSpec, origin_of
 from lumos.diffusion.sampler import Progress, SamplerConfig, place_noise, sample_frame
 from lumos.sequence.token_file import About, Tokens, save_tokens
 from lumos.tokenizer.compression import latent_frames, pixel_frames
@@ -27,7 +27,7 @@ from lumos.weights import fingerprint
 
 MOST_TURNS = 10_000
 REREAD = 1  # latent frames that a new sentence's video begins with; its last picture is read, as in a video from a picture
-FrameModelOf = Callable[[VideoSpec, Sequence[list[int]], Sequence[int], SamplerConfig, Callable[[int], Tensor]], FrameModel]
+FrameModelOf = Callable[[VideoSpec, list[list[int]], list[int], SamplerConfig, PictureOf], FrameModel]
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,7 @@ def prepare_model(model: Transformer, compute: Compute, device: torch.device) ->
 
     Raises ValueError for a precision that the device cannot compute in.
     """
+    _ran(model).clear()  # from now on other functions compute these
     parameters = sum(parameter.numel() for parameter in model.parameters())
     if compute.precision == "fp8" and device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 9):
         raise ValueError(f"fp8 needs an Ada, Hopper or newer card, got {torch.cuda.get_device_name(device)}; use int8 or plain")
@@ -61,6 +62,14 @@ def prepare_model(model: Transformer, compute: Compute, device: torch.device) ->
     return True
 
 
+_here = threading.local()  # libraries keep what they know of a shape per thread
+
+
+def _ran(model: nn.Module) -> set[Hashable]:
+    """The shapes that a model has computed in this thread."""
+    return _here.__dict__.setdefault("of_models", WeakKeyDictionary()).setdefault(model, set())
+
+
 class Replay:
     """A function of tensors, captured as a CUDA graph on its second call and replayed from then on.
 
@@ -68,14 +77,11 @@ class Replay:
     the same `shapes` and model is captured on its first call.
     """
 
-    def __init__(self, function: Callable[..., Any], enabled: bool, model: nn.Module, shapes: Hashable) -> None:
-        self.function, self.enabled, self.shapes = function, enabled, shapes
-        self.ran = _ran.of_models.setdefault(model, set())
+    def __init__(self, function: Callable[..., Any], model: nn.Module, shapes: Hashable) -> None:
+        self.function, self.shapes, self.ran = function, shapes, _ran(model)
         self.graph: torch.cuda.CUDAGraph | None = None
 
     def __call__(self, *given: Tensor) -> Any:
-        if not self.enabled:
-            return self.function(*given)
         device = given[0].device
         if self.graph is None and self.shapes not in self.ran:  # a plain call first, on the stream of the capture
             with _aside(device):
@@ -95,16 +101,6 @@ class Replay:
             place.copy_(value)
         self.graph.replay()
         return self.out
-
-
-class _Ran(threading.local):
-    """Shapes that a model has computed in this thread: only for those have the libraries below filled their caches."""
-
-    def __init__(self) -> None:
-        self.of_models: WeakKeyDictionary[nn.Module, set[Hashable]] = WeakKeyDictionary()
-
-
-_ran = _Ran()
 
 
 def pass_operations(config: ModelConfig, ids: int, keys: int) -> float:

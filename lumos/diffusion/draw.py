@@ -11,6 +11,7 @@ from lumos.model.quantise import Fp8, multiply
 MOST_LOGITS = 2**26  # logits in memory at once
 PART = 256  # codes that are summed up together when one is drawn
 WORTH_COMPILING = 64  # places; a single one would even be compiled anew
+Strength = float | Tensor  # of guidance; a tensor where it changes in a CUDA graph
 
 
 class Guess(NamedTuple):
@@ -21,12 +22,7 @@ class Guess(NamedTuple):
 
 
 def draw_codes(
-    hidden_RMD: Tensor,
-    head_VD: Tensor | Fp8,
-    strength: float | Tensor,
-    temperature: float,
-    uniform_BM: Tensor,
-    compiled: bool = False,
+    hidden_RMD: Tensor, head_VD: Tensor | Fp8, strength: Strength, temperature: float, uniform_BM: Tensor, compiled: bool = False
 ) -> Guess:
     """Codes drawn at M places of B samples from hidden states of R = 2 B rows (both branches of guidance) or R = B.
 
@@ -68,13 +64,13 @@ def draw_one(logits_BMV: Tensor, temperature: float, uniform_BM: Tensor) -> Gues
     return Guess(code_BM1[..., 0], log_probability_BM)
 
 
-def guide(conditional: Tensor, unconditional: Tensor, guidance: float | Tensor) -> Tensor:
+def guide(conditional: Tensor, unconditional: Tensor, guidance: Strength) -> Tensor:
     """Classifier-free guidance on logits, in float32."""
     conditional, unconditional = conditional.float(), unconditional.float()
     return unconditional + guidance * (conditional - unconditional)
 
 
-def _draw(logits_RMV: Tensor, strength: float | Tensor, temperature: float, uniform_BM: Tensor) -> Guess:
+def _draw(logits_RMV: Tensor, strength: Strength, temperature: float, uniform_BM: Tensor) -> Guess:
     if logits_RMV.shape[0] != uniform_BM.shape[0]:
         conditional, unconditional = logits_RMV.chunk(2)
         logits_RMV = guide(conditional, unconditional, strength)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from lumos.diffusion.compute import WORTH_A_GRAPH, Compute, Replay, pass_operations
-from lumos.diffusion.draw import Guess, draw_codes
+from lumos.diffusion.draw import Guess, Strength, draw_codes
 from lumos.diffusion.masking import history_mask, released_history_mask
 from lumos.diffusion.sampler import MASKED, Others, SamplerConfig, guidance_strengths
 from lumos.model.attention import AttendOf, attend_to_all, attend_to_earlier, by_rows, fastest
@@ -34,6 +34,7 @@ from lumos.sequence.vocabulary import Vocabulary
 OVERLAP = 2  # latent frames: the first is read as a picture, as in every video, and the next shows what moves
 FEW_LOGITS = 2**23  # up to these, drawing a code for every place takes less time than launching a draw for a few
 RETOLD = 0.97  # share of a frame that is hidden where another sentence follows
+PictureOf = Callable[[int], Tensor]  # a finished latent frame -> codes_BN of its last picture, as they are of a picture alone
 
 
 @dataclass(frozen=True)
@@ -76,12 +77,9 @@ class FrameModel:
         settings: SamplerConfig,
         compute: Compute,
         compiled: bool = False,
-        picture: Callable[[int], Tensor] | None = None,
+        picture: PictureOf | None = None,
     ) -> None:
-        """prompts: text ids, those of equal length side by side, so that they share calls of attention.
-
-        picture: for videos in parts, codes_BN of the last picture of a finished latent frame, as they are of a picture alone.
-        """
+        """prompts: text ids, those of equal length side by side, so that they share calls of attention. picture: for parts."""
         self.model, self.vocabulary, self.spec, self.grid = model, vocabulary, spec, spec.grid
         self.settings, self.compute, self.compiled, self.picture = settings, compute, compiled, picture
         self.origin = origin_of(spec.given, spec.origin, spec.latest)
@@ -115,16 +113,17 @@ class FrameModel:
         # Unconditional rows pause in steps without guidance, unless capturing one more graph takes longer than that saves.
         operations = pass_operations(model.config, len(self.starts) * self.grid.frame_length, self.cache.capacity)
         self.pausing = not self._graphs() or operations > WORTH_A_GRAPH
-        self._passes: dict[tuple[int, int, int], Replay] = {}  # of the newest frame, by time, slots before it and rows
-        self._draws: dict[tuple[int, float], Replay] = {}  # by rows and temperature
+        self._passes: dict[
+            tuple[int, int, int], Callable[[Tensor], Tensor]
+        ] = {}  # of the newest frame, by time, slots before it and rows
+        self._draws: dict[tuple[float, ...], Replay] = {}  # by shapes and temperature
 
     def start_frame(self, number: int, steps: int, beside: Others = ()) -> tuple[Tensor, Tensor]:
         """Go to latent frame `number`; returns noise for every step, row and place: uniform [S, P, B, N], for each of P
         sub-codes, and Gumbel [S, B, N]. beside: models alike, of a prompt each, and where they go: rows of the same passes."""
         self._latent, self._beside = number - self.origin, [model for model, _ in beside]
         self._turn = self._rotation(self._latent)
-        if beside:
-            self._passes = {}
+        self._passes = {} if beside else self._passes  # a copy's own, where others take part
         self._passes.clear()
         rows = [torch.rand(self.parts + 1, steps, len(self.slot_N), generator=each(number, "frame")) for each in self.streams]
         uniform_PSBN = self._to_device(torch.stack(rows, dim=2))  # drawn on the CPU: the same on every device
@@ -143,19 +142,18 @@ class FrameModel:
         rows = branches * len(codes_BN)
         run = rows if self.pausing else len(self._turn.cos_BLK)
         ids_BN = torch.where(codes_BN == MASKED, self.vocabulary.mask, codes_BN + self.vocabulary.first_code)
-        hidden_RND = self._replay(run)(self.template_1N.repeat(len(ids_BN), 1).index_copy(1, self.slot_N, ids_BN))
+        hidden_RND = self._again(run)(self.template_1N.repeat(len(ids_BN), 1).index_copy(1, self.slot_N, ids_BN))
         draw = partial(draw_whole_codes, self.heads_VD, self.model.second, temperature, self.compiled)
-        if self._graphs() and run * self.slot_N.numel() * self.heads_VD[0].shape[0] <= FEW_LOGITS and self.ids.world == 1:
-            if (run, temperature) not in self._draws:  # of all places, since a launch costs more than these
-                self._draws[run, temperature] = Replay(
-                    partial(draw_everywhere, self.slot_N, draw), True, self.model, ("draw", run, temperature)
-                )
-            guess = self._draws[run, temperature](hidden_RND, torch.full((), strength, device=self.device), uniform_PBN)
+        logits = run * hidden_RND.shape[1] * self.heads_VD[0].shape[0]
+        if self._graphs() and self.ids.world == 1 and logits <= FEW_LOGITS:
+            key = *hidden_RND.shape, *uniform_PBN.shape, temperature
+            everywhere = self._draws.setdefault(key, Replay(draw, self.model, key))
+            guess = everywhere(hidden_RND, torch.full((), strength, device=self.device), uniform_PBN)
             return Guess(*(value_BN.gather(1, places_BM) for value_BN in guess))
         places_BM = places.mine(places_BM, 1)
-        slots_RM = self.slot_N[places_BM].repeat(branches, 1)
-        hidden_RMD = hidden_RND[:rows].gather(1, slots_RM[..., None].expand(-1, -1, hidden_RND.shape[2]))
-        guess = draw(hidden_RMD, strength, uniform_PBN.gather(2, places_BM.expand(self.parts, -1, -1)))
+        index_RMD = places_BM.repeat(branches, 1)[..., None].expand(-1, -1, hidden_RND.shape[2])
+        uniform_PBM = uniform_PBN.gather(2, places_BM.expand(self.parts, -1, -1))
+        guess = draw(hidden_RND[:rows].gather(1, index_RMD), strength, uniform_PBM)
         return Guess(*(places.whole(value_BM, 1) for value_BM in guess))
 
     def commit(self, number: int, codes_BN: Tensor) -> None:
@@ -191,22 +189,22 @@ class FrameModel:
         if len(self.history) == self.window:
             self.cache.forget(self.prefix, self.history.pop(0))
 
-    def _replay(self, rows: int) -> Replay:
-        """A pass over the frame in the making."""
+    def _again(self, rows: int) -> Callable[[Tensor], Tensor]:
+        """A pass over the frame in the making, for all its steps."""
         key = self._latent, self.cache.length, rows
         if key not in self._passes:
-            models = [self, *self._beside]
-            seen = [(tuple(one.starts[: rows // len(models)]), one.cache.length, one.cache.capacity) for one in models]
-            shapes = rows, len(self.starts), self.ids.count, tuple(seen)
-            self._passes[key] = Replay(self._pass(self._turn, rows, self._beside), self._graphs(), self.model, shapes)
+            models, run = [self, *self._beside], self._pass(self._turn, rows, self._beside)
+            seen = tuple((tuple(one.starts[: rows // len(models)]), one.cache.length, one.cache.capacity) for one in models)
+            shapes = rows, len(self.starts), self.ids.count, seen
+            self._passes[key] = Replay(run, self.model, shapes) if self._graphs() else run
         return self._passes[key]
 
     def _pass(self, turn: Rotation, rows: int, beside: Sequence["FrameModel"] = ()) -> Callable[[Tensor], Tensor]:
-        """ids_BN of a frame -> hidden_RND of the first `rows` rows. It does not hold `self`, so that memory is freed at once."""
+        """ids_BL of a frame -> hidden_RND of its codes, of the first `rows` rows. (Not holding `self` frees memory.)"""
         turn = Rotation(*(self.ids.mine(angle_BLK[:rows], 1) for angle_BLK in turn))
         models, attend = [self, *beside], attend_to_earlier if self.grid.causal else attend_to_all
         calls = [partial(behind, attend(one.starts[: rows // len(models)]), one.cache, self.ids) for one in models]
-        return partial(frame_pass, self.model, calls, turn, self.ids)
+        return partial(frame_pass, self.model, calls, turn, self.ids, self.slot_N)
 
     def _rotation(self, latent: int) -> Rotation:
         position_BN3 = frame_positions(self.grid, self.length_B, latent, 1)
@@ -282,11 +280,14 @@ class FrameModel:
         return values
 
 
-def frame_pass(model: Transformer, attends: Sequence[AttendOf], turn: Rotation, ids: Division, ids_BN: Tensor) -> Tensor:
+def frame_pass(
+    model: Transformer, attends: Sequence[AttendOf], turn: Rotation, ids: Division, slot_N: Tensor, ids_BL: Tensor
+) -> Tensor:
     """One pass over a frame behind all that is cached; both branches of guidance see the same codes."""
-    ids_RN = ids.mine(ids_BN, 1).repeat(turn.cos_BLK.shape[0] // ids_BN.shape[0], 1)
+    ids_RL = ids.mine(ids_BL, 1).repeat(turn.cos_BLK.shape[0] // ids_BL.shape[0], 1)
     calls = [(slice(first, None, len(attends)), attend) for first, attend in enumerate(attends)]
-    return ids.whole(model.run(ids_RN, turn, lambda layer: by_rows([(rows, attend(layer)) for rows, attend in calls])), 1)
+    hidden_RLD = model.run(ids_RL, turn, lambda layer: by_rows([(rows, attend(layer)) for rows, attend in calls]))
+    return ids.whole(hidden_RLD, 1)[:, slot_N]
 
 
 def draw_whole_codes(
@@ -295,7 +296,7 @@ def draw_whole_codes(
     temperature: float,
     compiled: bool,
     hidden_RMD: Tensor,
-    strength: float | Tensor,
+    strength: Strength,
     uniform_PBM: Tensor,
 ) -> Guess:
     """A code for each place; of two sub-codes the second is drawn in sight of the first, and their log-probabilities add up."""
@@ -305,13 +306,6 @@ def draw_whole_codes(
     hidden_RMD = second(hidden_RMD, low.code_BM.repeat(len(hidden_RMD) // len(low.code_BM), 1))
     high = draw_codes(hidden_RMD, heads_VD[1], strength, temperature, uniform_PBM[1], compiled)
     return Guess(low.code_BM + heads_VD[0].shape[0] * high.code_BM, low.log_probability_BM + high.log_probability_BM)
-
-
-def draw_everywhere(
-    slot_N: Tensor, draw: Callable[[Tensor, Tensor, Tensor], Guess], hidden_RND: Tensor, strength: Tensor, uniform_PBN: Tensor
-) -> Guess:
-    """`draw` at every place of a frame."""
-    return draw(hidden_RND[:, slot_N], strength, uniform_PBN)
 
 
 def visible_content(content: int, settings: SamplerConfig) -> int:

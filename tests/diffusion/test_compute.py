@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lumos.diffusion.compute import Compute, prepare_model
+from lumos.diffusion.compute import Compute, Replay, prepare_model
 from lumos.model.transformer import ModelConfig, Transformer
 
 
@@ -17,3 +17,13 @@ def test_the_model_is_prepared_for_the_card(monkeypatch: pytest.MonkeyPatch) -> 
     asked = [(Compute(compile=wanted), vars(model.layers[0])) for wanted in (None, False, True)]
     found = [(prepare_model(model, compute, torch.device("cuda")), "after_attention" in names) for compute, names in asked]
     assert found == [(False, False), (False, False), (True, True)], "a small model only where asked"
+
+
+def test_shapes_that_ran_before_are_forgotten_where_others_compute_them() -> None:
+    """Only what has run can be captured at once, and quantised weights have not."""
+    model, other = (Transformer(ModelConfig(100, 1, 32, 1, 1, 32, 32)) for _ in range(2))
+    for each in (model, other):
+        Replay(torch.neg, each, "shapes").ran.add("shapes")
+    prepare_model(model, Compute(precision="int8"), torch.device("cpu"))
+    assert Replay(torch.neg, model, "shapes").ran == set()
+    assert Replay(torch.neg, other, "shapes").ran == {"shapes"}
