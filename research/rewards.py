@@ -1,13 +1,13 @@
 """A last stage: reinforcement learning from the judge (GRPO), on the first latent frame, where most faults of the shapes begin.
 
-    torchrun --nproc-per-node 4 -m research.rewards --out runs/rewards --seconds 300 --first 2
+    torchrun --nproc-per-node 1 -m research.rewards --out runs/rewards --seconds 225
 
 A sampler of fixed order (halton) makes a frame's probability exact: a product over its steps, of the guided and tempered
 distribution that the codes were drawn from. Each update takes a few steps of all frames, so that its gradient is unbiased.
 A prompt's frames are rewarded by the share of the judge's marks that are right, above or below the mean of their group
 (arXiv 2402.03300), and held near the weights that the run began with. Half of the prompts are images, half the beginnings
-of videos. Prompts are those of the training, no pair of which is held out. Writes OUT/model, OUT/curve.jsonl, OUT/curve.png,
-OUT/before.png and OUT/after.png.
+of videos; pairs that are held out are none of them. Writes OUT/model, curve.jsonl, curve.png, before.png and after.png.
+What came of it: docs/lab/rewards.md.
 """
 
 import argparse
@@ -50,6 +50,7 @@ from lumos.worlds.shapes.scene import Scene, freeze, sample_scene
 MARKS = ("count", "colour", "shape", "binding", "position", "occlusion", "wholeness")  # what a caption always says
 AT_START = ("still", "circling", "bouncing", *DIRECTIONS)  # motions whose first frame shows all
 GROUP = 8  # frames of each prompt
+PARTS = 2  # that a rollout's gradients are computed in
 
 
 class Task(NamedTuple):
@@ -77,16 +78,14 @@ class Policy:
 
     def sample(self, tasks: list[Task], frames: int, rng: random.Random, workers: Executor) -> Rollout:
         generator = self.generator
-        tasks = sorted(tasks, key=lambda task: len(self.ids(task, frames)))
         each = [task for task in tasks for _ in range(GROUP)]
         texts, grid = [self.ids(task, frames) for task in each], generator._grid(None, None)
-        seeds = [rng.getrandbits(32) for _ in each]
+        seeds, spec = [rng.getrandbits(32) for _ in each], generator._spec(grid, frames)
         with torch.inference_mode():
-            spec = generator._spec(grid, frames)
             model = FrameModel(generator.model, generator.config.vocabulary, spec, texts, seeds, self.settings, generator.compute)
             codes_BN = sample_frame(model, self.settings, 0, None)
             pixels_BCHW = self.pixels(codes_BN)
-        rgb = to_bytes(avg_pool2d(pixels_BCHW, pixels_BCHW.shape[-1] // SIDE)).cpu().numpy()
+        rgb = to_bytes(avg_pool2d(pixels_BCHW, pixels_BCHW.shape[-1] // SIDE or 1)).cpu().numpy()
         rewards = [workers.submit(reward, task.scene, picture) for task, picture in zip(each, rgb, strict=True)]
         return Rollout(texts, frames, codes_BN.clone(), rewards)
 
@@ -156,7 +155,7 @@ def draw_tasks(rng: random.Random, wanted: int, image: bool) -> list[Task]:
         elif scene.relation in ("in front of", "behind") or any(thing.motion not in AT_START for thing in scene.things):
             continue
         tasks.append(Task(caption(scene, rng, image=image), freeze(scene)))
-    return tasks
+    return sorted(tasks, key=lambda task: len(task.text.split()))  # those of equal length share calls of attention
 
 
 def advantages(rewards_B: Tensor) -> Tensor:
@@ -165,14 +164,13 @@ def advantages(rewards_B: Tensor) -> Tensor:
     return ((grouped - grouped.mean(1, keepdim=True)) / (grouped.std(1, keepdim=True) + 0.1)).flatten()
 
 
-def update(
-    policy: Policy, model: Transformer, first: Transformer, rollout: Rollout, steps: list[int], keep: float, parts: int
+def gradients(
+    policy: Policy, model: Transformer, first: Transformer, rollout: Rollout, steps: list[int], keep: float
 ) -> dict[str, float]:
     """Add the gradients of one rollout at some of the sampler's steps. Returns rewards, and how far the weights have gone."""
-    found = [future.result() for future in rollout.rewards]
+    found, far = [future.result() for future in rollout.rewards], 0.0
     rewards_B = torch.tensor([share for share, _ in found], device=rollout.codes_BN.device)
-    advantage_B, size = advantages(rewards_B), -(-len(found) // parts)
-    far = 0.0
+    advantage_B, size = advantages(rewards_B), -(-len(found) // PARTS)
     for step in steps:
         for row in range(0, len(found), size):
             rows = slice(row, row + size)
@@ -183,13 +181,13 @@ def update(
             loss = (keep * apart_BM - advantage_B[rows, None] * log_BM).sum() / (len(found) * len(steps))
             loss.backward()
             far += float(apart_BM.detach().sum()) / (len(found) * len(steps))
-    right = sum(right for _, right in found) / len(found)
-    return {"reward": float(rewards_B.mean()), "right": right, "apart": far}
+    return {"reward": float(rewards_B.mean()), "right": sum(right for _, right in found) / len(found), "apart": far}
 
 
 def train(args: argparse.Namespace, ranks: Ranks) -> None:
     generator = Generator.from_folder(args.weights, str(ranks.device))
-    settings = replace(generator.config.sampler, first=args.first).for_frame(0, 256)
+    grid = generator._grid(None, None)
+    settings = replace(generator.config.sampler, first=args.first).for_frame(0, grid.rows * grid.columns)
     if settings.sampler != "halton":
         raise ValueError(f"weights must be sampled in halton's order, got {settings.sampler}")
     policy = Policy(generator, settings)
@@ -199,7 +197,7 @@ def train(args: argparse.Namespace, ranks: Ranks) -> None:
     generator.model = deepcopy(first)
     optimizer = torch.optim.AdamW(model.parameters(), args.lr, betas=(0.9, 0.95), weight_decay=0.0)
     began, made = time.monotonic(), None
-    with worker_pool(args.workers if args.workers is not None else usual_workers(ranks.device)) as workers:
+    with worker_pool(usual_workers(ranks.device)) as workers:
         if ranks.is_main:
             show(policy, args.out / "before.png")
         for number in count():
@@ -232,7 +230,7 @@ def learn(
 ) -> None:
     """One update of the weights that sample."""
     steps = random.Random(f"steps {args.seed} {number}").sample(range(policy.settings.steps), args.steps)
-    told = [update(policy, model, first, rollout, steps, args.keep, args.parts) for rollout in made]
+    told = [gradients(policy, model, first, rollout, steps, args.keep) for rollout in made]
     average_gradients(model.parameters(), ranks)
     norm = clip_gradients(model.parameters(), 1.0)
     for group in optimizer.param_groups:
@@ -258,7 +256,6 @@ def show(policy: Policy, file: Path) -> None:
         rollout = policy.sample(tasks, 1, rng, one)
         pixels = policy.pixels(rollout.codes_BN)
         right = [future.result()[0] for future in rollout.rewards]
-    tasks = sorted(tasks, key=lambda task: len(policy.ids(task, 1)))
     rows = avg_pool2d(pixels, 2).unflatten(0, (len(tasks), GROUP))[:, :6]
     words = [f"{sum(right[GROUP * n :][:GROUP]) / GROUP:.2f} {task.text}" for n, task in enumerate(tasks)]
     contact_sheet(rows.transpose(1, 2), words, columns=6).convert("RGB").save(file)
@@ -289,8 +286,6 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2, help="of the sampler, that an update looks at (default: 2)")
     parser.add_argument("--lr", type=float, default=3e-5, help="(default: 3e-5)")
     parser.add_argument("--keep", type=float, default=0.02, help="weight of the distance from the first weights (default: 0.02)")
-    parser.add_argument("--parts", type=int, default=2, help="that a rollout is learnt from in (default: 2)")
-    parser.add_argument("--workers", type=int, help="judging processes (default: 0 on the CPU, up to 14 with a GPU)")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
