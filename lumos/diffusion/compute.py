@@ -73,8 +73,7 @@ def _ran(model: nn.Module) -> set[Hashable]:
 class Replay:
     """A function of tensors, captured as a CUDA graph on its second call and replayed from then on.
 
-    Its output is overwritten by the next call. What else the function reads or writes must stay where it is. A second Replay of
-    the same `shapes` and model is captured on its first call.
+    The next call overwrites its output. What else it reads or writes must stay in place. `shapes` that ran are captured at once.
     """
 
     def __init__(self, function: Callable[..., Any], model: nn.Module, shapes: Hashable) -> None:

@@ -71,8 +71,7 @@ def run(server: Connection, weights: str, device: str | None, workers: int = 1) 
         return
     sessions: dict[str, Session] = {}
     steer = partial(_steer, generator, sessions, say)
-    todo: Words = queue.SimpleQueue()
-    cancelled = Event()
+    todo, cancelled = Words(), Event()
     Thread(target=_hear, args=(server, todo, cancelled), daemon=True).start()
     say("ready", _about(generator), generator.prompts, files)
     while True:
