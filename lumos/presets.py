@@ -76,7 +76,7 @@ MODELS: dict[str, TrainModelConfig] = {
     "box": TrainModelConfig(
         model=BOX_SHAPE,
         video=VideoConfig(height=256, width=256, frames=25, fps=12, slots=64, window=7, latest=6, spatial=16),
-        worlds=WorldsConfig(256, frames=25, fps=12, shapes=0.3, stickers=0.4, creatures=0.3, chunk=1024, reuse=12, workers=12),
+        worlds=WorldsConfig(256, frames=25, fps=12, shapes=0.35, stickers=0.35, creatures=0.3, chunk=1024, reuse=12, workers=12),
         optim=OptimConfig(lr=1e-3, warmup_steps=200, ema=0.999, decay_share=0.5, muon=2.5),
         # Halton's order: the most confident codes are those of plain ground, which would leave no room for things
         sampler=SamplerConfig(8, guidance=3.0, temperature=0.5, history=0.7, sampler="halton", guidance_until=0.5, first=6.0),
