@@ -1,0 +1,61 @@
+"""What a card replays as CUDA graphs finds what plain passes and draws do: here a stand-in has a graph's memory, but no card."""
+
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from torch import Tensor
+
+import lumos.diffusion.frame_model as frame_model
+from lumos.diffusion.frame_model import FrameModel
+from lumos.diffusion.sampler import SamplerConfig
+from lumos.generate import Generator
+
+PROMPTS = ["a red circle", "two blue stars moves", "two"]  # of different lengths
+
+
+class Captured:
+    """In place of a CUDA graph, without a card: inputs and output keep their memory, and a name stands for one set of shapes."""
+
+    named: ClassVar[dict[Any, list[Any]]] = {}
+
+    def __init__(self, function: Any, model: Any, shapes: Any) -> None:
+        self.function, self.named_shapes, self.given, self.out = function, shapes, None, None
+
+    def __call__(self, *given: Tensor) -> Any:
+        assert self.named.setdefault(self.named_shapes, [each.shape for each in given]) == [each.shape for each in given]
+        self.given = self.given or [each.clone() for each in given]
+        for place, value in zip(self.given, given, strict=True):
+            place.copy_(value)
+        out = self.function(*self.given)
+        self.out = out if self.out is None else self.out
+        for place, value in zip(*((each,) if isinstance(each, Tensor) else each for each in (self.out, out)), strict=True):
+            place.copy_(value)
+        return self.out
+
+
+@pytest.mark.parametrize("sampler", ["halton", "paper"])
+@pytest.mark.parametrize("name", ["toy", "sub_toy"])
+def test_replayed_passes_and_draws_find_what_plain_ones_do(
+    name: str, sampler: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a card draws are of all places at once, and a frame's last pass is a replay of those before."""
+    toy: Generator = request.getfixturevalue(name)
+    settings = SamplerConfig(steps=4, guidance=2.0, guidance_until=0.5, sampler=sampler, temperature=0.7)  # type: ignore[arg-type]
+    built: list[int] = []
+    build = FrameModel._pass
+
+    def made() -> list[Tensor]:
+        record: list[Tensor] = []
+        built.clear()
+        toy(PROMPTS, frames=9, sampler=settings, record=record)
+        return record
+
+    monkeypatch.setattr(FrameModel, "_pass", lambda model, *rest: built.append(1) or build(model, *rest))
+    plain = made()
+    assert len(built) == 3 * 2, "with and without guidance"
+    monkeypatch.setattr(frame_model, "Replay", Captured)
+    monkeypatch.setattr(FrameModel, "_graphs", lambda model: True)
+    monkeypatch.setattr(Captured, "named", {})
+    assert all(torch.equal(one, other) for one, other in zip(plain, made(), strict=True)) and len(built) == 3
+    assert all(torch.equal(one, other) for one, other in zip(plain, made(), strict=True))
