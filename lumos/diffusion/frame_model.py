@@ -113,9 +113,8 @@ class FrameModel:
         # Unconditional rows pause in steps without guidance, unless capturing one more graph takes longer than that saves.
         operations = pass_operations(model.config, len(self.starts) * self.grid.frame_length, self.cache.capacity)
         self.pausing = not self._graphs() or operations > WORTH_A_GRAPH
-        self._passes: dict[
-            tuple[int, int, int], Callable[[Tensor], Tensor]
-        ] = {}  # of the newest frame, by time, slots before it and rows
+        # of the newest frame, by its time, the slots before it, and rows
+        self._passes: dict[tuple[int, int, int], Callable[[Tensor], Tensor]] = {}
         self._draws: dict[tuple[float, ...], Replay] = {}  # by shapes and temperature
 
     def start_frame(self, number: int, steps: int, beside: Others = ()) -> tuple[Tensor, Tensor]:
