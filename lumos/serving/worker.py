@@ -7,11 +7,13 @@ import os
 import queue
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import replace
 from functools import partial
 from io import BytesIO
+from itertools import repeat
 from multiprocessing.connection import Connection
 from pathlib import Path
 from threading import Event, Thread
@@ -35,6 +37,7 @@ from lumos.weights import find_weights
 
 SECONDS_BETWEEN_NEWS = 0.4  # of progress; frames are told at once
 TOO_LARGE = "there was not enough memory; ask for fewer frames or a smaller size"
+THREADS = ThreadPoolExecutor(8)  # of files, while a card waits; the cores of a CPU are all busy
 Say = Callable[..., None]
 Words = queue.SimpleQueue[tuple[Any, ...]]  # what the server says
 
@@ -69,9 +72,8 @@ def run(server: Connection, weights: str, device: str | None, workers: int = 1) 
     except (ValueError, OSError, RuntimeError, MemoryError) as error:
         say("broken", TOO_LARGE if is_memory_error(error) else str(error))
         return
-    sessions: dict[str, Session] = {}
+    sessions, todo, cancelled = dict[str, Session](), Words(), Event()
     steer = partial(_steer, generator, sessions, say)
-    todo, cancelled = Words(), Event()
     Thread(target=_hear, args=(server, todo, cancelled), daemon=True).start()
     say("ready", _about(generator), generator.prompts, files)
     while True:
@@ -184,7 +186,7 @@ def _make(
             parts.append(pixels_BCFHW.cpu())
             say("frames", shown, [_pictures(pixels_CFHW) for pixels_CFHW in parts[-1]])
             between()
-    return [_write(folder, pixels, first.fps) for folder, pixels in zip(folders, torch.cat(parts, dim=2), strict=True)]
+    return _write_all(folders, torch.cat(parts, dim=2), first.fps, THREADS.map if generator.device.type == "cuda" else map)
 
 
 def _given(request: VideoRequest, read: Callable[[int], bytes]) -> dict[str, Any]:
@@ -195,24 +197,27 @@ def _given(request: VideoRequest, read: Callable[[int], bytes]) -> dict[str, Any
 
 def _pictures(pixels_CFHW: Tensor) -> list[bytes]:
     """Every frame as a WebP picture, for showing while the rest is made."""
-    pictures = []
-    for rgb_HWC in to_bytes(pixels_CFHW).permute(1, 2, 3, 0).contiguous().numpy():
-        file = BytesIO()
+    files = [BytesIO() for _ in range(pixels_CFHW.shape[1])]
+    for file, rgb_HWC in zip(files, to_bytes(pixels_CFHW).permute(1, 2, 3, 0).contiguous().numpy(), strict=True):
         Image.fromarray(rgb_HWC).save(file, "WEBP", quality=88, method=0)
-        pictures.append(file.getvalue())
-    return pictures
+    return [file.getvalue() for file in files]
 
 
-def _write(folder: Path, pixels_CFHW: Tensor, fps: float) -> str | None:
+def _write_all(folders: list[Path], pixels_BCFHW: Tensor, fps: float, mapped: Callable[..., Iterable[str]]) -> list[str | None]:
+    """All files of some videos; what went wrong with each video. mapped: `map`, or what does it in several threads."""
+    paths = [folder / name for folder in folders for name in FILES]
+    errors = iter(mapped(_write, paths, [clip for clip in pixels_BCFHW for _ in FILES], repeat(fps)))
+    return [next(filter(None, some), None) for some in zip(*[errors] * len(FILES), strict=True)]
+
+
+def _write(path: Path, pixels_CFHW: Tensor, fps: float) -> str:
     try:
-        for name in FILES:
-            write_video(folder / name, pixels_CFHW[:, :1] if name == "thumbnail.png" else pixels_CFHW, fps)
-    except FileNotFoundError:
-        return None  # deleted in the meantime
+        with suppress(FileNotFoundError):  # deleted in the meantime
+            write_video(path, pixels_CFHW[:, :1] if path.name == "thumbnail.png" else pixels_CFHW, fps)
     except OSError as error:
         full = "no space left" in str(error).lower()
         return "the server's disk is full; try again later" if full else "the files could not be written; try again later"
-    return None
+    return ""
 
 
 def _files_of(weights: str) -> dict[str, tuple[int, int]]:
@@ -226,11 +231,10 @@ def _files_of(weights: str) -> dict[str, tuple[int, int]]:
 
 def _about(generator: Generator) -> dict[str, Any]:
     """What the server and its clients need to know of the model."""
-    video, sampler, tokenizer = generator.config.video, generator.config.sampler, generator.tokenizer
-    return {
-        **{name: getattr(video, name) for name in ("height", "width", "frames", "fps")},
-        **{name: getattr(sampler, name) for name in ("steps", "guidance", "temperature")},
-        **{name: getattr(tokenizer, name) for name in ("temporal", "spatial")},
-        "size_step": SIZE_UNIT,
-        "device": str(generator.device),
+    told = {
+        generator.config.video: ("height", "width", "frames", "fps"),
+        generator.config.sampler: ("steps", "guidance", "temperature"),
+        generator.tokenizer: ("temporal", "spatial"),
     }
+    about = {name: getattr(source, name) for source, names in told.items() for name in names}
+    return {**about, "size_step": SIZE_UNIT, "device": str(generator.device)}

@@ -14,6 +14,7 @@ from typing import Any
 
 from lumos.ranks import Ranks, agree
 
+Timer = Callable[[], float]
 AGREE_EVERY = 10  # steps between two agreements of several ranks: each one waits for the device
 
 
@@ -25,12 +26,7 @@ class Clock:
     """
 
     def __init__(
-        self,
-        max_steps: int | None,
-        max_seconds: float | None,
-        ranks: Ranks,
-        seconds: float = 0.0,
-        now: Callable[[], float] = time.monotonic,
+        self, max_steps: int | None, max_seconds: float | None, ranks: Ranks, seconds: float = 0.0, now: Timer = time.monotonic
     ) -> None:
         if max_steps is max_seconds is None:
             raise ValueError("a run needs an end, got neither max_steps nor max_seconds; give one or both")

@@ -6,7 +6,6 @@ The progress line goes to stderr: one that is written over on a terminal, otherw
 import json
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -17,6 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 from lumos.files import read_lines, write_text, writing
 from lumos.model.transformer import ModelConfig
 from lumos.ranks import Ranks, average
+from lumos.training.clock import Timer
 from lumos.training.step_cost import Work, card_named, flops
 
 PLAIN_SECONDS = 10.0  # between two lines where there is no terminal
@@ -26,7 +26,7 @@ CLEAR = "\r\x1b[K"  # back to the start of the terminal's line, and wipe it
 class RunLog:
     """The log of one run. A disabled one (all ranks but the first) does nothing. `step` is where a resumed run goes on."""
 
-    def __init__(self, run: Path, step: int = 0, enabled: bool = True, now: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, run: Path, step: int = 0, enabled: bool = True, now: Timer = time.monotonic) -> None:
         self.lines, self.samples, self.enabled, self._now = run / "metrics.jsonl", run / "samples", enabled, now
         self._start: tuple[float, int, float] | None = None  # time, step and progress of the first call
         self._spoken = -PLAIN_SECONDS
@@ -78,7 +78,7 @@ class RunLog:
 class Meter:
     """Sums on the device between two log lines; reading them is the only wait."""
 
-    def __init__(self, model: ModelConfig, ranks: Ranks, now: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, model: ModelConfig, ranks: Ranks, now: Timer = time.monotonic) -> None:
         self.model, self.ranks, self._now = model, ranks, now
         self.card = card_named(torch.cuda.get_device_name(ranks.device)) if ranks.device.type == "cuda" else None
         self._reset()
