@@ -7,13 +7,11 @@ import os
 import queue
 import signal
 import time
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from contextlib import closing, suppress
 from dataclasses import replace
 from functools import partial
 from io import BytesIO
-from itertools import repeat
 from multiprocessing.connection import Connection
 from pathlib import Path
 from threading import Event, Thread
@@ -37,7 +35,6 @@ from lumos.weights import find_weights
 
 SECONDS_BETWEEN_NEWS = 0.4  # of progress; frames are told at once
 TOO_LARGE = "there was not enough memory; ask for fewer frames or a smaller size"
-THREADS = ThreadPoolExecutor(8)  # of files, while a card waits; the cores of a CPU are all busy
 Say = Callable[..., None]
 Words = queue.SimpleQueue[tuple[Any, ...]]  # what the server says
 
@@ -186,7 +183,7 @@ def _make(
             parts.append(pixels_BCFHW.cpu())
             say("frames", shown, [_pictures(pixels_CFHW) for pixels_CFHW in parts[-1]])
             between()
-    return _write_all(folders, torch.cat(parts, dim=2), first.fps, THREADS.map if generator.device.type == "cuda" else map)
+    return [_write(folder, pixels, first.fps) for folder, pixels in zip(folders, torch.cat(parts, dim=2), strict=True)]
 
 
 def _given(request: VideoRequest, read: Callable[[int], bytes]) -> dict[str, Any]:
@@ -203,21 +200,16 @@ def _pictures(pixels_CFHW: Tensor) -> list[bytes]:
     return [file.getvalue() for file in files]
 
 
-def _write_all(folders: list[Path], pixels_BCFHW: Tensor, fps: float, mapped: Callable[..., Iterable[str]]) -> list[str | None]:
-    """All files of some videos; what went wrong with each video. mapped: `map`, or what does it in several threads."""
-    paths = [folder / name for folder in folders for name in FILES]
-    errors = iter(mapped(_write, paths, [clip for clip in pixels_BCFHW for _ in FILES], repeat(fps)))
-    return [next(filter(None, some), None) for some in zip(*[errors] * len(FILES), strict=True)]
-
-
-def _write(path: Path, pixels_CFHW: Tensor, fps: float) -> str:
+def _write(folder: Path, pixels_CFHW: Tensor, fps: float) -> str | None:
     try:
-        with suppress(FileNotFoundError):  # deleted in the meantime
-            write_video(path, pixels_CFHW[:, :1] if path.name == "thumbnail.png" else pixels_CFHW, fps)
+        for name in FILES:
+            write_video(folder / name, pixels_CFHW[:, :1] if name == "thumbnail.png" else pixels_CFHW, fps)
+    except FileNotFoundError:
+        return None  # deleted in the meantime
     except OSError as error:
         full = "no space left" in str(error).lower()
         return "the server's disk is full; try again later" if full else "the files could not be written; try again later"
-    return ""
+    return None
 
 
 def _files_of(weights: str) -> dict[str, tuple[int, int]]:
