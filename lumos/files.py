@@ -24,9 +24,8 @@ OUT_OF_MEMORY = re.compile(r"out of memory|(can't|cannot) allocate memory|ALLOC_
 
 def is_memory_error(error: BaseException) -> bool:
     """Whether there was not enough memory, on a card or not: torch has several ways of saying it."""
-    return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError | OSError) and bool(OUT_OF_MEMORY.search(str(error)))
-    )
+    says_so = isinstance(error, RuntimeError | OSError) and OUT_OF_MEMORY.search(str(error))
+    return isinstance(error, MemoryError) or bool(says_so)
 
 
 @contextmanager

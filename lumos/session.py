@@ -199,8 +199,7 @@ class Session:
         keyframes = {at: torch.tensor(codes, device=device) for at, codes in self.course.keyframes}
         self._read = origin = origin_of(number, turn.origin, self.spec.latest)
         spec = replace(self.spec, given=turn.start, origin=origin, retold=turn.origin or None, keyframes=keyframes)
-        model = self.model_of(spec, [self.read_prompt(turn.prompt)], [turn.seed], self.course.settings, self._player.picture)
-        return model
+        return self.model_of(spec, [self.read_prompt(turn.prompt)], [turn.seed], self.course.settings, self._player.picture)
 
 
 @torch.inference_mode()

@@ -211,8 +211,7 @@ class FrameModel:
 
     def _graphs(self) -> bool:
         # A causal frame makes its masks on the way, which was never tried in a capture.
-        wanted = self.compute.graphs is not False and not self.grid.causal
-        return wanted and self.device.type == "cuda"
+        return self.device.type == "cuda" and self.compute.graphs is not False and not self.grid.causal
 
     def _hidden(self, number: int, is_given: bool) -> Tensor:
         """Places of a finished frame that later frames do not see, bool [B, H, W + 1]."""
