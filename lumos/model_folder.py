@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lumos.config import Range, Size, read_config
-from lumos.diffusion.sampler import SamplerConfig
+from lumos.diffusion.sampler import SamplerConfig, from_earlier_version
 from lumos.model.transformer import ModelConfig, Transformer
 from lumos.sequence.prompt_template import check_text
 from lumos.sequence.text import WORDS_FILE, TextTokenizer
@@ -106,7 +106,7 @@ def load_decoder(name_or_folder: str | Path, device: str | torch.device = "cpu")
     """The decoder of a model folder alone: enough to measure its speed, not to read prompts."""
     folder = find_weights(name_or_folder, "model")
     values, tensors = load_folder(folder, "model", device)
-    config = read_config(FolderConfig, values, folder / CONFIG)
+    config = read_config(FolderConfig, from_earlier_version(values), folder / CONFIG)
     with torch.device("meta"):
         model = Transformer(config.model)
     check_names(tensors, model.state_dict(), folder)

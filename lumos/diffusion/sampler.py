@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import pairwise
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
 from torch import Tensor
@@ -55,6 +55,20 @@ class SamplerConfig:
         if number or self.first == 1:
             return self
         return replace(self, steps=max(1, min(round(self.first * self.steps), codes)), first=1.0)
+
+
+def from_earlier_version(config: dict[str, Any]) -> dict[str, Any]:
+    """A model folder's config as an earlier version wrote it: some settings of the sampler in a group `shortcuts`, now flat.
+
+    Settings that are gone are dropped where they had no effect; otherwise they stay, and are refused as unknown by name.
+    """
+    sampler = config.get("sampler")
+    if not isinstance(sampler, dict) or not isinstance(sampler.get("shortcuts", {}), dict):
+        return config
+    gone = {"guidance_schedule": "constant", "guidance_from": 0.0, "pack": False, "keep_first": False}
+    alone = ("shortcuts", "bound", "remask")  # the last two of samplers that are gone
+    flat = {name: value for name, value in (sampler | sampler.get("shortcuts", {})).items() if name not in alone}
+    return {**config, "sampler": {name: value for name, value in flat.items() if name not in gone or value != gone[name]}}
 
 
 def sample_video(

@@ -6,6 +6,7 @@ import typing
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from lumos.diffusion.sampler import (
     SamplerConfig,
     SamplerKind,
     codes_left,
+    from_earlier_version,
     guidance_strengths,
     halton_order,
     place_noise,
@@ -155,3 +157,21 @@ def test_guidance_may_end_early() -> None:
     config = SamplerConfig(steps=4, guidance=5.0)
     assert guidance_strengths(config) == [5.0] * 4
     assert guidance_strengths(replace(config, guidance_until=0.5)) == [5, 5, 1, 1]
+
+
+def test_settings_of_the_first_version_are_read() -> None:
+    usual: dict[str, Any] = {
+        "guidance_schedule": "constant",
+        "guidance_from": 0.0,
+        "bound": 1.0,
+        "remask": 0.1,
+        "pack": False,
+        "keep_first": False,
+    }
+    kept = {"guidance_until": 0.5, "only_visible": True, "window": 3}
+    config = {"model": {}, "sampler": {"steps": 8, "shortcuts": {**usual, **kept}}}
+    assert from_earlier_version(config) == {"model": {}, "sampler": {"steps": 8, **kept}}
+    for sampler in (kept, {**kept, "remask": 0.1}):  # the latter as `lumos train` wrote it until that sampler went
+        assert from_earlier_version({"sampler": sampler}) == {"sampler": kept}
+    config["sampler"]["shortcuts"]["pack"] = True
+    assert from_earlier_version(config)["sampler"]["pack"] is True  # refused by name where it is read
