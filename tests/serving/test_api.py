@@ -41,9 +41,13 @@ def test_an_image_in_words_that_the_model_knows(server: Any) -> None:
 
 
 def test_a_sentence_becomes_a_video_with_frames_on_the_way(server: Any) -> None:
+    ahead = server.make(**LONG)  # until somebody listens
     asked = server.make("a red circle moves", frames=9, seed=7, steps=2)
     assert (asked["object"], asked["size"], asked["seconds"], asked["seed"]) == ("video", "32x32", "1.125", 7)
-    news = list(server.events(asked["id"]))
+    events = server.events(asked["id"])
+    news = [next(events)]
+    server.http.post(f"/v1/videos/{ahead['id']}/cancel")
+    news += events
     shown = [data for word, data in news if word == "frames"]
     assert [(data["index"], data["first_frame"], len(data["frames"])) for data in shown] == [(0, 0, 1), (1, 1, 4), (2, 5, 4)]
     assert all(data["frames"][0].startswith("data:image/webp;base64,") for data in shown)
