@@ -194,7 +194,7 @@ class FrameModel:
         if key not in self._passes:
             models, run = [self, *self._beside], self._pass(self._turn, rows, self._beside)
             seen = tuple((tuple(one.starts[: rows // len(models)]), one.cache.length, one.cache.capacity) for one in models)
-            shapes = rows, len(self.starts), self.ids.count, seen
+            shapes = rows, len(self.starts), self.ids, seen
             self._passes[key] = Replay(run, self.model, shapes) if self._graphs() else run
         return self._passes[key]
 

@@ -10,6 +10,7 @@ import lumos.diffusion.frame_model as frame_model
 from lumos.diffusion.frame_model import FrameModel
 from lumos.diffusion.sampler import SamplerConfig
 from lumos.generate import Generator
+from lumos.ranks import Division
 
 PROMPTS = ["a red circle", "two blue stars moves", "two"]  # of different lengths
 
@@ -59,3 +60,22 @@ def test_replayed_passes_and_draws_find_what_plain_ones_do(
     monkeypatch.setattr(Captured, "named", {})
     assert all(torch.equal(one, other) for one, other in zip(plain, made(), strict=True)) and len(built) == 3
     assert all(torch.equal(one, other) for one, other in zip(plain, made(), strict=True))
+
+
+def test_a_pass_that_ranks_divide_is_not_taken_for_one_that_ran_alone(toy: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One rank would capture at once what the others first run plainly, and wait for them for ever."""
+    named: list[set[Any]] = []
+
+    def plain(function: Any, model: Any, shapes: Any) -> Any:
+        named[-1].add(shapes)
+        return function
+
+    monkeypatch.setattr(frame_model, "Replay", plain)
+    monkeypatch.setattr(FrameModel, "_graphs", lambda model: True)
+    monkeypatch.setattr(Division, "whole", lambda ids, mine, dim: torch.cat([mine] * ids.world, dim).narrow(dim, 0, ids.count))
+    for world in (1, 2):
+        named.append(set())
+        monkeypatch.setattr(frame_model, "divide", lambda count, is_shared, world=world: Division(count, world, 0))
+        toy("a red circle", frames=5, sampler=SamplerConfig(steps=2))
+    alone, divided = named
+    assert alone and divided and not alone & divided
