@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from lumos.sequence.layout import sent
+
 T = TypeVar("T")
 
 
@@ -25,7 +27,7 @@ class Batch(NamedTuple):
 
     def rows(self, which_B: Tensor) -> "Batch":
         """Some rows. which_B: on the CPU."""
-        there = which_B.to(self.codes_BTHW.device, non_blocking=True)
+        there = sent(which_B, self.codes_BTHW.device)
         parts = (part if part is None else part[which_B if part is self.length_B else there] for part in self)
         return Batch(*parts)  # type: ignore[arg-type]
 

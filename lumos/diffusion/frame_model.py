@@ -27,7 +27,7 @@ from lumos.model.quantise import Fp8, some_rows
 from lumos.model.rope import Rotation, rotation
 from lumos.model.transformer import SecondSubCode, Transformer
 from lumos.ranks import Division, check_alike, divide
-from lumos.sequence.layout import FRAME_HEAD, Grid, content_ids, frame_ids, frame_positions, key_positions, pack, text_batch
+from lumos.sequence.layout import FRAME_HEAD, Grid, content_ids, frame_ids, frame_positions, key_positions, pack, sent, text_batch
 from lumos.sequence.prompt_template import clock
 from lumos.sequence.vocabulary import Vocabulary
 
@@ -125,7 +125,7 @@ class FrameModel:
         self._passes = {} if beside else self._passes  # a copy's own, where others take part
         self._passes.clear()
         rows = [torch.rand(self.parts + 1, steps, len(self.slot_N), generator=each(number, "frame")) for each in self.streams]
-        uniform_PSBN = self._to_device(torch.stack(rows, dim=2))  # drawn on the CPU: the same on every device
+        uniform_PSBN = sent(torch.stack(rows, dim=2), self.device)  # drawn on the CPU: the same on every device
         noise = uniform_PSBN[:-1].transpose(0, 1), -(-uniform_PSBN[-1].clamp(min=1e-7).log()).log()
         uniforms, gumbels = zip(noise, *(model.start_frame(at, steps) for model, at in beside), strict=True)
         turns = zip(self._turn, *(model._turn for model in self._beside), strict=True)
@@ -220,9 +220,9 @@ class FrameModel:
             share = max(share, RETOLD)
         if self.settings.sampler == "released":
             # Released code: not random, and given frames are cached unmasked.
-            return self._to_device(released_history_mask(len(self.streams), rows, columns, 0.0 if is_given else share))
+            return sent(released_history_mask(len(self.streams), rows, columns, 0.0 if is_given else share), self.device)
         masks = [history_mask(1, rows, columns, share, stream(number, "history")) for stream in self.streams]
-        return self._to_device(torch.cat(masks))
+        return sent(torch.cat(masks), self.device)
 
     def _keep(self, content_BM: Tensor) -> None:
         """Of the newest cached frame keep its structure and the content slots at content_BM (ascending)."""
@@ -238,11 +238,11 @@ class FrameModel:
         slots = max(len(prompt) for prompt in prompts) + 2  # with begin and separator
         text_BS, length_B = text_batch(self.vocabulary, [*prompts, *([[]] * len(prompts) if self.guided else [])], slots)
         self.starts = [slots - length for length in length_B.tolist()]
-        self.length_B = self._to_device(length_B)
+        self.length_B = sent(length_B, self.device)
         batch = pack(
             self.vocabulary,
             self.grid,
-            self._to_device(text_BS),
+            sent(text_BS, self.device),
             self.length_B,
             self._no_codes(len(self.starts), 0, newline=1),
             *clock(spec.frames, spec.fps),
@@ -271,11 +271,6 @@ class FrameModel:
 
     def _no_codes(self, rows: int, frames: int, newline: int = 0) -> Tensor:
         return torch.zeros(rows, frames, self.grid.rows, self.grid.columns + newline, dtype=torch.int64, device=self.device)
-
-    def _to_device(self, values: Tensor) -> Tensor:
-        if self.device.type == "cuda":  # from pinned memory the copy needs no wait
-            return values.pin_memory().to(self.device, non_blocking=True)
-        return values
 
 
 def frame_pass(

@@ -63,6 +63,11 @@ class Keyframe(NamedTuple):
     at_B: Tensor  # pixel frame that it shows, from 1 on
 
 
+def sent(value: Tensor, device: torch.device) -> Tensor:
+    """A CPU tensor on the device. Only from pinned memory does the copy not wait for all the work that the device still has."""
+    return value.contiguous().pin_memory().to(device, non_blocking=True) if device.type == "cuda" else value
+
+
 def text_batch(vocabulary: Vocabulary, prompts: Sequence[Sequence[int]], slots: int) -> tuple[Tensor, Tensor]:
     """Prompts (text ids; an empty one = unconditional) -> right-aligned ids_BS and their lengths_B."""
     rows = [[vocabulary.begin, *prompt, vocabulary.separator] if prompt else [] for prompt in prompts]
@@ -75,10 +80,9 @@ def text_batch(vocabulary: Vocabulary, prompts: Sequence[Sequence[int]], slots: 
 def frame_ids(vocabulary: Vocabulary, grid: Grid, content_BTHW: Tensor) -> Tensor:
     """Content ids (rows x (columns + 1), newline ids included) -> whole frames ids_BTN, N = grid.frame_length."""
     B, T = content_BTHW.shape[:2]
-    head = [vocabulary.frame_start, *(vocabulary.number(side * grid.spatial // SIZE_UNIT) for side in (grid.rows, grid.columns))]
-    head_BT3 = content_BTHW.new_tensor(head).expand(B, T, FRAME_HEAD)
-    end_BT1 = content_BTHW.new_tensor([vocabulary.frame_end]).expand(B, T, 1)
-    return torch.cat([head_BT3, content_BTHW.flatten(2), end_BT1], dim=2)
+    sides = [vocabulary.number(side * grid.spatial // SIZE_UNIT) for side in (grid.rows, grid.columns)]
+    start, *size, end = (content_BTHW.new_full((B, T, 1), id) for id in (vocabulary.frame_start, *sides, vocabulary.frame_end))
+    return torch.cat([start, *size, content_BTHW.flatten(2), end], dim=2)
 
 
 def content_ids(vocabulary: Vocabulary, codes_BTHW: Tensor) -> Tensor:
@@ -108,7 +112,7 @@ def pack(
     B, S = text_BS.shape
     T = content_BTHW.shape[1]
     device = text_BS.device
-    header = text_BS.new_tensor([vocabulary.video_start, vocabulary.number(seconds), vocabulary.number(fps)]).expand(B, HEADER)
+    header = [vocabulary.video_start, vocabulary.number(seconds), vocabulary.number(fps)]
     start_B = S - length_B
     prefix = torch.arange(S + HEADER, device=device)
     positions = [(prefix - start_B[:, None]).clamp(min=0)[:, :, None].expand(B, S + HEADER, 3)]
@@ -117,12 +121,13 @@ def pack(
         positions.append(key_positions(grid, length_B, key.at_B))
         content_BTHW = torch.cat([content_ids(vocabulary, key.codes_BHW)[:, None], content_BTHW], dim=1)
     positions.append(frame_positions(grid, length_B, first_latent, T))
-    parts = [text_BS, header, frame_ids(vocabulary, grid, content_BTHW).flatten(1)]
+    # each id filled in by the device itself: to copy a list there would wait for all the work that it still has
+    parts = [text_BS, *(text_BS.new_full((B, 1), id) for id in header), frame_ids(vocabulary, grid, content_BTHW).flatten(1)]
     ids = torch.arange(content_BTHW.shape[1] * grid.frame_length, device=device)
     frame_block = S + HEADER + (ids if grid.causal else ids // grid.frame_length)
     blocks = [block_BP, frame_block.expand(B, -1)]
     if tail:
-        parts.append(text_BS.new_tensor([vocabulary.video_end, vocabulary.separator]).expand(B, 2))
+        parts += [text_BS.new_full((B, 1), id) for id in (vocabulary.video_end, vocabulary.separator)]
         places = torch.arange(2, device=device)
         after = HEADER + (first_latent + T) * grid.frame_length
         positions.append((length_B[:, None] + after + places)[:, :, None].expand(B, 2, 3))

@@ -19,7 +19,7 @@ from lumos.model.prefix import prefix
 from lumos.model.rope import PLACES
 from lumos.model.transformer import Transformer
 from lumos.ranks import Ranks
-from lumos.sequence.layout import HEADER, Grid, Keyframe, content_ids, content_of, pack
+from lumos.sequence.layout import HEADER, Grid, Keyframe, content_ids, content_of, pack, sent
 from lumos.sequence.prompt_template import clock
 from lumos.sequence.vocabulary import Vocabulary
 from lumos.training.config import TrainModelConfig
@@ -83,7 +83,7 @@ def backward(model: Transformer, vocabulary: Vocabulary, batch: MaskedBatch, con
     """
     B, T = batch.codes_BTHW.shape[:2]
     device = batch.codes_BTHW.device
-    count_T = batch.target_BTHW.sum(dim=(0, 2, 3)).float().to(device, non_blocking=True)
+    count_T = sent(batch.target_BTHW.sum(dim=(0, 2, 3)).float(), device)
     count = count_T.sum()
     if ranks.world > 1:
         dist.all_reduce(count)
@@ -116,20 +116,15 @@ def states_at_targets(
     _, T, H, W = batch.codes_BTHW.shape
     shape, device, slots = config.model, batch.codes_BTHW.device, config.video.slots
     grid = Grid(H, W, config.video.temporal, config.video.spatial, PLACES[shape.rope], shape.causal)
-    content = torch.where(_sent(batch.mask, device), vocabulary.mask, content_ids(vocabulary, batch.codes_BTHW))
+    content = torch.where(sent(batch.mask, device), vocabulary.mask, content_ids(vocabulary, batch.codes_BTHW))
     seconds, fps = clock(1 if batch.image else config.video.frames, config.video.fps)
-    length_B = _sent(batch.length_B, device)
+    length_B = sent(batch.length_B, device)
     frames = T + (batch.key is not None)
     packed = pack(vocabulary, grid, batch.text_BS, length_B, content, seconds, fps, batch.first, key=batch.key)
-    index_M, code_M, frame_M = _sent(target_places(batch.target_BTHW, slots, grid, frames - T), device)
+    index_M, code_M, frame_M = sent(target_places(batch.target_BTHW, slots, grid, frames - T), device)
     attend = attention(packed.block_BL, batch.length_B, slots, grid, frames, config.parallel)
     hidden_BLD = model(packed.ids_BL, packed.position_BL3, attend)
     return hidden_BLD.flatten(0, 1).index_select(0, index_M), code_M, frame_M
-
-
-def _sent(value: Tensor, device: torch.device) -> Tensor:
-    """A CPU tensor on the device. Only from pinned memory does the copy not wait for all the work that the device still has."""
-    return value.contiguous().pin_memory().to(device, non_blocking=True) if device.type == "cuda" else value
 
 
 def attention(block_BL: Tensor, length_B: Tensor, slots: int, grid: Grid, frames: int, plan: ParallelConfig) -> Attend:
