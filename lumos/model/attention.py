@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
 
 FAR = 2**40  # past every block, PADDING_BLOCK too
+# FlexAttention's tiles on Hopper cards, measured for heads of 64 and 128: smaller than its own, and up to 1.6 times as fast
+HOPPER = {f"bwd_BLOCK_{name}": 64 for name in ("M1", "N1", "M2", "N2")} | {"bwd_num_warps": 4, "bwd_num_stages": 2}
+HOPPER |= {"fwd_BLOCK_M": 128, "fwd_BLOCK_N": 64}
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 AttendOf = Callable[[int], Attend]  # by number of the layer
 
@@ -32,9 +35,8 @@ def dense(block_BL: Tensor, key_block_BS: Tensor) -> Attend:
 def flex(block_BL: Tensor, key_block_BS: Tensor | None = None) -> Attend:
     """FlexAttention: the mask is evaluated block by block and never written out. CUDA only."""
     block_mask = tiles(block_BL, block_BL if key_block_BS is None else key_block_BS)
-    return lambda query, key, value: _compiled_flex()(
-        query, key, value, block_mask=block_mask, enable_gqa=query.shape[1] != key.shape[1]
-    )
+    options = HOPPER if torch.cuda.get_device_capability(block_BL.device) == (9, 0) else None
+    return partial(_compiled_flex(), block_mask=block_mask, enable_gqa=True, kernel_options=options)
 
 
 def tiles(block_BL: Tensor, key_block_BS: Tensor, side: int = 128) -> "BlockMask":
