@@ -171,10 +171,11 @@ def _write_webp(path: Path, rgb_FHWC: NDArray[np.uint8], fps: float) -> None:
 
 def _write_png(path: Path, rgb_FHWC: NDArray[np.uint8], fps: float) -> None:
     if len(rgb_FHWC) == 1:
-        Image.fromarray(rgb_FHWC[0]).save(path, "PNG")
+        image = Image.fromarray(rgb_FHWC[0])
     else:
         pixels_BCFHW = clips_to_pixels(torch.from_numpy(rgb_FHWC[None]))
-        contact_sheet(pixels_BCFHW, [f"{len(rgb_FHWC)} frames at {fps:.4g} fps"]).save(path, "PNG")
+        image = contact_sheet(pixels_BCFHW, [f"{len(rgb_FHWC)} frames at {fps:.4g} fps"])
+    image.save(path, "PNG", compress_level=4)  # half to a third of the time of Pillow's 6, and files as large
 
 
 WRITERS = {".mp4": _write_mp4, ".gif": _write_gif, ".webp": _write_webp, ".png": _write_png}
