@@ -8,6 +8,7 @@ import queue
 import signal
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import replace
 from functools import partial
@@ -183,7 +184,7 @@ def _make(
             parts.append(pixels_BCFHW.cpu())
             say("frames", shown, [_pictures(pixels_CFHW) for pixels_CFHW in parts[-1]])
             between()
-    return [_write(folder, pixels, first.fps) for folder, pixels in zip(folders, torch.cat(parts, dim=2), strict=True)]
+    return _write(folders, torch.cat(parts, dim=2), first.fps, generator.device)
 
 
 def _given(request: VideoRequest, read: Callable[[int], bytes]) -> dict[str, Any]:
@@ -200,10 +201,18 @@ def _pictures(pixels_CFHW: Tensor) -> list[bytes]:
     return [file.getvalue() for file in files]
 
 
-def _write(folder: Path, pixels_CFHW: Tensor, fps: float) -> str | None:
+def _write(folders: list[Path], pixels_BCFHW: Tensor, fps: float, device: torch.device) -> list[str | None]:
+    """All files; returns what went wrong with each video. Side by side where the model's card waits for them meanwhile: on a CPU,
+    whose cores are busy and whose memory may be short, one after another."""
+    files = [(folder / name, pixels) for folder, pixels in zip(folders, pixels_BCFHW, strict=True) for name in FILES]
+    with ThreadPoolExecutor(None if device.type == "cuda" else 1) as pool:
+        ends = pool.map(partial(_write_one, fps), *zip(*files, strict=True))
+        return [next(filter(None, of_video), None) for of_video in zip(*[ends] * len(FILES), strict=True)]
+
+
+def _write_one(fps: float, path: Path, pixels_CFHW: Tensor) -> str | None:
     try:
-        for name in FILES:
-            write_video(folder / name, pixels_CFHW[:, :1] if name == "thumbnail.png" else pixels_CFHW, fps)
+        write_video(path, pixels_CFHW[:, :1] if path.name == "thumbnail.png" else pixels_CFHW, fps)
     except FileNotFoundError:
         return None  # deleted in the meantime
     except OSError as error:

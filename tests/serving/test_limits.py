@@ -139,14 +139,16 @@ def test_a_full_queue_says_when_to_come_back(other_server: Any) -> None:
     }
 
 
-def test_every_file_of_a_batch_is_written_and_each_video_has_its_own_fault(tmp_path: Path) -> None:
+@pytest.mark.parametrize("device", ["cpu", "cuda"])  # one after another, and side by side
+def test_every_file_of_a_batch_is_written_and_each_video_has_its_own_fault(device: str, tmp_path: Path) -> None:
     folders = [tmp_path / name for name in ("good", "gone", "taken", "good too")]
     for folder in (folders[0], *folders[2:]):
         folder.mkdir()
     (folders[2] / "video.gif").write_text("somebody's")
     config = SimpleNamespace(sampler=SamplerConfig())
     clips = torch.linspace(-1, 1, 4)[:, None, None, None, None].expand(4, 3, 5, 32, 32)
-    generator: Any = SimpleNamespace(config=config, stream=lambda *_, **__: (each for each in [clips]))
+    made: Any = {"config": config, "device": torch.device(device)}
+    generator: Any = SimpleNamespace(**made, stream=lambda *_, **__: (each for each in [clips]))
     requests = [VideoRequest("a", 5, 32, 32, 8.0, 1, 2, 2.0, 1.0)] * 4
     errors = _make(generator, requests, folders, threading.Event(), lambda *words: None, lambda: None)
     assert [error and error.split(";")[0] for error in errors] == [None, None, "the files could not be written", None]

@@ -153,7 +153,8 @@ def test_a_worker_gives_the_generator_what_a_request_gives(tmp_path: Path) -> No
         told.append(settings)
         return (part for part in [torch.zeros(1, 3, 9, 32, 32)])
 
-    generator: Any = SimpleNamespace(config=SimpleNamespace(sampler=SamplerConfig()), stream=made, session=made)
+    config, device = SimpleNamespace(sampler=SamplerConfig()), torch.device("cpu")
+    generator: Any = SimpleNamespace(config=config, device=device, stream=made, session=made)
     assert _make(generator, [request], [tmp_path], threading.Event(), lambda *words: None, lambda: None) == [None]
     files = {at: (tmp_path / START.format(at)).read_bytes() for at in (0, 6, 8)}
     _steer(generator, {}, lambda *words: None, "open", "x", request, files)
