@@ -4,9 +4,9 @@
     torchrun --nproc-per-node 2 benchmarks/several_gpus.py                     (without cards: toy sizes, to rehearse)
 
 Rank 0 measures one card while the others wait; then all of them divide every frame (docs/performance.md, "One video on several
-GPUs"). Few steps are run and their difference multiplied. CUDA graphs come last, in a second round, as capturing an exchange may
-fail or hang. Every measurement is a line of --out at once, and every case a row of a table, which is printed whole at the end,
-and also when the time is up, after which nothing is left running.
+GPUs"), with CUDA graphs as `lumos generate` does, and in a second round without, to be profiled. Few steps are run and their
+difference multiplied. Every measurement is a line of --out at once, and every case a row of a table, which is printed whole at
+the end, and also when the time is up, after which nothing is left running.
 """
 
 import argparse
@@ -51,10 +51,10 @@ from lumos.sequence.vocabulary import LUMOS, Vocabulary
 from lumos.tokenizer.cosmos import CosmosConfig
 from lumos.tokenizer.model import VideoTokenizer
 
-ALONE, DIVIDED, GRAPHS = "1 card", "divided, no graphs", "divided, CUDA graphs"
+WAYS = ALONE, GRAPHS, DIVIDED = "1 card", "divided, CUDA graphs", "divided, no graphs"
 # Steps that are run. Capturing a graph keeps the host busy, and a few replays would pass meanwhile as if they took no time.
 FEW, MORE = {ALONE: 2, DIVIDED: 2, GRAPHS: 10}, {ALONE: 5, DIVIDED: 5, GRAPHS: 20}
-ROUNDS = {(ALONE, DIVIDED): 30.0, (GRAPHS,): 15.0}  # ways, and seconds that another case may take
+ROUNDS = {(ALONE, GRAPHS): 30.0, (DIVIDED,): 15.0}  # ways, and seconds that another case may take
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ class Comparison:
             if precision != case.precision:
                 prepare_model(model, Compute(precision=case.precision, compile=True), self.ranks.device)
                 precision = case.precision
-            self.compare(case, cell, model, ways if self.ranks.world > 1 else ways[:1])
+            self.compare(case, cell, model, ways if self.ranks.world > 1 else [way for way in ways if way == ALONE])
             if self.ranks.is_main:
                 print(self.row(case), flush=True)
 
@@ -194,12 +194,12 @@ class Comparison:
             self.keep(what="gather", of=name, ms=round(seconds * 1e3, 3), gigabytes_a_second=round(came / seconds / 1e9, 1))
 
     def row(self, case: Case) -> str:
-        alone, *several = (self.found[case].get(way, float("nan")) for way in (ALONE, DIVIDED, GRAPHS))
+        alone, *several = (self.found[case].get(way, float("nan")) for way in WAYS)
         best = min([seconds for seconds in several if seconds == seconds], default=float("nan"))
         return f"| {case.name} | {' | '.join(f'{seconds:.2f}' for seconds in (alone, *several, alone / best))} | {case.goal} |"
 
     def table(self) -> str:
-        lines = [f"| seconds | {ALONE} | {DIVIDED} | {GRAPHS} | times | wanted of 4 |", "| --- " * 6 + "|"]
+        lines = [f"| seconds | {' | '.join(WAYS)} | times | wanted of 4 |", "| --- " * 6 + "|"]
         return "\n".join([*lines, *map(self.row, self.cases), f"divided among {self.ranks.world}"])
 
 
