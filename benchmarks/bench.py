@@ -79,7 +79,6 @@ def variants(steps: int) -> list[Variant]:
         Variant("accelerated bf16", ACCELERATED, plain),
         Variant("accelerated bf16, visible history", ACCELERATED, plain, only_visible=True),
         Variant("not compiled", 4, plain, eager=True, every_cell=False),
-        Variant("flash kernel", 4, replace(plain, attention="flash"), every_cell=False),
         Variant("no CUDA graphs", 4, replace(plain, graphs=False), every_cell=False),
         Variant("exact fp8", steps, replace(plain, precision="fp8")),
         Variant("accelerated fp8", ACCELERATED, replace(plain, precision="fp8")),

@@ -1,4 +1,4 @@
-"""How a model is made ready for sampling on its device: precision, compiled layers, CUDA graphs, the attention kernel.
+"""How a model is made ready for sampling on its device: precision, compiled layers, CUDA graphs.
 
 All of it but `precision` leaves the results as they are, to rounding. `prepare_model` runs once per model; a `Replay` wraps one
 function of tensors of fixed shapes (a denoising pass over one frame), so that the card never waits for Python.
@@ -9,18 +9,19 @@ from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend
 
 from lumos.model.quantise import Precision, quantise
 from lumos.model.transformer import Layer, ModelConfig, Transformer
 
 LARGE = 2**28  # compile layers only in models with at least this many parameters
-WORTH_A_GRAPH = 2**39  # above this many operations per pass, a second CUDA graph saves more time than its capture costs
+# Operations of a pass above which a second CUDA graph saves more time than its capture costs, and cuDNN more than it takes to
+# plan (half a second for every new length of prompt)
+LONG_PASS = 2**39
 
 
 @dataclass(frozen=True)
@@ -31,13 +32,8 @@ class Compute:
     precision: Precision = "plain"
     compile: bool | None = None  # compile layers (CUDA only); none = for large models
     graphs: bool | None = None  # replay denoising passes as CUDA graphs; none = yes
-    attention: Literal["cudnn", "flash"] = "cudnn"  # attention kernel that is tried first on CUDA
     # divide the ids of every frame among the ranks of torchrun, all of which must then be asked for the same videos
     divided: bool = False
-
-    @property
-    def kernel(self) -> SDPBackend:
-        return SDPBackend.CUDNN_ATTENTION if self.attention == "cudnn" else SDPBackend.FLASH_ATTENTION
 
 
 def prepare_model(model: Transformer, compute: Compute, device: torch.device) -> bool:

@@ -16,8 +16,9 @@ from functools import partial
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend
 
-from lumos.diffusion.compute import WORTH_A_GRAPH, Compute, Replay, pass_operations
+from lumos.diffusion.compute import LONG_PASS, Compute, Replay, pass_operations
 from lumos.diffusion.draw import Guess, Strength, draw_codes
 from lumos.diffusion.masking import history_mask, released_history_mask
 from lumos.diffusion.sampler import MASKED, Others, SamplerConfig, guidance_strengths
@@ -106,13 +107,14 @@ class FrameModel:
         self.template_1N = frame_ids(vocabulary, self.grid, content_ids(vocabulary, self._no_codes(1, 1)))[:, 0]
         places = torch.arange(self.grid.content, device=self.device).view(self.grid.rows, -1)
         self.slot_N = FRAME_HEAD + places[:, :-1].flatten()  # where in a frame's ids each code lies
-        with fastest(self.device, compute.kernel):
+        with fastest(self.device, SDPBackend.FLASH_ATTENTION):
             self._prefill(prompts)
-            self.header = self.cache.length
-            self._write_keyframes()
-        # Unconditional rows pause in steps without guidance, unless capturing one more graph takes longer than that saves.
         operations = pass_operations(model.config, len(self.starts) * self.grid.frame_length, self.cache.capacity)
-        self.pausing = not self._graphs() or operations > WORTH_A_GRAPH
+        self.kernel = SDPBackend.CUDNN_ATTENTION if operations > LONG_PASS else SDPBackend.FLASH_ATTENTION
+        self.header = self.cache.length
+        self._write_keyframes()
+        # Unconditional rows pause in steps without guidance, unless capturing one more graph takes longer than that saves.
+        self.pausing = not self._graphs() or operations > LONG_PASS
         # of the newest frame, by its time, the slots before it, and rows
         self._passes: dict[tuple[int, int, int], Callable[[Tensor], Tensor]] = {}
         self._draws: dict[tuple[float, ...], Replay] = {}  # by shapes and temperature
@@ -162,8 +164,7 @@ class FrameModel:
             return  # it is never seen
         if (origin := origin_of(number + 1, self.origin, self.spec.latest)) > self.origin:  # here the next part begins
             self.origin, self.cache.length, self.history = origin, self.header, []
-            with fastest(self.device, self.compute.kernel):
-                self._write_keyframes()
+            self._write_keyframes()
             for past in range(origin, number + 1):  # the first of them as a picture
                 self.commit(past, codes_BN)
             return
@@ -177,7 +178,7 @@ class FrameModel:
         content_BHW = torch.where(hidden_BHW, self.vocabulary.mask, content_ids(self.vocabulary, codes_BHW))
         ids_BN = self.template_1N.repeat(len(codes_BN), 1)
         ids_BN[:, FRAME_HEAD:-1] = content_BHW.flatten(1)
-        with fastest(self.device, self.compute.kernel):
+        with fastest(self.device, self.kernel):
             again = self._passes.get((number - self.origin, self.cache.length, len(self.starts)))
             (again or self._pass(self._rotation(number - self.origin), len(self.starts)))(ids_BN)
         self.cache.commit(self.grid.frame_length)
@@ -265,7 +266,8 @@ class FrameModel:
                 ids_1N = frame_ids(self.vocabulary, self.grid, content_ids(self.vocabulary, codes_HW[None, None]))[:, 0]
                 position_BN3 = key_positions(self.grid, self.length_B, torch.full_like(self.length_B, time))
                 turn = rotation(position_BN3, self.model.axis_K, self.model.inverse_frequency_K)
-                self._pass(turn, len(self.starts))(ids_1N)
+                with fastest(self.device, self.kernel):
+                    self._pass(turn, len(self.starts))(ids_1N)
                 self.cache.commit(self.grid.frame_length)
         self.prefix = self.cache.length
 

@@ -105,7 +105,7 @@ def sample_frame(model: "FrameModel", config: SamplerConfig, number: int, tell: 
     noise_S = place_noise(config, number - model.spec.given)
     codes_BN = torch.full_like(gumbel_SBN[0], MASKED, dtype=torch.int64)
     masked_BM = reveal_order(config, gumbel_SBN[0], model.grid.columns)
-    with fastest(model.device, model.compute.kernel):
+    with fastest(model.device, model.kernel):
         for step, (left, asked) in enumerate(zip(codes_left(N, config.steps), places_asked(config, N), strict=True)):
             ask_BM = masked_BM[:, :asked]  # steps: all places see each other
             guess = model.predict(codes_BN, ask_BM, strength_S[step], config.temperature, uniform_SPBN[step])

@@ -1,9 +1,16 @@
 """Precision and card must fit; layers are compiled where that is asked for."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import pytest
 import torch
+from torch.nn.attention import SDPBackend
 
+from lumos.diffusion import frame_model, sampler
 from lumos.diffusion.compute import Compute, Replay, prepare_model
+from lumos.diffusion.sampler import SamplerConfig
+from lumos.generate import Generator
 from lumos.model.transformer import ModelConfig, Transformer
 
 
@@ -27,3 +34,23 @@ def test_shapes_that_ran_before_are_forgotten_where_others_compute_them() -> Non
     prepare_model(model, Compute(precision="int8"), torch.device("cpu"))
     assert Replay(torch.neg, model, "shapes").ran == set()
     assert Replay(torch.neg, other, "shapes").ran == {"shapes"}
+
+
+def test_only_long_passes_wait_for_cudnn_to_plan_them(toy: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[SDPBackend] = []
+
+    @contextmanager
+    def noted(device: torch.device, first: SDPBackend) -> Iterator[None]:
+        asked.append(first)
+        yield
+
+    for module in (frame_model, sampler):
+        monkeypatch.setattr(module, "fastest", noted)
+    toy("a red circle", frames=5, sampler=SamplerConfig(steps=2))
+    assert set(asked) == {SDPBackend.FLASH_ATTENTION}
+    asked.clear()
+    monkeypatch.setattr(frame_model, "LONG_PASS", 0.0)
+    toy("a red circle", frames=5, sampler=SamplerConfig(steps=2))
+    assert asked[0] == SDPBackend.FLASH_ATTENTION and set(asked[1:]) == {SDPBackend.CUDNN_ATTENTION}, (
+        "of the prompt, and of frames"
+    )

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend
 
 from lumos.config import read_config
-from lumos.diffusion.compute import Compute
 from lumos.diffusion.draw import Guess
 from lumos.diffusion.frame_model import VideoSpec
 from lumos.diffusion.sampler import (
@@ -83,7 +83,7 @@ def sample(look: Look, config: SamplerConfig, B: int = 2, seed: int = 0) -> Tens
         spec=VideoSpec(Grid(3, 4), 1, 1, 8, window=1, latest=0),
         grid=Grid(3, 4),
         device=torch.device("cpu"),
-        compute=Compute(),
+        kernel=SDPBackend.MATH,
         start_frame=lambda number, steps, beside: ((-(-noise).exp()).exp(), noise),
         predict=lambda codes, places, strength, temperature, uniform: look(codes, places, uniform.gather(1, places)),
     )
