@@ -205,8 +205,8 @@ def _write(folders: list[Path], pixels_BCFHW: Tensor, fps: float, device: torch.
     """All files; returns what went wrong with each video. Side by side where the model's card waits for them meanwhile: on a CPU,
     whose cores are busy and whose memory may be short, one after another."""
     files = [(folder / name, pixels) for folder, pixels in zip(folders, pixels_BCFHW, strict=True) for name in FILES]
-    with ThreadPoolExecutor(None if device.type == "cuda" else 1) as pool:
-        ends = pool.map(partial(_write_one, fps), *zip(*files, strict=True))
+    with ThreadPoolExecutor() as pool:
+        ends = (pool.map if device.type == "cuda" else map)(partial(_write_one, fps), *zip(*files, strict=True))
         return [next(filter(None, of_video), None) for of_video in zip(*[ends] * len(FILES), strict=True)]
 
 
