@@ -19,8 +19,7 @@ from lumos.model.quantise import Precision, quantise
 from lumos.model.transformer import Layer, ModelConfig, Transformer
 
 LARGE = 2**28  # compile layers only in models with at least this many parameters
-# Operations of a pass above which a second CUDA graph saves more time than its capture costs, and cuDNN more than it takes to
-# plan (half a second for every new length of prompt)
+# operations per pass above which a second CUDA graph is worth its capture, and cuDNN its plans (0.5 s for every length of prompt)
 LONG_PASS = 2**39
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lumos.config import Range, Share
 from lumos.model.attention import fastest
+from lumos.sequence.layout import sent
 
 if TYPE_CHECKING:
     from lumos.diffusion.frame_model import FrameModel
@@ -167,7 +168,7 @@ def reveal_order(config: SamplerConfig, gumbel_BN: Tensor, columns: int) -> Tens
     if config.sampler == "random":
         return gumbel_BN.argsort(dim=-1)
     if config.sampler == "halton":
-        return torch.tensor(halton_order(N // columns, columns), device=gumbel_BN.device).expand(B, N)
+        return sent(torch.tensor(halton_order(N // columns, columns)), gumbel_BN.device).expand(B, N)
     return torch.arange(N, device=gumbel_BN.device).expand(B, N)
 
 
