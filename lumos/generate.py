@@ -199,10 +199,6 @@ class Generator:
         """Memory beside the weights, and operations, of making so many videos at once. ValueError for impossible sizes."""
         return self._cost(self._spec(self._grid(height, width), frames), 0, prompts, sampler or self.config.sampler)
 
-    def prompt_ids(self, prompt: str, frames: int, height: int, width: int) -> list[int]:
-        """Text ids of one prompt inside the model's template; too long a prompt is a ValueError."""
-        return self.prompts.ids(prompt, frames, height, width)
-
     def _endless(self, grid: Grid, given: int) -> VideoSpec:
         """Of a video that goes on beyond every position that the model has met."""
         video, temporal = self.config.video, self.tokenizer.temporal
@@ -214,7 +210,7 @@ class Generator:
         spec = self._endless(grid, given)
         check_memory(self._cost(spec, given, 1, course.settings).bytes, self.device)
         height, width = grid.rows * grid.spatial, grid.columns * grid.spatial
-        read = partial(self.prompt_ids, frames=self.config.video.frames, height=height, width=width)
+        read = partial(self.prompts.ids, frames=self.config.video.frames, height=height, width=width)
         return Session(self._frame_model, read, self.tokenizer, spec, course, codes_THW.unbind(0), progress)
 
     def _frame_model(
@@ -235,7 +231,7 @@ class Generator:
         grid, known = spec.grid, known_BTHW.shape[1]
         frames = pixel_frames(spec.latent_frames, grid.temporal)
         height, width = grid.rows * grid.spatial, grid.columns * grid.spatial
-        texts = [self.prompt_ids(prompt, frames, height, width) for prompt in prompts]
+        texts = [self.prompts.ids(prompt, frames, height, width) for prompt in prompts]
         check_memory(self._cost(spec, known, len(prompts), settings).bytes, self.device)
         # Prompts of equal length lie side by side, so that they share calls of attention.
         order = sorted(range(len(prompts)), key=lambda row: len(texts[row]))

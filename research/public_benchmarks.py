@@ -85,7 +85,7 @@ def generate_suite(
     frames = 1 if run.suite == "geneval" else video.frames
     for file in files:
         if not file.path.exists():
-            generator.prompt_ids(file.text, frames, video.height, video.width)
+            generator.prompts.ids(file.text, frames, video.height, video.width)
     settings = {
         "suite": run.suite,
         "prompts": hashlib.sha256(run.prompts.read_bytes()).hexdigest()[:16],

@@ -91,7 +91,7 @@ class Policy:
 
     def ids(self, task: Task, frames: int) -> list[int]:
         video = self.generator.config.video
-        return self.generator.prompt_ids(task.text, frames, video.height, video.width)
+        return self.generator.prompts.ids(task.text, frames, video.height, video.width)
 
     def pixels(self, codes_BN: Tensor) -> Tensor:
         tokenizer, grid = self.generator.tokenizer, self.generator._grid(None, None)

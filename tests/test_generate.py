@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 import lumos.diffusion.cost as costs
+import lumos.diffusion.draw as drawing
 import lumos.diffusion.frame_model as frame_model
 from lumos.diffusion.compute import Compute
 from lumos.diffusion.draw import guide
@@ -42,7 +43,7 @@ class Watched:
 
 @pytest.fixture
 def watched(monkeypatch: pytest.MonkeyPatch) -> Watched:
-    watched, draw = Watched(), frame_model.draw_codes
+    watched, draw = Watched(), drawing.draw_codes
     predict, commit, hidden = FrameModel.predict, FrameModel.commit, FrameModel._hidden
 
     def keep_logits(hidden_RMD: Tensor, head_VD: Tensor, strength: float, *rest: Any) -> Any:
@@ -63,7 +64,7 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> Watched:
         watched.histories.append(hidden(self, *rest))
         return watched.histories[-1]
 
-    monkeypatch.setattr(frame_model, "draw_codes", keep_logits)
+    monkeypatch.setattr(drawing, "draw_codes", keep_logits)
     monkeypatch.setattr(FrameModel, "predict", keep_pass)
     monkeypatch.setattr(FrameModel, "commit", keep_frame)
     monkeypatch.setattr(FrameModel, "_hidden", keep_history)

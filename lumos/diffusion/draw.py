@@ -1,5 +1,6 @@
 """Hidden states -> logits of visual codes, guidance, and one code drawn per place with its log-probability."""
 
+from collections.abc import Sequence
 from functools import cache
 from typing import NamedTuple
 
@@ -7,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lumos.model.quantise import Fp8, multiply
+from lumos.model.transformer import SecondSubCode
 
 MOST_LOGITS = 2**26  # logits in memory at once
 PART = 256  # codes that are summed up together when one is drawn
@@ -19,6 +21,24 @@ class Guess(NamedTuple):
 
     code_BM: Tensor
     log_probability_BM: Tensor
+
+
+def draw_whole_codes(
+    heads_VD: Sequence[Tensor | Fp8],
+    second: SecondSubCode | None,
+    temperature: float,
+    compiled: bool,
+    hidden_RMD: Tensor,
+    strength: Strength,
+    uniform_PBM: Tensor,
+) -> Guess:
+    """A code for each place; of two sub-codes the second is drawn in sight of the first, and their log-probabilities add up."""
+    low = draw_codes(hidden_RMD, heads_VD[0], strength, temperature, uniform_PBM[0], compiled)
+    if second is None:
+        return low
+    hidden_RMD = second(hidden_RMD, low.code_BM.repeat(len(hidden_RMD) // len(low.code_BM), 1))
+    high = draw_codes(hidden_RMD, heads_VD[1], strength, temperature, uniform_PBM[1], compiled)
+    return Guess(low.code_BM + heads_VD[0].shape[0] * high.code_BM, low.log_probability_BM + high.log_probability_BM)
 
 
 def draw_codes(

@@ -19,14 +19,14 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend
 
 from lumos.diffusion.compute import LONG_PASS, Compute, Replay, pass_operations
-from lumos.diffusion.draw import Guess, Strength, draw_codes
+from lumos.diffusion.draw import Guess, draw_whole_codes
 from lumos.diffusion.masking import history_mask, released_history_mask
 from lumos.diffusion.sampler import MASKED, Others, SamplerConfig, guidance_strengths
 from lumos.model.attention import AttendOf, attend_to_all, attend_to_earlier, by_rows, fastest
 from lumos.model.cache import Cache, behind
-from lumos.model.quantise import Fp8, some_rows
+from lumos.model.quantise import some_rows
 from lumos.model.rope import Rotation, rotation
-from lumos.model.transformer import SecondSubCode, Transformer
+from lumos.model.transformer import Transformer
 from lumos.ranks import Division, check_alike, divide
 from lumos.sequence.layout import FRAME_HEAD, Grid, content_ids, frame_ids, frame_positions, key_positions, pack, sent, text_batch
 from lumos.sequence.prompt_template import clock
@@ -283,24 +283,6 @@ def frame_pass(
     calls = [(slice(first, None, len(attends)), attend) for first, attend in enumerate(attends)]
     hidden_RLD = model.run(ids_RL, turn, lambda layer: by_rows([(rows, attend(layer)) for rows, attend in calls]))
     return ids.whole(hidden_RLD, 1)[:, slot_N]
-
-
-def draw_whole_codes(
-    heads_VD: Sequence[Tensor | Fp8],
-    second: SecondSubCode | None,
-    temperature: float,
-    compiled: bool,
-    hidden_RMD: Tensor,
-    strength: Strength,
-    uniform_PBM: Tensor,
-) -> Guess:
-    """A code for each place; of two sub-codes the second is drawn in sight of the first, and their log-probabilities add up."""
-    low = draw_codes(hidden_RMD, heads_VD[0], strength, temperature, uniform_PBM[0], compiled)
-    if second is None:
-        return low
-    hidden_RMD = second(hidden_RMD, low.code_BM.repeat(len(hidden_RMD) // len(low.code_BM), 1))
-    high = draw_codes(hidden_RMD, heads_VD[1], strength, temperature, uniform_PBM[1], compiled)
-    return Guess(low.code_BM + heads_VD[0].shape[0] * high.code_BM, low.log_probability_BM + high.log_probability_BM)
 
 
 def visible_content(content: int, settings: SamplerConfig) -> int:

@@ -40,7 +40,7 @@ def evaluate_shapes(
     check_model(generator)
     video = generator.config.video
     for prompt in prompts:
-        generator.prompt_ids(prompt.text, frames_of(prompt.frames, video.fps), video.height, video.width)
+        generator.prompts.ids(prompt.text, frames_of(prompt.frames, video.fps), video.height, video.width)
     batch = usual_batch(generator.device) if batch is None else batch
     parts = batches(prompts, batch)
     settings = {

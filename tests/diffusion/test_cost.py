@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 import lumos.diffusion.cost as costs
-import lumos.diffusion.frame_model as frame_model
+import lumos.diffusion.draw as drawing
 from lumos.diffusion.sampler import SamplerConfig
 from lumos.generate import Generator
 from lumos.sequence.layout import Grid
@@ -56,13 +56,13 @@ def test_logits_are_counted_as_the_sampler_asks_for_them(
     toy: Generator, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
 ) -> None:
     made: list[int] = []
-    draw, config, settings = frame_model.draw_codes, toy.model.config, SamplerConfig(**{"steps": 5, "guidance": 2.0} | changes)
+    draw, config, settings = drawing.draw_codes, toy.model.config, SamplerConfig(**{"steps": 5, "guidance": 2.0} | changes)
 
     def counted(hidden_RMD: Tensor, head_VD: Tensor, *rest: Any) -> Any:
         made.append(2 * hidden_RMD.shape[0] * hidden_RMD.shape[1] * head_VD.numel())
         return draw(hidden_RMD, head_VD, *rest)
 
-    monkeypatch.setattr(frame_model, "draw_codes", counted)
+    monkeypatch.setattr(drawing, "draw_codes", counted)
     toy(["a red circle", "two blue stars moves", "two"], frames=9, sampler=settings)
     spec, slots = toy._spec(toy._grid(32, 32), 9), toy.config.video.slots
     with_head, without = (costs.generation_cost(config, spec, 0, slots, codes, 3, 4, settings).operations for codes in (64, 0))

@@ -16,6 +16,7 @@ from lumos.evaluation.run import batches
 from lumos.evaluation.shapes import chosen_prompts, evaluate_shapes
 from lumos.generate import Generator
 from lumos.model.transformer import Transformer
+from lumos.sequence.prompt_template import PromptReader
 from lumos.worlds.shapes.render import pack, render
 from lumos.worlds.shapes.scene import Scene
 from research.one_object import measure_one_object
@@ -88,11 +89,13 @@ def test_the_same_seed_gives_the_same_files(random_model: Generator, tmp_path: P
     assert reports[0]["prompts"] == reports[1]["prompts"]
 
 
-def test_the_report_is_one_file_with_the_videos_and_words_made_safe(random_model: Generator, tmp_path: Path) -> None:
+def test_the_report_is_one_file_with_the_videos_and_words_made_safe(
+    random_model: Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = tmp_path / "out"
     spiked = [replace(FEW[1], text=FEW[1].text + " & it's 4 < 5"), *FEW[:1]]
     oracle = Oracle(random_model, spiked)
-    oracle.prompt_ids = lambda *arguments: [0]  # type: ignore[method-assign]  # these signs are not in its vocabulary
+    monkeypatch.setattr(PromptReader, "ids", lambda *arguments: [0])  # these signs are not in its vocabulary
     evaluate_shapes(oracle, out, spiked)
     page = (out / "report.html").read_text()
     assert page.count("data:image/webp;base64,") == 1 and page.count("data:image/png;base64,") == 1

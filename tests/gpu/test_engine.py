@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import lumos.diffusion.draw as drawing
 import lumos.diffusion.frame_model as frame_model
 from lumos.diffusion.compute import Compute, prepare_model
 from lumos.diffusion.frame_model import FrameModel, VideoSpec
@@ -40,7 +41,7 @@ def frames_of(model: Transformer, compute: Compute, compiled: bool = False) -> I
 
 def hidden_states(compute: Compute, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
     """What every pass of two frames finds, the codes being forced to be the same in every run."""
-    model, found, guess = model_of(dtype), [], frame_model.draw_codes
+    model, found, guess = model_of(dtype), [], drawing.draw_codes
 
     def forced(hidden_RMD: Tensor, head_VD: Tensor, *rest: object) -> object:
         found.append(hidden_RMD.float().clone())
@@ -50,7 +51,7 @@ def hidden_states(compute: Compute, dtype: torch.dtype, monkeypatch: pytest.Monk
             code_BM=places.expand_as(drawn.code_BM) % 512, log_probability_BM=places.float().expand(drawn.code_BM.shape)
         )
 
-    monkeypatch.setattr(frame_model, "draw_codes", forced)
+    monkeypatch.setattr(drawing, "draw_codes", forced)
     monkeypatch.setattr(frame_model, "FEW_LOGITS", 0)  # a replayed draw calls no Python
     with torch.inference_mode():
         compiled = prepare_model(model, compute, torch.device("cuda"))

@@ -24,6 +24,7 @@ class Painter(Generator):
 
     def __init__(self, model: Generator) -> None:
         self.__dict__.update(model.__dict__)
+        self.prompts: Any = self  # which it reads as its model would
         self.told: list[str] = []
         self.given: list[Tensor | None] = []
 
@@ -33,7 +34,7 @@ class Painter(Generator):
         shades = torch.tensor([value % 255 for value in seed]) / 127.5 - 1
         return shades[:, None, None, None, None].expand(-1, 3, frames, 32, 32)
 
-    def prompt_ids(self, prompt: str, frames: int, height: int, width: int) -> list[int]:
+    def ids(self, prompt: str, frames: int, height: int, width: int) -> list[int]:
         if len(prompt) > 60:
             raise ValueError("a prompt may have at most 62 text ids for this model, got more; shorten it")
         return [1]
