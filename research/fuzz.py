@@ -41,7 +41,7 @@ from lumos.model.transformer import LUMOS_1B, ModelConfig, Transformer
 from lumos.model_folder import FolderConfig, VideoConfig, load_model, save_model
 from lumos.published.archive import read_archive
 from lumos.published.import_tokens import read_record, rebuild
-from lumos.published.official import config_from_official
+from lumos.published.official import config_from_official, config_to_official
 from lumos.sequence.prompt_template import sentence_ids
 from lumos.sequence.text import train_text_tokenizer
 from lumos.sequence.token_file import About, Tokens, load_tokens, save_tokens
@@ -52,7 +52,6 @@ from lumos.training.checkpoint import CHECKPOINT, STATE, read_state
 from lumos.training.lora import LoraSettings, add_adapter, save_adapter, split
 from lumos.weights import fingerprint
 from research.mutants import FORK, in_child
-from tests.published.configs import config_to_official
 
 SECONDS = 20  # for one input
 OURS = (ValueError, OSError, FileNotFoundError, NotADirectoryError, IsADirectoryError, RequestError)

@@ -4,6 +4,7 @@ import ast
 import subprocess
 import zlib
 from collections import defaultdict
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -46,3 +47,21 @@ def test_a_clone_without_the_weights_is_small() -> None:
         pytest.skip("not a git checkout")
     files = [ROOT / name for name in listed.stdout.split("\0") if name and "pretrained" not in name]
     assert sum(len(zlib.compress(file.read_bytes())) for file in files if file.is_file()) <= MOST_BYTES
+
+
+def is_module(package: str, name: str) -> bool:
+    return (ROOT / package.replace(".", "/") / f"{name}.py").exists()
+
+
+def test_what_scripts_take_from_the_package_is_there() -> None:
+    """Benchmarks and research are not run here, nor their types checked."""
+    missing = []
+    for folder in ("benchmarks", "examples", "research"):
+        for path in (ROOT / folder).rglob("*.py"):
+            taken = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)]
+            for node in (node for node in taken if node.module and node.module.split(".")[0] == "lumos"):
+                module, names = import_module(node.module), [each.name for each in node.names]
+                missing += [
+                    f"{path.name}: {name}" for name in names if not (hasattr(module, name) or is_module(node.module, name))
+                ]
+    assert missing == []

@@ -19,11 +19,10 @@ from lumos.model.transformer import ModelConfig
 from lumos.model_folder import load_decoder, load_model
 from lumos.published import import_weights as importing
 from lumos.published.import_weights import import_weights
-from lumos.published.official import from_official, official_shapes, to_official
+from lumos.published.official import config_to_official, from_official, official_shapes, to_official
 from lumos.sequence.prompt_template import TEMPLATE
 from lumos.sequence.vocabulary import LUMOS, SENTENCE_END, SENTENCE_MIDDLE, SENTENCE_START
 from lumos.weights import load_folder, save_folder
-from tests.published.configs import config_to_official
 
 CONFIG = ModelConfig(LUMOS.size, layers=2, width=16, heads=2, kv_heads=1, head_width=32, ffn=24, rope_theta=5e5, norm_eps=1e-6)
 SHARDS = [f"model-{number:05}-of-00002.safetensors" for number in (1, 2)]

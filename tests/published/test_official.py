@@ -9,8 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lumos.model.transformer import LUMOS_1B, LUMOS_3B, ModelConfig
-from lumos.published.official import NEUTRAL, config_from_official, official_shapes
-from tests.published.configs import config_to_official
+from lumos.published.official import NEUTRAL, config_from_official, config_to_official, official_shapes
 
 CONFIG = ModelConfig(50, layers=2, width=48, heads=3, kv_heads=1, head_width=32, ffn=40, rope_theta=5e5, norm_eps=1e-6)
 GOLDEN = json.loads((Path(__file__).parent.parent / "golden" / "lumos_small.json").read_text())
