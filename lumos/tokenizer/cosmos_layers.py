@@ -55,16 +55,22 @@ class CosmosTimeConv(nn.Module):
         return convolved_BCTP.permute(0, 2, 3, 1).unflatten(2, features_BTHWC.shape[2:4])
 
 
-class CosmosConv(nn.Module):
-    """A "factorised" 3x3x3 convolution: over space, then over time."""
+class SpaceThenTime(nn.Module):
+    """A layer inside every frame, then one over time."""
 
-    def __init__(self, inputs: int, outputs: int) -> None:
+    def __init__(self, space: nn.Module, time: nn.Module) -> None:
         super().__init__()
-        self.space = CosmosSpaceConv(inputs, outputs)
-        self.time = CosmosTimeConv(outputs, outputs)
+        self.space, self.time = space, time
 
     def forward(self, features_BTHWC: Tensor, memory: Memory) -> Tensor:
         return self.time(self.space(features_BTHWC), memory)
+
+
+class CosmosConv(SpaceThenTime):
+    """A "factorised" 3x3x3 convolution."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(CosmosSpaceConv(inputs, outputs), CosmosTimeConv(outputs, outputs))
 
 
 class FrameNorm(nn.Module):
@@ -147,25 +153,13 @@ class TimeAttention(nn.Module):
         return (ago >= 0) & (ago < self.window)
 
 
-class Attention(nn.Module):
-    """Attention over space, then over time."""
-
-    def __init__(self, width: int, window: int) -> None:
-        super().__init__()
-        self.space = SpaceAttention(width)
-        self.time = TimeAttention(width, window)
-
-    def forward(self, features_BTHWC: Tensor, memory: Memory) -> Tensor:
-        return self.time(self.space(features_BTHWC), memory)
-
-
 class Middle(nn.Module):
     """Residual block, attention, residual block, at the latent resolution."""
 
     def __init__(self, width: int, window: int) -> None:
         super().__init__()
         self.block_1 = CosmosBlock(width, width)
-        self.attn_1 = Attention(width, window)
+        self.attn_1 = SpaceThenTime(SpaceAttention(width), TimeAttention(width, window))
         self.block_2 = CosmosBlock(width, width)
 
     def forward(self, features_BTHWC: Tensor, memory: Memory) -> Tensor:
