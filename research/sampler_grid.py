@@ -18,7 +18,8 @@ from typing import Any
 from lumos.config import PACKAGED, read_config
 from lumos.diffusion.sampler import SamplerConfig
 from lumos.evaluation.prompts import Prompt, benchmark, smaller
-from lumos.evaluation.run import measure, usual_workers, worker_pool
+from lumos.evaluation.run import batches, make, usual_batch, usual_workers, worker_pool
+from lumos.evaluation.scores import summary
 from lumos.evaluation.shapes import check_model
 from lumos.files import add_line, read_lines
 from lumos.generate import Generator
@@ -89,7 +90,8 @@ def run_grid(
                 seen = measure_one_object(generator, one_objects, seed, batch, sampler, workers=judges, quiet=True)
                 point["one_object"] = {name: seen[name] for name in ("colour", "direction")}
             if prompts:
-                scores = measure(generator, prompts, judges, sampler, seed, batch)
+                todo_parts = batches(prompts, batch or usual_batch(generator.device))
+                scores = summary([result for some in make(generator, todo_parts, judges, sampler, seed) for result in some])
                 point |= {name: scores[name] for name in ("overall", "splits", "tasks", "classes", "attributes")}
             point["seconds"] = round(time.monotonic() - began - spent, 2)
             add_line(out / "grid.jsonl", point)

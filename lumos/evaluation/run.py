@@ -1,6 +1,6 @@
 """Prompts -> generated clips -> marks of the judge, in fixed batches, with the judging beside the generating.
 
-`measure` is the whole benchmark in memory, for a model that is still being trained; `lumos evaluate shapes` adds the folder.
+`lumos evaluate shapes` adds the folder.
 """
 
 import multiprocessing
@@ -12,7 +12,6 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +21,7 @@ from torch.nn.functional import avg_pool3d, interpolate
 from lumos.diffusion.sampler import SamplerConfig
 from lumos.evaluation.judge.judge import judge
 from lumos.evaluation.prompts import Prompt
-from lumos.evaluation.scores import Result, summary
+from lumos.evaluation.scores import Result
 from lumos.generate import Generator
 from lumos.media.pixels import to_bytes, to_float
 from lumos.media.video import write_video
@@ -32,21 +31,6 @@ from lumos.worlds.shapes.scene import Scene
 SIDE, FPS = 128, 8  # what the judge looks at, and the rate that prompts count their frames at
 WAITING = 2  # batches that may wait to be judged
 MOST_WORKERS = 14  # more do not help: one H200 makes about as many clips as these judge
-
-
-def measure(
-    generator: Generator,
-    prompts: Sequence[Prompt],
-    workers: Executor,
-    sampler: SamplerConfig | None = None,
-    seed: int = 0,
-    batch: int | None = None,
-) -> dict[str, Any]:
-    """Scores of a model in memory (see `scores.summary`), nothing written. Raises ValueError for no prompts."""
-    if not prompts:
-        raise ValueError("prompts must be at least one, got none; take some of lumos.evaluation.prompts.benchmark()")
-    todo = batches(prompts, batch or usual_batch(generator.device))
-    return summary([result for results in make(generator, todo, workers, sampler, seed) for result in results])
 
 
 def usual_batch(device: torch.device) -> int:
