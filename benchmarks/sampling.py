@@ -102,7 +102,7 @@ def precision_error(bench: Bench, cell: Cell, vocabulary: Vocabulary, dtype: tor
         model = make_model(cell.model, bench.device, dtype)
         quantise(model, precision)
         made = FrameModel(model, vocabulary, spec_of(cell), [PROMPT_IDS], [0], SamplerConfig(steps=2), Compute(compile=False))
-        hidden = made._pass(made._rotation(0), len(made.starts))(made.template_1N)[:, :256]
+        hidden = made._pass(made._rotation(0), len(made.starts))(made.template_1N, made.slot_N[:256].expand(len(made.starts), -1))
         logits[precision] = multiply(hidden, made.heads_VD[0]).float()
         del model, made
         bench.free()

@@ -116,7 +116,7 @@ class FrameModel:
         # Unconditional rows pause in steps without guidance, unless capturing one more graph takes longer than that saves.
         self.pausing = not self._graphs() or operations > LONG_PASS
         # of the newest frame, by its time, the slots before it, and rows
-        self._passes: dict[tuple[int, int, int], Callable[[Tensor], Tensor]] = {}
+        self._passes: dict[tuple[int, int, int], Callable[[Tensor, Tensor], Tensor]] = {}
         self._draws: dict[tuple[float, ...], Replay] = {}  # by shapes and temperature
 
     def start_frame(self, number: int, steps: int, beside: Others = ()) -> tuple[Tensor, Tensor]:
@@ -143,18 +143,20 @@ class FrameModel:
         rows = branches * len(codes_BN)
         run = rows if self.pausing else len(self._turn.cos_BLK)
         ids_BN = torch.where(codes_BN == MASKED, self.vocabulary.mask, codes_BN + self.vocabulary.first_code)
-        hidden_RND = self._again(run)(self.template_1N.repeat(len(ids_BN), 1).index_copy(1, self.slot_N, ids_BN))
+        ids_BL = self.template_1N.repeat(len(ids_BN), 1).index_copy(1, self.slot_N, ids_BN)
         draw = partial(draw_whole_codes, self.heads_VD, self.model.second, temperature, self.compiled)
-        logits = run * hidden_RND.shape[1] * self.heads_VD[0].shape[0]
-        if self._graphs() and self.ids.world == 1 and logits <= FEW_LOGITS:
-            key = *hidden_RND.shape, *uniform_PBN.shape, temperature
-            everywhere = self._draws.setdefault(key, Replay(draw, self.model, key))
-            guess = everywhere(hidden_RND, torch.full((), strength, device=self.device), uniform_PBN)
-            return Guess(*(value_BN.gather(1, places_BM) for value_BN in guess))
-        places_BM = places.mine(places_BM, 1)
-        index_RMD = places_BM.repeat(branches, 1)[..., None].expand(-1, -1, hidden_RND.shape[2])
-        uniform_PBM = uniform_PBN.gather(2, places_BM.expand(self.parts, -1, -1))
-        guess = draw(hidden_RND[:rows].gather(1, index_RMD), strength, uniform_PBM)
+        mine_BM = places.mine(places_BM, 1)
+        if self._graphs():  # whose shapes are fixed: hidden states of all codes
+            hidden_RND = self._again(run)(ids_BL, self.slot_N.expand(run, -1))
+            if self.ids.world == 1 and run * hidden_RND.shape[1] * self.heads_VD[0].shape[0] <= FEW_LOGITS:
+                key = *hidden_RND.shape, *uniform_PBN.shape, temperature
+                everywhere = self._draws.setdefault(key, Replay(draw, self.model, key))
+                guess = everywhere(hidden_RND, torch.full((), strength, device=self.device), uniform_PBN)
+                return Guess(*(value_BN.gather(1, places_BM) for value_BN in guess))
+            hidden_RMD = hidden_RND.take_along_dim(mine_BM.repeat(run // len(codes_BN), 1)[..., None], 1)
+        else:
+            hidden_RMD = self._again(run)(ids_BL, self.slot_N[mine_BM].repeat(run // len(codes_BN), 1))
+        guess = draw(hidden_RMD[:rows], strength, uniform_PBN.gather(2, mine_BM.expand(self.parts, -1, -1)))
         return Guess(*(places.whole(value_BM, 1) for value_BM in guess))
 
     def commit(self, number: int, codes_BN: Tensor) -> None:
@@ -180,7 +182,9 @@ class FrameModel:
         ids_BN[:, FRAME_HEAD:-1] = content_BHW.flatten(1)
         with fastest(self.device, self.kernel):
             again = self._passes.get((number - self.origin, self.cache.length, len(self.starts)))
-            (again or self._pass(self._rotation(number - self.origin), len(self.starts)))(ids_BN)
+            at_RM = self.slot_N.expand(len(self.starts), -1)  # a graph's places, or none: hidden states are not needed
+            run = again or self._pass(self._rotation(number - self.origin), len(self.starts))
+            run(ids_BN, at_RM if self._graphs() else at_RM[:, :0])
         self.cache.commit(self.grid.frame_length)
         self.history.append(self.grid.frame_length)
         if self.settings.only_visible and not (is_given and self.settings.sampler == "released"):
@@ -189,7 +193,7 @@ class FrameModel:
         if len(self.history) == self.window:
             self.cache.forget(self.prefix, self.history.pop(0))
 
-    def _again(self, rows: int) -> Callable[[Tensor], Tensor]:
+    def _again(self, rows: int) -> Callable[[Tensor, Tensor], Tensor]:
         """A pass over the frame in the making, for all its steps."""
         key = self._latent, self.cache.length, rows
         if key not in self._passes:
@@ -199,12 +203,12 @@ class FrameModel:
             self._passes[key] = Replay(run, self.model, shapes) if self._graphs() else run
         return self._passes[key]
 
-    def _pass(self, turn: Rotation, rows: int, beside: Sequence["FrameModel"] = ()) -> Callable[[Tensor], Tensor]:
-        """ids_BL of a frame -> hidden_RND of its codes, of the first `rows` rows. (Not holding `self` frees memory.)"""
+    def _pass(self, turn: Rotation, rows: int, beside: Sequence["FrameModel"] = ()) -> Callable[[Tensor, Tensor], Tensor]:
+        """ids_BL of a frame, at_RM -> hidden_RMD there, of the first `rows` rows. (Not holding `self` frees memory.)"""
         turn = Rotation(*(self.ids.mine(angle_BLK[:rows], 1) for angle_BLK in turn))
         models, attend = [self, *beside], attend_to_earlier if self.grid.causal else attend_to_all
         calls = [partial(behind, attend(one.starts[: rows // len(models)]), one.cache, self.ids) for one in models]
-        return partial(frame_pass, self.model, calls, turn, self.ids, self.slot_N)
+        return partial(frame_pass, self.model, calls, turn, self.ids)
 
     def _rotation(self, latent: int) -> Rotation:
         position_BN3 = frame_positions(self.grid, self.length_B, latent, 1)
@@ -267,7 +271,7 @@ class FrameModel:
                 position_BN3 = key_positions(self.grid, self.length_B, torch.full_like(self.length_B, time))
                 turn = rotation(position_BN3, self.model.axis_K, self.model.inverse_frequency_K)
                 with fastest(self.device, self.kernel):
-                    self._pass(turn, len(self.starts))(ids_1N)
+                    self._pass(turn, len(self.starts))(ids_1N, self.slot_N.expand(len(self.starts), -1)[:, :0])
                 self.cache.commit(self.grid.frame_length)
         self.prefix = self.cache.length
 
@@ -276,13 +280,16 @@ class FrameModel:
 
 
 def frame_pass(
-    model: Transformer, attends: Sequence[AttendOf], turn: Rotation, ids: Division, slot_N: Tensor, ids_BL: Tensor
+    model: Transformer, attends: Sequence[AttendOf], turn: Rotation, ids: Division, ids_BL: Tensor, at_RM: Tensor
 ) -> Tensor:
-    """One pass over a frame behind all that is cached; both branches of guidance see the same codes."""
+    """One pass over a frame behind all that is cached, to the hidden states at some places; both branches of guidance see the
+    same codes."""
     ids_RL = ids.mine(ids_BL, 1).repeat(turn.cos_BLK.shape[0] // ids_BL.shape[0], 1)
     calls = [(slice(first, None, len(attends)), attend) for first, attend in enumerate(attends)]
-    hidden_RLD = model.run(ids_RL, turn, lambda layer: by_rows([(rows, attend(layer)) for rows, attend in calls]))
-    return ids.whole(hidden_RLD, 1)[:, slot_N]
+    whole = ids.world > 1 or model.config.causal  # where a rank has other places, or attention counts from the last one
+    at = None if whole else at_RM
+    hidden_RXD = model.run(ids_RL, turn, lambda layer: by_rows([(rows, attend(layer)) for rows, attend in calls]), at)
+    return ids.whole(hidden_RXD, 1).take_along_dim(at_RM[..., None], 1) if whole else hidden_RXD
 
 
 def visible_content(content: int, settings: SamplerConfig) -> int:

@@ -89,11 +89,14 @@ class Transformer(nn.Module):
         turn = rotation(position_BL3, self.axis_K, self.inverse_frequency_K)
         return self.run(ids_BL, turn, partial(behind, attend, cache, None) if cache else lambda _: attend)
 
-    def run(self, ids_BL: Tensor, turn: Rotation, attend_of: AttendOf) -> Tensor:
-        """`forward` with the positions' rotation made beforehand, and attention by the number of the layer."""
+    def run(self, ids_BL: Tensor, turn: Rotation, attend_of: AttendOf, at_BM: Tensor | None = None) -> Tensor:
+        """`forward` with the positions' rotation made beforehand, and attention by the number of the layer.
+
+        at_BM: the only places whose hidden states are wanted, hidden_BMD. The last layer does the rest for these alone.
+        """
         x_BLD = self.embed(ids_BL)
         for number, layer in enumerate(self.layers):
-            x_BLD = layer(x_BLD, turn, attend_of(number))
+            x_BLD = layer(x_BLD, turn, attend_of(number), at_BM if number + 1 == len(self.layers) else None)
         return rms_norm(x_BLD, self.norm.shape, self.norm, self.config.norm_eps)
 
     def embed(self, ids_BL: Tensor) -> Tensor:
@@ -155,8 +158,11 @@ class Layer(nn.Module):
         self.ffn_gate_up = nn.Parameter(torch.empty(2 * config.ffn, D))
         self.ffn_down = nn.Parameter(torch.empty(D, config.ffn))
 
-    def forward(self, x_BLD: Tensor, turn: Rotation, attend: Attend) -> Tensor:
-        return self.after_attention(x_BLD, attend(*self.before_attention(x_BLD, turn)))
+    def forward(self, x_BLD: Tensor, turn: Rotation, attend: Attend, at_BM: Tensor | None = None) -> Tensor:
+        query, key, value = self.before_attention(x_BLD, turn)
+        if at_BM is not None:
+            x_BLD, query = x_BLD.take_along_dim(at_BM[..., None], 1), query.take_along_dim(at_BM[:, None, :, None], 2)
+        return self.after_attention(x_BLD, attend(query, key, value))
 
     def before_attention(self, x_BLD: Tensor, turn: Rotation) -> tuple[Tensor, Tensor, Tensor]:
         """query_BNLK, key_BGLK, value_BGLK. What lies before and after attention is compiled and recomputed apart from it.
