@@ -5,16 +5,17 @@ show later ones. The codes come from `diffusion/sampler.py:sample_video`, which 
 them into pixels.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
+from operator import index
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lumos.config import PACKAGED, read_config, read_object
+from lumos.config import PACKAGED, read_config, read_object, read_value
 from lumos.diffusion.compute import Compute, prepare_model
 from lumos.diffusion.cost import GenerationCost, check_memory, generation_cost
 from lumos.diffusion.frame_model import FrameModel, PictureOf, VideoSpec
@@ -105,10 +106,10 @@ class Generator:
         keyframes: pixels_CHW that frames 1 to frames - 1 are to show, shared by all prompts; {frames - 1: picture} is the end.
         settings: fields of SamplerConfig to change, such as steps=4, guidance=2.0 or sampler="halton".
         """
-        batch = [prompts] if isinstance(prompts, str) else list(prompts)
+        batch = prompts_of(prompts)
         grid = self._grid(height, width)
         codes_BTHW = self._encode(given, grid).expand(len(batch), -1, -1, -1)
-        frames = self.config.video.frames if frames is None else frames
+        frames = self.config.video.frames if frames is None else read_value(int, frames, "frames")
         spec = self._spec(grid, frames, given=codes_BTHW.shape[1], known=codes_BTHW.shape[1])
         spec = replace(spec, keyframes=self._encode_keyframes(keyframes or {}, spec))
         changed = self._settings(sampler, settings)
@@ -132,7 +133,7 @@ class Generator:
         than `kept` if that is longer.
         """
         about, (videos, T, rows, columns) = tokens.about, tokens.codes_BTHW.shape
-        batch = list(about.prompts) if prompts is None else [prompts] if isinstance(prompts, str) else list(prompts)
+        batch = prompts_of(about.prompts if prompts is None else prompts)
         if videos not in (1, len(batch)):
             raise ValueError(f"prompts must be as many as the {videos} videos to branch from, got {len(batch)}; give one each")
         temporal = self.tokenizer.temporal
@@ -301,9 +302,20 @@ class Generator:
         return {at: self._encode(pixels_CHW[:, None], grid)[0, 0] for at, pixels_CHW in keyframes.items()}
 
 
+def prompts_of(prompts: str | Sequence[str]) -> list[str]:
+    """One prompt or several, at least one."""
+    batch = [prompts] if isinstance(prompts, str) else list(prompts)
+    if not batch or not all(isinstance(prompt, str) for prompt in batch):
+        raise ValueError(f"prompts must be a sentence or a list of some, got {prompts!r:.60}; give at least one")
+    return batch
+
+
 def seeds_of(seed: int | Sequence[int], prompts: int) -> list[int]:
     """A seed for each prompt: one for all, or as many as there are."""
-    seeds = [seed] * prompts if isinstance(seed, int) else list(seed)
+    try:
+        seeds = [index(each) for each in (seed if isinstance(seed, Iterable) else [seed] * prompts)]
+    except TypeError:
+        raise ValueError(f"a seed must be a whole number, got {seed!r:.60}") from None
     if len(seeds) != prompts:
         raise ValueError(f"seeds must be one for all or one for each of the {prompts} prompts, got {len(seeds)}; give as many")
     return seeds

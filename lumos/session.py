@@ -19,6 +19,7 @@ from torch import Tensor
 from lumos.config import Range
 from lumos.diffusion.frame_model import OVERLAP, FrameModel, PictureOf, VideoSpec, origin_of
 from lumos.diffusion.sampler import Progress, SamplerConfig, place_noise, sample_frame
+from lumos.files import check_writable
 from lumos.sequence.token_file import About, Tokens, save_tokens
 from lumos.tokenizer.compression import latent_frames, pixel_frames
 from lumos.tokenizer.layers import StreamState
@@ -151,8 +152,9 @@ class Session:
         """Another session that goes on from here."""
         return Session(self.model_of, self.read_prompt, self.tokenizer, self.spec, self.course, self.codes, self.progress)
 
-    def save(self, file: str | Path) -> None:
+    def save(self, file: str | Path, overwrite: bool = False) -> None:
         """Write a tokens file, which `Generator.load_session` goes on from and `lumos generate --from-tokens` decodes."""
+        check_writable(Path(file), overwrite)
         if not self.codes:
             raise ValueError("a session must have a frame to be saved, got none; take one first")
         first, last = self.course.turns[0], self.course.turns[-1]

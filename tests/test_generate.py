@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -134,6 +135,13 @@ def test_seeds_are_one_for_all_or_one_each(toy: Generator) -> None:
     assert torch.equal(same[0], same[1]) and not torch.equal(same[0], same[2])
     with pytest.raises(ValueError, match="one for each of the 3 prompts, got 2"):
         toy(["two"] * 3, frames=1, seed=[4, 4])
+    assert torch.equal(toy("two", frames=1, seed=np.int64(4)), toy("two", frames=1, seed=4))
+
+
+def test_wrong_values_are_refused_in_one_line(toy: Generator) -> None:
+    for wrong in ({"prompts": []}, {"prompts": ["two", 2]}, {"seed": "x"}, {"seed": 1.5}, {"frames": 5.0}):
+        with pytest.raises(ValueError, match="must be"):
+            toy(**{"prompts": "two", "frames": 1, **wrong})
 
 
 def model_of(toy: Generator, latent_frames: int, settings: SamplerConfig) -> FrameModel:

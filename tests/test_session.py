@@ -50,7 +50,9 @@ def test_copies_and_files_go_on_with_the_same_frames(toy: Generator, tmp_path: P
     if steered:
         session.say("two blue stars")
     take(session, 1)
-    session.save(tmp_path / "s.safetensors")
+    session.save(tmp_path / "s.safetensors", overwrite=True)
+    with pytest.raises(FileExistsError, match="exists"):
+        session.save(tmp_path / "s.safetensors")
     copies = [session.fork(), toy.load_session(tmp_path / "s.safetensors")]
     wanted = take(session, 4)
     for other in copies:

@@ -69,7 +69,7 @@ def generate_files(
 
     def keep() -> None:
         if args.save_tokens and made.session and made.session.codes and ranks.is_main:
-            made.session.save(args.save_tokens)
+            made.session.save(args.save_tokens, overwrite=True)
         elif args.save_tokens and record and ranks.is_main:
             save_tokens(args.save_tokens, generator.tokens(record, told, made.seeds, made.given))
 
@@ -105,8 +105,8 @@ def generate_files(
 def _check_outputs(args: GenerateArgs, count: int) -> list[Path]:
     """--out for one prompt, numbered files beside it for several (red_1.mp4, red_2.mp4, ...), found to be writable."""
     out, digits = args.out, len(str(count))
-    numbered = [out.with_name(f"{out.stem}_{number:0{digits}}{out.suffix}") for number in range(1, count + 1)]
-    files = numbered if count > 1 else [out]
+    numbers = [f"_{number:0{digits}}" for number in range(1, count + 1)]
+    files = [out.with_name(f"{out.stem}{number}{out.suffix}") for number in numbers] if count > 1 else [out]
     for file in files:
         check_output(file, args.force)
     if args.save_tokens:
@@ -150,7 +150,7 @@ def _from_prompts(args: GenerateArgs, generator: Generator, prompts: Sequence[st
         start = read_video(args.video, video.fps, height, width, max_frames=LONGEST_START)
         left_out = (start.pixels_CFHW.shape[1] - 1) % temporal
         given = start.pixels_CFHW[:, : start.pixels_CFHW.shape[1] - left_out]
-        note = start.note + (f"; last {left_out} frames left out, as frames come in 1 + {temporal}k" if left_out else "")
+        note = start.note + (f"; frames left out at the end: {left_out}, as frames come in 1 + {temporal}k" if left_out else "")
         usual = given.shape[1] + CONTINUE
     if script:
         usual = max(usual, pixel_frames(max(script), temporal) + video.frames - 1)
