@@ -5,7 +5,6 @@ dimensions, image to video; every class half of (colour, shape) pairs that train
 the plainest wording and half in varied ones. Users' own prompts have the same form.
 """
 
-import hashlib
 import json
 import random
 from collections.abc import Mapping, Sequence
@@ -74,11 +73,6 @@ def to_lines(prompts: Sequence[Prompt]) -> str:
     """One line of JSON per prompt."""
     documents = ({name: value for name, value in asdict(prompt).items() if value is not None} for prompt in prompts)
     return "".join(json.dumps(document) + "\n" for document in documents)
-
-
-def digest_of(prompts: Sequence[Prompt]) -> str:
-    """Changes when any prompt does."""
-    return hashlib.sha256(to_lines(prompts).encode()).hexdigest()[:16]
 
 
 def prompts_in(path: Path) -> list[Prompt]:

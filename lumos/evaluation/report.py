@@ -85,20 +85,15 @@ def _card(out: Path, name: str, result: Result) -> str:
 
 def write_card(out: Path, generator: Generator, scores: dict[str, Any]) -> Path:
     """Write the card from the report of the whole benchmark, unless there is one; returns its path."""
-    path = out / CARD
-    if not path.exists():
-        write_text(path, _card_text(generator, scores))
-    return path
-
-
-def _card_text(generator: Generator, scores: dict[str, Any]) -> str:
+    if (path := out / CARD).exists():
+        return path
     config, settings = generator.config, scores["settings"]
     sizes = [sum(part.numel() for part in module.parameters()) / 1e6 for module in (generator.model, generator.tokenizer)]
     video, shape = config.video, config.model
     weak = [name for name, entry in scores["classes"].items() if entry["score"] < WEAK]
     rows = {"**overall**": {**scores["overall"], **scores["splits"]}, **scores["classes"]}
     table = "\n".join(f"| {' | '.join(row)} |" for row in (HEADINGS, ["---"] * len(HEADINGS), *_rows(rows)))
-    return f"""# Model card
+    text = f"""# Model card
 
 Written by `lumos evaluate shapes`; scores are of exactly these weights.
 
@@ -126,6 +121,8 @@ promises; what is unclear is not right. Intervals are Wilson's 95 %.
 It knows what it was trained on and nothing else; words that no caption had mean nothing to it.
 Below {100 * WEAK:.0f} %: {", ".join(weak) if weak else "no class"}.
 """
+    write_text(path, text)
+    return path
 
 
 def _listed(sampler: dict[str, Any]) -> str:

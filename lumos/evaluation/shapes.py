@@ -4,6 +4,7 @@ Prompts in fixed batches -> videos (files as they are finished) -> marks of the 
 report.json, report.html with the videos, and a contact sheet. The same command on a half-done folder goes on.
 """
 
+import hashlib
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -13,7 +14,7 @@ from typing import Any
 
 from lumos.config import read_json
 from lumos.diffusion.sampler import SamplerConfig
-from lumos.evaluation.prompts import VERSION, Prompt, benchmark, digest_of, one_object, prompts_in, smaller, to_lines
+from lumos.evaluation.prompts import VERSION, Prompt, benchmark, one_object, prompts_in, smaller, to_lines
 from lumos.evaluation.report import write_report
 from lumos.evaluation.run import SIDE, batches, frames_of, make, tell_progress, usual_batch, usual_workers, worker_pool
 from lumos.evaluation.scores import Result, summary
@@ -45,7 +46,7 @@ def evaluate_shapes(
     parts = batches(prompts, batch)
     settings = {
         "benchmark": VERSION,
-        "prompts": digest_of(prompts),
+        "prompts": hashlib.sha256(to_lines(prompts).encode()).hexdigest()[:16],
         "count": len(prompts),
         "sampler": asdict(sampler or generator.config.sampler),
         "seed": seed,
@@ -62,14 +63,16 @@ def evaluate_shapes(
         raise ValueError(f"{out / 'results.jsonl'} must have one result per line, got something else ({error})") from None
     began = time.monotonic()
     todo = [part for part in parts if any(prompt.id not in done for prompt in part)]
-    work, ready = sum(prompt.frames for part in todo for prompt in part), 0
+    first, later = ((sampler or generator.config.sampler).for_frame(number, SIDE**2).steps for number in (0, 1))
+    passes = {n: first + later * (frames_of(n, video.fps) - 1) // generator.tokenizer.temporal for n in (1, 17)}
+    work, ready = sum(passes[prompt.frames] for part in todo for prompt in part), 0
     count = usual_workers(generator.device) if workers is None else workers
     with worker_pool(count if todo else 0) as judges:
         for part, results in zip(todo, make(generator, todo, judges, sampler, seed, out), strict=True):
             for result in results:
                 add_line(out / "results.jsonl", asdict(result))
                 done[result.id] = result
-            ready += sum(prompt.frames for prompt in part)
+            ready += sum(passes[prompt.frames] for prompt in part)
             tell_progress(f"{len(done)} of {len(prompts)} prompts", ready / work, time.monotonic() - began)
     results = [done[prompt.id] for prompt in prompts]
     report = {"settings": settings, "seconds": round(time.monotonic() - began, 1), **summary(results)}

@@ -1,9 +1,10 @@
+import hashlib
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from lumos.evaluation.prompts import VERSION, Prompt, benchmark, digest_of, one_object, prompts_in, smaller, to_lines
+from lumos.evaluation.prompts import VERSION, Prompt, benchmark, one_object, prompts_in, smaller, to_lines
 from lumos.worlds.shapes.motion import DIRECTIONS
 from lumos.worlds.shapes.scene import HELD_OUT_PAIRS, Background
 
@@ -14,7 +15,7 @@ GRADIENT = replace(PROMPTS[0], scene=replace(PROMPTS[0].scene, background=Backgr
 
 def test_the_prompts_of_a_version_never_change() -> None:
     """When they must, raise VERSION and put the new fingerprint here: old scores cannot be compared with new ones."""
-    assert (VERSION, len(PROMPTS), digest_of(PROMPTS)) == (2, 608, "aa30fa405f539187")
+    assert (VERSION, len(PROMPTS), hashlib.sha256(to_lines(PROMPTS).encode()).hexdigest()[:16]) == (2, 608, "aa30fa405f539187")
 
 
 def test_the_smaller_set_has_every_class_in_both_splits() -> None:

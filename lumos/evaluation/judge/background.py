@@ -50,11 +50,8 @@ def _channels_last(values_FCHW: Tensor) -> Array:
 
 
 def _fit_ground(grid_FPC: Array) -> Array:
-    """Coefficients [F, 10, 3] of a cubic in x and y for each frame.
-
-    First a plane through most of the clip's middle picture, then closer fits to what agrees with it: `scale` is the distance
-    at which a place counts little.
-    """
+    """Coefficients [F, 10, 3] of a cubic in x and y for each frame. First a plane through most of the clip's middle picture, then
+    closer fits to what agrees with it: `scale` is the distance at which a place counts little."""
     basis = _basis(GRID)
     middle = np.median(grid_FPC, axis=0)
     border = np.abs(basis[:, 1:3]).max(1) > 0.9
