@@ -99,6 +99,7 @@ class Checkpoints:
         self.run, self.record, self.ranks, self.keep = run, json.loads(json.dumps(record)), ranks, keep
         self.lock = lock(run) if ranks.is_main else None
         self.path, self.step, self.seconds = latest(run), 0, 0.0
+        self.began = f"{run} holds no run to go on with, so this one is new; " if resume else ""  # to be told
         self._thread = ThreadPoolExecutor(1)
         self._written: Future[None] | None = None
         if self.path is None:
@@ -108,6 +109,7 @@ class Checkpoints:
         state = read_state(self.path, check_sums=ranks.is_main)
         check_same(state["config"], self.record, self.path)
         self.step, self.seconds = state["step"], state["seconds"]
+        self.began = f"from step {self.step} on; "
 
     def start(self, learner: Learner) -> int:
         """Fill the learner with what the run has learnt so far; returns the step it is at. Every rank must call it."""

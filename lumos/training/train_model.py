@@ -69,7 +69,7 @@ def train_model(
     log, meter = RunLog(out, step, ranks.is_main), Meter(config.model, ranks)
     clock = Clock(config.max_steps, config.max_seconds, ranks, checkpoints.seconds)
     with log, clock, tell_of_lost_ranks(ranks, f"the same command with --resume goes on from {out}"):
-        log.say(parts.about_run(sum(parameter.numel() for parameter in model.parameters()), device))
+        log.say(checkpoints.began + parts.about_run(sum(parameter.numel() for parameter in model.parameters()), device))
         if parts.shards and (about := caption_report(parts.shards.index, parts.text, config.video.slots)):
             log.say(about)
         while (progress := clock.progress(step)) < 1 and not clock.interrupted:

@@ -114,6 +114,7 @@ def train_tokenizer(config: TrainTokenizerConfig, out: Path, sources: Sources = 
 
     log, clock = RunLog(out, step, ranks.is_main), Clock(config.max_steps, config.max_seconds, ranks, checkpoints.seconds)
     with log, clock, tell_of_lost_ranks(ranks, f"the same command with --resume goes on from {out}"):
+        log.say(f"{checkpoints.began}a tokenizer on {device}")
         while (progress := clock.progress(step)) < 1 and not clock.interrupted:
             loss, quality = loss_of(tokenizer, next(batches), config.loss)
             loss.backward()

@@ -168,3 +168,12 @@ def test_gradients_that_are_no_numbers_are_skipped_and_end_the_run(tmp_path: Pat
         train_model(config, tmp_path, tokenizer)
     assert checkpoint.latest(tmp_path) is None
     assert [line["skipped"] for line in metrics(tmp_path)] == [1]
+
+
+def test_a_run_that_goes_on_says_from_where(tmp_path: Path, tokenizer: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also that there is nothing to go on with, where a folder's name was mistyped."""
+    said = []
+    for _ in range(2):
+        train_model(replace(TOY, max_steps=1), tmp_path / "run", tokenizer, resume=True)
+        said.append(capsys.readouterr().err)
+    assert "holds no run to go on with" in said[0] and "from step 1 on" in said[1]
