@@ -301,11 +301,12 @@ async def list_models(service: TheService) -> dict[str, Any]:
 
 @router.get("/v1/models/{id}")
 async def show_model(service: TheService, id: str) -> dict[str, Any]:
-    config = service.config
+    config, about = service.config, service.about
     if id != config.weights_name:
         raise RequestError(404, f"there is no such model; this server has {config.weights_name}", code="model_not_found")
-    limits = {name: getattr(config, name) for name in ("max_frames", "max_steps", "upload_bytes")}
-    return {"id": id, "object": "model", "owned_by": "lumos", **service.about, **limits, "key_needed": config.api_key is not None}
+    places = (about["height"] // about["spatial"]) * (about["width"] // about["spatial"])  # a step reveals at least one
+    limits = {"max_frames": config.max_frames, "max_steps": min(config.max_steps, places), "upload_bytes": config.upload_bytes}
+    return {"id": id, "object": "model", "owned_by": "lumos", **about, **limits, "key_needed": config.api_key is not None}
 
 
 @router.get("/health")

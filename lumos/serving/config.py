@@ -38,7 +38,7 @@ class ServeConfig:
     queue_per_client: Whole = 8  # requests of one client that may wait
     sessions: Whole = 20  # live sessions at a time
     sessions_per_client: Whole = 4  # live sessions of one client
-    session_idle: Annotated[float, Range(0, 1e9)] = 120.0  # seconds until a session ends that nobody reads or tells
+    session_idle: Annotated[float, Range(0, 1e9)] = 120.0  # seconds without a reader or a word after which a session ends
     max_frames: int = 129  # longest video in frames, 1 + 4k
     size_factor: float = 4.0  # largest picture, in multiples of the model's own pixels
     max_steps: Whole = 100  # most denoising steps of a latent frame

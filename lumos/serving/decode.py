@@ -1,4 +1,5 @@
-"""An uploaded file -> its pixels, in a process of its own (processes.py) that may use so much memory and time and no more.
+"""An uploaded file -> its pixels, in a process of its own (processes.py) that may use so much memory and time and no more; and a
+finished video, enlarged, in another.
 
 It writes start.safetensors (rgb_CFHW) and a small picture, and answers in words. A file that crashes or stalls a decoder costs
 that process.
@@ -17,7 +18,7 @@ from safetensors.torch import save
 from lumos.files import is_memory_error
 from lumos.media import picture
 from lumos.media.pixels import to_bytes
-from lumos.media.video import read_video
+from lumos.media.video import read_video, write_video
 from lumos.serving.config import ServeConfig
 from lumos.serving.request import Decoded
 from lumos.serving.store import START
@@ -33,6 +34,11 @@ def run(answer: Connection, file: Path, folder: Path, size: Format, config: Serv
         answer.send(OSError(error.errno, error.strerror))
     except ValueError as error:
         answer.send(ValueError(str(error).replace(str(file), "the file")))
+
+
+def enlarge(source: Path, target: Path, height: int, width: int, fps: float) -> None:
+    """Write a finished video with longer sides."""
+    write_video(target, read_video(source, fps, height, width).pixels_CFHW, fps, overwrite=True)
 
 
 def limit_process(config: ServeConfig) -> None:
@@ -62,7 +68,7 @@ def _decode(file: Path, folder: Path, size: Format, config: ServeConfig) -> Deco
     if read > most:
         raise ValueError(f"a video to continue may have at most {most} frames at {fps:g} fps ({most / fps:g} s); cut it")
     frames = (read - 1) // 4 * 4 + 1
-    left = f"last {read - frames} frames left out, as frames come in 1 + 4k" if read > frames else ""
+    left = f"frames left out at the end: {read - frames}, as frames come in 1 + 4k" if read > frames else ""
     rgb_CFHW = to_bytes(footage.pixels_CFHW[:, :frames]).contiguous()
     (folder / START.format(0)).write_bytes(save({"rgb_CFHW": rgb_CFHW}))
     first, *others = [Image.fromarray(rgb_HWC.numpy()) for rgb_HWC in rgb_CFHW.permute(1, 2, 3, 0).contiguous()]

@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 
 from lumos.serving.config import ServeConfig
 
-Module = Literal["lumos.serving.worker", "lumos.serving.decode", "lumos.serving.enlarge"]
+Module = Literal["lumos.serving.worker", "lumos.serving.decode"]
 
 _context = multiprocessing.get_context("forkserver")
 Pipe = _context.Pipe
@@ -44,10 +44,10 @@ def worker_devices(config: ServeConfig) -> list[str | None]:
     return [f"cuda:{number}" for number in range(wanted)]
 
 
-def new_process(module: Module, *arguments: Any) -> BaseProcess:
-    """A process that will be `module`.run(*arguments). Call `start_processes` once before it starts."""
-    return _context.Process(target=_run, args=(module, *arguments), daemon=True)
+def new_process(module: Module, *arguments: Any, function: str = "run") -> BaseProcess:
+    """A process that will be `module`.`function`(*arguments). Call `start_processes` once before it starts."""
+    return _context.Process(target=_run, args=(module, function, *arguments), daemon=True)
 
 
-def _run(module: Module, *arguments: Any) -> None:
-    import_module(module).run(*arguments)
+def _run(module: Module, function: str, *arguments: Any) -> None:
+    getattr(import_module(module), function)(*arguments)

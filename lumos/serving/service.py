@@ -158,7 +158,8 @@ class Service:
         file = folder / f"large.{ending}"
         async with self._enlarging:
             if not file.is_file():
-                process = new_process("lumos.serving.enlarge", small, file, made.height * factor, made.width * factor, made.fps)
+                size = made.height * factor, made.width * factor, made.fps
+                process = new_process("lumos.serving.decode", small, file, *size, function="enlarge")
                 process.start()
                 await asyncio.to_thread(process.join)
                 video.bytes += file.stat().st_size

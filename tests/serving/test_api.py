@@ -150,7 +150,7 @@ def test_a_video_is_continued_from_a_file_or_from_a_result(server: Any, tmp_path
         assert (shown.info["loop"], shown.info["duration"]) == (0, 125)
     answer = server.http.post("/v1/videos", data={"prompt": "a"}, files={"input_reference": file.read_bytes()})
     video = answer.json()
-    assert (video["given_frames"], video["frames"]) == (5, 21) and "last 2 frames left out" in video["note"]
+    assert (video["given_frames"], video["frames"]) == (5, 21) and "frames left out at the end: 2" in video["note"]
     assert server.finish(video["id"])["status"] == "completed"
     long = write_video(tmp_path / "long.mp4", torch.zeros(3, 126, 32, 32), 8).read_bytes()  # no room for four new ones
     refused = server.http.post("/v1/uploads", files={"file": long})
@@ -366,6 +366,7 @@ def test_unknown_names_and_paths(server: Any) -> None:
     wrong = server.http.put("/v1/videos")
     assert wrong.status_code == 405 and wrong.headers["allow"] == "GET, HEAD, POST"
     assert server.error(wrong) and server.error(server.http.get("/v1/nothing"))["code"] == "not_found"
-    assert server.http.get("/v1/models/toy").json()["id"] == "toy"
+    model = server.http.get("/v1/models/toy").json()
+    assert model["id"] == "toy" and model["max_steps"] == 16, "a step reveals at least one of 4 x 4 places"
     assert server.http.get("/v1/models/sora-2").status_code == 404
     assert server.http.get("/v1/videos", params={"limit": "many"}).status_code == 400
