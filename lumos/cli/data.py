@@ -129,8 +129,7 @@ def _prepare_config(args: PrepareArgs, video: dict[str, Any], temporal: int, spa
     width, height = map(int, sides.groups()) if sides else (video.get("width", 0), video.get("height", 0))
     frames, fps = args.frames or video.get("frames", 0), args.fps or video.get("fps", 0.0)
     if missing := [name for name, value in (("size", width), ("frames", frames), ("fps", fps)) if not value]:
-        rule = "this tokenizer is not part of a model that says"
-        raise UsageError(f"give --{', --'.join(missing)}: {rule}; see lumos prepare --help")
+        raise UsageError(f"give --{', --'.join(missing)}: no model says what to take; see lumos prepare --help")
     latent_frames(frames, temporal)
     check_sides(height, width, spatial)
     sizes = tuple((h, w) for w, h in crops(width, height)) if args.buckets else ((height, width),)

@@ -66,8 +66,9 @@ class GenerateArgs:
     # bf16 or float32; or 8-bit matrices, which are faster (fp8, newer cards) or small (int8)
     precision: Literal["plain", "fp8", "int8"] = "plain"
     save_tokens: Path | None = None  # file for the video's codes (.safetensors): to decode again, or branch from
-    from_tokens: Path | None = None  # file with codes: decode them, or with --branch go on from them; no prompt
-    # number of frames (1 + 4k) to keep of --from-tokens; the rest is generated anew from the given prompt and seed
+    from_tokens: Path | None = None  # file with codes: decode them, or with --branch go on from them
+    # frames (1 + 4k) to keep of --from-tokens; the rest, up to --frames (default: as trained, or 16 more), is generated anew from
+    # the given prompt and seed
     branch: int | None = None
     device: str | None = None  # where to compute: cpu, cuda, cuda:1 (default: cuda if there is one, else cpu)
     force: bool = False  # replace the output file if it exists

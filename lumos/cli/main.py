@@ -87,6 +87,8 @@ def _explained(error: Exception) -> str | None:
         return f"this needs the package {name!r}, which is missing; run pip install 'lumos[train,serve,evaluate]'"
     if is_memory_error(error):
         return "out of memory; use fewer prompts at once, fewer frames or a smaller size, or close other programs"
+    if isinstance(error, FileExistsError) and error.strerror:
+        return f"{error.filename} is a file; name a folder"
     if isinstance(error, OSError) and error.strerror:
         where = f" {error.filename}" if error.filename else ""
         return f"cannot use{where}: {error.strerror}; check the path, its permissions and free space"

@@ -113,7 +113,8 @@ def parse(verb: str, kinds: Sequence[Any], words: Sequence[str]) -> list[Any]:
         if "." in name and "--set" in options:  # --optim.lr 1e-3 is --set optim.lr=1e-3
             name = "--set"
         if name not in options:
-            raise UsageError(f"unknown option {name}{nearest(name, options)}; {see}")
+            settings = "; a setting of the preset is --set NAME=VALUE" if "--set" in options else ""
+            raise UsageError(f"unknown option {name}{nearest(name, options)}{settings}; {see}")
         if options[name].kind == "bool":
             value = "true"
         elif not equals:

@@ -76,7 +76,7 @@ def read_image(path: str | Path, height: int, width: int) -> Footage:
     with decoding(path):
         header = image_header(path)
     if header is None:
-        raise ValueError(f"{path} is no readable image; give a {', '.join(IMAGE_FORMATS)} file")
+        raise ValueError(f"{path} is no readable image; give a {', '.join(IMAGE_FORMATS)} file (--video takes videos)")
     footage = read_video(path, header.fps or 1.0, height, width, 1)
     first = ["first of several frames"] if header.kind == "video" else []
     return Footage(footage.pixels_CFHW, ", ".join([*first, *filter(None, [footage.note])]), "image")

@@ -90,10 +90,8 @@ class Transformer(nn.Module):
         return self.run(ids_BL, turn, partial(behind, attend, cache, None) if cache else lambda _: attend)
 
     def run(self, ids_BL: Tensor, turn: Rotation, attend_of: AttendOf, at_BM: Tensor | None = None) -> Tensor:
-        """`forward` with the positions' rotation made beforehand, and attention by the number of the layer.
-
-        at_BM: the only places whose hidden states are wanted, hidden_BMD. The last layer does the rest for these alone.
-        """
+        """`forward` with the positions' rotation made beforehand, and attention by the number of the layer. at_BM: the only
+        places whose hidden states are wanted, hidden_BMD; the last layer works for these alone."""
         x_BLD = self.embed(ids_BL)
         for number, layer in enumerate(self.layers):
             x_BLD = layer(x_BLD, turn, attend_of(number), at_BM if number + 1 == len(self.layers) else None)

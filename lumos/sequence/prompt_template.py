@@ -30,11 +30,8 @@ MOST_RATIO = 4
 
 
 def crops(width: int, height: int) -> list[tuple[int, int]]:
-    """Every (width, height) of about the area of the given one, widest first.
-
-    Sides are multiples of 32 pixels, one at most 4 times the other, and the area is at most the given one but would be
-    more if both sides grew by 32.
-    """
+    """Every (width, height) of about the area of the given one, widest first. Sides are multiples of 32 pixels, one at most 4
+    times the other, and the area is at most the given one but would be more if both sides grew by 32."""
     for side in (width, height):
         if side < UNIT or side % UNIT:
             raise ValueError(f"width and height must be multiples of {UNIT}, got {width}x{height}; use 448x256 or 672x384")

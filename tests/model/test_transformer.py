@@ -5,7 +5,7 @@ import torch
 
 from lumos.model.attention import attend_to_all, dense
 from lumos.model.cache import Cache
-from lumos.model.rope import INTERLEAVED, axis_of_channel, inverse_frequency
+from lumos.model.rope import INTERLEAVED, axis_of_channel, inverse_frequency, rotation
 from lumos.model.transformer import ModelConfig, Transformer
 from lumos.sequence.layout import Grid, content_ids, pack, text_batch
 from lumos.sequence.vocabulary import small_vocabulary
@@ -90,3 +90,12 @@ def test_bad_shapes_are_refused() -> None:
         ModelConfig(100, 1, 32, 2, 2, 24, 32)
     with pytest.raises(ValueError, match="kv_heads"):
         ModelConfig(100, 1, 32, 3, 2, 32, 32)
+
+
+def test_the_last_layer_may_work_for_some_places_alone(model: Transformer) -> None:
+    ids, position, _ = batch(prompts=((3, 4), (1, 2)))
+    turn, attend = rotation(position, model.axis_K, model.inverse_frequency_K), attend_to_all([0, 0])
+    whole = model.run(ids, turn, lambda layer: attend)
+    at = torch.tensor([[7, 2, 9], [0, 5, 1]])
+    torch.testing.assert_close(model.run(ids, turn, lambda layer: attend, at), whole.take_along_dim(at[..., None], 1))
+    assert model.run(ids, turn, lambda layer: attend, at[:, :0]).shape == (2, 0, CONFIG.width)

@@ -71,11 +71,8 @@ class State(NamedTuple):
 
 
 def law(motion: str, speed: str, reach: float, phase: float) -> Law:
-    """The coefficients of a motion.
-
-    reach: how far a straight motion goes before it rests, a circle's radius, or a hop's height; fractions of the frame.
-    phase: degrees on the circle at time 0.
-    """
+    """The coefficients of a motion. reach: how far a straight motion goes before it rests, a circle's radius, or a hop's height;
+    fractions of the frame. phase: degrees on the circle at time 0."""
     if motion in DIRECTIONS:
         x, y = DIRECTIONS[motion]
         return Law(velocity_x=x * TRAVEL[speed], velocity_y=y * TRAVEL[speed], travel_seconds=reach / TRAVEL[speed])

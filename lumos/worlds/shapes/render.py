@@ -49,11 +49,8 @@ def pack(scenes: Sequence[Scene]) -> PackedScenes:
 def render(
     packed: PackedScenes, frames: int, size: int = 128, fps: float = 8.0, height: int | None = None, width: int | None = None
 ) -> Tensor:
-    """Clips of packed scenes, on their device: pixels_BCFHW in [-1, 1], RGB.
-
-    size: height and width, unless given; objects keep their proportions in frames that are not square.
-    Frame n shows the scene at n / fps seconds.
-    """
+    """Clips of packed scenes, on their device: pixels_BCFHW in [-1, 1], RGB. size: height and width, unless given; objects keep
+    their proportions in frames that are not square. Frame n shows the scene at n / fps seconds."""
     height, width = height or size, width or size
     if min(frames, height, width) < 1 or not fps > 0:
         raise ValueError(f"frames, height, width and fps must be positive, got {frames}, {height}, {width}, {fps}")
