@@ -96,7 +96,7 @@ def generate_files(
         "sampler": asdict(sampler),
         "weights": args.weights,
         "unknown": unknown or None,
-        "given": made.note or None,
+        "given": made.note or ("as it is" if made.given else None),
         "tokens": str(args.save_tokens) if args.save_tokens else None,
         "seconds": round(time.monotonic() - begin, 2),
     }

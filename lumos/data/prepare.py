@@ -106,7 +106,8 @@ def prepare_shards(
         write_shard(shard_path(out, number), PIXELS if tokenizer is None else CODES, maker.mark, rows, rejected)
         clips, frames = clips + len(rows), frames + sum(row["frames"] for row in rows)
         rate = clips / max(time.monotonic() - started, 1e-9)
-        say(f"shard {position} of {len(to_do)}: {len(rows)} clips, {len(rejected)} rejected, {rate:.1f} clips/s")
+        why = f" (the first: {rejected[0]['reason']})" if rejected else ""
+        say(f"shard {position} of {len(to_do)}: {len(rows)} clips, {len(rejected)} rejected{why}, {rate:.1f} clips/s")
     made = {"clips_made": clips, "frames_made": frames, "seconds": round(time.monotonic() - started, 3)}
     if missing := sum(not shard_path(out, number).exists() for number in range(len(parts))):
         return {"shards": str(out), "finished": False, "missing_shards": missing, **made}
@@ -119,7 +120,7 @@ def dry_run(manifest: Path, config: PrepareConfig, latent: tuple[int, int] | Non
     problems = [f"row {entry.row}: {entry.problem}" for entry in entries if entry.problem]
     looked = [entry for entry in entries if not entry.problem and not is_url(entry.path)][:LONGEST_DRY_LOOK]
     stored = open_shards(manifest) if entries[0].stored >= 0 else None
-    seconds, unreadable, clips, ids, codes = 0.0, 0, 0, 0, 0
+    seconds, unreadable, clips, ids, codes = 0.0, list[str](), 0, 0, 0
     for entry in looked:
         try:
             if stored is None:
@@ -128,8 +129,8 @@ def dry_run(manifest: Path, config: PrepareConfig, latent: tuple[int, int] | Non
             else:
                 frames, height, width = stored.sizes_N3[entry.stored].tolist()
                 length = frames / stored.fps
-        except (ValueError, OSError):
-            unreadable += 1
+        except (ValueError, OSError) as error:
+            unreadable.append(f"row {entry.row}: {one_line(error)}")
             continue
         length = max(0.0, min(length, entry.end or math.inf) - (entry.start or 0.0))
         lengths = expected_lengths(length, config.cut) * (2 if latent and _mirrored(config, entry) else 1)
@@ -138,10 +139,10 @@ def dry_run(manifest: Path, config: PrepareConfig, latent: tuple[int, int] | Non
             rows, columns = (side // latent[1] for side in nearest_size(width, height, config.cut.sizes))
             T = sum(latent_frames(frames, latent[0]) for frames in lengths)
             ids, codes = ids + T * (rows * (columns + 1) + 4), codes + T * rows * columns
-    document = {"rows": len(entries), "problems": len(problems), "unreadable": unreadable, "looked_at": len(looked)}
+    document = {"rows": len(entries), "problems": len(problems), "unreadable": len(unreadable), "looked_at": len(looked)}
     document |= {"shards": -(-len(entries) // config.rows), "clips": clips}
     document |= {"ids": ids, "bytes": 2 * codes} if latent else {}
-    return {**document, "hours": round(seconds / 3600, 4), "first_problems": problems[:20]}
+    return {**document, "hours": round(seconds / 3600, 4), "first_problems": [*problems, *unreadable][:20]}
 
 
 def shard_path(out: Path, number: int) -> Path:

@@ -63,6 +63,10 @@ def _with_words(prompt: str) -> str:
     return prompt
 
 
+def _number(given: Any) -> Any:  # which OpenAI's API sends as text
+    return float(given) if isinstance(given, str) and re.fullmatch(r"\d+(\.\d*)?", given) else given
+
+
 @dataclass(frozen=True)
 class Decoded:
     """What a file to start from is: a video or a picture, how many frames are kept (1 + 4k), and what made them fit."""
@@ -79,8 +83,7 @@ class VideoBody(BaseModel):
 
     prompt: Annotated[str, AfterValidator(_with_words)] = Field(max_length=2000, description="what to show")
     model: str | None = Field(None, max_length=200, description="name of the served weights; leave it out")
-    # OpenAI's API sends seconds as text
-    seconds: Annotated[float | None, BeforeValidator(lambda given: float(given) if isinstance(given, str) else given)] = Field(
+    seconds: Annotated[float | None, BeforeValidator(_number)] = Field(
         None, gt=0, le=3600, description="length; taken to the nearest 1 + 4k frames"
     )
     size: str | None = Field(None, max_length=20, description="WIDTHxHEIGHT, multiples of 32; default the model's own")
@@ -282,9 +285,9 @@ def _frames(body: VideoBody, config: ServeConfig, about: Mapping[str, Any]) -> i
         if body.frames is not None:
             raise ValueError("give either frames or seconds, got both; leave one out")
         frames = 1 + step * max(0, round((body.seconds * fps - 1) / step))
-    latent_frames(frames, step)  # 1 + 4k, or a ValueError
     if frames > most:
         raise ValueError(f"a video may have at most {most} frames ({most / fps:.3g} s) here, got {frames} frames")
+    latent_frames(frames, step)  # 1 + 4k, or a ValueError
     return frames
 
 

@@ -202,8 +202,7 @@ def _pictures(pixels_CFHW: Tensor) -> list[bytes]:
 
 
 def _write(folders: list[Path], pixels_BCFHW: Tensor, fps: float, device: torch.device) -> list[str | None]:
-    """All files; returns what went wrong with each video. Side by side where the model's card waits for them meanwhile: on a CPU,
-    whose cores are busy and whose memory may be short, one after another."""
+    """All files, and what went wrong with each video. On a CPU one after another: it is busy, and its memory may be short."""
     files = [(folder / name, pixels) for folder, pixels in zip(folders, pixels_BCFHW, strict=True) for name in FILES]
     with ThreadPoolExecutor() as pool:
         ends = (pool.map if device.type == "cuda" else map)(partial(_write_one, fps), *zip(*files, strict=True))

@@ -107,7 +107,7 @@ def gather_parts(
     if index is not None:
         check_tokenizer(index, tokenizer)
         if index.form != TOKENS and index.fps != config.video.fps:
-            raise ValueError(f"video.fps must be {index.fps:g}, as in {data}, got {config.video.fps}")
+            raise ValueError(f"video.fps must be {index.fps:g}, as in {data}, got {config.video.fps}; change it by --set")
     if init is None and saved is not None and (saved / TEXT_FILE).is_file():
         # another look at 20,000 captions would take as long as 100 steps
         text, initial = TextTokenizer.from_file(saved / TEXT_FILE), None
