@@ -182,9 +182,8 @@ class FrameModel:
         ids_BN[:, FRAME_HEAD:-1] = content_BHW.flatten(1)
         with fastest(self.device, self.kernel):
             again = self._passes.get((number - self.origin, self.cache.length, len(self.starts)))
-            at_RM = self.slot_N.expand(len(self.starts), -1)  # a graph's places, or none: hidden states are not needed
-            run = again or self._pass(self._rotation(number - self.origin), len(self.starts))
-            run(ids_BN, at_RM if self._graphs() else at_RM[:, :0])
+            at_RM = self.slot_N.expand(len(self.starts), -1)[:, : None if self._graphs() else 0]  # no hidden state is needed
+            (again or self._pass(self._rotation(number - self.origin), len(self.starts)))(ids_BN, at_RM)
         self.cache.commit(self.grid.frame_length)
         self.history.append(self.grid.frame_length)
         if self.settings.only_visible and not (is_given and self.settings.sampler == "released"):
@@ -208,7 +207,9 @@ class FrameModel:
         turn = Rotation(*(self.ids.mine(angle_BLK[:rows], 1) for angle_BLK in turn))
         models, attend = [self, *beside], attend_to_earlier if self.grid.causal else attend_to_all
         calls = [partial(behind, attend(one.starts[: rows // len(models)]), one.cache, self.ids) for one in models]
-        return partial(frame_pass, self.model, calls, turn, self.ids)
+        # Compiled and captured layers have one shape; another rank has other places; causal attention counts from the last one.
+        whole = self.compiled or self._graphs() or self.ids.world > 1 or self.grid.causal
+        return partial(frame_pass, self.model, calls, turn, self.ids, whole)
 
     def _rotation(self, latent: int) -> Rotation:
         position_BN3 = frame_positions(self.grid, self.length_B, latent, 1)
@@ -280,13 +281,12 @@ class FrameModel:
 
 
 def frame_pass(
-    model: Transformer, attends: Sequence[AttendOf], turn: Rotation, ids: Division, ids_BL: Tensor, at_RM: Tensor
+    model: Transformer, attends: Sequence[AttendOf], turn: Rotation, ids: Division, whole: bool, ids_BL: Tensor, at_RM: Tensor
 ) -> Tensor:
-    """One pass over a frame behind all that is cached, to the hidden states at some places; both branches of guidance see the
-    same codes."""
+    """One pass over a frame behind all that is cached, to the hidden states at some places: the last layer works for these alone
+    unless `whole`. Both branches of guidance see the same codes."""
     ids_RL = ids.mine(ids_BL, 1).repeat(turn.cos_BLK.shape[0] // ids_BL.shape[0], 1)
     calls = [(slice(first, None, len(attends)), attend) for first, attend in enumerate(attends)]
-    whole = ids.world > 1 or model.config.causal  # where a rank has other places, or attention counts from the last one
     at = None if whole else at_RM
     hidden_RXD = model.run(ids_RL, turn, lambda layer: by_rows([(rows, attend(layer)) for rows, attend in calls]), at)
     return ids.whole(hidden_RXD, 1).take_along_dim(at_RM[..., None], 1) if whole else hidden_RXD

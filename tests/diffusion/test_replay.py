@@ -10,6 +10,7 @@ import lumos.diffusion.frame_model as frame_model
 from lumos.diffusion.frame_model import FrameModel
 from lumos.diffusion.sampler import SamplerConfig
 from lumos.generate import Generator
+from lumos.model.transformer import Transformer
 from lumos.ranks import Division
 
 PROMPTS = ["a red circle", "two blue stars moves", "two"]  # of different lengths
@@ -79,3 +80,21 @@ def test_a_pass_that_ranks_divide_is_not_taken_for_one_that_ran_alone(toy: Gener
         toy("a red circle", frames=5, sampler=SamplerConfig(steps=2))
     alone, divided = named
     assert alone and divided and not alone & divided
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_pass_works_for_what_is_asked_unless_its_layers_have_one_shape(
+    compiled: bool, toy: Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Tensor | None] = []
+    run = Transformer.run
+    monkeypatch.setattr(Transformer, "run", lambda model, *rest: asked.extend(rest[3:]) or run(model, *rest))
+    plain: list[Tensor] = []
+    toy("a red circle", frames=5, sampler=SamplerConfig(steps=2), record=plain)
+    assert [at is None or at.shape[1] for at in asked] == [16, 11, 0, 16, 11], "of two frames, and of history"
+    asked.clear()
+    monkeypatch.setattr(toy, "compiled", compiled)
+    again: list[Tensor] = []
+    toy("a red circle", frames=5, sampler=SamplerConfig(steps=2), record=again)
+    assert {at is None for at in asked} == {compiled}
+    assert all(torch.equal(one, other) for one, other in zip(plain, again, strict=True))
