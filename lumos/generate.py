@@ -31,7 +31,7 @@ from lumos.sequence.token_file import About, Tokens, load_tokens
 from lumos.session import Course, Player, Session, Turn
 from lumos.tokenizer.compression import check_keyframe, check_sides, latent_frames, pixel_frames
 from lumos.tokenizer.model import VideoTokenizer
-from lumos.weights import fingerprint
+from lumos.weights import find_weights, fingerprint
 
 CONTINUE = 16  # frames added to a given video unless the user says how many
 
@@ -62,13 +62,13 @@ class Generator:
     def from_folder(
         cls, weights: str | Path = PACKAGED, device: str | None = None, compute: Compute | None = None, lora: Path | None = None
     ) -> "Generator":
-        """Load a model folder, or weights that come with the package by name. `device`: cuda when there is one, else cpu.
-
-        lora: folder of an adapter, merged into the weights.
-        """
+        """Load a model folder, or weights that come with the package by name. `device`: cuda when there is one, else cpu. lora:
+        folder of an adapter, merged into the weights; ValueError for the one that a run has merged into them already."""
         where = pick_device(device)
         config, model, text, tokenizer = load_model(weights, where)
         if lora is not None:
+            if Path(lora).resolve() == find_weights(weights, "model").resolve().parent / "lora":
+                raise ValueError(f"{weights} holds the adapter {lora} already; leave --lora out, or name the weights before it")
             merge_adapter(model, lora)
         # bfloat16 halves the time of matrix products where the hardware has it, and slows them down elsewhere.
         fast = where.type == "cuda" or (where.type == "cpu" and torch.cpu._is_avx512_bf16_supported())

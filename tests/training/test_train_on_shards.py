@@ -113,6 +113,8 @@ def test_adapters_leave_the_weights_alone_and_resume(tokenizer: Path, shards: Pa
 
     merged = Generator.from_folder(tmp_path / "one" / "model", "cpu")("a red circle", seed=1)
     beside = Generator.from_folder(base / "model", "cpu", lora=tmp_path / "one" / "lora")("a red circle", seed=1)
+    with pytest.raises(ValueError, match="holds the adapter"):
+        Generator.from_folder(tmp_path / "one", "cpu", lora=tmp_path / "one" / "lora")
     assert torch.equal(merged, beside)
 
 
