@@ -45,7 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
-        print("lumos: interrupted", file=sys.stderr)
+        goes_on = "; the same command goes on" if {"evaluate", "prepare"} & set(sys.argv[1:2]) else ""
+        print(f"lumos: interrupted{goes_on}", file=sys.stderr)
         return 130
     except Exception as error:
         message = _explained(error)
@@ -87,11 +88,10 @@ def _explained(error: Exception) -> str | None:
         return f"this needs the package {name!r}, which is missing; run pip install 'lumos[train,serve,evaluate]'"
     if is_memory_error(error):
         return "out of memory; use fewer prompts at once, fewer frames or a smaller size, or close other programs"
-    if isinstance(error, FileExistsError) and error.strerror:
-        return f"{error.filename} is a file; name a folder"
     if isinstance(error, OSError) and error.strerror:
-        where = f" {error.filename}" if error.filename else ""
-        return f"cannot use{where}: {error.strerror}; check the path, its permissions and free space"
+        where, is_file = f" {error.filename}" if error.filename else "", isinstance(error, FileExistsError)
+        remedy = "it is no folder, name one" if is_file else "check the path, its permissions and free space"
+        return f"cannot use{where}: {error.strerror}; {remedy}"
     if isinstance(error, ValueError | OSError):
         return re.sub(r"\s*\n\s*", " ", str(error).strip())
     return None

@@ -121,7 +121,7 @@ def test_the_command_works_as_a_process() -> None:
         (["train", "shapes-toy"], ["required: --out"]),
         (["train", "shapes-toy", "--out", "x", "--optim.lrr", "1"], ["'optim.lrr' (did you mean optim.lr?)"]),
         (["train", "shapes-toy", "--out", "x", "--max_steps", "3"], ["unknown option --max_steps", "is --set NAME=VALUE"]),
-        (["train", "shapes-toy", "--out", __file__], ["test_cli.py is a file; name a folder"]),
+        (["train", "shapes-toy", "--out", __file__], ["test_cli.py: File exists; it is no folder, name one"]),
         (["train", "shapes-toy", "--lora.rank", "-1", "--out", "x"], ["lora: rank must be 0 to 4096, got -1"]),
         (["train", "shapes-toy", "--video.frames", "10", "--out", "x"], ["video: frames must be 1 + 4k, got 10; use 13"]),
         (["train", "shapes-toy", "--worlds.frames", "10", "--out", "x"], ["frames must be 1 + 4k, got 10; use 13"]),
