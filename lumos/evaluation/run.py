@@ -1,7 +1,4 @@
-"""Prompts -> generated clips -> marks of the judge, in fixed batches, with the judging beside the generating.
-
-`lumos evaluate shapes` adds the folder.
-"""
+"""Prompts -> generated clips -> marks of the judge, in fixed batches, with the judging beside the generating."""
 
 import multiprocessing
 import os

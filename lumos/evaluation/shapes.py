@@ -63,16 +63,15 @@ def evaluate_shapes(
         raise ValueError(f"{out / 'results.jsonl'} must have one result per line, got something else ({error})") from None
     began = time.monotonic()
     todo = [part for part in parts if any(prompt.id not in done for prompt in part)]
-    first, later = ((sampler or generator.config.sampler).for_frame(number, SIDE**2).steps for number in (0, 1))
-    passes = {n: first + later * (frames_of(n, video.fps) - 1) // generator.tokenizer.temporal for n in (1, 17)}
-    work, ready = sum(passes[prompt.frames] for part in todo for prompt in part), 0
+    cost = {n: generator.cost(1, frames_of(n, video.fps), sampler=sampler).operations for n in {each.frames for each in prompts}}
+    work, ready = sum(cost[prompt.frames] for part in todo for prompt in part), 0.0
     count = usual_workers(generator.device) if workers is None else workers
     with worker_pool(count if todo else 0) as judges:
         for part, results in zip(todo, make(generator, todo, judges, sampler, seed, out), strict=True):
             for result in results:
                 add_line(out / "results.jsonl", asdict(result))
                 done[result.id] = result
-            ready += sum(passes[prompt.frames] for prompt in part)
+            ready += sum(cost[prompt.frames] for prompt in part)
             tell_progress(f"{len(done)} of {len(prompts)} prompts", ready / work, time.monotonic() - began)
     results = [done[prompt.id] for prompt in prompts]
     report = {"settings": settings, "seconds": round(time.monotonic() - began, 1), **summary(results)}
