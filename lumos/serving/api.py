@@ -23,7 +23,7 @@ from lumos.serving.access import Access, add_login
 from lumos.serving.errors import ERRORS, HANDLERS, RequestError, refusing
 from lumos.serving.live import Live
 from lumos.serving.queue import Client
-from lumos.serving.request import FrameBody, Sentence, asked_for, body_schema, read_form
+from lumos.serving.request import FrameBody, Sentence, asked_for, body_schema, most_steps, read_form
 from lumos.serving.service import Service
 from lumos.serving.store import Video
 
@@ -304,8 +304,8 @@ async def show_model(service: TheService, id: str) -> dict[str, Any]:
     config, about = service.config, service.about
     if id != config.weights_name:
         raise RequestError(404, f"there is no such model; this server has {config.weights_name}", code="model_not_found")
-    places = (about["height"] // about["spatial"]) * (about["width"] // about["spatial"])  # a step reveals at least one
-    limits = {"max_frames": config.max_frames, "max_steps": min(config.max_steps, places), "upload_bytes": config.upload_bytes}
+    steps = most_steps(config, about, about["height"], about["width"])
+    limits = {"max_frames": config.max_frames, "max_steps": steps, "upload_bytes": config.upload_bytes}
     return {"id": id, "object": "model", "owned_by": "lumos", **about, **limits, "key_needed": config.api_key is not None}
 
 

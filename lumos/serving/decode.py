@@ -1,8 +1,7 @@
-"""An uploaded file -> its pixels, in a process of its own (processes.py) that may use so much memory and time and no more; and a
-finished video, enlarged, in another.
+"""An uploaded file -> its pixels, and a finished video -> a larger one, in processes of their own (processes.py).
 
-It writes start.safetensors (rgb_CFHW) and a small picture, and answers in words. A file that crashes or stalls a decoder costs
-that process.
+A decoder may use so much memory and time and no more. It writes start.safetensors (rgb_CFHW) and a small picture, and answers in
+words. A file that crashes or stalls it costs that process.
 """
 
 import os

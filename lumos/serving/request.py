@@ -7,7 +7,7 @@ each keeps by itself; `asked_for` checks what depends on the model and fills in 
 import re
 import secrets
 from collections.abc import AsyncIterator, Collection, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, Literal
@@ -64,7 +64,9 @@ def _with_words(prompt: str) -> str:
 
 
 def _number(given: Any) -> Any:  # which OpenAI's API sends as text
-    return float(given) if isinstance(given, str) and re.fullmatch(r"\d+(\.\d*)?", given) else given
+    with suppress(ValueError):
+        return float(given) if isinstance(given, str) else given
+    return given
 
 
 @dataclass(frozen=True)
@@ -252,7 +254,7 @@ def _complete(body: VideoBody, config: ServeConfig, about: Mapping[str, Any], pr
         width, height = _size(body.size or f"{about['width']}x{about['height']}", config, about)
     with refusing("frames" if body.seconds is None else "seconds"):
         frames = _frames(body, config, about)
-    most = min(config.max_steps, (height // about["spatial"]) * (width // about["spatial"]))
+    most = most_steps(config, about, height, width)
     settings = {"seed": secrets.randbelow(MOST_SEED + 1), "steps": min(about["steps"], most)}
     settings |= {name: about[name] for name in ("guidance", "temperature")}
     settings |= body.model_dump(include={"seed", "steps", "guidance", "temperature"}, exclude_none=True)
@@ -264,6 +266,10 @@ def _complete(body: VideoBody, config: ServeConfig, about: Mapping[str, Any], pr
     other = size_note(f"{width}x{height}", f"{about['width']}x{about['height']}")
     note = "; ".join(filter(None, (told.note, other)))
     return VideoRequest(told.prompt, frames, height, width, float(about["fps"]), **settings, note=note)
+
+
+def most_steps(config: ServeConfig, about: Mapping[str, Any], height: int, width: int) -> int:
+    return min(config.max_steps, (height // about["spatial"]) * (width // about["spatial"]))  # a step reveals at least one code
 
 
 def _size(size: str, config: ServeConfig, about: Mapping[str, Any]) -> tuple[int, int]:

@@ -203,15 +203,15 @@ def _pictures(pixels_CFHW: Tensor) -> list[bytes]:
 
 def _write(folders: list[Path], pixels_BCFHW: Tensor, fps: float, device: torch.device) -> list[str | None]:
     """All files, and what went wrong with each video. On a CPU one after another: it is busy, and its memory may be short."""
-    files = [(folder / name, pixels) for folder, pixels in zip(folders, pixels_BCFHW, strict=True) for name in FILES]
     with ThreadPoolExecutor() as pool:
-        ends = (pool.map if device.type == "cuda" else map)(partial(_write_one, fps), *zip(*files, strict=True))
-        return [next(filter(None, of_video), None) for of_video in zip(*[ends] * len(FILES), strict=True)]
+        each = pool.map if device.type == "cuda" else map
+        ends = [each(partial(_write_one, *video, fps), FILES) for video in zip(folders, pixels_BCFHW, strict=True)]
+        return [next(filter(None, of_video), None) for of_video in ends]
 
 
-def _write_one(fps: float, path: Path, pixels_CFHW: Tensor) -> str | None:
+def _write_one(folder: Path, pixels_CFHW: Tensor, fps: float, name: str) -> str | None:
     try:
-        write_video(path, pixels_CFHW[:, :1] if path.name == "thumbnail.png" else pixels_CFHW, fps)
+        write_video(folder / name, pixels_CFHW[:, :1] if name == "thumbnail.png" else pixels_CFHW, fps)
     except FileNotFoundError:
         return None  # deleted in the meantime
     except OSError as error:
