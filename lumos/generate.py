@@ -65,10 +65,10 @@ class Generator:
         """Load a model folder, or weights that come with the package by name. `device`: cuda when there is one, else cpu. lora:
         folder of an adapter, merged into the weights; ValueError for the one that a run has merged into them already."""
         where = pick_device(device)
+        if lora is not None and Path(lora).resolve() == find_weights(weights, "model").resolve().parent / "lora":
+            raise ValueError(f"{weights} holds the adapter {lora} already; leave --lora out, or name the weights before it")
         config, model, text, tokenizer = load_model(weights, where)
         if lora is not None:
-            if Path(lora).resolve() == find_weights(weights, "model").resolve().parent / "lora":
-                raise ValueError(f"{weights} holds the adapter {lora} already; leave --lora out, or name the weights before it")
             merge_adapter(model, lora)
         # bfloat16 halves the time of matrix products where the hardware has it, and slows them down elsewhere.
         fast = where.type == "cuda" or (where.type == "cpu" and torch.cpu._is_avx512_bf16_supported())

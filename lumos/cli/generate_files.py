@@ -105,8 +105,7 @@ def generate_files(
 def _check_outputs(args: GenerateArgs, count: int) -> list[Path]:
     """--out for one prompt, numbered files beside it for several (red_1.mp4, red_2.mp4, ...), found to be writable."""
     out, digits = args.out, len(str(count))
-    numbers = [f"_{number:0{digits}}" for number in range(1, count + 1)]
-    files = [out.with_name(f"{out.stem}{number}{out.suffix}") for number in numbers] if count > 1 else [out]
+    files = [out.with_name(f"{out.stem}_{n:0{digits}}{out.suffix}") for n in range(1, count + 1)] if count > 1 else [out]
     for file in files:
         check_output(file, args.force)
     if args.save_tokens:

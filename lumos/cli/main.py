@@ -39,14 +39,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
         os.environ.setdefault("GOMP_SPINCOUNT", "3000")
+    words = list(sys.argv[1:] if argv is None else argv)
     try:
-        return _run(list(sys.argv[1:] if argv is None else argv))
+        return _run(words)
     except BrokenPipeError:  # what reads our output has stopped, as head does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
-        goes_on = "; the same command goes on" if {"evaluate", "prepare"} & set(sys.argv[1:2]) else ""
-        print(f"lumos: interrupted{goes_on}", file=sys.stderr)
+        print("lumos: interrupted" + "; the same command goes on" * (words[:1] in (["evaluate"], ["prepare"])), file=sys.stderr)
         return 130
     except Exception as error:
         message = _explained(error)
