@@ -12,6 +12,7 @@ from lumos.model_folder import VideoConfig
 from lumos.ranks import Ranks
 from lumos.sequence.vocabulary import small_vocabulary
 from lumos.training.config import TrainModelConfig
+from lumos.training.learner import Learner
 from lumos.training.objective import backward, mask_batch
 from lumos.training.optim import OptimConfig
 from lumos.training.parallel import ParallelConfig, build, clip_gradients
@@ -52,6 +53,26 @@ def test_every_way_of_working_gives_the_step_of_float32(name: str) -> None:
     fast_loss, fast_norm = loss_and_norm(PLANS[name])
     assert fast_loss == pytest.approx(loss, rel=2e-3)
     assert fast_norm == pytest.approx(norm, rel=2e-2)
+
+
+@pytest.mark.parametrize("name", ["sharded", "flex", "plain"])
+def test_a_step_never_waits_for_the_card(name: str) -> None:
+    config, ranks, draw = (
+        replace(CONFIG, parallel=PLANS[name]),
+        Ranks(0, 1, torch.device("cuda")),
+        torch.Generator().manual_seed(0),
+    )
+    model = build(CONFIG.model, config.parallel, ranks, seed=0)
+    learner = Learner(model, config.optim, config.spike, ranks.device)
+    codes_BTHW = torch.randint(500, (4, 3, 16, 16), generator=draw).cuda()
+    batch = Batch(torch.randint(100, (4, 40), generator=draw).cuda(), torch.tensor([9, 40, 17, 30]), codes_BTHW)
+    for step in range(3):  # the first one compiles and lays out the optimiser's memory
+        torch.cuda.set_sync_debug_mode("error" if step else "default")
+        try:
+            backward(model, VOCABULARY, mask_batch(batch, config, draw), config, ranks)
+            learner.update(step, progress=0.1)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
 
 
 def test_the_fused_loss_has_the_value_of_float32(monkeypatch: pytest.MonkeyPatch) -> None:
