@@ -48,7 +48,8 @@ def image_pictures(path: Path, start: float) -> Iterator[Timed]:
         for number in moving:
             shown = _turn_to(image, number)
             upright = ImageOps.exif_transpose(image)
-            yield time, shown, Picture(*upright.size, partial(_scaled, upright, path), note)
+            drawn = partial(lambda one, *size: of_rgb(_rgb(one, path)).scaled(*size), upright)  # converted then: few are drawn
+            yield time, shown, Picture(*upright.size, drawn, note)
             time += shown
 
 
@@ -101,11 +102,6 @@ def _turn_to(image: Any, number: int) -> float:
         image.info["bare"][1].paste(0, image.dispose_extent)
     seconds = float(image.info.get("duration") or 0) / 1000
     return seconds if seconds >= SHORTEST else 0.1
-
-
-def _scaled(image: Image.Image, path: Path, rows: int, columns: int) -> NDArray[np.uint8]:
-    """A frame of an animation, converted when it is drawn: few are."""
-    return of_rgb(_rgb(image, path)).scaled(rows, columns)
 
 
 def _rgb(image: Image.Image, path: Path) -> NDArray[np.uint8]:

@@ -11,6 +11,7 @@ import re
 import time
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
@@ -66,7 +67,7 @@ class Access:
 
     def _check_origin(self, request: Request) -> None:
         """Refuse what another web site makes a browser send."""
-        headers, public = request.headers, self.config.public_host
+        headers, public = request.headers, urlsplit(self.config.public_url or "").netloc.lower()
         host = headers.get("host", "").lower()
         name = re.sub(r":\d+$", "", host).strip("[]")
         if self.config.is_local and name not in (*LOCAL_NAMES, self.config.host.lower().strip("[]")) and host != public:

@@ -93,11 +93,6 @@ class ServeConfig:
         """What clients see as the model: a name, never a path."""
         return Path(self.weights).name or "lumos"
 
-    @property
-    def public_host(self) -> str:
-        """Name and port of the public address as a Host header has them, in lower case; empty without one."""
-        return urlsplit(self.public_url or "").netloc.lower()
-
     def per_address(self, room: int, per_client: int) -> int:
         """How much of `room` one address may take: half, or all where nobody else can ask."""
         return room if self.is_local and not self.public_url else max(per_client, (room + 1) // 2)

@@ -117,13 +117,9 @@ class Placed(NamedTuple):
         return self.disc * float(templates().radius_P[self.template])
 
     @property
-    def thing_x(self) -> float:
-        """The thing's centre."""
-        return self.x + self.disc * float(templates().middle_P2[self.template, 0])
-
-    @property
-    def thing_y(self) -> float:
-        return self.y + self.disc * float(templates().middle_P2[self.template, 1])
+    def centre(self) -> Array:
+        """x and y of the thing's centre."""
+        return np.array([self.x, self.y]) + self.disc * templates().middle_P2[self.template]
 
 
 def place_whole(soft_HW: Array, others_HW: Array, choices: list[tuple[int, float]]) -> list[Placed]:
