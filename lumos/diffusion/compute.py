@@ -57,6 +57,7 @@ def prepare_model(model: Transformer, compute: Compute, device: torch.device) ->
     return True
 
 
+_side_stream = cache(torch.cuda.Stream)  # of a device
 _here = threading.local()  # libraries keep what they know of a shape per thread
 
 
@@ -127,8 +128,3 @@ def _aside(device: torch.device) -> Iterator[None]:
     with torch.cuda.stream(stream):
         yield
     current.wait_stream(stream)
-
-
-@cache
-def _side_stream(device: torch.device) -> torch.cuda.Stream:
-    return torch.cuda.Stream(device)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 import lumos.diffusion.draw as drawing
 import lumos.diffusion.frame_model as frame_model
+import lumos.model.attention as attention
 from lumos.diffusion.compute import Compute, prepare_model
 from lumos.diffusion.frame_model import FrameModel, VideoSpec
 from lumos.diffusion.sampler import SamplerConfig, sample_video
@@ -124,3 +125,27 @@ def test_the_kernel_tried_first_does_grouped_queries_over_part_of_a_cache(heads:
         found = attend_to_all([0, 62])(query, cache[:, :, :900], cache[:, :, :900])
     exact = attend_to_all([0, 62])(query.float(), cache[:, :, :900].float(), cache[:, :, :900].float())
     assert float((found.float() - exact).norm() / exact.norm()) < 0.01
+
+
+@pytest.mark.parametrize("captured", [False, True])
+def test_rows_side_by_side_give_what_rows_in_turn_do(captured: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    attend, slow = attend_to_all([0, 62, 100]), torch.randn(8192, 8192, device="cuda")
+    given = [torch.randn(3, heads, ids, 128, device="cuda").bfloat16() for heads, ids in ((24, 1021), (8, 3000), (8, 3000))]
+
+    def run() -> Tensor:
+        query, key, value = (each + (slow @ slow)[0, 0] * 0 for each in given)  # they are late, and what reads them must wait
+        return attend(query, key, value) * 2
+
+    found = []
+    for sizes in (range(0), range(24 * 1021, 24 * 1021 + 1)):
+        monkeypatch.setattr(attention, "SIDE_BY_SIDE", sizes)
+        run()
+        graph = torch.cuda.CUDAGraph()
+        if captured:
+            with torch.cuda.graph(graph):
+                out = run()
+            graph.replay()
+        else:
+            out = run()
+        found.append(out.clone())
+    assert torch.equal(*found)
