@@ -99,10 +99,8 @@ def attend_to_earlier(starts: Sequence[int]) -> Attend:
 
 
 def by_rows(calls: Sequence[tuple[slice, Attend]]) -> Attend:
-    """Every row to its own call. No call holds padding, of which another length would round a row in another way.
-
-    Calls that leave much of a card idle at their end run side by side, on two streams.
-    """
+    """Every row to its own call. No call holds padding, of which another length would round a row in another way. Calls that
+    leave much of a card idle at their end run side by side, on two streams."""
     if len(calls) == 1:
         return calls[0][1]
 
@@ -124,12 +122,13 @@ def by_rows(calls: Sequence[tuple[slice, Attend]]) -> Attend:
 
 @contextmanager
 def fastest(device: torch.device, first: SDPBackend = SDPBackend.CUDNN_ATTENTION) -> Iterator[None]:
-    """Inside, attention on a CUDA card takes the first kernel of `first`, cuDNN, flash, ... that can do it."""
+    """Inside, attention on a CUDA card takes the first kernel that can do it, of cuDNN, flash, ... from `first` on."""
     if device.type != "cuda":
         yield
         return
+    # Those before `first` are out: PyTorch puts cuDNN first, whatever was asked for, when a process attends for the first time.
     order = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
-    with sdpa_kernel([first, *(kernel for kernel in order if kernel != first)], set_priority=True):
+    with sdpa_kernel(order[order.index(first) :], set_priority=True):
         yield
 
 

@@ -3,9 +3,11 @@
 import pytest
 import torch
 from torch import Tensor
+from torch.backends.cuda import cudnn_sdp_enabled, flash_sdp_enabled
+from torch.nn.attention import SDPBackend
 from torch.nn.attention.flex_attention import create_block_mask
 
-from lumos.model.attention import attend_to_all, attend_to_earlier, dense, tiles
+from lumos.model.attention import attend_to_all, attend_to_earlier, dense, fastest, tiles
 
 
 def test_a_prompt_is_attended_to_as_if_there_were_no_padding() -> None:
@@ -61,3 +63,13 @@ def test_tiles_are_those_that_hold_what_a_query_may_see(length: int) -> None:
     for kind in ("kv", "full_kv", "q", "full_q"):
         names = f"{kind}_num_blocks", f"{kind}_indices"
         assert listed(*(getattr(found, name) for name in names)) == listed(*(getattr(expected, name) for name in names)), kind
+
+
+def test_a_kernel_before_the_first_is_out() -> None:
+    """PyTorch puts cuDNN first when a process attends for the first time, whatever order was asked for."""
+    with fastest(torch.device("cuda"), SDPBackend.FLASH_ATTENTION):
+        assert (cudnn_sdp_enabled(), flash_sdp_enabled()) == (False, True)
+    with fastest(torch.device("cuda")):
+        assert (cudnn_sdp_enabled(), flash_sdp_enabled()) == (True, True)
+    with fastest(torch.device("cpu"), SDPBackend.FLASH_ATTENTION):
+        assert cudnn_sdp_enabled()
