@@ -22,7 +22,6 @@ from lumos.serving.errors import RequestError
 from lumos.serving.metrics import Metrics
 
 COOKIE = "lumos_session"
-SMALL_BODY = 2**20  # bytes of anything that is no upload
 LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
 OPEN_PATHS = ("/health", "/live", "/login", "/logout", "/icon.svg", "/page.css")
 POLICY = (
@@ -95,7 +94,7 @@ class Access:
     def _limited(self, receive: Receive, request: Request) -> Receive:
         """`receive`, which gives up on a body that is too large, too slow or cut off."""
         is_form = request.headers.get("content-type", "").lower().startswith("multipart/form-data")
-        most, came, whole = self.config.upload_bytes, 0, False
+        most, came, whole = self.config.upload_mb, 0, False
         deadline = asyncio.get_running_loop().time() + self.config.upload_seconds
 
         async def limited() -> Message:
@@ -112,8 +111,8 @@ class Access:
                 raise RequestError(400, "the connection was closed before the request was whole", code="closed")
             came += len(message.get("body", b""))
             whole = not message.get("more_body", False)
-            if came > SMALL_BODY + most * is_form:
-                words = f"a file may have at most {most // 2**20} MiB, and anything else 1 MiB; send a smaller one"
+            if came > (1 + most * is_form) * 2**20:
+                words = f"a file may have at most {most} MiB, and anything else 1 MiB; send a smaller one"
                 raise RequestError(413, words, code="too_large")
             return message
 

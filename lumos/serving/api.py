@@ -305,7 +305,7 @@ async def show_model(service: TheService, id: str) -> dict[str, Any]:
     if id != config.weights_name:
         raise RequestError(404, f"there is no such model; this server has {config.weights_name}", code="model_not_found")
     steps = most_steps(config, about, about["height"], about["width"])
-    limits = {"max_frames": config.max_frames, "max_steps": steps, "upload_bytes": config.upload_bytes}
+    limits = {"max_frames": config.max_frames, "max_steps": steps, "upload_bytes": config.upload_mb * 2**20}
     return {"id": id, "object": "model", "owned_by": "lumos", **about, **limits, "key_needed": config.api_key is not None}
 
 

@@ -7,6 +7,7 @@ import ipaddress
 import math
 import os
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -85,10 +86,6 @@ class ServeConfig:
         return self.data or Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "lumos" / "serve"
 
     @property
-    def upload_bytes(self) -> int:
-        return self.upload_mb * 2**20
-
-    @property
     def weights_name(self) -> str:
         """What clients see as the model: a name, never a path."""
         return Path(self.weights).name or "lumos"
@@ -100,9 +97,6 @@ class ServeConfig:
     @property
     def is_local(self) -> bool:
         """Whether only this machine can connect."""
-        if self.host.lower() == "localhost":
-            return True
-        try:
+        with suppress(ValueError):
             return ipaddress.ip_address(self.host.strip("[]")).is_loopback
-        except ValueError:
-            return False
+        return self.host.lower() == "localhost"

@@ -5,7 +5,6 @@ that dies costs the batch that it was making, and is replaced; the other workers
 """
 
 import asyncio
-import logging
 import threading
 import time
 from contextlib import suppress
@@ -14,13 +13,13 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import TYPE_CHECKING, Any
 
+from lumos.serving.errors import log
 from lumos.serving.processes import Pipe, new_process
 from lumos.serving.queue import Job
 
 if TYPE_CHECKING:
     from lumos.serving.service import Service
 
-log = logging.getLogger("lumos.serving")
 GRACE = 10.0  # seconds a process has to stop a batch before it is stopped itself
 MOST_RESTARTS = 5  # in a row, without a batch finished or an hour between them
 LONG_LIFE = 3600.0

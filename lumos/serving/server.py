@@ -17,11 +17,11 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from lumos.serving.api import create_app
 from lumos.serving.config import ServeConfig
+from lumos.serving.errors import log
 from lumos.serving.processes import start_processes, worker_devices
 from lumos.serving.service import Service
 from lumos.serving.store import Store
 
-log = logging.getLogger("lumos.serving")
 BACKLOG = 16  # connections taken at a time; three times as many may be on their way in or out
 OWN_FILES = 64  # descriptors that are left to everything but connections
 MOST_CONNECTIONS = 1000

@@ -5,7 +5,6 @@ whoever is in `follow`; `end` completes or fails it. Whatever happens to a worke
 """
 
 import asyncio
-import logging
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -16,7 +15,7 @@ from typing import Any
 
 from lumos.sequence.prompt_template import PromptReader
 from lumos.serving.config import ServeConfig
-from lumos.serving.errors import RequestError
+from lumos.serving.errors import RequestError, log
 from lumos.serving.live import Sessions
 from lumos.serving.metrics import Metrics
 from lumos.serving.pool import STOPPED, Reason, Worker
@@ -26,7 +25,6 @@ from lumos.serving.request import VideoRequest
 from lumos.serving.store import Store, Video, new_id
 from lumos.serving.uploads import Uploads
 
-log = logging.getLogger("lumos.serving")
 LARGE = 512  # pixels of the longer side of a large file
 Starts = Mapping[int, Path]  # files of frames that are given, by number of the first
 CANCELLED = ("cancelled", "this video was cancelled")

@@ -7,7 +7,6 @@ that this module names itself.
 """
 
 import fcntl
-import logging
 import os
 import re
 import secrets
@@ -22,9 +21,9 @@ from typing import Any, Literal, TextIO
 from pydantic import TypeAdapter
 
 from lumos.files import PARTIAL
+from lumos.serving.errors import log
 from lumos.serving.request import VideoRequest
 
-log = logging.getLogger("lumos.serving")
 MARKER = ".lumos-serve"
 RECORD = "record.json"
 START = "start_{}.safetensors"  # frames that are given to a video that is not finished, with the number of the first

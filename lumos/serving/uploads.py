@@ -56,20 +56,18 @@ class Uploads:
         """What a file is that a video starts from, and the file of its frames, which is there inside only."""
         place = Path(tempfile.mkdtemp(dir=self.scratch))
         try:
-            file = source if isinstance(source, Path) else await asyncio.to_thread(self._copy, source, place / "file")
             async with self._places:
-                found = await asyncio.to_thread(self._decode, file, place, size)
+                found = await asyncio.to_thread(self._decode, source, place, size)
             yield found, place / START.format(0)
         finally:
             shutil.rmtree(place, ignore_errors=True)
 
-    def _copy(self, source: BinaryIO, file: Path) -> Path:
-        with open(file, "wb") as target:  # at most as much as access.py lets through
-            shutil.copyfileobj(source, target)
-        return file
-
-    def _decode(self, file: Path, folder: Path, size: Format) -> Decoded:
+    def _decode(self, source: Path | BinaryIO, folder: Path, size: Format) -> Decoded:
         """Have START and PREVIEW written into `folder`. ValueError in words for what cannot be read."""
+        file = source if isinstance(source, Path) else folder / "file"
+        if not isinstance(source, Path):
+            with open(file, "wb") as target:  # at most as much as access.py lets through
+                shutil.copyfileobj(source, target)
         here, there = Pipe(duplex=False)  # what decodes a stranger's file is told nothing
         process = new_process("lumos.serving.decode", there, file, folder, size, self.config)
         process.start()

@@ -8,7 +8,7 @@ import queue
 import signal
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import replace
 from functools import partial
@@ -38,10 +38,6 @@ SECONDS_BETWEEN_NEWS = 0.4  # of progress; frames are told at once
 TOO_LARGE = "there was not enough memory; ask for fewer frames or a smaller size"
 Say = Callable[..., None]
 Words = queue.SimpleQueue[tuple[Any, ...]]  # what the server says
-
-
-class Cancelled(Exception):
-    pass
 
 
 def run(server: Connection, weights: str, device: str | None, workers: int = 1) -> None:
@@ -89,7 +85,7 @@ def run(server: Connection, weights: str, device: str | None, workers: int = 1) 
         try:
             errors = _make(generator, rest[0], rest[1], cancelled, say, between)
             say("finished", errors, time.monotonic() - begin, _files_of(weights))
-        except Cancelled:
+        except CancelledError:
             say("failed", None, None)
         except ValueError as error:
             say("failed", ("invalid_request", str(error)), None)
@@ -161,7 +157,7 @@ def _make(
     def progress(done: int, passes: int) -> None:
         nonlocal said
         if cancel.is_set():
-            raise Cancelled
+            raise CancelledError
         # Whoever hears of it takes a core from the threads that compute, which all wait for the last of them.
         if time.monotonic() - said > SECONDS_BETWEEN_NEWS:
             said = time.monotonic()

@@ -5,10 +5,11 @@ their triangles become rows, and rows become samples, each kept by `amax` over (
 Colours are linear light until the last line. Samples are a grid of 2x2 per pixel; only what they show is shaded.
 """
 
+from collections import namedtuple
 from collections.abc import Sequence
 from dataclasses import astuple, replace
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,20 +25,8 @@ SAMPLES = 2  # per pixel and direction
 NEAR = 0.05  # nothing nearer than this, in metres, is drawn
 MOST_TRIANGLES = 6_000_000  # drawn at once on a card
 MOST_CANDIDATES = 1 << 26  # samples put into the z-buffer at once
-
-
-class Parts(NamedTuple):
-    """Where each body's parts lie in the library: numbers, or tensors of N of them."""
-
-    clip: Any
-    first_vertex: Any
-    vertices: Any
-    first_triangle: Any
-    triangles: Any
-    bones: Any
-    first_pose: Any
-    poses: Any
-    once: Any  # 1: holds its last pose
+# Where each body's parts lie in the library: numbers, or tensors of N of them. once: 1 for what holds its last pose.
+Parts = namedtuple("Parts", "clip first_vertex vertices first_triangle triangles bones first_pose poses once")
 
 
 class PackedScenes(NamedTuple):

@@ -11,18 +11,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 HALF = math.sqrt(0.5)
-DIRECTIONS: dict[str, tuple[float, float]] = {
-    "left": (-1.0, 0.0),
-    "right": (1.0, 0.0),
-    "up": (0.0, -1.0),
-    "down": (0.0, 1.0),
-    "up left": (-HALF, -HALF),
-    "up right": (HALF, -HALF),
-    "down left": (-HALF, HALF),
-    "down right": (HALF, HALF),
-}
 STRAIGHT: tuple[str, ...] = ("left", "right", "up", "down")
 DIAGONAL: tuple[str, ...] = ("up left", "up right", "down left", "down right")
+DIRECTIONS = dict(zip(STRAIGHT, ((-1.0, 0.0), (1.0, 0.0), (0.0, -1.0), (0.0, 1.0)), strict=True))
+DIRECTIONS |= dict(zip(DIAGONAL, ((-HALF, -HALF), (HALF, -HALF), (-HALF, HALF), (HALF, HALF)), strict=True))
 # Motions that leave a thing where it is.
 IN_PLACE: tuple[str, ...] = ("still", "growing", "shrinking", "spinning", "fading in", "fading out", "blinking")
 MOTIONS: tuple[str, ...] = (*DIRECTIONS, "circling", "bouncing", *IN_PLACE)
