@@ -3,7 +3,6 @@
 One safetensors file: codes_BTHW, and prompts, seeds and the fingerprint of the tokenizer whose codes they are as its header.
 """
 
-import hashlib
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -63,17 +62,8 @@ def load_tokens(file: Path, tokenizer: nn.Module, codebook_size: int) -> Tokens:
     if not whole or codes_BTHW.ndim != 4:
         raise ValueError(f"{file} must be a tokens file made with --save-tokens, got another or a damaged one; make it again")
     found = fingerprint(tokenizer)
-    if about.tokenizer not in (found, _former_fingerprint(tokenizer)):
+    if about.tokenizer != found:
         raise ValueError(f"{file} holds codes of another tokenizer ({about.tokenizer}) than these weights have ({found})")
     if codes_BTHW.numel() == 0 or int(codes_BTHW.min()) < 0 or int(codes_BTHW.max()) >= codebook_size:
         raise ValueError(f"{file} must hold codes of 0 to {codebook_size - 1}, got others or none; make it again")
     return Tokens(codes_BTHW, about)
-
-
-def _former_fingerprint(tokenizer: nn.Module) -> str:
-    """What tokens files of version 0.1 say of a tokenizer: its parameters as float32."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(tokenizer.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().to("cpu", torch.float32).contiguous().view(-1).numpy().tobytes())
-    return digest.hexdigest()[:16]

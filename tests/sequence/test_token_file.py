@@ -51,8 +51,3 @@ def test_other_files_are_refused(file: Path, tmp_path: Path) -> None:
         load_tokens(other, OURS, 50)
     with pytest.raises(FileNotFoundError, match="no tokens file"):
         load_tokens(tmp_path / "none", OURS, 50)
-
-
-def test_files_of_version_0_1_are_read(tmp_path: Path) -> None:
-    save_tokens(tmp_path / "x", Tokens(CODES, replace(ABOUT, tokenizer="18d3d3bd6a2f9c63")))
-    assert load_tokens(tmp_path / "x", OURS, 50).about.fps == 8
