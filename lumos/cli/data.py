@@ -104,10 +104,10 @@ def run_prepare(args: PrepareArgs) -> int:
 
     folder = None if args.pixels else find_weights(args.tokenizer, "tokenizer")
     tokenizer = load_tokenizer(folder) if folder else None
-    latent = (tokenizer.temporal, tokenizer.spatial) if tokenizer else None
-    config = _prepare_config(args, _video_of(folder) if folder else {}, *(latent or (1, 1)))
+    latent = (tokenizer.temporal, tokenizer.spatial) if tokenizer else (1, 1)
+    config = _prepare_config(args, _video_of(folder) if folder else {}, *latent)
     if args.dry_run:
-        report(dry_run(args.manifest, config, latent), args.json)
+        report(dry_run(args.manifest, config, tokenizer), args.json)
         return 0
     share = _share(args)
     say = lambda line: tell(f"rank {share.rank}: {line}" if share.world > 1 else line)  # noqa: E731

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from lumos.config import Range, Whole
 from lumos.data.batch import Batch, Schedule, Stream
-from lumos.data.shards import TOKENS, ShardIndex, ShardReader
+from lumos.data.shards import TOKENS, ShardIndex, ShardReader, code_type
 from lumos.sequence.layout import text_batch
 from lumos.sequence.text import UNKNOWN, TextTokenizer
 from lumos.sequence.vocabulary import Vocabulary
@@ -61,7 +61,8 @@ class ShardStream:
         self.schedule, self.config, self.device, self.share = schedule, config, device, share
         self.other: Stream | None = None
         self.reader = ShardReader(index, ["clip", index.words], config.cache_mib * 2**20, vocabulary.codes)
-        self.plans = {image: EpochPlan(index, image, schedule, config.set_mib * 2**20) for image in (False, True)}
+        set_codes = config.set_mib * 2**20 // code_type(vocabulary.codes).itemsize
+        self.plans = {image: EpochPlan(index, image, schedule, set_codes) for image in (False, True)}
         for image, plan in self.plans.items():
             if schedule.image_every > 0 if image else schedule.image_every != 1:
                 plan.check(index.folder)
@@ -104,8 +105,8 @@ class ShardStream:
 class EpochPlan:
     """Which rows make batch number n of one kind on one rank. Pure: the same n gives the same rows."""
 
-    def __init__(self, index: ShardIndex, image: bool, schedule: Schedule, set_bytes: int) -> None:
-        self.index, self.schedule, self.image, self.set_bytes = index, schedule, image, set_bytes
+    def __init__(self, index: ShardIndex, image: bool, schedule: Schedule, set_codes: int) -> None:
+        self.index, self.schedule, self.image, self.set_codes = index, schedule, image, set_codes
         self.size = schedule.size(image)
         frames = index.sizes_N3[:, 0]
         chosen = frames == 1 if image else frames > 1
@@ -147,14 +148,14 @@ class EpochPlan:
         rng = np.random.default_rng(seeds)
         if len(rows) < world:
             return np.array([rng.permutation(np.tile(rows, world))[rank]])
-        row_bytes = 2 * int(self.index.sizes_N3[rows[0]].prod())
-        if len(rows) * row_bytes <= world * self.set_bytes:
+        row_codes = int(self.index.sizes_N3[rows[0]].prod())
+        if len(rows) * row_codes <= world * self.set_codes:
             return rng.permutation(rows)[rank::world][: self.share[bucket]]
         place_N2 = self.index.place_N3[rows, :2]
         groups = np.split(rows, np.flatnonzero((np.diff(place_N2, axis=0) != 0).any(1)) + 1)
         dealt = np.concatenate([groups[number] for number in rng.permutation(len(groups))])
         mine = dealt[rank * self.share[bucket] : (rank + 1) * self.share[bucket]]
-        a_set = max(1, self.set_bytes // row_bytes)
+        a_set = max(1, self.set_codes // row_codes)
         order = np.random.default_rng([*seeds, rank])
         return np.concatenate([order.permutation(mine[first : first + a_set]) for first in range(0, len(mine), a_set)])
 

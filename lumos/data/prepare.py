@@ -33,6 +33,7 @@ from lumos.data.shards import (
     PIXELS,
     PREPARED,
     ShardReader,
+    code_type,
     open_shards,
     pack_codes,
     pack_picture,
@@ -114,8 +115,8 @@ def prepare_shards(
     return {"shards": str(out), "finished": True, **_finish(out, len(parts)), **made}
 
 
-def dry_run(manifest: Path, config: PrepareConfig, latent: tuple[int, int] | None) -> dict[str, Any]:
-    """What `prepare` would do, by the headers of the files. `latent`: pixels per code in time and in space, None for pictures."""
+def dry_run(manifest: Path, config: PrepareConfig, tokenizer: VideoTokenizer | None) -> dict[str, Any]:
+    """What `prepare_shards` would do, by the headers of the files."""
     entries = read_manifest(manifest)
     problems = [f"row {entry.row}: {entry.problem}" for entry in entries if entry.problem]
     looked = [entry for entry in entries if not entry.problem and not is_url(entry.path)][:LONGEST_DRY_LOOK]
@@ -133,15 +134,15 @@ def dry_run(manifest: Path, config: PrepareConfig, latent: tuple[int, int] | Non
             unreadable.append(f"row {entry.row}: {one_line(error)}")
             continue
         length = max(0.0, min(length, entry.end or math.inf) - (entry.start or 0.0))
-        lengths = expected_lengths(length, config.cut) * (2 if latent and _mirrored(config, entry) else 1)
+        lengths = expected_lengths(length, config.cut) * (2 if tokenizer and _mirrored(config, entry) else 1)
         clips, seconds = clips + len(lengths), seconds + length
-        if latent:
-            rows, columns = (side // latent[1] for side in nearest_size(width, height, config.cut.sizes))
-            T = sum(latent_frames(frames, latent[0]) for frames in lengths)
+        if tokenizer:
+            rows, columns = (side // tokenizer.spatial for side in nearest_size(width, height, config.cut.sizes))
+            T = sum(latent_frames(frames, tokenizer.temporal) for frames in lengths)
             ids, codes = ids + T * (rows * (columns + 1) + 4), codes + T * rows * columns
     document = {"rows": len(entries), "problems": len(problems), "unreadable": len(unreadable), "looked_at": len(looked)}
     document |= {"shards": -(-len(entries) // config.rows), "clips": clips}
-    document |= {"ids": ids, "bytes": 2 * codes} if latent else {}
+    document |= {"ids": ids, "bytes": code_type(tokenizer.codebook_size).itemsize * codes} if tokenizer else {}
     return {**document, "hours": round(seconds / 3600, 4), "first_problems": [*problems, *unreadable][:20]}
 
 
@@ -211,7 +212,10 @@ class _Maker:
         with torch.autocast(device.type, torch.bfloat16, enabled=fast):
             codes_BTHW = self.tokenizer.encode(clips_to_pixels(rgb_BFHWC.to(device, non_blocking=True)))
         for (row, _), codes_THW in zip(same, codes_BTHW.cpu(), strict=True):
-            row |= {"codes": pack_codes(codes_THW), **dict(zip("THW", codes_THW.shape, strict=True))}
+            row |= {
+                "codes": pack_codes(codes_THW, self.tokenizer.codebook_size),
+                **dict(zip("THW", codes_THW.shape, strict=True)),
+            }
         same.clear()
 
 

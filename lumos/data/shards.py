@@ -75,16 +75,22 @@ def check_tokenizer(index: ShardIndex, tokenizer: VideoTokenizer) -> None:
         raise ValueError(f"{index.folder} must be made with this tokenizer ({found}), got another's ({index.tokenizer})")
 
 
-def pack_codes(codes_THW: Tensor) -> bytes:
-    """Codes as numbers of two bytes, little end first."""
-    return codes_THW.to("cpu", torch.int64).numpy().astype("<u2").tobytes()
+def code_type(codebook: int) -> np.dtype[Any]:
+    """How codes are stored: in two bytes, or four where the codebook has more than 65,536; little end first."""
+    return np.dtype("<u2" if codebook <= 2**16 else "<u4")
+
+
+def pack_codes(codes_THW: Tensor, codebook: int = 2**16) -> bytes:
+    """The bytes of codes, all of which are below `codebook`."""
+    assert (codes_THW >= 0).all() and (codes_THW < codebook).all()
+    return codes_THW.to("cpu", torch.int64).numpy().astype(code_type(codebook)).tobytes()
 
 
 def unpack_codes(content: bytes, T: int, H: int, W: int, codebook: int = 2**16) -> Tensor:
     """The inverse of `pack_codes`: codes_THW int64. ValueError for codes that a codebook of that size does not have."""
-    if len(content) != 2 * T * H * W:
-        raise ValueError(f"a clip of {T}x{H}x{W} codes must take {2 * T * H * W} bytes, got {len(content)}; prepare it again")
-    codes = np.frombuffer(content, "<u2").astype(np.int64)
+    if len(content) != (size := code_type(codebook).itemsize * T * H * W):
+        raise ValueError(f"a clip of {T}x{H}x{W} codes must take {size} bytes, got {len(content)}; prepare it again")
+    codes = np.frombuffer(content, code_type(codebook)).astype(np.int64)
     if codes.max() >= codebook:
         raise ValueError(f"codes must be below {codebook}, got {codes.max()}: the shards are of another tokenizer or damaged")
     return torch.from_numpy(codes).view(T, H, W)
@@ -136,7 +142,7 @@ def write_shard(
 
 
 def clip_schema(columns: Sequence[str]) -> Any:
-    """Columns of shards with their types. `codes`: T * H * W numbers of two bytes; `picture`: see `pack_picture`."""
+    """Columns of shards with their types. `codes`: see `pack_codes`; `picture`: see `pack_picture`."""
     import pyarrow
 
     types = dict.fromkeys(("T", "H", "W", "F", "height", "width", "frames", "seconds"), pyarrow.int32())

@@ -114,11 +114,11 @@ def large_index(groups: list[int]) -> ShardIndex:
 
 
 def test_a_bucket_larger_than_memory_is_shuffled() -> None:
-    plan = EpochPlan(large_index([20] * 10), False, Schedule(1, 1, 0, seed=1), 50 * 2 * 3 * 8 * 8)
+    plan = EpochPlan(large_index([20] * 10), False, Schedule(1, 1, 0, seed=1), 50 * 3 * 8 * 8)
     first, second = ([int(plan.rows(n)[0]) for n in range(start, start + 200)] for start in (0, 200))
     assert sorted(first) == sorted(second) == list(range(200)) and first != second
     assert (np.diff(first) == 1).mean() < 0.2, "a set is shuffled"
-    fits, ample = (EpochPlan(plan.index, False, plan.schedule, rows * 2 * 3 * 8 * 8)._dealt(0, 0) for rows in (200, 400))
+    fits, ample = (EpochPlan(plan.index, False, plan.schedule, rows * 3 * 8 * 8)._dealt(0, 0) for rows in (200, 400))
     assert fits.tolist() == ample.tolist() != first
 
 
@@ -126,7 +126,7 @@ def test_a_bucket_larger_than_memory_is_shuffled() -> None:
 @example([5], 5, 1, 50)  # one row for each rank
 def test_buckets_larger_than_memory_are_dealt_fairly(groups: list[int], world: int, size: int, a_set: int) -> None:
     index = large_index(groups)
-    plans = [EpochPlan(index, False, Schedule(size, 1, 0, 1, rank, world), a_set * 2 * 3 * 8 * 8) for rank in range(world)]
+    plans = [EpochPlan(index, False, Schedule(size, 1, 0, 1, rank, world), a_set * 3 * 8 * 8) for rank in range(world)]
     total = sum(groups)
     if total < world:
         return
@@ -212,7 +212,7 @@ def test_rows_stay_right_when_the_cache_is_too_small(shards: Path) -> None:
     assert small.reader.group.cache_info().maxsize == 1
     some = stream(shards, cache_mib=3, set_mib=5)
     assert some.reader.group.cache_info().maxsize == 3 * 2**20 // some.index.group_bytes
-    assert some.plans[False].set_bytes == 5 * 2**20
+    assert some.plans[False].set_codes == 5 * 2**19  # of two bytes
 
 
 def test_codes_beyond_the_codebook_are_refused_by_name(tmp_path: Path) -> None:

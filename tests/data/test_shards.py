@@ -10,6 +10,8 @@ import pyarrow.parquet as parquet
 import pytest
 import torch
 
+from lumos.data.clips import Cut
+from lumos.data.prepare import PrepareConfig, Share, prepare_shards
 from lumos.data.shards import (
     CODES,
     COSMOS,
@@ -20,9 +22,11 @@ from lumos.data.shards import (
     open_shards,
     pack_codes,
     pack_picture,
+    unpack_codes,
     unpack_picture,
     write_shard,
 )
+from lumos.media.video import read_video, write_video
 from lumos.weights import fingerprint
 from tests.tokenizer import small
 from tests.tokenizer.small import made
@@ -62,6 +66,26 @@ def test_no_flipped_bit_gives_other_data(tmp_path: Path) -> None:
     path.write_bytes(whole.replace(b"captions", b"\x80aptions"))
     with pytest.raises(ValueError, match=r"000000\.parquet is damaged"):
         content(tmp_path)
+
+
+@pytest.mark.parametrize("codebook", [1000, 2**16, 2**16 + 1, 2**24, 2**31])
+def test_codes_of_any_codebook_come_back(codebook: int) -> None:
+    codes_THW = torch.tensor([0, 1, codebook - 2, codebook - 1]).view(1, 2, 2)
+    content = pack_codes(codes_THW, codebook)
+    assert unpack_codes(content, 1, 2, 2, codebook).equal(codes_THW)
+    with pytest.raises(ValueError, match=r"codes must be below|must take"):
+        unpack_codes(content, 1, 2, 2, codebook - 1)
+
+
+def test_clips_of_a_large_codebook_come_back(tmp_path: Path) -> None:
+    tokenizer, pixels_CFHW = toy_tokenizer((8,) * 8), torch.rand(3, 5, 32, 32).mul(2).sub(1)
+    write_video(tmp_path / "a.mp4", pixels_CFHW, 8)
+    (tmp_path / "clips.csv").write_text("path,caption\na.mp4,noise\n")
+    prepare_shards(tmp_path / "clips.csv", tmp_path / "out", PrepareConfig(Cut(5, 8.0, ((32, 32),))), tokenizer, Share())
+    found = ShardReader(open_shards(tmp_path / "out"), ["clip"], codebook=8**8).row(0)["clip"]
+    expected = tokenizer.encode(read_video(tmp_path / "a.mp4", 8, 32, 32, 5).pixels_CFHW[None])[0]
+    digits = [(codes[..., None] // 8 ** torch.arange(8)) % 8 for codes in (found, expected)]
+    assert int(found.max()) > 2**16 and float((digits[0] == digits[1]).float().mean()) > 0.9  # bfloat16 is not exact
 
 
 def set_column(table: Any, name: str, values: Any) -> Any:
