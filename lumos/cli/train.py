@@ -52,7 +52,7 @@ class RunArgs:
 
 @dataclass(frozen=True)
 class EstimateArgs:
-    """Memory and speed of a training step for every recomputation mode, by the rates that large models reach; small are slower.
+    """Memory and speed of a training step for every recomputation mode, by the rates that models on an H200 reached.
 
     lumos estimate 3b-384p --gpus 8 --memory 80GB
     lumos estimate 1b-384p --gpus 1 --memory 24GB --set parallel.recompute=full

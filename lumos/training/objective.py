@@ -26,8 +26,6 @@ from lumos.training.config import TrainModelConfig
 from lumos.training.parallel import ParallelConfig
 from lumos.training.step_cost import Work
 
-LONG_FRAME = 1024  # above this many ids per frame, one call without a mask per frame is faster than one call with it
-
 
 def generator_of(seed: int, rank: int, step: int) -> torch.Generator:
     """The random numbers of one rank in one step, from these three alone: a resumed run draws the same."""
@@ -131,7 +129,7 @@ def attention(block_BL: Tensor, length_B: Tensor, slots: int, grid: Grid, frames
     """The block rule by what is fastest for this shape and device, or as `plan.attention` says."""
     kind = plan.attention
     if kind == "auto":
-        kind = "dense" if not block_BL.is_cuda else "prefix" if grid.frame_length >= LONG_FRAME and not grid.causal else "flex"
+        kind = "dense" if not block_BL.is_cuda else "flex" if grid.causal or plan.takes_flex(grid.frame_length) else "prefix"
     if kind != "prefix":
         return (flex if kind == "flex" else dense)(block_BL, block_BL)
     if grid.causal:

@@ -21,6 +21,7 @@ from lumos.config import Whole
 from lumos.model.transformer import ModelConfig, Transformer
 from lumos.ranks import Ranks, ensure_group
 
+LONG_FRAME = 1024  # ids
 Recompute = Literal["off", "selective", "full"]
 
 
@@ -40,6 +41,10 @@ class ParallelConfig:
     def __post_init__(self) -> None:
         if self.replicas > 1 and not self.shard:
             raise ValueError(f"parallel.replicas must be 1 without parallel.shard, got {self.replicas}; set parallel.shard=true")
+
+    def takes_flex(self, frame: int) -> bool:
+        """Whether frames of so many ids attend by FlexAttention on a card: long ones are faster one by one, without a mask."""
+        return self.attention == "flex" or (self.attention == "auto" and frame < LONG_FRAME)
 
     def check(self, world: int) -> None:
         """ValueError when `world` ranks cannot be divided like this."""

@@ -24,12 +24,14 @@ class Card(NamedTuple):
 
     peak: float  # TFLOP/s of large dense bf16 products, as published
     memory: float  # GiB
+    bandwidth: float  # TB/s of its memory that kernels reach: five sixths of what is published
 
 
-CARDS = {"H200": Card(989, 139.8), "H100": Card(989, 79.1), "A100": Card(312, 79.1), "H20": Card(148, 95.0)}
-# Shares of the peak that training reaches, as measured on the H200 (docs/performance.md: three rates fit nine cases): in matrix
-# products, with everything around them; in attention with heads of width 64; and of width 128.
-MATRICES, ATTENTION, WIDE_ATTENTION = 470 / 989, 440 / 989, 630 / 989
+CARDS = {"H200": Card(989, 139.8, 4.0), "H100": Card(989, 79.1, 2.8), "A100": Card(312, 79.1, 1.7), "H20": Card(148, 95.0, 3.3)}
+# Shares of the peak that training reaches on the H200 (docs/performance.md: they and PASSES fit ten cases): in matrix products;
+# in attention without a mask by heads of width 64, and of width 128; and in FlexAttention.
+MATRICES, ATTENTION, WIDE_ATTENTION, FLEX = 615 / 989, 446 / 989, 596 / 989, 150 / 989
+PASSES = 13.3  # how often what layers keep goes through the card's memory in element-wise work
 
 
 @dataclass(frozen=True)
@@ -156,13 +158,16 @@ def step_memory(model: ModelConfig, work: Work, plan: ParallelConfig, gpus: int 
 
 
 def step_seconds(model: ModelConfig, work: Work, plan: ParallelConfig, card: Card, gpus: int = 1) -> float:
-    """Time of a step: operations, those done twice included, at the rates that the card reaches, and AdamW's memory traffic."""
+    """Time of a step: operations, those done twice included, at the rates that the card reaches, and what goes through its memory
+    for element-wise work and AdamW."""
     count, layer, outside = flops(model, work), *parameters(model)
-    matrices = count.matrices * (1 if plan.recompute == "off" else 4 / 3) + count.head
+    again = 1 if plan.recompute == "off" else 4 / 3
+    matrices = count.matrices * again + count.head
     attention = count.attention * (4 / 3 if plan.recompute == "full" else 1) * 3.5 / 3  # its backward computes scores again
-    reached = WIDE_ATTENTION if model.head_width >= 128 else ATTENTION
-    update = 32 * (layer * model.layers + outside) / (gpus if plan.shard else 1) / 4e12
-    return (matrices / MATRICES + attention / reached) / (card.peak * 1e12) + update
+    reached = FLEX if plan.takes_flex(work.frame) else WIDE_ATTENTION if model.head_width >= 128 else ATTENTION
+    moved = PASSES * 2 * kept(model, replace(plan, recompute="off"))[0] * model.layers * work.ids * work.samples * again
+    moved += 32 * (layer * model.layers + outside) / (gpus if plan.shard else 1)
+    return (matrices / MATRICES + attention / reached) / (card.peak * 1e12) + moved / (card.bandwidth * 1e12)
 
 
 def fits(need: StepMemory, gibibytes: float) -> bool:

@@ -53,7 +53,7 @@ MEASURED = [
     (LUMOS_3B, AT_384P, FULL, 1, 57.0, 2.635),
     (LUMOS_3B, AT_384P, SOME, 1, 67.1, 2.341),
     (LUMOS_3B, AT_384P, OFF, 1, 101.8, 2.085),
-    (TINY, AT_128P, replace(OFF, shard=False), 1, 8.66, None),
+    (TINY, AT_128P, replace(OFF, shard=False), 1, 8.66, 0.0607),
     (TINY, AT_128P, OFF, 1, 7.88, None),
     (LUMOS_1B, AT_384P, FULL, 2, 15.2, None),
     (LUMOS_1B, AT_384P, OFF, 2, 37.8, None),
