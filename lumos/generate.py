@@ -23,9 +23,8 @@ from lumos.diffusion.sampler import Progress, SamplerConfig, SamplerKind, sample
 from lumos.model.adapter import merge_adapter
 from lumos.model.rope import PLACES
 from lumos.model.transformer import Transformer
-from lumos.model_folder import FolderConfig, load_model
+from lumos.model_folder import FolderConfig, load_model, prompt_reader
 from lumos.sequence.layout import SIZE_UNIT, Grid
-from lumos.sequence.prompt_template import PromptReader
 from lumos.sequence.text import TextTokenizer
 from lumos.sequence.token_file import About, Tokens, load_tokens
 from lumos.session import Course, Player, Session, Turn
@@ -50,8 +49,7 @@ class Generator:
         compute: Compute | None = None,
     ) -> None:
         self.config, self.text, self.device, self.dtype = config, text, device, dtype
-        video = config.video
-        self.prompts = PromptReader(text, video.template, video.slots - 2, video.frames, video.fps, tokenizer.temporal)
+        self.prompts = prompt_reader(text, config.video)
         self.compute = compute or Compute(compile=False)
         self.model = model.to(device, dtype).eval()
         self.model.make_tables(device)  # angles stay float32

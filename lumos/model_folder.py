@@ -16,7 +16,7 @@ from torch import Tensor
 from lumos.config import Range, Size, read_config
 from lumos.diffusion.sampler import SamplerConfig, from_earlier_version
 from lumos.model.transformer import ModelConfig, Transformer
-from lumos.sequence.prompt_template import check_text
+from lumos.sequence.prompt_template import PromptReader, check_text
 from lumos.sequence.text import WORDS_FILE, TextTokenizer
 from lumos.sequence.vocabulary import LUMOS, Vocabulary
 from lumos.tokenizer.compression import latent_frames
@@ -60,6 +60,11 @@ class FolderConfig:
     vocabulary: Vocabulary
     video: VideoConfig
     sampler: SamplerConfig
+
+
+def prompt_reader(text: TextTokenizer, video: VideoConfig) -> PromptReader:
+    """What reads a model's prompts: two of its slots are begin and separator."""
+    return PromptReader(text, video.template, video.slots - 2, video.frames, video.fps, video.temporal)
 
 
 def save_model(

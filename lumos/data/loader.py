@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -21,7 +21,8 @@ from lumos.config import Range, Whole
 from lumos.data.batch import Batch, Schedule, Stream
 from lumos.data.shards import TOKENS, ShardIndex, ShardReader, code_type
 from lumos.sequence.layout import text_batch
-from lumos.sequence.text import UNKNOWN, TextTokenizer
+from lumos.sequence.prompt_template import PromptReader, fill_numbers
+from lumos.sequence.text import UNKNOWN
 from lumos.sequence.vocabulary import Vocabulary
 
 ENDS = 2  # of a prompt's slots: begin and separator
@@ -49,15 +50,15 @@ class ShardStream:
     def __init__(
         self,
         index: ShardIndex,
-        text: TextTokenizer,
+        prompts: PromptReader,
+        spatial: int,
         vocabulary: Vocabulary,
-        slots: int,
         schedule: Schedule,
         config: LoaderConfig,
         device: torch.device,
         share: float,
     ) -> None:
-        self.index, self.text, self.vocabulary, self.slots = index, text, vocabulary, slots
+        self.index, self.prompts, self.spatial, self.vocabulary = index, prompts, spatial, vocabulary
         self.schedule, self.config, self.device, self.share = schedule, config, device, share
         self.other: Stream | None = None
         self.reader = ShardReader(index, ["clip", index.words], config.cache_mib * 2**20, vocabulary.codes)
@@ -92,14 +93,17 @@ class ShardStream:
         rng = random.Random(f"{self.schedule.seed}/{self.schedule.rank}/{image}/{number}")
         rows = [self.reader.row(int(row)) for row in self.plans[image].rows(number)]
         codes_BTHW = torch.stack([row["clip"][: 1 if image else None] for row in rows])
-        prompts = [self._prompt(row[self.index.words], rng) for row in rows]
-        parts = (*text_batch(self.vocabulary, prompts, self.slots), codes_BTHW)
+        frames, (height, width) = 1 if image else self.prompts.frames, (self.spatial * side for side in codes_BTHW.shape[2:])
+        prompts = [self._prompt(row[self.index.words], rng, frames, height, width) for row in rows]
+        parts = (*text_batch(self.vocabulary, prompts, self.prompts.most + ENDS), codes_BTHW)
         return Batch(*(part.pin_memory() for part in parts) if self.device.type == "cuda" else parts)
 
-    def _prompt(self, words: Sequence[str] | Sequence[int], rng: random.Random) -> list[int]:
+    def _prompt(self, words: Sequence[Any], rng: random.Random, frames: int, height: int, width: int) -> list[int]:
+        """As `PromptReader.ids` would have it, but cut and without what is not known. No caption: no prompt."""
         if self.index.form == TOKENS:
-            return [int(word) for word in words][: self.slots - ENDS]
-        return known_ids(self.text, str(rng.choice(words)) if words else "")[0][: self.slots - ENDS]
+            return fill_numbers([int(word) for word in words], *self.prompts.numbers(frames))[: self.prompts.most]
+        caption = str(rng.choice(words)) if words else ""
+        return known_ids(self.prompts, caption, frames, height, width)[0][: self.prompts.most] if caption else []
 
 
 class EpochPlan:
@@ -166,24 +170,28 @@ def captions_by_clip(index: ShardIndex, limit: int = SAMPLED) -> Iterator[list[s
     return (reader.row(i * len(index) // count)[index.words] for i in range(count))
 
 
-def known_ids(text: TextTokenizer, caption: str) -> tuple[list[int], bool]:
-    """Ids of a caption as people write them, without what the vocabulary does not know; and whether there was any of that."""
-    ids, unknown = text.tokenizer.encode(caption, add_special_tokens=False).ids, text.tokenizer.token_to_id(UNKNOWN)
+def known_ids(prompts: PromptReader, caption: str, frames: int, height: int, width: int) -> tuple[list[int], bool]:
+    """Ids of a caption as people write them, in its sentence, without what is not known; and whether there was any of that."""
+    tokenizer = prompts.text.tokenizer
+    ids = tokenizer.encode(prompts.sentence(caption, frames, height, width), add_special_tokens=False).ids
+    unknown = tokenizer.token_to_id(UNKNOWN)
     return [i for i in ids if i != unknown], unknown in ids
 
 
-def fits_as_prompt(text: TextTokenizer, caption: str, slots: int) -> bool:
+def fits_as_prompt(prompts: PromptReader, caption: str, height: int, width: int) -> bool:
     """Whether a caption can be a prompt as it is: no unknown characters, no more ids than there is room for."""
-    ids, lost = known_ids(text, caption)
-    return not lost and 0 < len(ids) <= slots - ENDS
+    ids, lost = known_ids(prompts, caption, prompts.frames, height, width)
+    return not lost and 0 < len(ids) <= prompts.most
 
 
-def caption_report(index: ShardIndex, text: TextTokenizer, slots: int) -> str:
+def caption_report(shards: ShardStream, height: int, width: int) -> str:
     """What training will do to captions that are no prompts as they are; empty when there are none to speak of."""
-    if index.form == TOKENS:
+    prompts = shards.prompts
+    if shards.index.form == TOKENS:
         return ""
-    found = [known_ids(text, caption) for clip in captions_by_clip(index, 2000) for caption in clip]
-    cut, lost = sum(len(ids) > slots - ENDS for ids, _ in found), sum(unknown for _, unknown in found)
+    captions = (caption for clip in captions_by_clip(shards.index, 2000) for caption in clip)
+    found = [known_ids(prompts, caption, prompts.frames, height, width) for caption in captions]
+    cut, lost = sum(len(ids) > prompts.most for ids, _ in found), sum(unknown for _, unknown in found)
     fates = {"cut at their end to fit the prompt's slots": cut, "shown without characters that are not known": lost}
     usual = 0.005 * len(found)  # not worth a word
     return "; ".join(f"{n / len(found):.0%} of the captions are {fate}" for fate, n in fates.items() if n and n >= usual)

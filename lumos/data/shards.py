@@ -61,8 +61,8 @@ class ShardIndex:
 
     @property
     def words(self) -> str:
-        """The column of a clip's captions, or of the authors' text ids."""
-        return "text" if self.form == TOKENS else "captions"
+        """The column of a clip's captions, or of the authors' text ids, two numbers left open."""
+        return "text_open" if self.form == TOKENS else "captions"
 
 
 def check_tokenizer(index: ShardIndex, tokenizer: VideoTokenizer) -> None:

@@ -52,7 +52,7 @@ class PromptReader:
     text: TextTokenizer
     template: str  # the text around a prompt
     most: int  # text ids of a prompt
-    frames: int  # of a whole clip: the sentence never speaks of a longer one
+    frames: int  # of a whole clip: no more seconds than it has are spoken of
     fps: int
     temporal: int  # frames per latent frame
 
@@ -60,12 +60,20 @@ class PromptReader:
         """Text ids of one prompt inside the template; too long a prompt is a ValueError."""
         ids = self.text.encode(prompt)
         if self.template != "{caption}":
-            seconds, fps = clock(min(frames, self.frames), self.fps)
-            said = said_frames(1 + (frames - 1) // self.temporal, seconds, fps)
-            ids = self.text.encode(self.template.format(width=width, height=height, frames=said, fps=fps, caption=prompt))
+            ids = self.text.encode(self.sentence(prompt, frames, height, width))
         if len(ids) > self.most:
             raise ValueError(f"a prompt may have at most {self.most} text ids (words or parts), got {len(ids)}; shorten it")
         return ids
+
+    def sentence(self, caption: str, frames: int, height: int, width: int) -> str:
+        """The template around a caption."""
+        said, fps = self.numbers(frames)
+        return self.template.format(width=width, height=height, frames=said, fps=fps, caption=caption)
+
+    def numbers(self, frames: int) -> tuple[int, int]:
+        """Frames, and frames per second, that are spoken of."""
+        seconds, fps = clock(min(frames, self.frames), self.fps)
+        return said_frames(1 + (frames - 1) // self.temporal, seconds, fps, self.temporal), fps
 
 
 def clock(frames: int, fps: int) -> tuple[int, int]:
@@ -73,7 +81,7 @@ def clock(frames: int, fps: int) -> tuple[int, int]:
     return (1, 1) if frames == 1 else (max(1, round(frames / fps)), fps)
 
 
-def said_frames(latent_frames: int, seconds: int, fps: int) -> int:
+def said_frames(latent_frames: int, seconds: int, fps: int, temporal: int = 4) -> int:
     """How many frames the sentence speaks of: 1 for an image, whole seconds where they need exactly these latent frames.
 
     7 latent frames at 12 frames a second are 2 seconds, "24 frames", though they decode to 25; otherwise what they decode to.
@@ -81,7 +89,7 @@ def said_frames(latent_frames: int, seconds: int, fps: int) -> int:
     if latent_frames == 1:
         return 1
     whole = seconds * fps
-    return whole if math.ceil((whole - 1) / 4) + 1 == latent_frames else 1 + 4 * (latent_frames - 1)
+    return whole if math.ceil((whole - 1) / temporal) + 1 == latent_frames else 1 + temporal * (latent_frames - 1)
 
 
 def sentence_ids(width: int, height: int) -> list[int]:

@@ -18,7 +18,7 @@ from lumos.data.loader import ShardStream, captions_by_clip, fits_as_prompt
 from lumos.data.shards import TOKENS, ShardIndex, check_tokenizer, open_shards
 from lumos.data.worlds import Chunks, World, WorldsStream, open_worlds, own_captions, sample_captions
 from lumos.diffusion.sampler import codes_left
-from lumos.model_folder import TEXT_FILE, FolderConfig, load_model
+from lumos.model_folder import TEXT_FILE, FolderConfig, load_model, prompt_reader
 from lumos.ranks import Ranks
 from lumos.sequence.prompt_template import check_text
 from lumos.sequence.text import TextTokenizer, train_text_tokenizer, words_in
@@ -68,8 +68,8 @@ class RunParts(NamedTuple):
         if self.shards is None or self.shards.index.form == TOKENS:
             others = [world for name, world in self.worlds.items() if name != "shapes"]
             return (*SAMPLE_PROMPTS, *(sample_captions(others, 4, self.config.seed) if others else ()))
-        clips, slots = captions_by_clip(self.shards.index, 6), self.config.video.slots
-        fitting = ([caption for caption in clip if fits_as_prompt(self.text, caption, slots)] for clip in clips)
+        clips, size = captions_by_clip(self.shards.index, 6), (self.config.video.height, self.config.video.width)
+        fitting = ([caption for caption in clip if fits_as_prompt(self.shards.prompts, caption, *size)] for clip in clips)
         own = SAMPLE_PROMPTS[:3] if self.config.worlds is not None and self.config.data_share < 1 else ()
         return (*own, *(captions[0] for captions in fitting if captions)) or SAMPLE_PROMPTS
 
@@ -128,7 +128,8 @@ def gather_parts(
     schedule = Schedule(config.videos, config.images, config.image_every, config.seed, ranks.rank, ranks.world)
     share, shards = config.data_share if config.worlds is not None else 1.0, None
     if index is not None:
-        shards = ShardStream(index, text, vocabulary, config.video.slots, schedule, config.loader, ranks.device, share)
+        prompts, spatial = prompt_reader(text, config.video), config.video.spatial
+        shards = ShardStream(index, prompts, spatial, vocabulary, schedule, config.loader, ranks.device, share)
     return RunParts(config, text, vocabulary, tokenizer, initial, schedule, worlds, shards)
 
 

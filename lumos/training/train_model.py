@@ -70,7 +70,7 @@ def train_model(
     clock = Clock(config.max_steps, config.max_seconds, ranks, checkpoints.seconds)
     with log, clock, tell_of_lost_ranks(ranks, f"the same command with --resume goes on from {out}"):
         log.say(checkpoints.began + parts.about_run(sum(parameter.numel() for parameter in model.parameters()), device))
-        if parts.shards and (about := caption_report(parts.shards.index, parts.text, config.video.slots)):
+        if parts.shards and (about := caption_report(parts.shards, config.video.height, config.video.width)):
             log.say(about)
         while (progress := clock.progress(step)) < 1 and not clock.interrupted:
             draw, asked = generator_of(config.seed, ranks.rank, step), time.monotonic()

@@ -1,6 +1,9 @@
 """Batches are a function of (seed, rank, step): nothing is lost, doubled or mixed up, whatever the threads, ranks and resumes."""
 
+import random
 from collections import Counter
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +15,16 @@ from hypothesis import strategies as st
 
 from lumos.data.batch import Batch, Schedule
 from lumos.data.loader import EpochPlan, LoaderConfig, ShardStream, caption_report, captions_by_clip
-from lumos.data.shards import CODES, ShardIndex, open_shards, pack_codes, write_shard
+from lumos.data.shards import CODES, TOKENS, ShardIndex, open_shards, pack_codes, write_shard
+from lumos.sequence.prompt_template import PromptReader
 from lumos.sequence.text import train_text_tokenizer
-from lumos.sequence.vocabulary import small_vocabulary
+from lumos.sequence.vocabulary import DIGIT_ZERO, OPEN_FPS, OPEN_FRAMES, small_vocabulary
 
 WORDS = ["one", "two", "three", "red", "blue"]
 TEXT = train_text_tokenizer([" ".join(WORDS)], 80)
 VOCABULARY = small_vocabulary(TEXT.size, 4096)
 SLOTS = 16
+PROMPTS = PromptReader(TEXT, "{caption}", SLOTS - 2, 9, 8, 4)
 CPU = torch.device("cpu")
 
 
@@ -48,7 +53,7 @@ def stream(
     shards: Path | str, videos: int = 4, images: int = 3, every: int = 3, rank: int = 0, world: int = 1, **config: int
 ) -> Any:
     schedule = Schedule(videos, images, every, 7, rank, world)
-    return ShardStream(open_shards(shards), TEXT, VOCABULARY, SLOTS, schedule, LoaderConfig(**config), CPU, 1.0)
+    return ShardStream(open_shards(shards), PROMPTS, 8, VOCABULARY, schedule, LoaderConfig(**config), CPU, 1.0)
 
 
 def take(source: Any, step: int) -> Batch:
@@ -196,12 +201,26 @@ def test_a_mix_alternates_and_resumes(shards: Path, share: float) -> None:
     assert shown == [numbers(pure._make(False, n)) for n in range(len(shown))]  # none of the shards' batches is skipped
 
 
+def test_prompts_are_read_in_the_sentence_that_generation_has(shards: Path) -> None:
+    source = stream(shards)
+    source.prompts = reader = replace(PROMPTS, template="{width} {height} {frames} {fps} {caption}", most=30)
+    for step, frames in ((0, 9), (2, 1)):  # videos, images
+        batch = take(source, step)
+        sides = [8 * side for side in batch.codes_BTHW.shape[2:]]
+        possible = [reader.ids(words, frames, *sides) for words in {*WORDS, *map(" ".join, product(WORDS, WORDS))}]
+        for text_S, length in zip(batch.text_BS.tolist(), batch.length_B.tolist(), strict=True):
+            assert text_S[len(text_S) - length + 1 : -1] in possible
+    source.index = replace(source.index, form=TOKENS)  # the authors' ids, with numbers left open: 9 frames at 8 per second
+    assert source._prompt([7, OPEN_FRAMES, OPEN_FPS], random.Random(), 9, 32, 32) == [7, DIGIT_ZERO + 8, DIGIT_ZERO + 8]
+    assert source._prompt([7, OPEN_FRAMES, OPEN_FPS], random.Random(), 1, 32, 32) == [7, DIGIT_ZERO + 1, DIGIT_ZERO + 1]
+
+
 def test_captions_as_people_write_them(tmp_path: Path) -> None:
     words = "\u732b one " * 30
     folder = write(tmp_path / "s", [row(number, captions=(words,)) for number in range(4)])
     batch = take(stream(folder), 0)
     assert batch.length_B.tolist() == [SLOTS] * 4 and (batch.text_BS < VOCABULARY.size).all()
-    report = caption_report(open_shards(folder), TEXT, SLOTS)
+    report = caption_report(stream(folder), 32, 32)
     assert report.startswith("100% of the captions are cut") and "; 100% of the captions are shown without" in report
     assert list(captions_by_clip(open_shards(folder), 3)) == [[words]] * 3
 

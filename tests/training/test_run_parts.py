@@ -56,8 +56,8 @@ def test_sample_sheets_show_what_is_trained_on(tokenizer: Path, monkeypatch: pyt
     parts = gather(replace(TOY, video=replace(TOY.video, temporal=2, spatial=4)), tokenizer)
     assert parts.sample_prompts() == SAMPLE_PROMPTS and parts.config.video == TOY.video  # with the tokenizer's numbers
     monkeypatch.setattr("lumos.training.run_parts.captions_by_clip", lambda *_: [["a zebra"], ["\u732b"]])
-    monkeypatch.setattr("lumos.training.run_parts.fits_as_prompt", lambda text, caption, slots: caption.isascii())
-    shards: Any = SimpleNamespace(index=SimpleNamespace(form=CODES))
+    monkeypatch.setattr("lumos.training.run_parts.fits_as_prompt", lambda prompts, caption, height, width: caption.isascii())
+    shards: Any = SimpleNamespace(index=SimpleNamespace(form=CODES), prompts=None)
     for share, shown in ((0.5, (*SAMPLE_PROMPTS[:3], "a zebra")), (1.0, ("a zebra",))):
         parts = gather(replace(TOY, data_share=share), tokenizer)._replace(shards=shards)
         assert parts.sample_prompts() == shown
