@@ -87,7 +87,7 @@ class SpikeGuard:
 
 
 def step_unless(bad: Tensor, optimizer: torch.optim.Optimizer) -> None:
-    """`optimizer.step()` where `bad` is False; otherwise weights stay as they are (Muon's go on with their momentum)."""
+    """`optimizer.step()` where `bad` is False; otherwise everything stays as it is."""
     if all(group.get("fused") for group in optimizer.param_groups):
         optimizer.found_inf = bad.float()  # type: ignore[attr-defined] # fused AdamW then does nothing, without a wait
         optimizer.step()

@@ -81,7 +81,11 @@ class Muon(torch.optim.AdamW):
         parameters = [p for p in group["params"] if p.grad is not None]
         momenta = [local(self.state[p].setdefault("momentum", torch.zeros_like(p))) for p in parameters]
         skip = getattr(self, "found_inf", None)  # set where the device alone knows whether to take this step
-        gradients = [local(p.grad) if skip is None else local(p.grad).masked_fill_(skip.bool(), 0.0) for p in parameters]
+        gradients, rate = [local(p.grad) for p in parameters], group["lr"]
+        if skip is not None:  # momenta that meet themselves stay as they are
+            for gradient, momentum in zip(gradients, momenta, strict=True):
+                gradient.copy_(torch.where(skip.bool(), momentum, gradient))
+            rate = rate * (1 - skip)
         torch._foreach_lerp_(momenta, gradients, 1 - MOMENTUM)
         steps = torch._foreach_lerp(gradients, momenta, MOMENTUM)  # Nesterov
         # Matrices of one shape (one per layer) are made orthogonal in one batch: few and large calls. A convolution's kernel is a
@@ -91,8 +95,8 @@ class Muon(torch.optim.AdamW):
             chosen = [local(parameters[i]) for i in which]
             steps_BRC = torch.stack([steps[i].flatten(1) for i in which])
             ways = _orthogonal_by_all(steps_BRC, parameters[which[0]]) * (0.2 * max(shape[0], shape[1:].numel()) ** 0.5)
-            torch._foreach_mul_(chosen, 1 - group["lr"] * group["weight_decay"])
-            torch._foreach_add_(chosen, list(ways.to(chosen[0].dtype).view(-1, *chosen[0].shape)), alpha=-group["lr"])
+            torch._foreach_mul_(chosen, 1 - rate * group["weight_decay"])
+            torch._foreach_sub_(chosen, list(ways.to(chosen[0].dtype).mul_(rate).view(-1, *chosen[0].shape)))
 
 
 def _orthogonal_by_all(steps_BRC: Tensor, parameter: Tensor) -> Tensor:

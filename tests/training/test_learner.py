@@ -51,6 +51,23 @@ class Stack(nn.Module):
         self.layers[0].shared = nn.Parameter(torch.ones(1, 6))
 
 
+@pytest.mark.parametrize("gradient", [1.0, torch.nan])
+def test_a_step_that_the_device_skips_changes_nothing(gradient: float) -> None:
+    module = nn.ModuleDict({"layers": nn.Linear(4, 4)})
+    optimizer = build_optimizer(module, OptimConfig(muon=1.0, weight_decay=0.5))
+    for value, skip in ((1.0, False), (gradient, True)):
+        for parameter in module.parameters():
+            parameter.grad = torch.full_like(parameter, value)
+        before = [parameter.detach().clone() for parameter in module.parameters()]
+        momenta = [optimizer.state[parameter].get("momentum", torch.zeros(())).clone() for parameter in module.parameters()]
+        optimizer.found_inf = torch.tensor(float(skip))  # type: ignore[attr-defined] # as on a card
+        muon = next(group for group in optimizer.param_groups if group.get("muon"))
+        torch.no_grad()(optimizer._orthogonal_step)(muon)  # type: ignore[attr-defined]
+        after = list(module.parameters())
+        assert torch.equal(before[0], after[0]) == skip
+    assert torch.equal(optimizer.state[after[0]]["momentum"], momenta[0])
+
+
 def test_muon_takes_the_layers_matrices_and_weight_decay_matrices_alone() -> None:
     module = Stack()
     for parameter in module.parameters():
