@@ -112,7 +112,7 @@ def run_estimate(args: EstimateArgs) -> None:
         modes = []
         for mode in step_cost.MODES:
             plan = replace(config.parallel, recompute=mode)
-            need = step_cost.step_memory(model, work, plan, args.gpus, bool(config.optim.ema))
+            need = step_cost.step_memory(model, work, plan, args.gpus, config.moments)
             seconds = step_cost.step_seconds(model, work, plan, card, args.gpus)
             row = {"recompute": mode, "fits": step_cost.fits(need, gibibytes), "gib": round(need.total / 2**30, 2)}
             row |= {part: round(value / 2**30, 2) for part, value in vars(need).items()}
@@ -121,7 +121,7 @@ def run_estimate(args: EstimateArgs) -> None:
             modes.append(row)
         steps[name] = {"samples": work.samples, "ids": work.samples * work.ids, "modes": modes}
         if not any(row["fits"] for row in modes):
-            steps[name]["advice"] = step_cost.advice(model, work, config.parallel, args.gpus, bool(config.optim.ema), gibibytes)
+            steps[name]["advice"] = step_cost.advice(model, work, config.parallel, args.gpus, config.moments, gibibytes)
     if args.json:
         report({"preset": args.preset, "gpus": args.gpus, "gib": gibibytes, "card": args.card, "steps": steps}, True)
         return

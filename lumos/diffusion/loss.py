@@ -47,14 +47,16 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         head = head_VD.to(kind)
         loss_M = torch.empty(hidden_MD.shape[0], dtype=torch.float32, device=device)
         hidden_grad = torch.empty_like(hidden_MD)
-        head_grad = torch.zeros(head_VD.shape, dtype=torch.float32, device=device)
+        # none of a frozen head, as beside adapters: it is the largest tensor of the step
+        head_grad = torch.zeros(head_VD.shape, dtype=torch.float32, device=device) if ctx.needs_input_grad[1] else None
         losses_and_slope = _compiled() if device.type == "cuda" else _losses_and_slope
         for start in range(0, hidden_MD.shape[0], chunk):
             part = slice(start, start + chunk)
             hidden = hidden_MD[part].to(kind)
             loss_M[part], slope = losses_and_slope(hidden @ head.T, target_M[part], weight_M[part].float())
             hidden_grad[part] = slope @ head
-            head_grad += slope.T @ hidden
+            if head_grad is not None:
+                head_grad += slope.T @ hidden
         ctx.save_for_backward(hidden_grad, head_grad)
         ctx.head_dtype = head_VD.dtype
         ctx.mark_non_differentiable(loss_M)
@@ -63,8 +65,10 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx, total_grad: Tensor, _loss_grad: Tensor):  # type: ignore[no-untyped-def]
         hidden_grad, head_grad = ctx.saved_tensors
-        # in place: nothing else holds them, and the head's is the largest tensor of the step
-        return hidden_grad.mul_(total_grad), head_grad.mul_(total_grad).to(ctx.head_dtype), None, None, None
+        head_grad = (
+            None if head_grad is None else head_grad.mul_(total_grad).to(ctx.head_dtype)
+        )  # in place: nothing else holds it
+        return hidden_grad.mul_(total_grad), head_grad, None, None, None
 
 
 def _losses_and_slope(logits_MV: Tensor, target_M: Tensor, weight_M: Tensor) -> tuple[Tensor, Tensor]:

@@ -59,7 +59,7 @@ class TrainModelConfig:
     keyframes: Share = 0.0  # share of video steps that give a later frame first, so that the model can end where it is told to
     late_windows: Share = 0.3  # share of video steps whose window starts later than the first frame
     spike: Spike = 20.0  # a step whose gradient is so many times its usual size, or no number, is skipped
-    patience: Whole = 10  # so many skipped steps in a row end the run
+    patience: Whole = 10  # so many skipped steps in a row end the run when the next line is logged
     max_steps: Whole | None = None  # steps at most; null = no limit
     max_seconds: Scale | None = None  # seconds at most; null = no limit
     log_every: Whole = 50  # steps
@@ -67,6 +67,11 @@ class TrainModelConfig:
     save_every: Whole = 2000  # steps
     keep: Whole = 2  # checkpoints
     seed: int = 0  # of weights, data and masks
+
+    @property
+    def moments(self) -> int:
+        """Bytes that the optimiser keeps per parameter: AdamW's two moments and the moving average; adapters' are few."""
+        return 0 if self.lora.rank else 12 if self.optim.ema else 8
 
     def __post_init__(self) -> None:
         for name, size in (("videos", self.videos), ("images", self.images)):

@@ -196,7 +196,7 @@ def _check_memory(config: TrainModelConfig, vocabulary: Vocabulary, ranks: Ranks
     if ranks.device.type != "cuda":
         return
     gibibytes = torch.cuda.get_device_properties(ranks.device).total_memory / 2**30
-    cost = (config.parallel, ranks.world, bool(config.optim.ema))
+    cost = (config.parallel, ranks.world, config.moments)
     for work in step_cost.works_of(config, vocabulary.code_rows).values():
         need = step_cost.step_memory(config.model, work, *cost)
         if not step_cost.fits(need, gibibytes):

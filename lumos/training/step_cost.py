@@ -133,28 +133,32 @@ class StepMemory:
         return sum(vars(self).values())
 
 
-def step_memory(model: ModelConfig, work: Work, plan: ParallelConfig, gpus: int = 1, average: bool = False) -> StepMemory:
-    """A step's peak: at the loss, as layers go backward, or at the end. `average`: a moving average of the weights is kept."""
+def step_memory(model: ModelConfig, work: Work, plan: ParallelConfig, gpus: int = 1, moments: int = 8) -> StepMemory:
+    """A step's peak: at the loss, as layers go backward, or at the end. `moments`: see `TrainModelConfig`."""
     layer, outside = parameters(model)
     everything = layer * model.layers + outside
     own = everything / (gpus // plan.replicas if plan.shard else 1)  # parameters that this GPU keeps
-    state = StepMemory(parameters=4 * own, optimiser=(12 if average else 8) * own)
+    state = StepMemory(parameters=4 * own, optimiser=moments * own)
     ids, targets = work.samples * work.ids, work.samples * work.targets
     stays, added = kept(model, plan)
     chunk = min(targets, max(1, LOGITS // work.codes))
     logits = 4 * chunk * work.codes + 6 * work.codes * model.width + 4 * targets * model.width
     # what lies outside the layers in bf16, the head's gradient; two layers in bf16, gradients of one, their buffer and one before
     gathered = 3 * outside + (14 if plan.shard else 2) * layer
-    moments = (
+    trained = own if moments else 0.0  # adapters are small
+    peaks = (
         replace(state, activations=2 * ids * (stays * model.layers + 3 * model.width), logits=logits, gathered=2 * outside),
         replace(state, activations=2 * ids * (stays * model.layers + added), gathered=gathered),
         replace(
-            state, gradients=4 * own * layer * model.layers / everything, activations=2 * ids * (stays + added), gathered=gathered
+            state,
+            gradients=4 * trained * layer * model.layers / everything,
+            activations=2 * ids * (stays + added),
+            gathered=gathered,
         ),
         # without sharding all gradients are put in one piece, to be averaged
-        replace(state, gradients=4 * own, gathered=4 * (outside if plan.shard or gpus == 1 else everything)),
+        replace(state, gradients=4 * trained, gathered=4 * (outside if plan.shard or gpus == 1 else everything)),
     )
-    return max(moments, key=lambda moment: moment.total)
+    return max(peaks, key=lambda peak: peak.total)
 
 
 def step_seconds(model: ModelConfig, work: Work, plan: ParallelConfig, card: Card, gpus: int = 1) -> float:
@@ -175,13 +179,13 @@ def fits(need: StepMemory, gibibytes: float) -> bool:
     return need.total <= RESERVE * gibibytes * 2**30
 
 
-def advice(model: ModelConfig, work: Work, plan: ParallelConfig, gpus: int, average: bool, gibibytes: float) -> str:
+def advice(model: ModelConfig, work: Work, plan: ParallelConfig, gpus: int, moments: int, gibibytes: float) -> str:
     """What to change so that a step fits: the first of recomputation, fewer samples at a time, sharding over more GPUs."""
     one, sharded = replace(work, samples=1), replace(plan, recompute="full", shard=True, replicas=1)
     words = "parallel.shard=true, parallel.recompute=full and one sample at a time (accumulate)"
     tries = [(f"--set parallel.recompute={mode}", work, replace(plan, recompute=mode), gpus) for mode in MODES]
     tries += [(f"at least {more} GPUs with {words}", one, sharded, more) for more in (gpus, 2, 4, 8, 16, 32, 64) if more >= gpus]
-    found = (said for said, less, other, n in tries if fits(step_memory(model, less, other, n, average), gibibytes))
+    found = (said for said, less, other, n in tries if fits(step_memory(model, less, other, n, moments), gibibytes))
     return f"use {next(found, 'shorter or smaller videos')}"
 
 

@@ -90,17 +90,18 @@ def test_sharding_spreads_what_it_should() -> None:
     one, eight = (step_memory(LUMOS_3B, AT_384P, FULL, gpus) for gpus in (1, 8))
     assert eight.parameters == one.parameters / 8 and eight.optimiser == one.optimiser / 8
     assert step_memory(LUMOS_3B, AT_384P, replace(FULL, shard=False), 8).parameters == one.parameters
-    assert step_memory(LUMOS_3B, AT_384P, FULL, average=True).optimiser == one.optimiser * 12 / 8
+    assert step_memory(LUMOS_3B, AT_384P, FULL, moments=12).optimiser == one.optimiser * 12 / 8
+    assert step_memory(LUMOS_3B, AT_384P, FULL, moments=0).gradients == 0
 
 
 def test_advice_is_taken_from_what_would_fit() -> None:
-    assert step_cost.advice(LUMOS_1B, AT_384P, OFF, 1, False, 40) == "use --set parallel.recompute=selective"
-    assert "one sample at a time" in step_cost.advice(LUMOS_1B, AT_384P, replace(OFF, shard=False), 1, False, 24.0)
-    words = step_cost.advice(LUMOS_3B, replace(AT_384P, samples=50), FULL, 1, False, 40)
+    assert step_cost.advice(LUMOS_1B, AT_384P, OFF, 1, 8, 40) == "use --set parallel.recompute=selective"
+    assert "one sample at a time" in step_cost.advice(LUMOS_1B, AT_384P, replace(OFF, shard=False), 1, 8, 24.0)
+    words = step_cost.advice(LUMOS_3B, replace(AT_384P, samples=50), FULL, 1, 8, 40)
     gpus = int(words.split("at least ")[1].split()[0])
     enough, less = (step_memory(LUMOS_3B, AT_384P, FULL, count) for count in (gpus, gpus // 2))
     assert step_cost.fits(enough, 40) and not step_cost.fits(less, 40)
-    assert "shorter" in step_cost.advice(LUMOS_3B, replace(AT_384P, frames=100), FULL, 1, False, 4)
+    assert "shorter" in step_cost.advice(LUMOS_3B, replace(AT_384P, frames=100), FULL, 1, 8, 4)
 
 
 @pytest.mark.parametrize(
