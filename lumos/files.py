@@ -78,6 +78,16 @@ def partial_of(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}.{threading.get_native_id()}.partial")
 
 
+def text_of(path: Path) -> str:
+    """A text file's content, without a mark at its beginning. ValueError for what is not UTF-8."""
+    content = path.read_bytes()
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise ValueError(f"{path} must be text in UTF-8, got other bytes in line {line}; save it as UTF-8") from error
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file, whole or not at all, with the line ends that `text` has."""
     with whole_file(path) as partial:

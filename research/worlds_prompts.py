@@ -14,11 +14,11 @@ from pathlib import Path
 
 from PIL import Image
 
-from lumos.worlds.creatures.captions import canonical_caption, direction
+from lumos.worlds.creatures.captions import caption, direction
 from lumos.worlds.creatures.library import Body, load_library
 from lumos.worlds.creatures.scene import Scene, sample_scene
 from lumos.worlds.creatures.subjects import SUBJECTS
-from lumos.worlds.english import article, third_person
+from lumos.worlds.english import Plainest, article, third_person
 from lumos.worlds.shapes.captions import MOTION_VERBS, TAILS
 from lumos.worlds.shapes.motion import DIRECTIONS
 from lumos.worlds.stickers.scene import is_kept_back
@@ -81,7 +81,7 @@ def draw_prompts(nouns: list[str], bodies: dict[str, Body]) -> list[Asked]:
             (item, *others), number = scene.creatures, number + 1
             if not others and SUBJECTS[item.file].kind != "plant":
                 told = SUBJECTS[item.file].name, "", item.action, direction(scene, item), number - 1
-                found.append(Asked(name, canonical_caption(scene), *told))
+                found.append(Asked(name, caption(scene, Plainest()), *told))
     return found
 
 

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 
 from lumos.cli.options import Fields, UsageError, Word, progress_line, report, tell
 from lumos.config import PACKAGED, Range
+from lumos.files import text_of
 from lumos.tokenizer.compression import TIME, frame_at
 
 # Options that change the model's sampler; --history has two of its fields.
@@ -170,10 +171,7 @@ def read_prompts(words: Sequence[str], file: Path | None) -> list[str]:
         prompts = [" ".join(words)]
         tell(f'made one prompt of these words, "{prompts[0]}"; put each in --prompts FILE if they are several')
     if file is not None:
-        try:
-            prompts = [line for line in file.read_text("utf-8-sig").splitlines() if line.strip()]
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{file} must be a text file in UTF-8 with one prompt per line, got other bytes") from error
+        prompts = [line for line in text_of(file).splitlines() if line.strip()]
         if not prompts:
             raise ValueError(f"{file} must hold at least one prompt, one per line, got none; write one")
     for prompt in prompts:
@@ -184,13 +182,9 @@ def read_prompts(words: Sequence[str], file: Path | None) -> list[str]:
 
 def read_script(file: Path, fps: float, temporal: int) -> dict[int, str]:
     """Number of a latent frame -> sentence that holds from it on. ValueError, with the line, for what cannot be followed."""
-    try:
-        lines = file.read_text("utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file} must be a text file in UTF-8 with lines like 4s: it stops, got other bytes") from error
     script: dict[int, str] = {}
     last = -1
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(text_of(file).splitlines(), 1):
         if not line.strip():
             continue
         match, where = SCRIPT_LINE.fullmatch(line), f"line {number} of {file}"

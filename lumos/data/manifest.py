@@ -19,6 +19,7 @@ from typing import Any
 
 from lumos.config import read_json, read_object
 from lumos.data.shards import PIXELS, PREPARED, ShardReader, open_shards
+from lumos.files import text_of
 from lumos.media.source import one_line, readable_file
 
 MAX_CAPTION = 10_000  # characters
@@ -196,18 +197,9 @@ def _check_once(path: Path, names: list[str]) -> None:
             raise ValueError(f"{path} must have one column {name}, got {names.count(name)}; rename one")
 
 
-def _text(path: Path) -> str:
-    content = path.read_bytes()
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content[: error.start].count(b"\n") + 1
-        raise ValueError(f"{path} must be text in UTF-8, got other bytes in line {line}; save it as UTF-8") from error
-
-
 def _csv_rows(path: Path, kind: str) -> list[Values]:
     csv.field_size_limit(2**27)
-    reader = csv.DictReader(io.StringIO(_text(path), newline=""), delimiter="\t" if kind == ".tsv" else ",", strict=True)
+    reader = csv.DictReader(io.StringIO(text_of(path), newline=""), delimiter="\t" if kind == ".tsv" else ",", strict=True)
     rows: list[Values] = []
     try:
         reader.fieldnames = [name.strip() for name in reader.fieldnames or []]
@@ -222,7 +214,7 @@ def _csv_rows(path: Path, kind: str) -> list[Values]:
 
 
 def _json_rows(path: Path) -> list[Values]:
-    lines = enumerate(_text(path).split("\n"), 1)
+    lines = enumerate(text_of(path).split("\n"), 1)
     return [read_object(line, f"{path}, line {number},") for number, line in lines if line.strip()]
 
 
@@ -288,7 +280,7 @@ def _beside(path: Path) -> Values:
         values.pop("file_name", None)
         return values
     if text.is_file():
-        return {"captions": _text(text).split("\n")}
+        return {"captions": text_of(text).split("\n")}
     return {"caption": re.sub(r"[-_]+", " ", re.sub(r"[-_ ]+\d+$", "", path.stem))}
 
 

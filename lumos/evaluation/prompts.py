@@ -14,6 +14,7 @@ from typing import Annotated, Literal
 
 from lumos.config import read_config, read_object
 from lumos.evaluation.judge.judge import ATTRIBUTES
+from lumos.files import text_of
 from lumos.worlds.shapes.captions import canonical_caption
 from lumos.worlds.shapes.motion import DIRECTIONS
 from lumos.worlds.shapes.scene import HELD_OUT_PAIRS, Scene, sample_one
@@ -77,10 +78,7 @@ def to_lines(prompts: Sequence[Prompt]) -> str:
 
 def prompts_in(path: Path) -> list[Prompt]:
     """Prompts in the form of `to_lines`. ValueError naming file, line and rule for anything else, and for none."""
-    try:
-        lines = path.read_text("utf-8").splitlines()
-    except UnicodeDecodeError:
-        raise ValueError(f"{path} must be a text file with one JSON document per line, got other bytes") from None
+    lines = text_of(path).splitlines()
     prompts = [_prompt(line, f"{path}, line {number}") for number, line in enumerate(lines, 1) if line.strip()]
     ids = [prompt.id for prompt in prompts]
     if not ids:

@@ -253,7 +253,7 @@ def test_prompts_are_taken_as_they_are_typed(tmp_path: Path, capsys: pytest.Capt
     file = tmp_path / "prompts.txt"
     file.write_text("a red circle\n\n  \nein gr\u00fcner Stern\n", "utf-8")
     assert read_prompts((), file) == ["a red circle", "ein gr\u00fcner Stern"]
-    for content, words in [(b"\n \n", "at least one prompt"), (b"\xff\xfe\xff", "text file in UTF-8")]:
+    for content, words in [(b"\n \n", "at least one prompt"), (b"\xff\xfe\xff", "must be text in UTF-8")]:
         file.write_bytes(content)
         with pytest.raises(ValueError, match=words):
             read_prompts((), file)

@@ -152,7 +152,7 @@ def test_a_script_goes_on_after_its_last_sentence(tmp_path: Path, monkeypatch: p
         ("0: a\n20: b", "must start before the end, frame 17"),
         ("0: a\n" + "\n".join(f"{4 * n + 1}: b" for n in range(10_000)), "must be before frame 10000"),
         ("0: a\n5: " + "b " * 80, "at most 62 text ids"),
-        (b"\xff", "must be a text file in UTF-8"),
+        (b"\xff", "must be text in UTF-8"),
     ],
 )
 def test_scripts_that_cannot_be_followed(

@@ -41,7 +41,7 @@ def spoil(prompt: Prompt, old: str, new: str) -> str:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("\xff\xfe", "text file"),
+        ("\xff\xfe", "text in UTF-8"),
         ("\n \n", "at least one prompt"),
         ("a red circle\n", "is not readable JSON"),
         ("{}\n", "lacks the field 'id' of Prompt"),

@@ -16,7 +16,7 @@ from lumos.worlds.creatures.library import Library, load_library
 from lumos.worlds.creatures.render import cameras, pack, project, render
 from lumos.worlds.creatures.scene import Camera, Item, Scene, held_out, sample_scene, seen, way
 from lumos.worlds.creatures.subjects import SUBJECTS
-from lumos.worlds.english import plural
+from lumos.worlds.english import Plainest, plural
 
 CORNERS = np.array(list(product((-0.5, 0.5), (0.0, 1.0), (-1.0, 1.0))), np.float32)  # x, y, z
 MIDDLE = np.array([0, 0.5, 0], np.float32)
@@ -152,7 +152,7 @@ def test_directions_in_words_agree_with_the_way_in_the_picture(library: Library)
         mover = drawn.creatures[0]
         way_told = captions.direction(drawn, mover)
         told.add(way_told)
-        words = captions.canonical_caption(drawn)
+        words = captions.caption(drawn, Plainest())
         if len(drawn.creatures) == 1:
             assert ("to the left" in words, "to the right" in words) == (way_told == "left", way_told == "right")
         if way_told and not drawn.camera.follow:

@@ -1,7 +1,7 @@
 """Scenes in words: many wordings, each true of what is seen. Directions come from the way in the picture, not in the world.
 
-`caption` draws one at random and may leave out place, time, direction, camera and plants; `canonical_caption` is the
-plainest: who, what, which way, where. Lowercase English.
+`caption` draws one at random and may leave out place, time, direction, camera and plants; with `Plainest` in place of chance it
+is the plainest: who, what, which way, where. Lowercase English.
 """
 
 import math
@@ -12,7 +12,7 @@ import numpy as np
 
 from lumos.worlds.creatures.scene import FIGHTING, SECONDS, Item, Scene, seen, shows, way
 from lumos.worlds.creatures.subjects import ACTIONS, SUBJECTS
-from lumos.worlds.english import Plainest, article, gerund, plural, third_person
+from lumos.worlds.english import article, gerund, plural, third_person
 
 PLACE_WORDS = {
     "grass": ("on grass", "on the grass", "in a meadow", "in a green field", "on a lawn"),
@@ -32,16 +32,14 @@ TIME_WORDS = {
 }
 # Some say it otherwise: by the subject's name.
 OWN_VERBS = {
-    ("walk", "snake"): ("slither", "slither", "crawl"),
-    ("walk", "angry snake"): ("slither", "slither", "crawl"),
+    **{("walk", name): ("slither", "slither", "crawl") for name in ("snake", "angry snake")},
     ("walk", "spider"): ("walk", "crawl"),
     ("walk", "crab"): ("walk", "scuttle"),
     ("walk", "skull"): ("hop along", "bounce along"),
     ("walk", "flying robot"): ("fly", "hover along"),
     ("run", "flying robot"): ("fly fast", "fly"),
     ("stand", "flying robot"): ("hover in place", "hover"),
-    ("float", "bee"): ("hover in place", "hover", "fly in place"),
-    ("float", "wasp"): ("hover in place", "hover", "fly in place"),
+    **{("float", name): ("hover in place", "hover", "fly in place") for name in ("bee", "wasp")},
     **{("run", name): ("gallop", "run", "gallop") for name in ("horse", "white horse", "donkey", "cow", "bull", "deer", "stag")},
 }
 WAYS = {
@@ -110,11 +108,6 @@ def caption(scene: Scene, rng: random.Random, image: bool = False) -> str:
     else:
         text = " ".join([*([opening] if opening else []), body, *circumstances])
     return ", ".join([text, *details])
-
-
-def canonical_caption(scene: Scene) -> str:
-    """The plainest true caption, always the same one."""
-    return caption(scene, Plainest())
 
 
 def _pick(rng: random.Random, words: tuple[str, ...]) -> str:

@@ -65,20 +65,16 @@ def read_glb(content: bytes, wanted: Callable[[str], bool], hidden: Callable[[st
 def _read(content: bytes, wanted: Callable[[str], bool], hidden: Callable[[str], bool]) -> Mesh:
     _at_most(MOST_BYTES, "bytes", len(content))
     magic, version, _, length, kind = struct.unpack_from("<4sIII4s", content)
-    if (magic, version, kind) != (b"glTF", 2, b"JSON"):
-        raise ValueError("the header is not that of glTF 2.0")
-    if length > len(content) - 20:
-        raise ValueError("the file is cut off")
+    _refuse((magic, version, kind) != (b"glTF", 2, b"JSON"), "the header is not that of glTF 2.0")
+    _refuse(length > len(content) - 20, "the file is cut off")
     file = _File(json.loads(content[20 : 20 + length]), content[28 + length :])
     nodes = file.json["nodes"]
     order, parents = _hierarchy(nodes)
-    if any("matrix" in node for node in nodes):
-        raise ValueError("nodes have translation, rotation and scale, not a matrix")
+    _refuse(any("matrix" in node for node in nodes), "nodes have translation, rotation and scale, not a matrix")
     rest = {path: np.array([node.get(path, still) for node in nodes], np.float64) for path, still in _STILL.items()}
     surface, hung, inverse = _surface(file, hidden)
     bones, same = np.unique(np.c_[hung, inverse.reshape(-1, 16)], axis=0, return_inverse=True)  # parts share bones
-    if surface.bones_V4.min() < 0 or surface.bones_V4.max() >= len(hung):
-        raise ValueError("it points at bones that are not there")
+    _refuse(surface.bones_V4.min() < 0 or surface.bones_V4.max() >= len(hung), "it points at bones that are not there")
 
     def posed(paths: dict[str, NDArray[Any]]) -> Floats:
         world = _world(paths, order, parents)
@@ -88,14 +84,17 @@ def _read(content: bytes, wanted: Callable[[str], bool], hidden: Callable[[str],
     for animation in file.json.get("animations", []):
         if wanted(str(animation["name"])) and len(poses) < MOST_ANIMATIONS:
             poses[str(animation["name"])] = posed(_sampled(file, animation, rest))
-    if not all(np.isfinite(array).all() for array in (*surface, *poses.values())):
-        raise ValueError("it has numbers that are not finite")
+    _refuse(not all(np.isfinite(array).all() for array in (*surface, *poses.values())), "it has numbers that are not finite")
     return Mesh(surface._replace(bones_V4=same.reshape(-1)[surface.bones_V4]), poses)
 
 
+def _refuse(is_wrong: Any, why: str) -> None:
+    if is_wrong:
+        raise ValueError(why)
+
+
 def _at_most(most: int, what: str, count: int) -> None:
-    if count > most:
-        raise ValueError(f"at most {most} {what}, got {count}")
+    _refuse(count > most, f"at most {most} {what}, got {count}")
 
 
 class _File(NamedTuple):
@@ -106,16 +105,14 @@ class _File(NamedTuple):
 
     def item(self, kind: str, index: int) -> dict[str, Any]:
         """One of the JSON's accessors, meshes, ..."""
-        if index < 0:
-            raise ValueError(f"{kind} are counted from 0, got {index}")
+        _refuse(index < 0, f"{kind} are counted from 0, got {index}")
         found: dict[str, Any] = self.json[kind][index]
         return found
 
     def array(self, index: int) -> NDArray[Any]:
         """An accessor's values, one row per item. NumPy checks that it lies within the file."""
         accessor = self.item("accessors", index)
-        if "sparse" in accessor or accessor.get("normalized"):
-            raise ValueError("sparse and normalised accessors are not read")
+        _refuse("sparse" in accessor or accessor.get("normalized"), "sparse and normalised accessors are not read")
         count, width, kind = accessor["count"], _WIDTHS[accessor["type"]], np.dtype(_TYPES[accessor["componentType"]])
         _at_most(3 * MOST_ITEMS, "items", count)
         view = self.item("bufferViews", accessor["bufferView"])
@@ -143,8 +140,7 @@ def _hierarchy(nodes: list[dict[str, Any]]) -> tuple[list[int], list[int]]:
     order = [index for index, parent in enumerate(parents) if parent == -1]
     for index in order:  # grows while it is read
         order.extend(nodes[index].get("children", []))
-    if len(order) != len(nodes):
-        raise ValueError("its nodes go round in a circle, or one has two parents")
+    _refuse(len(order) != len(nodes), "its nodes go round in a circle, or one has two parents")
     return order, parents
 
 
@@ -173,13 +169,11 @@ def _sampled(file: _File, animation: dict[str, Any], rest: dict[str, NDArray[Any
     for channel in animation["channels"]:
         sampler = animation["samplers"][channel["sampler"]]
         if channel["target"]["path"] in rest and "node" in channel["target"]:
-            if sampler.get("interpolation") == "CUBICSPLINE":
-                raise ValueError("animations are linear between keys")
+            _refuse(sampler.get("interpolation") == "CUBICSPLINE", "animations are linear between keys")
             times, values = file.array(sampler["input"])[:, 0], file.array(sampler["output"]).astype(np.float64)
             channels.append((channel["target"], times, values))
     seconds = max((float(times[-1]) for _, times, _ in channels), default=0.0)
-    if not 0 <= seconds <= MOST_SECONDS:
-        raise ValueError(f"an animation of 0 to {MOST_SECONDS:.0f} seconds, got {seconds:.3g}")
+    _refuse(not 0 <= seconds <= MOST_SECONDS, f"an animation of 0 to {MOST_SECONDS:.0f} seconds, got {seconds:.3g}")
     at = np.linspace(0, seconds, max(2, round(seconds * POSES_PER_SECOND) + 1))
     _at_most(MOST_MATRICES, "poses of nodes in an animation", len(at) * len(rest["scale"]))
     paths = {path: np.repeat(values[None], len(at), 0) for path, values in rest.items()}
@@ -211,8 +205,7 @@ def _surface(file: _File, hidden: Callable[[str], bool]) -> tuple[Surface, Ints,
             inverses.append(inverse)
             _at_most(MOST_ITEMS, "vertices and triangles", max(vertices, triangles))
             _at_most(4 * MOST_NODES, "bones", len(hung))
-    if not parts:
-        raise ValueError("it has no triangles")
+    _refuse(not parts, "it has no triangles")
     return Surface(*map(np.concatenate, zip(*parts, strict=True))), np.array(hung), np.concatenate(inverses)
 
 

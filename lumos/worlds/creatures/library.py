@@ -110,8 +110,7 @@ def _body(mesh: Mesh, subject: Subject, vertex: int, triangle: int, row: int) ->
     low, high = points.min(0), points.max(0)
     scale = subject.metres / float((high - low).max())
     shift = np.array([-(low[0] + high[0]) / 2, -low[1], -(low[2] + high[2]) / 2], np.float32)
-    feet = _part_of(surface, points[:, 1] < low[1] + 0.06 * (high - low)[1])
-    some = _part_of(surface, slice(None, None, 5))
+    feet = points[:, 1] < low[1] + 0.06 * (high - low)[1]
     gaits: dict[str, Gait] = {}
     rows: list[Floats] = []
     for action, poses in shown:
@@ -124,8 +123,8 @@ def _body(mesh: Mesh, subject: Subject, vertex: int, triangle: int, row: int) ->
             moved[..., 1, 3] -= min(_posed(surface, pose)[:, 1].min() for pose in moved)
         pace = ACTIONS[action].pace
         pace = -GLIDING[subject.name] if pace > 0 and subject.name in GLIDING else pace
-        speed = _speed(feet, moved) if pace > 0 else -pace * subject.metres
-        extent = np.stack([_posed(some, pose) for pose in moved[:: max(1, len(moved) // 12)]])
+        speed = _speed(surface, feet, moved) if pace > 0 else -pace * subject.metres
+        extent = np.stack([_posed(surface, pose, slice(None, None, 5)) for pose in moved[:: max(1, len(moved) // 12)]])
         lift = extent[..., 1].min(1).max() / (high - low)[1] / scale
         reach, top = float(np.hypot(extent[..., 0], extent[..., 2]).max()), float(extent[..., 1].max())
         # Some jumps only start, some falls lead out of the picture.
@@ -139,21 +138,15 @@ def _body(mesh: Mesh, subject: Subject, vertex: int, triangle: int, row: int) ->
     return Body(*counts, wide, tall, long, gaits), np.concatenate(rows or [mesh.poses[""][0]])
 
 
-def _part_of(surface: Surface, vertices: Any) -> Surface:
-    """What `_posed` needs of some vertices."""
-    names = ("vertices_V3", "bones_V4", "weights_V4")
-    return surface._replace(**{name: getattr(surface, name)[vertices] for name in names})
+def _posed(surface: Surface, pose_J34: Floats, some: Any = slice(None)) -> Floats:
+    """The vertices, or some of them, in one pose."""
+    matrices = (pose_J34[surface.bones_V4[some]] * surface.weights_V4[some][:, :, None, None]).sum(1)
+    return np.asarray((matrices[:, :, :3] @ surface.vertices_V3[some][:, :, None])[:, :, 0] + matrices[:, :, 3])
 
 
-def _posed(surface: Surface, pose_J34: Floats) -> Floats:
-    """The vertices in one pose."""
-    matrices = (pose_J34[surface.bones_V4] * surface.weights_V4[:, :, None, None]).sum(1)
-    return np.asarray((matrices[:, :, :3] @ surface.vertices_V3[:, :, None])[:, :, 0] + matrices[:, :, 3])
-
-
-def _speed(feet: Surface, poses: Floats) -> float:
+def _speed(surface: Surface, feet: Any, poses: Floats) -> float:
     """How fast the ground passes under the feet, in metres per second: the speed at which they go backwards."""
-    points = np.stack([_posed(feet, pose) for pose in poses])
+    points = np.stack([_posed(surface, pose, feet) for pose in poses])
     floor = np.median(points[..., 1].min(1))
     touching = points[:-1, :, 1] < floor + 0.1 * np.ptp(points[..., 1])
     back = (points[:-1, :, 2] - points[1:, :, 2]) * POSES_PER_SECOND

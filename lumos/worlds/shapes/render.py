@@ -39,9 +39,7 @@ def pack(scenes: Sequence[Scene]) -> PackedScenes:
     for scene in scenes:
         # Drawn in this order; a first thing "in front of" the second comes last.
         things = scene.things[::-1] if scene.relation == "in front of" else scene.things
-        for thing in things:
-            objects.append(_object(thing))
-        objects.extend([_UNSEEN] * (MOST_THINGS - len(things)))
+        objects += [*map(_object, things), *[_UNSEEN] * (MOST_THINGS - len(things))]
     objects_BNP = torch.tensor(objects, dtype=torch.float32).view(len(scenes), MOST_THINGS, len(_UNSEEN))
     return PackedScenes(objects_BNP, torch.tensor([_background(scene) for scene in scenes], dtype=torch.float32))
 

@@ -86,7 +86,7 @@ def sample_one(
     """One thing; motion, speed and (colour, shape) are drawn unless given."""
     motion = motion or _pick_motion(rng, pair)
     speed = speed or _pick_speed(rng, motion)
-    thing = place(rng, WHOLE, _draft(rng, pair or _pick_pair(rng, motion, held_out), motion, speed, tuple(SIZES)))
+    thing = place(rng, WHOLE, _draft(rng, pair or _pick_pair(rng, motion, held_out), motion, tuple(SIZES), speed))
     return Scene(_pick_background(rng, (thing.colour,)), (thing,))
 
 
@@ -107,7 +107,7 @@ def sample_count(rng: random.Random, count: int | None = None, held_out: bool = 
     motion = "still" if rng.random() < 0.55 else rng.choice((*IN_PLACE[1:], *STRAIGHT))
     boxes = lanes(count, columns=motion in ("up", "down")) if motion in STRAIGHT else cells(rng, count)
     pair = _pick_pair(rng, motion, held_out)
-    draft = _draft(rng, pair, motion, _pick_speed(rng, motion), fitting(boxes, ("small", "medium")))
+    draft = _draft(rng, pair, motion, fitting(boxes, ("small", "medium")))
     return Scene(_pick_background(rng, (draft.colour,)), tuple(place(rng, box, draft) for box in boxes))
 
 
@@ -118,9 +118,9 @@ def sample_occlusion(
     relation = relation or rng.choice(("in front of", "behind"))
     passing = rng.random() < 0.85 if passing is None else passing
     first, second = _pick_pairs(rng, "still", "still", held_out, same_colour=False)
-    mover = _draft(rng, first, rng.choice(STRAIGHT), "quickly", ("small", "medium"))
+    mover = _draft(rng, first, rng.choice(STRAIGHT), ("small", "medium"), "quickly")
     sizes = ("small", "medium", "large") if mover.size == "small" else ("small", "medium")
-    other = _draft(rng, second, "still", "normally", sizes)
+    other = _draft(rng, second, "still", sizes)
     if 2 * beside(mover, other) < 1.95 * TRAVEL["normally"] and rng.random() < 0.7:  # so that it is past in two seconds
         mover = replace(mover, speed="normally")
     scene = Scene(_pick_background(rng, (mover.colour, other.colour)), place_crossing(rng, mover, other), relation)
@@ -139,20 +139,17 @@ def sample_three(rng: random.Random, held_out: bool = False) -> Scene:
         while pair[0] in colours or not _grounds((*colours, pair[0])):
             pair = _pick_pair(rng, motion, False)
         colours = (*colours, pair[0])
-        things.append(place(rng, box, _draft(rng, pair, motion, _pick_speed(rng, motion), fitting(boxes, ("small", "medium")))))
+        things.append(place(rng, box, _draft(rng, pair, motion, fitting(boxes, ("small", "medium")))))
     return Scene(_pick_background(rng, colours), tuple(things))
 
 
 def _two_related(rng: random.Random, relation: str, held_out: bool) -> tuple[Thing, Thing]:
     """Two things that stay in their places, side by side or one above the other."""
-    motions = ("still", "still")
-    if rng.random() < 0.5:
-        motions = (rng.choice(IN_PLACE), rng.choice(IN_PLACE))
+    motions = (rng.choice(IN_PLACE), rng.choice(IN_PLACE)) if rng.random() < 0.5 else ("still", "still")
     first, second = _pick_pairs(rng, *motions, held_out, same_colour=True)
-    one = _draft(rng, first, motions[0], _pick_speed(rng, motions[0]), tuple(SIZES))
+    one = _draft(rng, first, motions[0], tuple(SIZES))
     # Two large things are too wide for the frame.
-    sizes = ("small", "medium") if one.size == "large" else tuple(SIZES)
-    other = _draft(rng, second, motions[1], _pick_speed(rng, motions[1]), sizes)
+    other = _draft(rng, second, motions[1], ("small", "medium") if one.size == "large" else tuple(SIZES))
     if relation in ("left of", "above"):
         return place_side_by_side(rng, one, other, vertical=relation == "above")
     other, one = place_side_by_side(rng, other, one, vertical=relation == "below")
@@ -164,12 +161,8 @@ def _two_moving(rng: random.Random, held_out: bool) -> tuple[Thing, Thing]:
     while True:
         motions = (_pick_motion(rng), _pick_motion(rng))
         pairs = _pick_pairs(rng, *motions, held_out, same_colour=False)
-        one, other = (
-            _draft(rng, pair, motion, _pick_speed(rng, motion), ("small", "medium"))
-            for pair, motion in zip(pairs, motions, strict=True)
-        )
-        boxes = two_boxes(rng, one, other)
-        if boxes:
+        one, other = (_draft(rng, pair, motion, ("small", "medium")) for pair, motion in zip(pairs, motions, strict=True))
+        if boxes := two_boxes(rng, one, other):
             return place(rng, boxes[0], one), place(rng, boxes[1], other)
 
 
@@ -206,9 +199,9 @@ def _pick_pairs(rng: random.Random, one: str, other: str, held_out: bool, same_c
     return first, second
 
 
-def _draft(rng: random.Random, pair: Pair, motion: str, speed: str, sizes: tuple[str, ...]) -> Thing:
-    """A thing that has no place yet."""
-    colour, shape = pair
+def _draft(rng: random.Random, pair: Pair, motion: str, sizes: tuple[str, ...], speed: str | None = None) -> Thing:
+    """A thing that has no place yet; the speed is drawn unless given."""
+    speed, (colour, shape) = speed or _pick_speed(rng, motion), pair
     if motion == "spinning" and shape not in SPINNERS:
         raise ValueError(f"only shapes whose turning shows can spin ({', '.join(SPINNERS)}), got {shape!r}; use one of these")
     changes_size = motion in ("growing", "shrinking")

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from lumos.config import read_object
+from lumos.files import text_of
 from lumos.worlds.stickers.render import Pictures
 from lumos.worlds.stickers.scene import Sticker
 
@@ -26,7 +27,7 @@ def load_stickers(manifest: Path, size: int, fps: float, workers: int = 0) -> tu
 
     ValueError, naming file and line, for a line that says something else or a picture that cannot be read.
     """
-    rows = [_row(manifest, number, line) for number, line in enumerate(manifest.read_text("utf-8").splitlines(), 1) if line]
+    rows = [_row(manifest, number, line) for number, line in enumerate(text_of(manifest).splitlines(), 1) if line]
     if not any(known["noun"] for _, known in rows):
         raise ValueError(f"{manifest} must have a line per sticker, one of them with a noun, got none; see examples/emoji.md")
     draw, paths = partial(_frames, size=size, fps=fps), [path for path, _ in rows]
