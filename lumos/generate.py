@@ -5,6 +5,8 @@ show later ones. The codes come from `diffusion/sampler.py:sample_video`, which 
 them into pixels.
 """
 
+import math
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
@@ -175,7 +177,13 @@ class Generator:
         tokens = load_tokens(Path(file), self.tokenizer, self.tokenizer.codebook_size)
         if not tokens.about.course:
             raise ValueError(f"{file} must be a session's, got a video of lumos generate; go on from it with branch")
-        course = read_config(Course, read_object(tokens.about.course, file), file)
+        course, size = read_config(Course, read_object(tokens.about.course, file), file), tokens.codes_BTHW.shape[2:]
+        for _, codes_HW in course.keyframes:
+            known = all(0 <= code < self.tokenizer.codebook_size for row in codes_HW for code in row)
+            if not known or [len(codes_HW), *map(len, codes_HW)] != [size[0], *[size[1]] * size[0]]:
+                raise ValueError(
+                    f"{file} must hold keyframes of its own size and tokenizer, got others; use the file as it was saved"
+                )
         if max(course.shown, course.turns[-1].start) > tokens.codes_BTHW.shape[1]:
             raise ValueError(f"{file} must hold the frames that it speaks of, got fewer; use the file as it was saved")
         return self._session(course, tokens.codes_BTHW[0].to(self.device), progress)
@@ -271,7 +279,7 @@ class Generator:
 
     def _grid(self, height: int | None, width: int | None) -> Grid:
         sides = (height or self.config.video.height, width or self.config.video.width)
-        check_sides(*sides, SIZE_UNIT)
+        check_sides(*sides, math.lcm(SIZE_UNIT, self.tokenizer.spatial))
         for side in sides:
             self.config.vocabulary.number(side // SIZE_UNIT)  # has a word for it
         return self._grid_of(*(side // self.tokenizer.spatial for side in sides))
@@ -321,10 +329,10 @@ def seeds_of(seed: int | Sequence[int], prompts: int) -> list[int]:
 
 def pick_device(name: str | None) -> torch.device:
     """The device of a name, or the usual one for None. ValueError for one that is not there."""
-    try:
-        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-    except RuntimeError:
-        raise ValueError(f"device must be cpu, cuda or cuda:N, got {name!r}; leave it out to use what there is") from None
+    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
+    if not re.fullmatch(r"cpu|cuda(:\d{1,3})?", name):
+        raise ValueError(f"device must be cpu, cuda or cuda:N, got {name!r}; leave it out to use what there is")
+    device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ValueError(f"device {name} needs a CUDA GPU, {torch.cuda.device_count()} found; use cpu")
     return device

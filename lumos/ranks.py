@@ -44,7 +44,7 @@ ALONE = Ranks(0, 1, torch.device("cpu"))
 def start(device_name: str | None = None, dividing: bool = False) -> Ranks:
     """Join the other processes when torchrun started this one (it sets RANK, WORLD_SIZE and LOCAL_RANK).
 
-    device_name: cpu or cuda; the usual one for None. dividing: they are to divide frames among them.
+    device_name: cpu or cuda, for what torchrun started; None = the usual one. dividing: they are to divide frames among them.
     """
     usual = "cuda" if torch.cuda.is_available() else "cpu"
     if "WORLD_SIZE" not in os.environ:
@@ -84,7 +84,7 @@ def together(ranks: Ranks) -> Iterator[None]:
         yield
     except (ValueError, OSError) as error:
         failure = error
-    messages = gather(str(failure or ""))
+    messages = gather("" if failure is None else str(failure) or type(failure).__name__)
     if any(messages) and not ranks.is_main:
         raise SystemExit(2)
     for rank, message in enumerate(messages):

@@ -21,7 +21,7 @@ from lumos.diffusion.compute import Compute
 from lumos.diffusion.draw import guide
 from lumos.diffusion.frame_model import FrameModel, VideoSpec
 from lumos.diffusion.sampler import MASKED, SamplerConfig, sample_video
-from lumos.generate import Generator
+from lumos.generate import Generator, pick_device
 from lumos.model.attention import dense
 from lumos.model.cache import Cache
 from lumos.sequence.layout import HEADER, Grid, Keyframe, content_ids, content_of, pack, text_batch
@@ -299,7 +299,10 @@ def test_impossible_lengths_offer_a_possible_one(toy: Generator, frames: int, of
         toy("a red circle", frames=frames)
 
 
-def test_impossible_sizes_and_prompts(toy: Generator) -> None:
+def test_impossible_sizes_prompts_and_devices(toy: Generator) -> None:
+    for name in ("meta", "mps", "cuda:x", "cuda:-1", "gpu"):
+        with pytest.raises(ValueError, match=f"device must be cpu, cuda or cuda:N, got '{name}'"):
+            pick_device(name)
     with pytest.raises(ValueError, match="height and width must be multiples of 32"):
         toy("a red circle", height=40)
     with pytest.raises(ValueError, match="at most 10 text ids"):

@@ -265,6 +265,11 @@ def test_other_files_are_no_sessions(toy: Generator, tmp_path: Path) -> None:
         save_tokens(tmp_path / "x.safetensors", replace(tokens, about=replace(tokens.about, course=text)))
         with pytest.raises(ValueError, match="frames that it speaks of"):
             toy.load_session(tmp_path / "x.safetensors")
+    for codes_HW in (((0,) * 4,) * 3, ((0,) * 4, (0,) * 5) * 2, ((10**6,) * 4,) * 4):
+        text = json.dumps(asdict(replace(course, keyframes=((4, codes_HW),))))
+        save_tokens(tmp_path / "x.safetensors", replace(tokens, about=replace(tokens.about, course=text)))
+        with pytest.raises(ValueError, match="keyframes of its own size and tokenizer"):
+            toy.load_session(tmp_path / "x.safetensors")
     for turns in ((), course.turns * 2):
         with pytest.raises(ValueError, match="turns must start one after another"):
             replace(course, turns=turns)

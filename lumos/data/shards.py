@@ -69,7 +69,11 @@ def check_tokenizer(index: ShardIndex, tokenizer: VideoTokenizer) -> None:
     """ValueError unless `tokenizer` made the codes of these shards."""
     if index.form == PIXELS:
         raise ValueError(f"{index.folder} holds pictures, not codes; tokenise them with lumos prepare")
-    if index.tokenizer == COSMOS and isinstance(tokenizer.config, CosmosConfig):
+    if (
+        index.tokenizer == COSMOS
+        and isinstance(tokenizer.config, CosmosConfig)
+        and (tokenizer.temporal, tokenizer.spatial) == (4, 8)
+    ):
         return
     if (found := fingerprint(tokenizer)) != index.tokenizer:
         raise ValueError(f"{index.folder} must be made with this tokenizer ({found}), got another's ({index.tokenizer})")

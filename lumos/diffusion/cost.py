@@ -55,7 +55,7 @@ def generation_cost(
         for count in [*running, rows]:  # the last one is the pass that makes it history
             operations += pass_operations(config, count * grid.frame_length, keys)
         drawn = sum(count * asked for count, asked in zip(running, places_asked(each, places), strict=True))
-        operations += 2.0 * drawn * config.width * codes
+        operations += 2.0 * drawn * config.width * codes * (2 if config.sub_codes else 1)
     return GenerationCost(cache + activations + logits + decoding, operations)
 
 

@@ -50,7 +50,7 @@ class TextTokenizer:
         if unknown is not None and unknown in encoding.ids:
             bad = sorted({c for c in prompt if unknown in self.tokenizer.encode(c, add_special_tokens=False).ids})
             shown = " ".join(ascii(c)[1:-1] if not c.isprintable() else c for c in bad[:8])
-            raise ValueError(f"this model reads English written in a-z, digits and . , ' -, the prompt has {shown!r}; reword it")
+            raise ValueError(f"this model reads English in a-z, 0-9 and .,'-!?:;\"()&, the prompt has {shown!r}; reword it")
         return list(encoding.ids)
 
 

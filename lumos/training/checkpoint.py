@@ -30,10 +30,10 @@ from lumos.weights import check_names
 STATE, SUMS = "state.json", "SHA256SUMS"
 CHECKPOINT = "lumos checkpoint 2"
 FOLDER = re.compile(r"step_(\d{8,})")
-# Budget, logging and how the work is split up: they do not change what is trained, and a resumed run may change them.
+# What a resumed run may change: budget, logging, how the work is split up, and what a run that diverges needs.
 FREE = re.compile(
     r"(max_steps|max_seconds|log_every|sample_every|evaluate_every|evaluation_clips|save_every|keep|spike|patience|accumulate"
-    r"|workers|compile|sampler|parallel)(\..*)?|(worlds|loader)\.workers|loader\.(ahead|cache_mib)"
+    r"|workers|compile|sampler|parallel)(\..*)?|optim\.(lr|warmup_steps)|(worlds|loader)\.workers|loader\.(ahead|cache_mib)"
 )
 
 

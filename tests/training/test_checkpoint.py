@@ -21,7 +21,7 @@ from torch import Tensor
 from lumos.model.transformer import ModelConfig, Transformer
 from lumos.ranks import ALONE, Ranks, finish, start
 from lumos.training import checkpoint, parallel
-from lumos.training.checkpoint import Checkpoints, latest, load, read_state
+from lumos.training.checkpoint import Checkpoints, check_same, latest, load, read_state
 from lumos.training.learner import Learner
 from lumos.training.optim import OptimConfig, set_learning_rate
 from lumos.training.parallel import ParallelConfig, whole
@@ -163,6 +163,10 @@ def test_a_run_is_neither_overwritten_nor_resumed_as_another(tmp_path: Path) -> 
     saved(run, [2], record=record)
     begun = Checkpoints(run, True, record | {"max_steps": 4, "parallel": {"shard": False}}, ALONE, 2)  # may change
     assert (begun.path, begun.step, begun.seconds) == (run / "checkpoints/step_00000002", 2, 1.5)
+    with_rate = record | {"optim": {"lr": 0.1, "muon": 1.0}}
+    check_same(with_rate, record | {"optim": {"lr": 0.05, "muon": 1.0}}, run)  # what a run that diverges is told to do
+    with pytest.raises(ValueError, match=r"optim\.muon = 0\.5"):
+        check_same(with_rate, record | {"optim": {"lr": 0.1, "muon": 0.5}}, run)
     with pytest.raises(ValueError, match="resume it"):
         Checkpoints(run, False, record, ALONE, 2)
     with pytest.raises(ValueError, match=r"keep its config, got lr = 0\.2 where .* has 0\.1, batch = 8 where .* has 4; use that"):
