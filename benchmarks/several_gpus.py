@@ -181,7 +181,7 @@ class Comparison:
                 made = FrameModel(model, self.vocabulary, spec_of(cell), [PROMPT_IDS], [0], SamplerConfig(), compute, True)
                 with fastest(self.ranks.device):
                     places = made.slot_N.expand(len(made.starts), -1)
-                    hidden.append(made._pass(made._rotation(0), len(made.starts))(made.template_1N, places).float())
+                    hidden.append(made._pass(made._rotation(0), len(made.starts))(made.blank_1L, places).float())
         if self.ranks.is_main:
             self.keep(what="difference", case=case.name, relative=float((hidden[0] - hidden[1]).norm() / hidden[1].norm()))
 

@@ -99,7 +99,7 @@ class Session:
         codes: Sequence[Tensor],
         progress: Progress | None = None,
     ) -> None:
-        """read_prompt: a prompt's ids, or ValueError. codes: codes_HW of every latent frame so far. progress: called with (steps
+        """read_prompt: a prompt's ids, or ValueError. codes: codes_HW of all latent frames so far. progress: called with (steps
         done, all of them) of each latent frame; what it raises leaves the session as it was."""
         self.model_of, self.read_prompt, self.tokenizer, self.spec = model_of, read_prompt, tokenizer, spec
         self.course, self.codes, self.progress = course, list(codes), progress
@@ -140,7 +140,9 @@ class Session:
         temporal, made = self.tokenizer.temporal, self.frames
         most = made - pixel_frames(self.course.turns[0].start, temporal)
         if not 0 <= frames <= most or (frames % temporal and frames < made):
-            raise ValueError(f"frames to go back must be a multiple of {temporal}, at most the {most} made here, got {frames}")
+            raise ValueError(
+                f"frames to go back must be a multiple of {temporal} up to the {most} made here, or all, got {frames}"
+            )
         left = latent_frames(made - frames, temporal) if frames < made else 0
         held = [turn for turn in self.course.turns if turn.start <= left][-1]
         self._turn(left, held.prompt, self.course.turns[-1].seed + 1)

@@ -256,7 +256,7 @@ def first_key(toy: Generator, layer: Any, id_: int, position_B: Tensor) -> Tenso
         1, 2
     )
     turn = rotation(position_B[:, None, None].expand(-1, 1, 3), toy.model.axis_K, toy.model.inverse_frequency_K)
-    return rotate(keys, turn)[:, :, 0]
+    return rotate(keys.transpose(1, 2), turn)[:, 0]
 
 
 def test_settings_are_keywords(toy: Generator) -> None:

@@ -71,7 +71,7 @@ class ShardStream:
         self.ready: dict[Nth, Future[Batch]] = {}
 
     def batch(self, step: int, draw: torch.Generator) -> Batch:
-        """The batch of a step. All of its own randomness comes from (seed, rank, step), because batches are made ahead."""
+        """The batch of a step. All its randomness comes from (seed, rank, step), because batches are made ahead."""
         place = self._place(step)
         if place is None:
             assert self.other is not None

@@ -1,6 +1,6 @@
 """Picture shards -> batches of pixels for the tokenizer's training: clips at random places in time and space, half mirrored.
 
-Batch number n of a rank is a function of (seed, n) alone. A share of the inputs is held out, chosen by the names of their
+Batch number n of a rank is a function of (seed, rank, n) alone. A share of the inputs is held out, chosen by the names of their
 sources, so that no clip of a held-out video is ever trained on.
 """
 

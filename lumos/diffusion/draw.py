@@ -12,7 +12,7 @@ from lumos.model.transformer import SecondSubCode
 
 MOST_LOGITS = 2**26  # logits in memory at once
 PART = 256  # codes that are summed up together when one is drawn
-WORTH_COMPILING = 64  # places; a single one would even be compiled anew
+WORTH_COMPILING = 64  # fewest places for which it pays; a single one would even be compiled anew
 Strength = float | Tensor  # of guidance; a tensor where it changes in a CUDA graph
 
 

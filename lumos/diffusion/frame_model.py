@@ -50,7 +50,7 @@ class VideoSpec:
     latest: int  # the last one whose position the model has met; a longer video is made in parts
     given: int = 0  # how many come from outside (an image, the start of a video): they are history from the beginning
     origin: int = 0  # the one that time counts from
-    retold: int | None = None  # the one that another sentence follows: hardly seen, so that the sentence is believed
+    retold: int | None = None  # the one after which another sentence holds: mostly hidden, so that it is followed
     # pixel frame -> codes_HW of a picture that shows it; in view, like the prompt, as long as it is still to come
     keyframes: Mapping[int, Tensor] = field(default_factory=dict)
 
@@ -104,7 +104,7 @@ class FrameModel:
         first, count = vocabulary.first_code, vocabulary.choices
         self.heads_VD = [some_rows(model.head, first + part * count, count) for part in range(self.parts)]
         self.history: list[int] = []  # slots that every frame in the cache takes, the oldest first
-        self.template_1N = frame_ids(vocabulary, self.grid, content_ids(vocabulary, self._no_codes(1, 1)))[:, 0]
+        self.blank_1L = frame_ids(vocabulary, self.grid, content_ids(vocabulary, self._no_codes(1, 1)))[:, 0]
         places = torch.arange(self.grid.content, device=self.device).view(self.grid.rows, -1)
         self.slot_N = FRAME_HEAD + places[:, :-1].flatten()  # where in a frame's ids each code lies
         with fastest(self.device, SDPBackend.FLASH_ATTENTION):
@@ -143,7 +143,7 @@ class FrameModel:
         rows = branches * len(codes_BN)
         run = rows if self.pausing else len(self._turn.cos_BLK)
         ids_BN = torch.where(codes_BN == MASKED, self.vocabulary.mask, codes_BN + self.vocabulary.first_code)
-        ids_BL = self.template_1N.repeat(len(ids_BN), 1).index_copy(1, self.slot_N, ids_BN)
+        ids_BL = self.blank_1L.repeat(len(ids_BN), 1).index_copy(1, self.slot_N, ids_BN)
         draw = partial(draw_whole_codes, self.heads_VD, self.model.second, temperature, self.compiled)
         mine_BM = places.mine(places_BM, 1)
         if self._graphs():  # whose shapes are fixed: hidden states of all codes
@@ -178,7 +178,7 @@ class FrameModel:
         codes_BHW = codes_BN.unflatten(1, (self.grid.rows, self.grid.columns))
         hidden_BHW = self._hidden(number, is_given)
         content_BHW = torch.where(hidden_BHW, self.vocabulary.mask, content_ids(self.vocabulary, codes_BHW))
-        ids_BN = self.template_1N.repeat(len(codes_BN), 1)
+        ids_BN = self.blank_1L.repeat(len(codes_BN), 1)
         ids_BN[:, FRAME_HEAD:-1] = content_BHW.flatten(1)
         with fastest(self.device, self.kernel):
             again = self._passes.get((number - self.origin, self.cache.length, len(self.starts)))

@@ -24,7 +24,7 @@ def draw_ratio(shape: tuple[int, ...], generator: torch.Generator, least: float 
 def draw_mask(
     kind: MaskKind, B: int, T: int, rows: int, columns: int, generator: torch.Generator, least: float = LEAST_RATIO
 ) -> Tensor:
-    """Mask over content, bool [B, T, rows, columns] (True = hidden; `columns` counts the newline), at least one place a frame.
+    """Mask over content, bool [B, T, rows, columns] (True = hidden, at least one in every frame; `columns` counts the newline).
 
     tube: one ratio and one set of places a sample. random: one ratio a sample, places drawn anew in every frame.
     diffusion-forcing: ratio and places drawn anew in every frame. nested (ours): one order of places a sample, a ratio of

@@ -163,7 +163,7 @@ FIXED = ("random", "halton")  # samplers whose order does not depend on what the
 
 
 def reveal_order(config: SamplerConfig, gumbel_BN: Tensor, columns: int) -> Tensor:
-    """All places of a frame [B, N], in the order in which a sampler of `FIXED` reveals them."""
+    """All places of a frame [B, N], in the order in which a sampler of `FIXED` reveals them; in plain order for the others."""
     B, N = gumbel_BN.shape
     if config.sampler == "random":
         return gumbel_BN.argsort(dim=-1)

@@ -18,7 +18,7 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
 
-# Heads times queries of a call of attention that fills a Hopper card once and begins again: 132 times 128 at a time.
+# Heads times queries of a call that fills a Hopper card (132 multiprocessors, 128 queries each) once and begins a second round.
 SIDE_BY_SIDE = range(17_000, 30_000)
 FAR = 2**40  # past every block, PADDING_BLOCK too
 # FlexAttention's tiles on Hopper cards, measured for heads of 64 and 128: smaller than its own, and up to 1.6 times as fast

@@ -30,7 +30,7 @@ class Cache:
         rows, stop = key_BGLK.shape[0], self.length + key_BGLK.shape[2]
         assert stop <= self.capacity, f"cache of {self.capacity} slots cannot hold {stop}"
         keys, values = self.keys[layer, :rows, :, :stop], self.values[layer, :rows, :, :stop]
-        for into, new in ((keys, key_BGLK), (values, value_BGLK)):  # a card copies number by number: numbers of eight bytes
+        for into, new in ((keys, key_BGLK), (values, value_BGLK)):  # in eight bytes each, as a card copies element by element
             into[:, :, self.length :].view(torch.int64).copy_(new.view(torch.int64))
         return keys, values
 
@@ -58,8 +58,8 @@ def behind(attend: Attend, cache: Cache, ids: Division | None, layer: int) -> At
 
     def attend_behind(query_BNLK: Tensor, key_BGLK: Tensor, value_BGLK: Tensor) -> Tensor:
         if ids and ids.world > 1:
-            mine_LBGK = torch.cat([new.view(torch.int64).movedim(2, 0) for new in (key_BGLK, value_BGLK)], dim=2)
-            key_BGLK, value_BGLK = ids.whole(mine_LBGK, 0).view(key_BGLK.dtype).movedim(0, 2).chunk(2, dim=1)
+            mine_LBXK = torch.cat([new.view(torch.int64).movedim(2, 0) for new in (key_BGLK, value_BGLK)], dim=2)
+            key_BGLK, value_BGLK = ids.whole(mine_LBXK, 0).view(key_BGLK.dtype).movedim(0, 2).chunk(2, dim=1)
         return attend(query_BNLK, *cache.write(layer, key_BGLK, value_BGLK))
 
     return attend_behind

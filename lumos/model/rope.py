@@ -56,8 +56,7 @@ def rotation(position_BL3: Tensor, axis_K: Tensor, inverse_frequency_K: Tensor) 
     return Rotation(torch.cat([cos_BLK, cos_BLK], dim=-1), torch.cat([-sin_BLK, sin_BLK], dim=-1))
 
 
-def rotate(x_BNLK: Tensor, turn: Rotation, heads: int = 1) -> Tensor:
-    """Turn channel i together with channel i + K/2 (Llama's half-split pairs). `heads`: x's dimension of heads, 2 for x_BLNK."""
-    cos, sin = turn.cos_BLK.unsqueeze(heads), turn.sin_BLK.unsqueeze(heads)
-    other_BNLK = x_BNLK.roll(x_BNLK.shape[-1] // 2, dims=-1)
-    return (x_BNLK * cos + other_BNLK * sin).to(x_BNLK.dtype)
+def rotate(x_BLNK: Tensor, turn: Rotation) -> Tensor:
+    """Turn channel i together with channel i + K/2 (Llama's half-split pairs)."""
+    other_BLNK = x_BLNK.roll(x_BLNK.shape[-1] // 2, dims=-1)
+    return (x_BLNK * turn.cos_BLK.unsqueeze(2) + other_BLNK * turn.sin_BLK.unsqueeze(2)).to(x_BLNK.dtype)

@@ -174,7 +174,7 @@ class Layer(nn.Module):
         query = layer_norm(query, (K,), self.query_norm_scale[0], self.query_norm_bias[0], QK_NORM_EPS)
         key = layer_norm(key, (K,), self.key_norm_scale[0], self.key_norm_bias[0], QK_NORM_EPS)
         # QK-norm runs in float32 under autocast: bring both back to the value's type, which attention works in.
-        query, key = rotate(query, turn, heads=2).to(value.dtype), rotate(key, turn, heads=2).to(value.dtype)
+        query, key = rotate(query, turn).to(value.dtype), rotate(key, turn).to(value.dtype)
         return query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
 
     def after_attention(self, x_BLD: Tensor, out_BNLK: Tensor) -> Tensor:

@@ -13,7 +13,8 @@ from dataclasses import asdict, dataclass, field
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Where every kind of id lies. All fields are ids except `size`, `text_size`, `numbers` and `codes`, which count ids."""
+    """Where every kind of id lies. All fields are ids except `size`, `text_size`, `numbers`, `codes` and
+    `sub_codes`, which count them."""
 
     size: int
     text_size: int  # text ids are 0 ... text_size - 1

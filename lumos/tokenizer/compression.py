@@ -1,4 +1,4 @@
-"""How many pixels a code stands for, in time and in space, and which frame a time is. Without torch: all of lumos can ask."""
+"""How many pixels a code stands for, in time and in space, and which frame belongs to a time. Needs no torch."""
 
 import re
 

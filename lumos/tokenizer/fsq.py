@@ -1,4 +1,4 @@
-"""Finite scalar quantisation (arXiv 2309.15505): in go a few real channels, out come codes and the values a decoder sees.
+"""Finite scalar quantisation (arXiv 2309.15505): a few real channels go in, codes and the values that a decoder sees come out.
 
 Every channel is squashed to a fixed range and rounded to one of a few levels; a code is the number that those digits
 spell. There is no codebook to learn or to collapse. The formulas are those of the Cosmos tokenizer.

@@ -1,7 +1,7 @@
 """Train the video tokenizer on the built-in worlds, on picture shards or on both: RUN/tokenizer (a weights folder) and samples.
 
 Scenes are drawn in worker processes and rendered on the training device. Scene number n of a run is a function of (seed, n)
-alone, so any number of ranks sees the same data and a resumed run goes on exactly. No single images are needed beside the
+alone, so a run that is resumed on as many ranks goes on exactly. No single images are needed beside the
 clips: the tokenizer is causal, so a clip's first frame is an image, and the loss gives it a latent frame's weight.
 """
 
