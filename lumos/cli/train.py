@@ -9,8 +9,7 @@ from typing import Annotated, Any, Literal
 from lumos.cli.options import Fields, UsageError, Word, choose, report, with_settings
 from lumos.config import PACKAGED, Range
 
-SMALL_CODES = 4096  # of the tokenizers that the shapes presets are made for
-STRUCTURE = 8 + 64  # ids beside text and codes in a vocabulary of our own
+PACKAGED_CODES = 4096**2  # of the tokenizer in the package
 SOURCES = Fields("lumos.training.config", "Sources")
 TOKENIZER_SOURCES = SOURCES._replace(flags={"text": ""})
 
@@ -97,18 +96,17 @@ def _sources(files: dict[str, Any], kind: Literal["model", "tokenizer"]) -> Any:
 
 def run_estimate(args: EstimateArgs) -> None:
     from lumos.presets import MODELS
+    from lumos.sequence.vocabulary import LUMOS, small_vocabulary
     from lumos.training import step_cost
 
     config = with_settings(choose("preset", args.preset, MODELS), args.set)
     card = choose("card", args.card, step_cost.CARDS)
     config.parallel.check(args.gpus)
     gibibytes = card.memory if args.memory is None else _gibibytes(args.memory)
-    model, codes = config.model, 64_000
-    if not model.vocabulary:
-        codes = SMALL_CODES
-        model = replace(model, vocabulary=config.text_vocabulary + STRUCTURE + codes)
+    vocabulary = LUMOS if config.model.vocabulary else small_vocabulary(config.text_vocabulary, PACKAGED_CODES)
+    model = replace(config.model, vocabulary=vocabulary.size, sub_codes=vocabulary.sub_codes)
     steps: dict[str, Any] = {}
-    for name, work in step_cost.works_of(config, codes).items():
+    for name, work in step_cost.works_of(config, vocabulary.code_rows).items():
         modes = []
         for mode in step_cost.MODES:
             plan = replace(config.parallel, recompute=mode)
