@@ -42,10 +42,9 @@ from lumos.model_folder import FolderConfig, VideoConfig, load_model, save_model
 from lumos.published.archive import read_archive
 from lumos.published.import_tokens import read_record, rebuild
 from lumos.published.official import config_from_official, config_to_official
-from lumos.sequence.prompt_template import sentence_ids
 from lumos.sequence.text import train_text_tokenizer
 from lumos.sequence.token_file import About, Tokens, load_tokens, save_tokens
-from lumos.sequence.vocabulary import small_vocabulary
+from lumos.sequence.vocabulary import SENTENCE, small_vocabulary
 from lumos.serving.request import RequestError, read_body
 from lumos.tokenizer.model import TokenizerConfig, VideoTokenizer
 from lumos.training.checkpoint import CHECKPOINT, STATE, read_state
@@ -80,7 +79,7 @@ def write_examples(place: Path) -> dict[str, Reader]:
     row = {"codes": pack_codes(codes[0]), "T": 2, "H": 4, "W": 4, "captions": ["a"], "fps": 8.0, "frames": 5, "source": "a"}
     pixels = torch.rand(3, 5, 32, 32, generator=generator) * 2 - 1
     body = {"prompt": "a", "seconds": 1, "size": "64x32", "seed": 1, "steps": 2, "input_reference": {"file_id": "a"}}
-    record = {"token": rebuild([*sentence_ids(32, 32), 500], codes[0, :1], 1, 1), "id": 5}
+    record = {"token": rebuild([*SENTENCE, 500], codes[0, :1], 1, 1), "id": 5}
     texts = {
         "tables/a.csv": "path,caption,start,end,mirror\na.mp4,red,0.5,2,yes\nb.mp4,blue,,,\n",
         "tables/a.jsonl": '{"path": "a.mp4", "captions": ["red"], "start": 1, "mirror": true}\n',

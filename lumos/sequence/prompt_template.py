@@ -9,15 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lumos.sequence.text import TextTokenizer
-from lumos.sequence.vocabulary import (
-    DIGIT_ZERO,
-    OPEN_FPS,
-    OPEN_FRAMES,
-    SENTENCE_END,
-    SENTENCE_MIDDLE,
-    SENTENCE_START,
-    SENTENCE_TIMES,
-)
+from lumos.sequence.vocabulary import DIGIT_ZERO, OPEN_FPS, OPEN_FRAMES, SENTENCE
 
 # The space after the line feed belongs to it.
 TEMPLATE = (
@@ -92,28 +84,18 @@ def said_frames(latent_frames: int, seconds: int, fps: int, temporal: int = 4) -
     return whole if math.ceil((whole - 1) / temporal) + 1 == latent_frames else 1 + temporal * (latent_frames - 1)
 
 
-def sentence_ids(width: int, height: int) -> list[int]:
-    """Text ids of the sentence up to the caption, the numbers of frames and of frames a second left open."""
-    return [*SENTENCE_START, *_digits(width), *SENTENCE_TIMES, *_digits(height), *SENTENCE_MIDDLE, *SENTENCE_END]
-
-
 def fill_numbers(text: Sequence[int], frames: int, fps: int) -> list[int]:
     """Text ids with the two open numbers written out, one id a digit."""
-    numbers = {OPEN_FRAMES: _digits(frames), OPEN_FPS: _digits(fps)}
-    return [digit for i in text for digit in numbers.get(i, [i])]
+    numbers = {OPEN_FRAMES: str(frames), OPEN_FPS: str(fps)}
+    return [id for i in text for id in ([DIGIT_ZERO + int(digit) for digit in numbers[i]] if i in numbers else [i])]
 
 
 def check_text(text: TextTokenizer) -> None:
     """ValueError unless the tokenizer writes the published sentence with the ids that the published models know."""
-    width, height = SIZES[-1]
-    expected = fill_numbers(sentence_ids(width, height), 84, 12)
-    found = text.encode(TEMPLATE.format(width=width, height=height, frames=84, fps=12, caption="A"))[: len(expected)]
+    expected = fill_numbers(SENTENCE, 84, 12)
+    found = text.encode(TEMPLATE.format(width=672, height=384, frames=84, fps=12, caption="A"))[: len(expected)]
     if found != expected:
         raise ValueError(
             "the text tokenizer must be the published models' own (Chameleon's text_tokenizer.json), got one that writes "
             "their prompt with other ids; copy the file that is released with the checkpoint"
         )
-
-
-def _digits(number: int) -> list[int]:
-    return [DIGIT_ZERO + int(digit) for digit in str(number)]

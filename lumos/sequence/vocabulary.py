@@ -85,14 +85,12 @@ MOST_ROWS = 2**17  # of the embedding, for codes; of more codes each has two sub
 DIGIT_ZERO = 16_399
 OPEN_FRAMES = 65_539
 OPEN_FPS = 65_540
-# The published sentence up to the caption, as the authors' records have it: WIDTH, HEIGHT and two numbers left open.
-# "Generate a video with a resolution of "
-SENTENCE_START = (22807, 16758, 16641, 18677, 16734, 16641, 23544, 16673, 16604)
-SENTENCE_TIMES = (16471,)  # "x"
-# ", consisting of _ frames at _ frames per second," and
-# " according to the following prompt:" with a line feed
-SENTENCE_MIDDLE = (16395, 31291, 16673, 16604, OPEN_FRAMES, 32559, 16767, 16604, OPEN_FPS, 32559, 16972, 17711, 16395)
-SENTENCE_END = (18745, 16671, 16647, 18211, 24643, 16409, 16582)
+# The published sentence up to the caption, as the authors' records have it: "Generate a video with a resolution of 672x384,
+# consisting of _ frames at _ frames per second, according to the following prompt:" and a line feed.
+SENTENCE: tuple[int, ...] = (22807, 16758, 16641, 18677, 16734, 16641, 23544, 16673, 16604)
+SENTENCE += (16405, 16406, 16401, 16471, 16402, 16407, 16403)  # 672x384
+SENTENCE += (16395, 31291, 16673, 16604, OPEN_FRAMES, 32559, 16767, 16604, OPEN_FPS, 32559, 16972, 17711, 16395)
+SENTENCE += (18745, 16671, 16647, 18211, 24643, 16409, 16582)
 
 
 def small_vocabulary(text_size: int, codes: int, numbers: int = 64) -> Vocabulary:

@@ -17,7 +17,8 @@ from lumos.cli.main import main
 from lumos.data.shards import COSMOS, unpack_codes
 from lumos.published.import_tokens import import_tokens, read_record, rebuild
 from lumos.published.pickles import read_pickle
-from lumos.sequence.prompt_template import fill_numbers, sentence_ids
+from lumos.sequence.prompt_template import fill_numbers
+from lumos.sequence.vocabulary import SENTENCE
 
 CAPTION = [17170, 16704, 16641, 17362, 16397]
 VIDEO, IMAGE = (7, 8, 16), (1, 16, 12)  # latent frames, rows, columns
@@ -27,7 +28,7 @@ def token_ids(shape: tuple[int, int, int], seconds: int, fps: int, seed: int = 0
     """One sample, id after id, as the published form prescribes it."""
     frames, rows, columns = shape
     codes = torch.randint(0, 64_000, shape, generator=torch.Generator().manual_seed(seed)).tolist()
-    ids = [0, *sentence_ids(columns * 8, rows * 8), *CAPTION, 8710, 9004, 8804 + seconds, 8804 + fps]
+    ids = [0, *SENTENCE, *CAPTION, 8710, 9004, 8804 + seconds, 8804 + fps]
     for frame in range(frames):
         ids += [8197, 8804 + rows // 4, 8804 + columns // 4]
         for row in codes[frame]:
@@ -193,8 +194,8 @@ def at_start(step: int, value: int) -> Any:
         (spoiled(at_start(10, 8804)), ["newline"]),
         (spoiled(lambda ids: ids.pop()), ["its layout is another"]),
         (spoiled(lambda ids: ids.__delitem__(slice(-30, None))), ["one whole sample"]),
-        (spoiled(put(19, 65_540)), ["leave each of its two numbers open once, or none, got 2"]),
-        (spoiled(put(19, 5)), ["got 1"]),
+        (spoiled(put(21, 65_540)), ["leave each of its two numbers open once, or none, got 2"]),
+        (spoiled(put(21, 5)), ["got 1"]),
         (record(label=[0] * len(record()["token"])), ["label must be a list of each token or -100"]),
         (record(label=[-100] * (len(record()["token"]) + 1)), ["label must be a list of each token or -100"]),
         (record(label=5), ["label must be a list"]),

@@ -21,7 +21,7 @@ from lumos.published import import_weights as importing
 from lumos.published.import_weights import import_weights
 from lumos.published.official import config_to_official, from_official, official_shapes, to_official
 from lumos.sequence.prompt_template import TEMPLATE
-from lumos.sequence.vocabulary import LUMOS, SENTENCE_END, SENTENCE_MIDDLE, SENTENCE_START
+from lumos.sequence.vocabulary import LUMOS, SENTENCE
 from lumos.weights import load_folder, save_folder
 
 CONFIG = ModelConfig(LUMOS.size, layers=2, width=16, heads=2, kv_heads=1, head_width=32, ffn=24, rope_theta=5e5, norm_eps=1e-6)
@@ -66,7 +66,7 @@ def text_file(path: Path, wrong: bool = False) -> Path:
     pieces = [("Gener", "ate", " a", " video", " with", " a", " resolution", " of", " "), (",", " consisting", " of", " ", None)]
     pieces += [(" frames", " at", " ", None, " frames", " per", " second", ",")]
     pieces += [(" according", " to", " the", " following", " prompt", ":", "\n")]
-    ids = [SENTENCE_START, SENTENCE_MIDDLE[:5], SENTENCE_MIDDLE[5:], SENTENCE_END]
+    ids = [SENTENCE[:9], SENTENCE[16:21], SENTENCE[21:29], SENTENCE[29:]]
     words = {word: i for row, numbers in zip(pieces, ids, strict=True) for word, i in zip(row, numbers, strict=True) if word}
     words |= {"x": 16471, " A": 500, " star": 501, "?": 502, **{str(digit): 16399 + digit + wrong for digit in range(10)}}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="?"))

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lumos.sequence.prompt_template import SIZES, PromptReader, clock, crops, fill_numbers, said_frames, sentence_ids
+from lumos.sequence.prompt_template import SIZES, PromptReader, clock, crops, fill_numbers, said_frames
 from lumos.sequence.text import train_text_tokenizer
-from lumos.sequence.vocabulary import OPEN_FPS, OPEN_FRAMES
+from lumos.sequence.vocabulary import OPEN_FPS, OPEN_FRAMES, SENTENCE
 
 SIDES = st.integers(1, 32).map(lambda n: 32 * n)
 
@@ -56,9 +56,8 @@ def test_a_prompt_is_read_inside_the_sentence() -> None:
 def test_open_numbers_are_written_digit_by_digit() -> None:
     assert [clock(1, 8), clock(17, 8), clock(25, 12), clock(5, 24)] == [(1, 1), (2, 8), (2, 12), (1, 24)]
     assert fill_numbers([7, OPEN_FRAMES, 8, OPEN_FPS], 120, 9) == [7, 16400, 16401, 16399, 8, 16408]
-    sentence = sentence_ids(672, 384)
-    assert sentence.count(OPEN_FRAMES) == sentence.count(OPEN_FPS) == 1
-    filled = fill_numbers(sentence, 84, 12)
-    assert len(filled) == len(sentence) + 2 and max(filled) < 65_536
+    assert SENTENCE.count(OPEN_FRAMES) == SENTENCE.count(OPEN_FPS) == 1
+    filled = fill_numbers(SENTENCE, 84, 12)
+    assert len(filled) == len(SENTENCE) + 2 and max(filled) < 65_536
     assert filled[9:16] == [16405, 16406, 16401, 16471, 16402, 16407, 16403]  # 672x384
     assert zlib.crc32(repr(filled).encode()) == 1198652581, "ids as the authors' records have them"
