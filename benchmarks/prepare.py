@@ -16,10 +16,13 @@ from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import torch
+
 from lumos.config import PACKAGED
 from lumos.data.clips import Cut, read_clips
 from lumos.data.manifest import Entry
-from lumos.data.prepare import PrepareConfig, Share, prepare_shards
+from lumos.data.prepare import PrepareConfig, prepare_shards
+from lumos.ranks import Ranks
 from lumos.tokenizer.model import load_tokenizer
 from lumos.weights import find_weights
 
@@ -45,9 +48,9 @@ def main() -> None:
             manifest = Path(folder) / "clips.csv"
             manifest.write_text("path,caption\n" + "".join(f"{path.absolute()},x\n" for path in args.videos))
         tokenizer = load_tokenizer(find_weights(args.tokenizer, "tokenizer"))
-        share = Share(device=args.device, workers=args.threads)
+        ranks = Ranks(0, 1, torch.device(args.device))
         found = [
-            prepare_shards(manifest, Path(folder) / f"shards{number}", PrepareConfig(cut), tokenizer, share)
+            prepare_shards(manifest, Path(folder) / f"shards{number}", PrepareConfig(cut), tokenizer, ranks, workers=args.threads)
             for number in range(args.repeat if args.device != "cpu" else 1)  # the first one on a GPU also starts it
         ]
     document = min(found, key=lambda document: document["seconds"])

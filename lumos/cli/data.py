@@ -109,10 +109,10 @@ def run_prepare(args: PrepareArgs) -> int:
     if args.dry_run:
         report(dry_run(args.manifest, config, tokenizer), args.json)
         return 0
-    share = _share(args)
-    say = lambda line: tell(f"rank {share.rank}: {line}" if share.world > 1 else line)  # noqa: E731
+    ranks, workers = _ranks(args)
+    say = lambda line: tell(f"rank {ranks.rank}: {line}" if ranks.world > 1 else line)  # noqa: E731
     with progress_line("preparing") as progress:
-        document = prepare_shards(args.manifest, args.out, config, tokenizer, share, progress, say, str(folder or ""))
+        document = prepare_shards(args.manifest, args.out, config, tokenizer, ranks, progress, say, str(folder or ""), workers)
     report(document, args.json)
     return REJECTED if document.get("rejected") else 0
 
@@ -148,18 +148,18 @@ def _video_of(folder: Path) -> dict[str, Any]:
     return video if isinstance(video, dict) else {}
 
 
-def _share(args: PrepareArgs) -> Any:
-    """This process's part, as torchrun says in the environment. The processes share files alone, so none waits for another."""
+def _ranks(args: PrepareArgs) -> Any:
+    """This process's place, as torchrun says in the environment, and its threads. The processes share files alone: none waits."""
     import torch
 
-    from lumos.data.prepare import Share
     from lumos.generate import pick_device
+    from lumos.ranks import Ranks
 
     rank, world, local = (int(os.environ.get(name, 0)) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
     here = int(os.environ.get("LOCAL_WORLD_SIZE", world or 1))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     card = f"cuda:{local % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"
-    return Share(rank, world or 1, str(pick_device(args.device or card)), args.workers or max(1, cores // here))
+    return Ranks(rank, world or 1, pick_device(args.device or card)), args.workers or max(1, cores // here)
 
 
 def run_inspect(args: InspectArgs) -> None:

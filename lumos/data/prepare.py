@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from itertools import count, islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,6 +43,7 @@ from lumos.data.shards import (
 from lumos.files import PARTIAL, write_text
 from lumos.media.pixels import clips_to_pixels
 from lumos.media.source import one_line, read_header
+from lumos.ranks import Ranks
 from lumos.tokenizer.compression import latent_frames
 from lumos.tokenizer.model import VideoTokenizer
 from lumos.weights import fingerprint
@@ -65,26 +66,19 @@ class PrepareConfig:
     batch: int = 16  # clips tokenised at once
 
 
-class Share(NamedTuple):
-    """This process's part of the work."""
-
-    rank: int = 0  # it makes every `world`-th shard from `rank` on
-    world: int = 1
-    device: str = "cpu"  # where it tokenises
-    workers: int = 2  # threads that decode
-
-
 def prepare_shards(
     manifest: Path,
     out: Path,
     config: PrepareConfig,
     tokenizer: VideoTokenizer | None,
-    share: Share,
+    ranks: Ranks,
     progress: Callable[[int, int], None] | None = None,
     say: Callable[[str], None] = lambda line: None,
     name: str = "",
+    workers: int = 2,
 ) -> dict[str, Any]:
-    """Make this process's shards that are not there yet, and tell what the folder holds. Without tokenizer: picture shards.
+    """Make this process's shards (every `world`-th from `rank` on) that are not there yet, and tell what the folder holds.
+    Without tokenizer: picture shards. workers: threads that decode.
 
     Raises ValueError for a manifest without a usable row, or a folder that was begun with other settings.
     """
@@ -93,13 +87,14 @@ def prepare_shards(
     if len(problems) == len(entries):
         raise ValueError(f"{manifest} must have a row that can be used, got none of {len(entries)}: {entries[0].problem}")
     parts = [entries[first : first + config.rows] for first in range(0, len(entries), config.rows)]
-    stored = ShardReader(open_shards(manifest), ["clip"], 2**28) if entries[0].stored >= 0 else None
-    maker = _Maker(config, tokenizer, share, stored)
+    maker = _Maker(config, tokenizer, ranks.device, workers)
+    if entries[0].stored >= 0:
+        maker.stored = ShardReader(open_shards(manifest), ["clip"], 2**28)
     _begin(out, parts, config, maker.mark, name)
     if problems:
         say(f"{len(problems)} of {len(entries)} rows cannot be used, the first is row {problems[0].row}: {problems[0].problem}")
 
-    to_do = [number for number in range(share.rank, len(parts), share.world) if not shard_path(out, number).exists()]
+    to_do = [number for number in range(ranks.rank, len(parts), ranks.world) if not shard_path(out, number).exists()]
     rows_all, rows_done = sum(len(parts[number]) for number in to_do), count(1)
     started, frames, clips = time.monotonic(), 0, 0
     for position, number in enumerate(to_do, 1):
@@ -153,18 +148,20 @@ def shard_path(out: Path, number: int) -> Path:
 class _Maker:
     """Rows of the manifest -> rows of a shard."""
 
-    def __init__(self, config: PrepareConfig, tokenizer: VideoTokenizer | None, share: Share, stored: ShardReader | None) -> None:
-        self.config, self.share, self.stored = config, share, stored
+    stored: ShardReader | None = None  # clips of picture shards
+
+    def __init__(self, config: PrepareConfig, tokenizer: VideoTokenizer | None, device: torch.device, workers: int) -> None:
+        self.config, self.device, self.workers = config, device, workers
         self.mark = "" if tokenizer is None else fingerprint(tokenizer)
-        self.tokenizer = None if tokenizer is None else tokenizer.to(share.device).eval()
+        self.tokenizer = None if tokenizer is None else tokenizer.to(device).eval()
 
     def make(self, entries: Sequence[Entry], done: Callable[[], None]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         """(clips, rejected inputs) of a shard, in the manifest's order. An input is taken whole or rejected."""
         reasons = {entry.row: entry.problem for entry in entries}
         rows: dict[int, list[dict[str, Any]]] = defaultdict(list)
         waiting: dict[tuple[int, ...], list[tuple[dict[str, Any], NDArray[np.uint8]]]] = defaultdict(list)
-        with ThreadPoolExecutor(self.share.workers, thread_name_prefix="decode") as threads:
-            for number, row, rgb_FHWC, reason in _in_order(entries, self._read, threads, 2 * self.share.workers):
+        with ThreadPoolExecutor(self.workers, thread_name_prefix="decode") as threads:
+            for number, row, rgb_FHWC, reason in _in_order(entries, self._read, threads, 2 * self.workers):
                 if row is None:
                     reasons[number] = reason
                     done()
@@ -205,7 +202,7 @@ class _Maker:
     def _tokenise(self, same: list[tuple[dict[str, Any], NDArray[np.uint8]]]) -> None:
         """Add codes to the rows of a batch of clips, and empty it."""
         assert self.tokenizer is not None
-        device = torch.device(self.share.device)
+        device = self.device
         # bfloat16 halves the time where the hardware has it, and moves a few codes in a hundred to their neighbours.
         fast = device.type == "cuda" or torch.cpu._is_avx512_bf16_supported()
         rgb_BFHWC = torch.from_numpy(np.stack([rgb_FHWC for _, rgb_FHWC in same]))

@@ -9,8 +9,9 @@ from PIL import Image
 
 from lumos.data.clips import Cut
 from lumos.data.pixels import PixelBatches, held_out_clips, split_rows, stretched
-from lumos.data.prepare import PrepareConfig, Share, prepare_shards
+from lumos.data.prepare import PrepareConfig, prepare_shards
 from lumos.data.shards import CODES, open_shards, write_shard
+from lumos.ranks import ALONE
 
 COUNT = 60
 
@@ -27,7 +28,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
         frames = list(map(Image.fromarray, rgb_FHWC))
         frames[0].save(folder / "in" / f"{number}.webp", save_all=True, append_images=frames[1:], duration=125, lossless=True)
     config = PrepareConfig(Cut(9, 8.0, ((40, 40),), step=1, least=1), rows=COUNT)
-    prepare_shards(folder / "in", folder / "out", config, None, Share())
+    prepare_shards(folder / "in", folder / "out", config, None, ALONE)
     return folder / "out"
 
 

@@ -23,9 +23,10 @@ from lumos.cli.main import main
 from lumos.config import PACKAGED
 from lumos.data.clips import Cut, read_clips
 from lumos.data.manifest import Entry, read_manifest
-from lumos.data.prepare import PrepareConfig, Share, _finish, prepare_shards
+from lumos.data.prepare import PrepareConfig, _finish, prepare_shards
 from lumos.data.shards import open_shards, unpack_codes, unpack_picture
 from lumos.media.video import read_video, write_video
+from lumos.ranks import ALONE, Ranks
 from lumos.tokenizer.model import load_tokenizer, save_tokenizer
 from lumos.weights import fingerprint
 from lumos.worlds.shapes.render import pack, render
@@ -56,8 +57,8 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(material: Path, out: Path, config: PrepareConfig = CONFIG, **share: Any) -> dict[str, Any]:
-    return prepare_shards(material / "clips.csv", out, config, load_tokenizer(material / "tokenizer"), Share(**share))
+def run(material: Path, out: Path, config: PrepareConfig = CONFIG, ranks: Ranks = ALONE, **how: int) -> dict[str, Any]:
+    return prepare_shards(material / "clips.csv", out, config, load_tokenizer(material / "tokenizer"), ranks, **how)
 
 
 def command(material: Path, out: Path, manifest: str = "clips.csv") -> list[str]:
@@ -69,8 +70,7 @@ def rows_of(out: Path) -> list[dict[str, Any]]:
 
 
 def rejected_of(out: Path) -> list[dict[str, str]]:
-    with open(out / "rejected.csv", newline="") as file:
-        return list(csv.DictReader(file))
+    return list(csv.DictReader((out / "rejected.csv").read_text().splitlines()))
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +107,7 @@ def test_mirrored_copies(whole: Path, material: Path, tmp_path: Path) -> None:
 
 
 def test_processes_share_the_work_and_the_last_one_tells(material: Path, whole: Path, tmp_path: Path) -> None:
-    documents = [run(material, tmp_path / "out", rank=rank, world=3, workers=1 + rank) for rank in (2, 0, 1)]
+    documents = [run(material, tmp_path / "out", ranks=Ranks(rank, 3, ALONE.device), workers=1 + rank) for rank in (2, 0, 1)]
     assert [document["finished"] for document in documents] == [False, False, True]
     assert documents[2]["clips"] == len(rows_of(whole)) and rows_of(tmp_path / "out") == rows_of(whole)
     assert rejected_of(tmp_path / "out") == []
@@ -226,7 +226,7 @@ def test_clips_of_a_rejected_input_do_not_stay(material: Path, tmp_path: Path) -
     (tmp_path / "cut.mp4").write_bytes(content[: len(content) * 4 // 5])
     (tmp_path / "clips.csv").write_text(f"path,caption\n{material}/0.mp4,good\ncut.mp4,cut\n{material}/1.mp4,good\n")
     for name, tokenizer in (("codes", toy_tokenizer()), ("pictures", None)):
-        document = prepare_shards(tmp_path / "clips.csv", tmp_path / name, PrepareConfig(CUT, batch=3), tokenizer, Share())
+        document = prepare_shards(tmp_path / "clips.csv", tmp_path / name, PrepareConfig(CUT, batch=3), tokenizer, ALONE)
         assert document["rejected"] == 1 and ("codes" in document) == (name == "codes")
         assert {Path(row["source"]).name for row in rows_of(tmp_path / name)} == {"0.mp4", "1.mp4"}
 
@@ -237,15 +237,15 @@ def test_rejected_rows_can_be_mended(material: Path, tmp_path: Path) -> None:
     lines = ["path,caption,mirror", f"{material}/0.mp4,good,true", "late.mp4,late,true", f"{material}/1.mp4,,true"]
     manifest.write_text("\n".join(lines))
     config = PrepareConfig(CUT, rows=1)
-    assert prepare_shards(manifest, out, config, toy_tokenizer(), Share())["rejected"] == 2
+    assert prepare_shards(manifest, out, config, toy_tokenizer(), ALONE)["rejected"] == 2
     (tmp_path / "late.mp4").write_bytes((material / "2.mp4").read_bytes())
-    assert prepare_shards(manifest, out, config, toy_tokenizer(), Share())["rejected"] == 2  # what is there stays
+    assert prepare_shards(manifest, out, config, toy_tokenizer(), ALONE)["rejected"] == 2  # what is there stays
     manifest.write_text("\n".join([*lines[:3], f"{material}/1.mp4,said now,true"]))
     with pytest.raises(ValueError, match="begun with another manifest"):
-        prepare_shards(manifest, out, config, toy_tokenizer(), Share())
+        prepare_shards(manifest, out, config, toy_tokenizer(), ALONE)
     for number in (1, 2):
         (out / f"{number:06}.parquet").unlink()
-    document = prepare_shards(manifest, out, config, toy_tokenizer(), Share())
+    document = prepare_shards(manifest, out, config, toy_tokenizer(), ALONE)
     assert document["rejected"] == 0 and {row["captions"][0] for row in rows_of(out)} == {"good", "late", "said now"}
 
 
@@ -255,7 +255,7 @@ def test_one_frame_clips_and_names_in_other_encodings(tmp_path: Path) -> None:
     write_video(tmp_path / "in" / "a.mp4", moving(1, 3), 8)
     (tmp_path / "in" / os.fsdecode(b"caf\xe9.mp4")).write_bytes(b"x")
     config = PrepareConfig(Cut(1, 8.0, CUT.sizes, step=1, least=1))
-    document = prepare_shards(tmp_path / "in", tmp_path / "out", config, None, Share())
+    document = prepare_shards(tmp_path / "in", tmp_path / "out", config, None, ALONE)
     assert (document["clips"], document["images"], document["rejected"]) == (4, 4, 1)
     assert "Unicode" in rejected_of(tmp_path / "out")[0]["reason"]
 
@@ -319,11 +319,11 @@ def test_other_settings_or_another_manifest_need_another_folder(material: Path, 
     with pytest.raises(ValueError, match=r"begun with another frames = 5; choose"):
         run(material, whole, PrepareConfig(Cut(9, 8.0, CUT.sizes, least=5), rows=2, batch=3))
     with pytest.raises(ValueError, match="begun with another tokenizer"):
-        prepare_shards(material / "clips.csv", whole, CONFIG, toy_tokenizer(seed=1), Share())
+        prepare_shards(material / "clips.csv", whole, CONFIG, toy_tokenizer(seed=1), ALONE)
     lines = (material / "clips.csv").read_text().splitlines()
     (material / "other.csv").write_text("\n".join(lines[:-1]))
     with pytest.raises(ValueError, match="begun with another manifest"):
-        prepare_shards(material / "other.csv", whole, CONFIG, toy_tokenizer(), Share())
+        prepare_shards(material / "other.csv", whole, CONFIG, toy_tokenizer(), ALONE)
     (tmp_path / "mine.txt").write_text("a thesis")
     with pytest.raises(FileExistsError, match="new or empty folder"):
         run(material, tmp_path)
@@ -336,7 +336,7 @@ def test_manifests_that_cannot_be_used(
 ) -> None:
     (tmp_path / "clips.csv").write_text("path,caption\nno.mp4,x\n")
     with pytest.raises(ValueError, match="a row that can be used, got none of 1: there is no file"):
-        prepare_shards(tmp_path / "clips.csv", tmp_path / "out", CONFIG, None, Share())
+        prepare_shards(tmp_path / "clips.csv", tmp_path / "out", CONFIG, None, ALONE)
 
     def forbidden(path: Path) -> bytes:
         raise PermissionError(13, "Permission denied", str(path))
@@ -349,7 +349,7 @@ def test_manifests_that_cannot_be_used(
 
 def test_pictures_can_be_tokenised_later(material: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = PrepareConfig(Cut(40, 8.0, CUT.sizes, step=1, least=1), rows=4)
-    prepare_shards(material / "clips.csv", tmp_path / "pictures", config, None, Share())
+    prepare_shards(material / "clips.csv", tmp_path / "pictures", config, None, ALONE)
     rows = rows_of(tmp_path / "pictures")
     assert [row["F"] for row in rows] == [*(5 + 4 * (number % 4) for number in range(9)), 1]
     rgb_FHWC = unpack_picture(rows[1]["picture"], rows[1]["F"], SIZE, SIZE)
@@ -357,14 +357,14 @@ def test_pictures_can_be_tokenised_later(material: Path, whole: Path, tmp_path: 
     entries = read_manifest(tmp_path / "pictures")
     assert entries[0] == Entry(1, str(tmp_path / "pictures" / "000000.parquet"), ("clip number 0",), mirror=True, stored=0)
     assert [entry.stored for entry in entries] == list(range(len(rows)))
-    document = prepare_shards(tmp_path / "pictures", tmp_path / "codes", CONFIG, toy_tokenizer(), Share())
+    document = prepare_shards(tmp_path / "pictures", tmp_path / "codes", CONFIG, toy_tokenizer(), ALONE)
     same = ("T", "H", "W", "captions", "start", "mirrored", "frames")
     again, direct = ([[row[name] for name in same] for row in rows_of(out)] for out in (tmp_path / "codes", whole))
     assert document["rejected"] == 0 and again == direct
     assert main(["inspect", str(tmp_path / "pictures"), "--sheet", str(tmp_path / "sheet.png"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["holds"] == "pictures" and (tmp_path / "sheet.png").exists()
     with pytest.raises(ValueError, match="holds codes already"):
-        prepare_shards(tmp_path / "codes", tmp_path / "more", CONFIG, toy_tokenizer(), Share())
+        prepare_shards(tmp_path / "codes", tmp_path / "more", CONFIG, toy_tokenizer(), ALONE)
     assert main(["prepare", str(tmp_path / "pictures"), "nowhere", *command(material, tmp_path)[3:], "--dry-run"]) == 0
     assert json.loads(capsys.readouterr().out)["clips"] == len(direct)
 

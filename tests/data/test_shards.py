@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from lumos.data.clips import Cut
-from lumos.data.prepare import PrepareConfig, Share, prepare_shards
+from lumos.data.prepare import PrepareConfig, prepare_shards
 from lumos.data.shards import (
     CODES,
     COSMOS,
@@ -27,6 +27,7 @@ from lumos.data.shards import (
     write_shard,
 )
 from lumos.media.video import read_video, write_video
+from lumos.ranks import ALONE
 from lumos.weights import fingerprint
 from tests.tokenizer import small
 from tests.tokenizer.small import made
@@ -81,7 +82,7 @@ def test_clips_of_a_large_codebook_come_back(tmp_path: Path) -> None:
     tokenizer, pixels_CFHW = toy_tokenizer((8,) * 8), torch.rand(3, 5, 32, 32).mul(2).sub(1)
     write_video(tmp_path / "a.mp4", pixels_CFHW, 8)
     (tmp_path / "clips.csv").write_text("path,caption\na.mp4,noise\n")
-    prepare_shards(tmp_path / "clips.csv", tmp_path / "out", PrepareConfig(Cut(5, 8.0, ((32, 32),))), tokenizer, Share())
+    prepare_shards(tmp_path / "clips.csv", tmp_path / "out", PrepareConfig(Cut(5, 8.0, ((32, 32),))), tokenizer, ALONE)
     found = ShardReader(open_shards(tmp_path / "out"), ["clip"], codebook=8**8).row(0)["clip"]
     expected = tokenizer.encode(read_video(tmp_path / "a.mp4", 8, 32, 32, 5).pixels_CFHW[None])[0]
     digits = [(codes[..., None] // 8 ** torch.arange(8)) % 8 for codes in (found, expected)]

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from lumos.data.clips import Cut
-from lumos.data.prepare import PrepareConfig, Share, prepare_shards
+from lumos.data.prepare import PrepareConfig, prepare_shards
 from lumos.data.worlds import Shapes, WorldBatches, open_worlds
 from lumos.ranks import ALONE
 from lumos.tokenizer.model import TokenizerConfig, load_tokenizer
@@ -121,7 +121,7 @@ def test_real_clips_beside_shapes(tmp_path: Path) -> None:
     for number in range(24):
         frames = [Image.new("RGB", (16, 16), (10 * number, 5 * time, 99)) for time in range(9)]
         frames[0].save(tmp_path / "in" / f"{number}.webp", save_all=True, append_images=frames[1:], duration=125)
-    prepare_shards(tmp_path / "in", tmp_path / "pictures", PrepareConfig(Cut(9, 8.0, ((16, 16),), step=1)), None, Share())
+    prepare_shards(tmp_path / "in", tmp_path / "pictures", PrepareConfig(Cut(9, 8.0, ((16, 16),), step=1)), None, ALONE)
     data = str(tmp_path / "pictures")
     config = replace(TOY, batch=2, data_share=0.5, optim=replace(TOY.optim, schedule="constant"))
     one = train_tokenizer(config, tmp_path / "one", sources=Sources(data=data))
