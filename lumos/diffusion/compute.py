@@ -107,7 +107,7 @@ def pass_operations(config: ModelConfig, ids: int, keys: int) -> float:
 
 @cache
 def _keeper(device: torch.device) -> torch.cuda.CUDAGraph:
-    """A graph that is never replayed. It keeps alive the one memory pool that all other graphs use in turn.
+    """A graph that is never replayed. It keeps alive the one memory pool that all other graphs use in turn, one thread at a time.
 
     With a pool of its own for each, memory would pile up, since the allocator gives nothing back while a graph is captured.
     """

@@ -108,7 +108,8 @@ class Service:
         job.tell()
 
     def _freest(self) -> Worker:
-        """The worker for another session: one that holds the model, and has the fewest of them."""
+        """The worker for another session: one that holds the model, and has the fewest of them. RequestError when none does."""
+        self.check_loaded()  # again: the last one may have stopped while the session's picture was decoded
         taken = [live.worker for live in self.sessions.known.values()]
         return min((worker for worker in self.workers if worker.ready.is_set()), key=taken.count)
 
