@@ -130,26 +130,21 @@ def load_folder(folder: Path, kind: Kind, device: str | torch.device = "cpu") ->
 
 def stored_tensors(folder: Path) -> dict[str, Stored]:
     """Every tensor of a folder, from the headers of model.safetensors or of the files that its index names."""
-    index = folder / INDEX
-    if (folder / TENSORS).is_file() or not index.is_file():
-        return _stored_in(folder / TENSORS)
-    places = read_json(index).get("weight_map")
-    if not isinstance(places, dict) or not places:
-        raise ValueError(f"{index} must hold a weight_map from tensor names to file names; copy it again")
+    index, places = folder / INDEX, None
+    if index.is_file() and not (folder / TENSORS).is_file():
+        places = read_json(index).get("weight_map")
+        if not isinstance(places, dict) or not places:
+            raise ValueError(f"{index} must hold a weight_map from tensor names to file names; copy it again")
     stored: dict[str, Stored] = {}
-    for name in sorted(set(map(str, places.values()))):
+    for name in sorted(set(map(str, places.values()))) if places else [TENSORS]:
         if Path(name).name != name or not name.endswith(".safetensors"):
             raise ValueError(f"{index} must name .safetensors files beside it, got {name!r:.80}; copy it again")
-        stored |= _stored_in(folder / name)
-    if differing := differences(list(stored), list(places)):
+        with opened(path := folder / name) as file:
+            parts = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118  # it is no mapping
+            stored |= {key: Stored(path, part.get_dtype(), tuple(part.get_shape())) for key, part in parts.items()}
+    if places and (differing := differences(list(stored), list(places))):
         raise ValueError(f"{folder} does not fit its {INDEX}: it {differing}; copy the whole folder again")
     return stored
-
-
-def _stored_in(path: Path) -> dict[str, Stored]:
-    with opened(path) as file:
-        parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  # it is no mapping
-        return {name: Stored(path, part.get_dtype(), tuple(part.get_shape())) for name, part in parts.items()}
 
 
 def read_tensors(path: Path, device: str | torch.device = "cpu") -> dict[str, Tensor]:

@@ -79,12 +79,9 @@ HANDLERS: dict[Any, Any] = dict.fromkeys((RequestError, RequestValidationError, 
 
 def _allowed(request: Request) -> str:
     """The methods of every route of this path; the library names those of the first only."""
-
-    def fits(method: str) -> bool:
-        scope = {**request.scope, "method": method}
-        return any(route.matches(scope)[0] is Match.FULL for route in request.app.routes)
-
-    return ", ".join(name for name in ("DELETE", "GET", "HEAD", "POST") if fits("GET" if name == "HEAD" else name))
+    here = [route.methods for route in request.app.routes if route.matches(request.scope)[0] is Match.PARTIAL]
+    methods = set[str]().union(*here)
+    return ", ".join(sorted(methods | {"HEAD"} if "GET" in methods else methods))
 
 
 def invalid(problem: Mapping[str, Any], known: Iterable[str] = ()) -> RequestError:

@@ -105,12 +105,10 @@ _ACTIONS = """
 """
 
 
-ACTIONS = {}
-for _line in _ACTIONS.strip().splitlines():
-    _head, _pattern, _verbs = _line.strip().split(" = ")
-    _name, _pace = _head.split()
-    _once = _pace == "once"
-    ACTIONS[_name] = Action(_pattern, 0.0 if _once else float(_pace), _once, tuple(_verbs.split(", ")))
+ACTIONS = {
+    name: Action(pattern, 0.0 if pace == "once" else float(pace), pace == "once", tuple(verbs.split(", ")))
+    for name, pace, pattern, verbs in re.findall(r"(\w+) (\S+) = (\S+) = (.+)", _ACTIONS)
+}
 # Those that walk or run without feet, in body lengths per second.
 GLIDING = {"snake": 0.35, "angry snake": 0.35, "flying robot": 0.7}
 _PATTERNS = {action: re.compile(rf"(?:.*\|(?:[A-Za-z]+_)?)?(?:{rule.pattern})") for action, rule in ACTIONS.items()}
