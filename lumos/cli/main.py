@@ -46,7 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
-        print("lumos: interrupted" + "; the same command goes on" * (words[:1] in (["evaluate"], ["prepare"])), file=sys.stderr)
+        goes_on = words[:1] == ["prepare"] or (words[:1] == ["evaluate"] and "shapes" in words)
+        print("lumos: interrupted" + "; the same command goes on" * goes_on, file=sys.stderr)
         return 130
     except Exception as error:
         message = _explained(error)

@@ -1,7 +1,7 @@
 """`lumos evaluate shapes`: a model against exact truth, in a folder that grows as the work goes on.
 
 Prompts in fixed batches -> videos (files as they are finished) -> marks of the judge (one line of results.jsonl each) ->
-report.json, report.html with the videos, and a contact sheet. The same command on a half-done folder goes on.
+report.json, and report.html with the videos. The same command on a half-done folder goes on.
 """
 
 import hashlib

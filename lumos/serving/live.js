@@ -80,6 +80,7 @@ function button({ frame, prompt }, index, all) {
 
 async function back(frame) {
   const document = await act("back", { frame });
+  if (!live) return;  // it ended meanwhile
   live.turn++;
   live.frames.length = live.count = document.frames;
   live.at = Math.min(live.at, live.count);
@@ -88,8 +89,10 @@ async function back(frame) {
 }
 
 async function pause() {
+  const document = live.paused ? live.document : await act("pause");
+  if (!live) return;
   live.paused = !live.paused;
-  tell(live.paused ? await act("pause") : live.document);
+  tell(document);
 }
 
 function over(words) {
@@ -113,5 +116,5 @@ export function leave() {
 
 stage.addEventListener("taken", leave);
 addEventListener("pagehide", leave);
-part("[data-do=pause]").addEventListener("click", () => live && pause());
+part("[data-do=pause]").addEventListener("click", () => live && pause().catch((error) => { part(".problem").textContent = error.message; }));
 part("[data-do=end]").addEventListener("click", leave);

@@ -174,6 +174,7 @@ def _sources(body: VideoBody, files: Mapping[str, BinaryIO]) -> list[tuple[str, 
 
 def _file_of(service: "Service", id: str, field: str) -> Path:
     """The file of an upload or a video."""
+    service.uploads.make_room()
     if id in service.uploads.known:
         return service.uploads.known[id].file
     video = service.store.known.get(id)

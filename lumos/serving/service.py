@@ -161,6 +161,8 @@ class Service:
                 process = new_process("lumos.serving.decode", small, file, *size, function="enlarge")
                 process.start()
                 await asyncio.to_thread(process.join)
+                if video.id not in self.store.known:
+                    raise RequestError(404, "this video was deleted meanwhile", code="not_found")
                 video.bytes += file.stat().st_size
         return file
 

@@ -44,7 +44,7 @@ class Uploads:
 
     async def add(self, source: BinaryIO, size: Format, address: str) -> tuple[str, Decoded, bytes]:
         """Keep a file: its id, what it is, and a small picture. ValueError in words for one that cannot be used."""
-        self._make_room()
+        self.make_room()
         async with self.decoded(source, size) as (decoded, start):
             id, preview = new_id("upload"), (start.parent / PREVIEW).read_bytes()
             file = (start.parent / "file").rename(self.folder / id)
@@ -90,7 +90,8 @@ class Uploads:
             raise answer
         return answer
 
-    def _make_room(self) -> None:
+    def make_room(self) -> None:
+        """Drop what is older than KEEP_SECONDS, and the oldest of whoever holds most while all take more than ROOM."""
         held: Counter[str] = Counter()
         for id, upload in list(self.known.items()):
             held[upload.address] += upload.bytes

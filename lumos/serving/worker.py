@@ -1,6 +1,6 @@
 """The process that holds the model: batches come in over a pipe, frames go out as they are made, files end up in a folder.
 
-A crash of it, or a batch that runs away, costs that batch; service.py starts the next one.
+A crash of it, or a batch that runs away, costs that batch; pool.py starts the next one.
 """
 
 import os

@@ -239,7 +239,7 @@ def test_uploads_go_after_an_hour_and_who_has_most_loses_the_oldest(open_store: 
     for id, address, age, size in (("late", "b", 3601, 1), ("one", "a", 60, 6), ("two", "a", 50, 4), ("three", "b", 100, 3)):
         (store.uploads / id).touch()
         uploads.known[id] = Upload(store.uploads / id, address, time.monotonic() - age, size)
-    uploads._make_room()
+    uploads.make_room()
     assert {path.name for path in store.uploads.iterdir()} == set(uploads.known) == {"two", "three"}
 
 
