@@ -3,7 +3,6 @@
 `watch` is the whole of seeing. Outlines are named where they touch nothing, and completed where something hides a part.
 """
 
-from collections import defaultdict
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -41,7 +40,9 @@ def _follow(view: View, track: Track, fps: float) -> Followed:
     found = [outline(soft_mask(view, blob)) for blob in track]
     misfit_NP = misfits(np.stack([each.picture_G for each in found]))
     alone_N, disc_N = np.array([not blob.touches for blob in track]), np.array([each.disc for each in found])
-    clean_N = _seen_whole(alone_N, misfit_NP.min(1), disc_N)
+    # Seen whole: it touches nothing, or looks just like a shape and is largest: then it is only beside something.
+    alike_N = misfit_NP.min(1) < 0.5 * FITS
+    clean_N = alone_N | (alike_N & (disc_N > 0.93 * disc_N[alone_N | alike_N].max(initial=0.0)))
     shape, is_clear = _shape(misfit_NP[clean_N] if clean_N.any() else misfit_NP)
     best_N = of_shape(shape)[misfit_NP[:, of_shape(shape)].argmin(1)]
     fit_N = misfit_NP[np.arange(len(track)), best_N]
@@ -58,7 +59,8 @@ def _follow(view: View, track: Track, fps: float) -> Followed:
         return full
 
     followed = Followed(
-        colour=_colour(track),
+        # seen in most places, and most strongly
+        colour=max((blob.colour for blob in track), key=lambda name: sum(b.strength * b.area for b in track if b.colour == name)),
         shape=shape if is_clear else None,
         likely_shape=shape,
         x=by_frame([whole.centre[0] for whole in wholes]),
@@ -76,24 +78,11 @@ def _follow(view: View, track: Track, fps: float) -> Followed:
     return replace(followed, size=size, motion=name_motion(followed, whole_F, fps))
 
 
-def _seen_whole(alone_N: Array, best_N: Array, disc_N: Array) -> Array:
-    """Where it touches nothing, or looks just like a shape and is largest: then it is only beside something."""
-    alike_N = best_N < 0.5 * FITS
-    return alone_N | (alike_N & (disc_N > 0.93 * disc_N[alone_N | alike_N].max(initial=0.0)))
-
-
 def _shape(misfit_NP: Array) -> tuple[str, bool]:
     """The shape that fits best over all frames, and whether that is clear."""
     misfit_S = np.array([misfit_NP[:, of_shape(shape)].min(1).mean() for shape in SHAPES])
     best, second = np.argsort(misfit_S)[:2]
     return SHAPES[int(best)], bool(misfit_S[best] < 0.2 and misfit_S[second] > misfit_S[best] * 1.05 + 0.001)
-
-
-def _colour(track: Track) -> str:
-    votes: defaultdict[str, float] = defaultdict(float)
-    for blob in track:
-        votes[blob.colour] += blob.strength * blob.area
-    return max(votes, key=lambda colour: votes[colour])
 
 
 def _opacity(track: Track) -> Array:

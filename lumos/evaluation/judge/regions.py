@@ -3,8 +3,8 @@
 Everything here is on a coarse grid, half the resolution; outlines.py goes back to the full one.
 """
 
+from collections import namedtuple
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import numpy as np
 from numpy import ndarray as Array
@@ -38,14 +38,8 @@ class Blob:
     touches: bool = False  # another object or the frame's border, so that its outline may be incomplete
 
 
-class _Frame(NamedTuple):
-    """One frame at the coarse resolution."""
-
-    number: int
-    strength_HW: Array
-    squared_HWC: Array
-    ground_HWC: Array
-    names_HW: Array
+# One frame at the coarse resolution.
+_Frame = namedtuple("_Frame", "number strength_HW squared_HWC ground_HWC names_HW")
 
 
 def find_blobs(strength_FHW: Array, squared_FHWC: Array, ground_FHWC: Array) -> list[list[Blob]]:

@@ -22,7 +22,9 @@ def find_tracks(blobs: Sequence[Sequence[Blob]]) -> tuple[list[Track], int]:
     most = max((blob.strength for found in blobs for blob in found), default=0.0)
     plain = max(SHADOWY, 0.05 * most)  # beside a bright thing in a dark frame there is a glow
     tracks = _joined(_link([[blob for blob in found if blob.strength >= plain] for found in blobs]))
-    objects = [track for track in tracks if len(track) >= min(BRIEF, len(blobs)) and not _is_fragment(track, len(blobs))]
+    objects = [track for track in tracks if len(track) >= min(BRIEF, len(blobs))]
+    # less what for a short while shows at the edge of something
+    objects = [track for track in objects if len(track) >= 0.4 * len(blobs) or not all(blob.touches for blob in track)]
     return objects, sum(map(len, tracks)) - sum(map(len, objects))
 
 
@@ -77,8 +79,3 @@ def _way(one: Blob, other: Blob) -> float:
 def _tints_apart(one: Blob, other: Blob) -> float:
     """Distance of two blobs' middle colours in Lab."""
     return float(np.linalg.norm(one.lab - other.lab))
-
-
-def _is_fragment(track: Track, frames: int) -> bool:
-    """A piece that for a short while shows at the edge of something."""
-    return len(track) < 0.4 * frames and all(blob.touches for blob in track)

@@ -135,7 +135,9 @@ def _who_does_what(scene: Scene, rng: random.Random, gerund: bool) -> str:
     faced = facing(scene, first) == "right" and facing(scene, last) == "left"
     if faced and first.action in FIGHTING and last.action in FIGHTING:
         return f"{together} {VERB_FORMS[form](_pick(rng, ('fight', 'fight each other')))}"
-    if rng.random() < 0.6 and _chases(first, last):
+    x, z = last.x - first.x, last.z - first.z
+    is_behind = first.speed > 0 and x * math.sin(first.heading) + z * math.cos(first.heading) < -0.8 * math.hypot(x, z)
+    if rng.random() < 0.6 and is_behind:
         verb = rng.choice(("chase", "follow", "go after"))
         chaser, chased = (one, other) if other.startswith("another") else (other, one)
         return f"{chaser} {VERB_FORMS[form or 's'](verb)} {chased}"
@@ -143,12 +145,6 @@ def _who_does_what(scene: Scene, rng: random.Random, gerund: bool) -> str:
         return f"{together} {_does(scene, first, rng, form)}"
     both = [_does(scene, item, rng, form or "s") for item in (first, last)]
     return f"{one} {both[0]} and {other} {both[1]}"
-
-
-def _chases(first: Item, last: Item) -> bool:
-    """Whether the second goes behind the first, not beside it."""
-    x, z = last.x - first.x, last.z - first.z
-    return first.speed > 0 and x * math.sin(first.heading) + z * math.cos(first.heading) < -0.8 * math.hypot(x, z)
 
 
 def _does(scene: Scene, item: Item, rng: random.Random, form: str) -> str:

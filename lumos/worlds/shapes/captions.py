@@ -43,6 +43,10 @@ WORDS = phrases("""
     while = and*2 | while*2 | as
     background = background*3 | backdrop
     on = on*3 | against | over
+    corner place = in the {level} {side} corner | in the {level} {side} | at the {level} {side} | in the {other} {side}
+    side place = on the {side} | on the {side} side
+    level place = at the {level} | near the {level}
+    middle place = in the middle | in the center
 """)
 # What a motion is called.
 MOTION_VERBS = phrases("""
@@ -230,14 +234,7 @@ def _place(thing: Thing, rng: random.Random) -> str:
     """Where a thing that stays in place is, after a space, or nothing when there is no short word for it."""
     side = "left" if thing.x < 0.36 else "right" if thing.x > 0.64 else ""
     level = "top" if thing.y < 0.36 else "bottom" if thing.y > 0.64 else ""
-    other = "upper" if level == "top" else "lower"
-    words: tuple[str, ...] = ()
-    if side and level:
-        words = (f"in the {level} {side} corner", f"in the {level} {side}", f"at the {level} {side}", f"in the {other} {side}")
-    elif side:
-        words = (f"on the {side}", f"on the {side} side")
-    elif level:
-        words = (f"at the {level}", f"near the {level}")
-    elif abs(thing.x - 0.5) < 0.08 and abs(thing.y - 0.5) < 0.08:
-        words = ("in the middle", "in the center")
-    return f" {rng.choice(words)}" if words else ""
+    is_middle = abs(thing.x - 0.5) < 0.08 and abs(thing.y - 0.5) < 0.08
+    kind = "corner" if side and level else "side" if side else "level" if level else "middle" if is_middle else ""
+    parts = {"side": side, "level": level, "other": "upper" if level == "top" else "lower"}
+    return " " + say(f"{kind} place", WORDS, rng, parts) if kind else ""

@@ -1,6 +1,6 @@
 """Colours of the shapes world: a dozen object colours, a separate palette of backgrounds, and which of them go together.
 
-All values are 8-bit sRGB. The object colours are far apart in CIE Lab, so that a judge can name them from pixels; an
+Colours are 8-bit sRGB. The object colours are far apart in CIE Lab, so that a judge can name them from pixels; an
 object never stands on a background that is close to its colour.
 """
 
@@ -11,48 +11,29 @@ from numpy.typing import ArrayLike, NDArray
 
 Rgb = tuple[int, int, int]
 
-COLOURS: dict[str, Rgb] = {
-    "red": (222, 44, 50),
-    "orange": (248, 136, 28),
-    "yellow": (250, 212, 44),
-    "green": (44, 164, 78),
-    "teal": (24, 186, 194),
-    "blue": (34, 96, 230),
-    "purple": (146, 56, 190),
-    "pink": (250, 118, 184),
-    "brown": (122, 74, 42),
-    "white": (250, 250, 250),
-    "black": (26, 27, 32),
-    "gray": (132, 137, 146),
-}
 
-LIGHT_BACKGROUNDS: dict[str, Rgb] = {
-    "light blue": (188, 218, 246),
-    "light green": (202, 234, 202),
-    "light pink": (252, 216, 226),
-    "light gray": (216, 219, 224),
-    "lavender": (222, 212, 248),
-    "cream": (252, 242, 218),
-    "peach": (254, 218, 192),
-}
+def _named(table: str) -> dict[str, Rgb]:
+    """Colours of a table "name #rrggbb, name #rrggbb, ..."."""
+    entries = (entry.split("#") for entry in table.split(","))
+    return {name.strip(): (red, green, blue) for name, value in entries for red, green, blue in [bytes.fromhex(value)]}
 
-DARK_BACKGROUNDS: dict[str, Rgb] = {
-    "dark gray": (58, 62, 72),
-    "dark blue": (26, 38, 84),
-    "dark green": (24, 66, 54),
-    "dark red": (88, 28, 40),
-    "dark purple": (56, 34, 88),
-}
 
-MIDDLE_BACKGROUNDS: dict[str, Rgb] = {  # black and white both stand out from these
-    "tan": (204, 174, 136),
-    "slate": (112, 132, 164),
-}
-
+COLOURS = _named("""
+    red #de2c32, orange #f8881c, yellow #fad42c, green #2ca44e, teal #18bac2, blue #2260e6,
+    purple #9238be, pink #fa76b8, brown #7a4a2a, white #fafafa, black #1a1b20, gray #848992
+""")
+LIGHT_BACKGROUNDS = _named("""
+    light blue #bcdaf6, light green #caeaca, light pink #fcd8e2, light gray #d8dbe0, lavender #ded4f8,
+    cream #fcf2da, peach #fedac0
+""")
+DARK_BACKGROUNDS = _named("""
+    dark gray #3a3e48, dark blue #1a2654, dark green #184236, dark red #581c28, dark purple #382258
+""")
+MIDDLE_BACKGROUNDS = _named("tan #ccae88, slate #7084a4")  # black and white both stand out from these
 BACKGROUND_FAMILIES = (LIGHT_BACKGROUNDS, DARK_BACKGROUNDS, MIDDLE_BACKGROUNDS)
-BACKGROUNDS: dict[str, Rgb] = LIGHT_BACKGROUNDS | DARK_BACKGROUNDS | MIDDLE_BACKGROUNDS
+BACKGROUNDS = LIGHT_BACKGROUNDS | DARK_BACKGROUNDS | MIDDLE_BACKGROUNDS
 
-CONTRAST = 25.0  # least `contrast` between an object and its background
+CONTRAST = 25.0  # least `distance` between an object and its background, hue counting half as much as lightness
 BLEND = 45.0  # most `distance` between the two colours of a gradient: beyond it the middle turns muddy
 
 _TO_XYZ = np.array([[0.412453, 0.212671, 0.019334], [0.357580, 0.715160, 0.119193], [0.180423, 0.072169, 0.950227]])
@@ -77,23 +58,14 @@ def lab(rgb: ArrayLike) -> NDArray[Any]:
     return np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], axis=-1)
 
 
-def distance(one: Rgb, other: Rgb) -> float:
-    """Euclidean distance in Lab: about 2 is just visible, 30 is plainly another colour."""
-    return float(np.linalg.norm(_difference(one, other)))
-
-
-def contrast(one: Rgb, other: Rgb) -> float:
-    """How well two colours stand apart: Lab distance with hue counting half as much as lightness."""
-    return float(np.linalg.norm(_difference(one, other) * (1, 0.5, 0.5)))
-
-
-def _difference(one: Rgb, other: Rgb) -> NDArray[Any]:
-    return lab(np.array(one) / 255) - lab(np.array(other) / 255)
+def distance(one: Rgb, other: Rgb, hue: float = 1.0) -> float:
+    """Euclidean distance in Lab: about 2 is just visible, 30 is plainly another colour. hue: how much that counts."""
+    return float(np.linalg.norm((lab(np.array(one) / 255) - lab(np.array(other) / 255)) * (1, hue, hue)))
 
 
 # For each object colour, the backgrounds it may stand on.
 CONTRASTING: dict[str, frozenset[str]] = {
-    colour: frozenset(name for name, other in BACKGROUNDS.items() if contrast(rgb, other) >= CONTRAST)
+    colour: frozenset(name for name, other in BACKGROUNDS.items() if distance(rgb, other, hue=0.5) >= CONTRAST)
     for colour, rgb in COLOURS.items()
 }
 # For each background, those of its family (light or dark) that make a gradient with it.
