@@ -20,8 +20,8 @@ from lumos.diffusion.sampler import SamplerConfig
 from lumos.evaluation.judge.background import look
 from lumos.evaluation.judge.regions import Blob
 from lumos.evaluation.prompts import one_object
+from lumos.evaluation.report import wilson
 from lumos.evaluation.run import usual_batch, usual_workers, worker_pool
-from lumos.evaluation.scores import wilson
 from lumos.generate import Generator
 from lumos.media.pixels import to_bytes, to_float
 from lumos.media.sheet import contact_sheet

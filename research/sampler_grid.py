@@ -18,8 +18,8 @@ from typing import Any
 from lumos.config import PACKAGED, read_config
 from lumos.diffusion.sampler import SamplerConfig
 from lumos.evaluation.prompts import Prompt, benchmark, smaller
+from lumos.evaluation.report import summary
 from lumos.evaluation.run import batches, make, usual_batch, usual_workers, worker_pool
-from lumos.evaluation.scores import summary
 from lumos.evaluation.shapes import check_model
 from lumos.files import add_line, read_lines
 from lumos.generate import Generator

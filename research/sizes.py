@@ -11,8 +11,8 @@ import sys
 from collections.abc import Sequence
 
 from lumos.config import PACKAGED
+from lumos.evaluation.report import wilson
 from lumos.evaluation.run import usual_workers, worker_pool
-from lumos.evaluation.scores import wilson
 from lumos.generate import Generator
 from research.claims import SEEN, Setting, score
 from research.small_runs import FULL, claim_prompts

@@ -28,8 +28,8 @@ from lumos.evaluation.judge.judge import BACKGROUND_APART
 from lumos.evaluation.judge.motion_fit import Followed
 from lumos.evaluation.judge.objects import Watched, watch
 from lumos.evaluation.prompts import one_object
+from lumos.evaluation.report import wilson
 from lumos.evaluation.run import SIDE, usual_workers, worker_pool
-from lumos.evaluation.scores import wilson
 from lumos.generate import Generator
 from lumos.media.pixels import to_bytes, to_float
 from lumos.session import Session

@@ -29,8 +29,8 @@ from torch.utils.data import DataLoader, Dataset
 import lumos.worlds.creatures.render as creature_pictures
 import lumos.worlds.stickers.render as sticker_pictures
 import lumos.worlds.stickers.scene as sticker_scenes
+from lumos.evaluation.report import wilson
 from lumos.evaluation.run import usual_batch, usual_workers
-from lumos.evaluation.scores import wilson
 from lumos.generate import Generator
 from lumos.known_words import in_known_words
 from lumos.media.pixels import to_bytes, to_float

@@ -18,7 +18,7 @@ from torch.nn.functional import avg_pool3d, interpolate
 from lumos.diffusion.sampler import SamplerConfig
 from lumos.evaluation.judge.judge import judge
 from lumos.evaluation.prompts import Prompt
-from lumos.evaluation.scores import Result
+from lumos.evaluation.report import Result
 from lumos.generate import Generator
 from lumos.media.pixels import to_bytes, to_float
 from lumos.media.video import write_video

@@ -15,9 +15,8 @@ from typing import Any
 from lumos.config import read_json
 from lumos.diffusion.sampler import SamplerConfig
 from lumos.evaluation.prompts import VERSION, Prompt, benchmark, one_object, prompts_in, smaller, to_lines
-from lumos.evaluation.report import write_report
+from lumos.evaluation.report import Result, summary, write_report
 from lumos.evaluation.run import SIDE, batches, frames_of, make, tell_progress, usual_batch, usual_workers, worker_pool
-from lumos.evaluation.scores import Result, summary
 from lumos.files import add_line, read_lines, write_text
 from lumos.generate import Generator
 from lumos.weights import fingerprint

@@ -1,7 +1,6 @@
 from pathlib import Path
 
-from lumos.evaluation.report import CARD, write_card
-from lumos.evaluation.scores import Result, summary
+from lumos.evaluation.report import CARD, Result, summary, write_card
 from lumos.generate import Generator
 
 MARKS = {"one object": [True] * 9 + [False], "counting": [True, None]}

@@ -1,6 +1,6 @@
 import pytest
 
-from lumos.evaluation.scores import Result, summary, wilson
+from lumos.evaluation.report import Result, summary, wilson
 
 
 @pytest.mark.parametrize(
