@@ -18,6 +18,9 @@ from lumos.config import PACKAGED, Range, Whole
 FEWEST_KEY_LETTERS = 12
 
 
+Seconds = Annotated[float, Range(1e-3, 1e6)]
+
+
 @dataclass(frozen=True)
 class ServeConfig:
     """Address and key; weights and device; limits of requests, uploads, queue and stored results."""
@@ -40,19 +43,21 @@ class ServeConfig:
     sessions: Whole = 20  # live sessions at a time
     sessions_per_client: Whole = 4  # live sessions of one client
     session_idle: Annotated[float, Range(0, 1e9)] = 120.0  # seconds without a reader or a word after which a session ends
-    max_frames: int = 129  # longest video in frames, 1 + 4k
-    size_factor: float = 4.0  # largest picture, in multiples of the model's own pixels
+    max_frames: Annotated[int, Range(1, 10**6 + 1)] = 129  # longest video in frames, 1 + 4k
+    size_factor: Annotated[float, Range(1e-3, 1e3)] = 4.0  # largest picture, in multiples of the model's own pixels
     max_steps: Whole = 100  # most denoising steps of a latent frame
     time_limit: Annotated[float, Range(1, 1e9)] = 600.0  # seconds that making one video or batch may take
     keep_hours: Annotated[float, Range(1e-3, math.inf)] = 24.0  # hours for which finished videos are kept; inf keeps them
     keep_gb: Annotated[float, Range(0, math.inf)] = 2.0  # gigabytes that finished videos may take; the oldest go first
     upload_mb: Whole = 32  # largest upload in megabytes
-    upload_pixels: int = 40_000_000  # most pixels of one frame of an upload
-    upload_seconds: float = 60.0  # seconds for a body to arrive
-    header_seconds: float = 10.0  # seconds for the first lines of a request to arrive
-    decode_seconds: float = 20.0  # seconds of decoding one upload
-    decode_bytes: int = 3 * 2**29  # bytes of memory for decoding, above what Python itself takes
-    restart_pause: float = 1.0  # seconds before a dead worker is replaced, doubled with every death in a row
+    upload_pixels: Whole = 40_000_000  # most pixels of one frame of an upload
+    upload_seconds: Seconds = 60.0  # seconds for a body to arrive
+    header_seconds: Seconds = 10.0  # seconds for the first lines of a request to arrive
+    decode_seconds: Seconds = 20.0  # seconds of decoding one upload
+    decode_bytes: Annotated[int, Range(2**20, 2**50)] = 3 * 2**29  # bytes of memory for decoding, above what Python itself takes
+    restart_pause: Annotated[float, Range(0, 1e6)] = (
+        1.0  # seconds before a dead worker is replaced, doubled with every death in a row
+    )
     log_prompts: bool = False  # write prompts into the log
 
     def __post_init__(self) -> None:

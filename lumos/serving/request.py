@@ -4,6 +4,7 @@ VideoBody holds the fields of OpenAI's video API (prompt, model, seconds, size, 
 each keeps by itself; `asked_for` checks what depends on the model and fills in its defaults. Nothing is silently changed.
 """
 
+import json
 import re
 import secrets
 from collections.abc import AsyncIterator, Collection, Mapping
@@ -190,14 +191,22 @@ def _file_of(service: "Service", id: str, field: str) -> Path:
 async def read_body(request: Request) -> AsyncIterator[tuple[VideoBody, dict[str, BinaryIO]]]:
     """The fields of a body, each checked by itself, and the files in it, which are open inside only."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind == "application/x-www-form-urlencoded" and (await request.body()).lstrip().startswith(b"{"):
+        kind = "application/json"  # by curl -d without a header
     if kind in ("multipart/form-data", "application/x-www-form-urlencoded"):
         async with read_form(request, FILES) as (texts, files):
             sent = {name: text for name, text in texts.items() if text or name == "prompt"}
-            yield _checked({name: {"file_id": text} if name in FILES else text for name, text in sent.items()}), files
+            yield _checked({name: _of_form(name, text) for name, text in sent.items()}), files
     elif kind in ("application/json", ""):
         yield _checked(await request.body()), {}
     else:
         raise RequestError(400, "the body must be application/json or multipart/form-data; see /docs")
+
+
+def _of_form(name: str, text: str) -> Any:
+    with suppress(ValueError):
+        return {"file_id": text} if name in FILES else json.loads(text) if name == "keyframes" else text
+    return text
 
 
 def _checked(values: bytes | dict[str, Any]) -> VideoBody:

@@ -193,7 +193,7 @@ WRONG_KEYFRAMES: list[tuple[dict[str, Any], str, str]] = [
     ({"keyframes": {"-1": "picture"}}, "keyframes", "got '-1'"),
     ({"keyframes": {"1s": "picture", "8": "picture"}}, "keyframes", "two for frame 8"),
     ({"keyframes": {"8": "picture"}} | LAST, "keyframes", "two for frame 8"),
-    ({"frames": 1} | LAST, "last_image", "last frame, 0, got 0"),
+    ({"frames": 1} | LAST, "last_image", "more than its first frame, got 1"),
     ({"keyframes": {"4": "video"}}, "keyframes", "must be a picture here, got a video"),
     ({"last_image": {"file_id": "video"}}, "last_image", "must be a picture here, got a video"),
     ({"keyframes": {"4": "upload_0"}}, "keyframes", "no such upload"),

@@ -185,7 +185,7 @@ def test_what_goes_wrong_with_a_session_is_its_own(
     assert answers.keys() == {"lost", *alone} and some.keys() == {"good", "says"} and len(batches) == together
     for name, session in some.items():
         assert answers[name] == [(0, _pictures(next(alone[name])[0])), session.sentences]
-    told = [("lost", "fault"), ("raises", "not enough memory"), ("mute", "must have words"), ("far", "to go back")]
+    told = [("lost", "fault"), ("raises", "not enough memory"), ("mute", "must say something"), ("far", "to go back")]
     assert all(answers[name][0] is None and text in answers[name][1][1] for name, text in told)
     _steer(generator, some, lambda *words: None, "end", "good")
     assert some.keys() == {"says"}
