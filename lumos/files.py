@@ -49,7 +49,7 @@ def writing(path: Path) -> Iterator[None]:
     except Exception as error:
         said = re.search(r"os error (\d+)", str(error))  # by safetensors; others, as FFmpeg, have a number like an OSError
         code = int(said[1]) if said else getattr(error, "errno", None)
-        if code is None:
+        if not isinstance(code, int) or code not in errno.errorcode:
             raise
         if code in (errno.ENOSPC, errno.EDQUOT):
             raise OSError(f"no space left to write {path}; free some or choose another disk") from error

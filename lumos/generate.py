@@ -35,6 +35,7 @@ from lumos.tokenizer.model import VideoTokenizer
 from lumos.weights import find_weights, fingerprint
 
 CONTINUE = 16  # frames added to a given video unless the user says how many
+ENDLESS = 10**9  # frames of a session
 
 
 class Generator:
@@ -111,7 +112,7 @@ class Generator:
         codes_BTHW = self._encode(given, grid).expand(len(batch), -1, -1, -1)
         frames = self.config.video.frames if frames is None else read_value(int, frames, "frames")
         spec = self._spec(grid, frames, given=codes_BTHW.shape[1], known=codes_BTHW.shape[1])
-        spec = replace(spec, keyframes=self._encode_keyframes(keyframes or {}, spec))
+        spec = replace(spec, keyframes=self._encode_keyframes(keyframes or {}, spec, frames))
         changed = self._settings(sampler, settings)
         yield from self._make(spec, batch, seeds_of(seed, len(batch)), changed, codes_BTHW, progress, record)
 
@@ -167,7 +168,7 @@ class Generator:
         """
         grid = self._grid(height, width)
         codes_BTHW = self._encode(given, grid)
-        keys = self._encode_keyframes(keyframes or {}, self._endless(grid, codes_BTHW.shape[1]))
+        keys = self._encode_keyframes(keyframes or {}, self._endless(grid, codes_BTHW.shape[1]), ENDLESS)
         kept = tuple((at, tuple(map(tuple, codes_HW.tolist()))) for at, codes_HW in keys.items())
         turn = Turn(codes_BTHW.shape[1], prompt, seed)
         return self._session(Course((turn,), self._settings(sampler, settings), keyframes=kept), codes_BTHW[0], progress)
@@ -260,6 +261,8 @@ class Generator:
 
     def _settings(self, sampler: SamplerConfig | SamplerKind | None, changes: dict[str, Any]) -> SamplerConfig:
         """The model's sampler, or a given one, with some settings changed. ValueError for an unknown one or a wrong value."""
+        if not isinstance(sampler, SamplerConfig | str | None):
+            raise ValueError(f"sampler must be a SamplerConfig or the name of one, got {sampler!r:.60}; give settings by name")
         own = sampler if isinstance(sampler, SamplerConfig) else self.config.sampler
         named = {"sampler": sampler} if isinstance(sampler, str) else {}
         return read_config(SamplerConfig, {**asdict(own), **named, **changes}, "settings of the sampler")
@@ -278,11 +281,13 @@ class Generator:
         return VideoSpec(grid, latent, min(frames, video.frames), video.fps, video.window, video.latest, given)
 
     def _grid(self, height: int | None, width: int | None) -> Grid:
-        sides = (height or self.config.video.height, width or self.config.video.width)
-        check_sides(*sides, math.lcm(SIZE_UNIT, self.tokenizer.spatial))
-        for side in sides:
-            self.config.vocabulary.number(side // SIZE_UNIT)  # has a word for it
-        return self._grid_of(*(side // self.tokenizer.spatial for side in sides))
+        video, most = self.config.video, SIZE_UNIT * (self.config.vocabulary.numbers - 1)  # sides are told in numbers
+        height = video.height if height is None else read_value(int, height, "height")
+        width = video.width if width is None else read_value(int, width, "width")
+        check_sides(height, width, math.lcm(SIZE_UNIT, self.tokenizer.spatial))
+        if max(height, width) > most:
+            raise ValueError(f"height and width may be at most {most} with these weights, got {height}x{width}; use less")
+        return self._grid_of(height // self.tokenizer.spatial, width // self.tokenizer.spatial)
 
     def _grid_of(self, rows: int, columns: int) -> Grid:
         model, tokenizer = self.config.model, self.tokenizer
@@ -292,6 +297,10 @@ class Generator:
         if given is None:
             return torch.zeros(1, 0, grid.rows, grid.columns, dtype=torch.int64, device=self.device)
         height, width = grid.rows * grid.spatial, grid.columns * grid.spatial
+        if not isinstance(given, Tensor):
+            raise ValueError(
+                f"given frames and keyframes must be tensors, got {type(given).__name__}; give read_image(...).pixels_CFHW"
+            )
         if given.ndim == 5 and len(given) == 1:  # as a Generator gives one video
             given = given[0]
         if given.ndim != 4 or (given.shape[0], *given.shape[2:]) != (3, height, width):
@@ -300,17 +309,20 @@ class Generator:
             )
         return self.tokenizer.encode(given[None].to(self.device))
 
-    def _encode_keyframes(self, keyframes: Mapping[int, Tensor], spec: VideoSpec) -> dict[int, Tensor]:
+    def _encode_keyframes(self, keyframes: Mapping[int, Tensor], spec: VideoSpec, frames: int) -> dict[int, Tensor]:
         """Codes of every picture alone, as of a video's first frame."""
         grid, temporal = spec.grid, spec.grid.temporal
+        if not isinstance(keyframes, Mapping):
+            raise ValueError(f"keyframes must be a dict of frame number to picture, got {type(keyframes).__name__}")
         for at in keyframes:
-            check_keyframe(at, pixel_frames(spec.given, temporal), pixel_frames(spec.latent_frames, temporal))
-        return {at: self._encode(pixels_CHW[:, None], grid)[0, 0] for at, pixels_CHW in keyframes.items()}
+            check_keyframe(at, pixel_frames(spec.given, temporal), frames)
+        pictures = {at: one[:, None] if isinstance(one, Tensor) else one for at, one in keyframes.items()}
+        return {at: self._encode(pixels_CFHW, grid)[0, 0] for at, pixels_CFHW in pictures.items()}
 
 
 def prompts_of(prompts: str | Sequence[str]) -> list[str]:
     """One prompt or several, at least one."""
-    batch = [prompts] if isinstance(prompts, str) else list(prompts)
+    batch = [prompts] if isinstance(prompts, str) else list(prompts or ())
     if not batch or not all(isinstance(prompt, str) for prompt in batch):
         raise ValueError(f"prompts must be a sentence or a list of some, got {prompts!r:.60}; give at least one")
     return batch

@@ -73,7 +73,8 @@ def save_model(
     """Write a whole model folder: decoder (bf16), text vocabulary and visual tokenizer. Replaces an existing one at once."""
     tensors = ((name, tensor.to(torch.bfloat16)) for name, tensor in weights.items())
     header = {"kind": "model", "format": FORMAT, "config": asdict(config)}
-    with TemporaryDirectory() as place:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=folder.parent, prefix=".") as place:
         save_tokenizer(Path(place) / "tokenizer", tokenizer, dtype=torch.bfloat16)
         files = tokenizer_files(Path(place) / "tokenizer")
         words = {WORDS_FILE: "\n".join(sorted(text.words)).encode()} if text.words else {}

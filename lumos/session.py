@@ -106,7 +106,7 @@ class Session:
         self._model: FrameModel | None = None  # has read the newest turn's prompt
         self._read = 0  # latent frames that are history to it
         self._player = Player(tokenizer, self.codes)
-        self._check(course.turns[-1].prompt)
+        self.read_prompt(course.turns[-1].prompt)
 
     @property
     def frames(self) -> int:
@@ -131,7 +131,7 @@ class Session:
 
     def say(self, prompt: str) -> None:
         """Have another prompt hold from the next latent frame on. ValueError for one that the model cannot read."""
-        self._check(prompt)
+        self.read_prompt(prompt)
         self._turn(len(self.codes), prompt, self.course.turns[-1].seed)
 
     def back(self, frames: int) -> None:
@@ -163,11 +163,6 @@ class Session:
         course, whose = json.dumps(asdict(self.course)), fingerprint(self.tokenizer)
         about = About((last.prompt,), (last.seed,), self.spec.fps, first.start, whose, course)
         save_tokens(Path(file), Tokens(torch.stack(self.codes)[None], about))
-
-    def _check(self, prompt: str) -> None:
-        if not prompt.strip():
-            raise ValueError(f"a sentence must have words, got {prompt!r}; say what to show")
-        self.read_prompt(prompt)
 
     def _turn(self, start: int, prompt: str, seed: int) -> None:
         """Have prompt and seed hold from latent frame `start` on."""

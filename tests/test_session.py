@@ -234,7 +234,7 @@ def test_wrong_steps_change_nothing(toy: Generator, tmp_path: Path, monkeypatch:
     for frames in (-4, 3, 9, 12):
         with pytest.raises(ValueError, match=rf"multiple of 4 up to the 8 made here, or all, got {frames}"):
             session.back(frames)
-    for prompt, words in ((" ", "must have words"), ("a red circle moves " * 5, "at most 10 text ids")):
+    for prompt, words in ((" ", "must say something"), ("a red circle moves " * 5, "at most 10 text ids")):
         with pytest.raises(ValueError, match=words):
             session.say(prompt)
         with pytest.raises(ValueError, match=words):

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import lumos.weights as weights
+from lumos.generate import Generator
 from lumos.tokenizer.cosmos import CosmosConfig
 from lumos.tokenizer.model import TokenizerConfig, VideoTokenizer
 from lumos.weights import check_names, find_weights, fingerprint, load_folder, save_folder
@@ -336,3 +337,9 @@ def test_eight_bit_rows_without_their_scales_are_refused(tmp_path: Path, change:
     save_folder(tmp_path / "model", HEADER, {name: tensor for name, tensor in tensors.items() if tensor is not None})
     with pytest.raises(ValueError, match="must hold 8-bit numbers for each row of matrix/scale"):
         load_folder(tmp_path / "model", "model")
+
+
+@pytest.mark.parametrize("name", ["meta", "mps", "cuda:x", "cuda:-1", "cpu:1", "gpu"])
+def test_devices_that_weights_cannot_go_to_are_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=f"device must be cpu, cuda or cuda:N, got '{name}'"):
+        Generator.from_folder(device=name)

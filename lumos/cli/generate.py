@@ -54,7 +54,7 @@ class GenerateArgs:
     last_image: Path | None = None  # picture that the last frame is to show: a keyframe
     # length in frames, 1 + 4k, with those of --image or --video (default: as trained, 1 for .png; with --script that much more
     # after its last time)
-    frames: Annotated[int, Range(0, MOST_FRAMES)] | None = None
+    frames: Annotated[int, Range(1, MOST_FRAMES)] | None = None
     seed: int | None = None  # the same seed gives the same video (default: 0, or that of --from-tokens)
     height: Annotated[int, Range(1, 2**16)] | None = None  # pixels, a multiple of 32 (default: the model's)
     width: Annotated[int, Range(1, 2**16)] | None = None  # pixels, a multiple of 32 (default: the model's)
@@ -87,9 +87,9 @@ class BenchArgs:
     """
 
     weights: str = PACKAGED  # name of weights in the package, or a folder
-    frames: int | None = None  # length in frames, 1 + 4k (default: as trained)
-    height: int | None = None  # pixels, a multiple of 32 (default: the model's)
-    width: int | None = None  # pixels, a multiple of 32 (default: the model's)
+    frames: Annotated[int, Range(1, MOST_FRAMES)] | None = None  # length in frames, 1 + 4k (default: as trained)
+    height: Annotated[int, Range(1, 2**16)] | None = None  # pixels, a multiple of 32 (default: the model's)
+    width: Annotated[int, Range(1, 2**16)] | None = None  # pixels, a multiple of 32 (default: the model's)
     videos: Annotated[int, Range(1, 10_000)] = 1  # videos made at once
     history: Literal["full", "visible"] | None = None  # see lumos generate (default: the model's)
     precision: Literal["plain", "fp8", "int8"] = "plain"  # see lumos generate
@@ -100,6 +100,8 @@ class BenchArgs:
 
 def run_generate(args: GenerateArgs, sampling: dict[str, Any]) -> None:
     check(args)
+    if args.from_tokens and args.branch is None and (sampling or args.history):
+        raise UsageError("--from-tokens alone only decodes, got also settings; say with --branch how many frames to keep")
     none = not (args.prompt or args.prompts) and (args.from_tokens or args.script)
     prompts = [] if none else read_prompts(args.prompt, args.prompts)
     from lumos.cli.generate_files import generate_files
@@ -142,6 +144,8 @@ def check(args: GenerateArgs) -> None:
     if args.from_tokens and args.branch is None and (args.prompt or args.prompts or args.frames or args.save_tokens):
         rule = "--from-tokens alone only decodes, got also a prompt, --frames or --save-tokens"
         raise UsageError(f"{rule}; say with --branch how many frames to keep")
+    if args.from_tokens and args.branch is None and args.seed is not None:
+        raise UsageError("--from-tokens alone only decodes, got also --seed; say with --branch how many frames to keep")
     if args.from_tokens and (args.height or args.width):
         raise UsageError("--from-tokens has its own height and width, got others; leave them out")
     if args.save_tokens and args.save_tokens.suffix not in (".safetensors", ".tokens"):
@@ -171,7 +175,7 @@ def read_prompts(words: Sequence[str], file: Path | None) -> list[str]:
         prompts = [" ".join(words)]
         tell(f'made one prompt of these words, "{prompts[0]}"; put each in --prompts FILE if they are several')
     if file is not None:
-        prompts = [line for line in text_of(file).splitlines() if line.strip()]
+        prompts = [line for line in text_of(file).split("\n") if line.strip()]
         if not prompts:
             raise ValueError(f"{file} must hold at least one prompt, one per line, got none; write one")
     for prompt in prompts:
@@ -184,7 +188,7 @@ def read_script(file: Path, fps: float, temporal: int) -> dict[int, str]:
     """Number of a latent frame -> sentence that holds from it on. ValueError, with the line, for what cannot be followed."""
     script: dict[int, str] = {}
     last = -1
-    for number, line in enumerate(text_of(file).splitlines(), 1):
+    for number, line in enumerate(text_of(file).split("\n"), 1):
         if not line.strip():
             continue
         match, where = SCRIPT_LINE.fullmatch(line), f"line {number} of {file}"

@@ -23,10 +23,11 @@ from lumos.files import check_writable
 from lumos.generate import CONTINUE, Generator
 from lumos.known_words import in_known_words, size_note
 from lumos.media.video import check_output, read_image, read_video, write_video
+from lumos.model_folder import VideoConfig
 from lumos.ranks import ALONE, Ranks, divide, gather, together
 from lumos.sequence.token_file import load_tokens, save_tokens
 from lumos.session import Session
-from lumos.tokenizer.compression import latent_frames, pixel_frames
+from lumos.tokenizer.compression import check_keyframe, latent_frames, pixel_frames
 
 LONGEST_START = 257  # frames of a given video that are read
 WORTH_MEASURING = 1e12  # operations below which the time is not worth measuring
@@ -65,7 +66,7 @@ def generate_files(
         settings = {"sampler": sampler, "progress": progress, "record": record}
         made = (_from_tokens if args.from_tokens else _from_prompts)(args, generator, prompts[mine], settings)
         told = prompts if is_dealt else made.prompts
-        files = _check_outputs(args, 1 if made.session else len(told))
+        files = _check_outputs(args, 1 if made.session else len(told), generator.config.video)
 
     def keep() -> None:
         if args.save_tokens and made.session and made.session.codes and ranks.is_main:
@@ -92,22 +93,23 @@ def generate_files(
         "prompts": list(told),
         "frames": pixels_BCFHW.shape[2],
         "fps": fps,
-        "seed": args.seed or 0,
-        "sampler": asdict(sampler),
+        "seed": made.seeds[0] if isinstance(made.seeds, Sequence) and len(set(made.seeds)) == 1 else made.seeds,
+        "sampler": None if args.from_tokens and args.branch is None else asdict(sampler),
         "weights": args.weights,
         "unknown": unknown or None,
-        "given": made.note or ("as it is" if made.given else None),
+        "given": made.note or ("the given frames are used as they are" if made.given else None),
         "tokens": str(args.save_tokens) if args.save_tokens else None,
         "seconds": round(time.monotonic() - begin, 2),
     }
 
 
-def _check_outputs(args: GenerateArgs, count: int) -> list[Path]:
+def _check_outputs(args: GenerateArgs, count: int, video: VideoConfig | None = None) -> list[Path]:
     """--out for one prompt, numbered files beside it for several (red_1.mp4, red_2.mp4, ...), found to be writable."""
     out, digits = args.out, len(str(count))
     files = [out.with_name(f"{out.stem}_{n:0{digits}}{out.suffix}") for n in range(1, count + 1)] if count > 1 else [out]
+    fps, height, width = (video.fps, args.height or video.height, args.width or video.width) if video else (1, 2, 2)
     for file in files:
-        check_output(file, args.force)
+        check_output(file, args.force, args.fps or fps, args.scale * height, args.scale * width)
     if args.save_tokens:
         check_writable(args.save_tokens, args.force)
     return files
@@ -173,6 +175,8 @@ def _from_prompts(args: GenerateArgs, generator: Generator, prompts: Sequence[st
         if max(script) >= count or any(0 < start < known for start in script):
             most = f"after the {given.shape[1]} given and " if given is not None else ""
             raise ValueError(f"sentences of {args.script} must start {most}before the end, frame {frames}; use other --frames")
+        for at in pictures:
+            check_keyframe(at, 0 if given is None else given.shape[1], frames)
         del settings["record"]
         session = generator.session(script[0], args.seed or 0, given, **settings)
         for sentence in script.values():

@@ -88,7 +88,7 @@ def _explained(error: Exception) -> str | None:
         name = error.name.split(".")[0]
         return f"this needs the package {name!r}, which is missing; run pip install 'lumos[train,serve,evaluate]'"
     if is_memory_error(error):
-        return "out of memory; use fewer prompts at once, fewer frames or a smaller size, or close other programs"
+        return "out of memory; use fewer prompts or samples at once, fewer frames or a smaller size, or close other programs"
     if isinstance(error, OSError) and error.strerror:
         where, is_file = f" {error.filename}" if error.filename else "", isinstance(error, FileExistsError)
         remedy = "it is no folder, name one" if is_file else "check the path, its permissions and free space"

@@ -114,8 +114,11 @@ def parse(verb: str, kinds: Sequence[Any], words: Sequence[str]) -> list[Any]:
             name = "--set"
         if name not in options:
             settings = "; a setting of the preset is --set NAME=VALUE" if "--set" in options else ""
-            raise UsageError(f"unknown option {name}{nearest(name, options)}{settings}; {see}")
+            dash = "; put -- before a prompt that begins with a dash" if " " in word else ""
+            raise UsageError(f"unknown option {name}{nearest(name, options)}{settings}{dash}; {see}")
         if options[name].kind == "bool":
+            if equals:
+                raise UsageError(f"{name} takes no value, got {value!r}; leave it out for no")
             value = "true"
         elif not equals:
             if not rest or rest[0].startswith("--"):

@@ -25,6 +25,7 @@ from lumos.media.sheet import contact_sheet
 from lumos.media.source import decoding, pick, read_header, readable_file, timed_pictures
 
 MAX_BYTES = 2**32
+LARGEST_SIDE = 16_383  # pixels: of WebP, and nearly of H.264
 Rate = Annotated[float, Range(0.001, 1000)]  # frames per second
 Moment = Annotated[float, Range(0, 1e9)]  # seconds
 
@@ -88,31 +89,38 @@ def write_video(path: str | Path, pixels_CFHW: Tensor, fps: float, overwrite: bo
     A .png of several frames is a contact sheet. The file appears whole or not at all; a full disk is an OSError in
     words. Raises ValueError for an unknown ending or a shape the format cannot hold, FileExistsError without overwrite.
     """
-    path = check_output(path, overwrite)
     if pixels_CFHW.ndim == 5 and len(pixels_CFHW) == 1:  # as a Generator gives one video
         pixels_CFHW = pixels_CFHW[0]
     if pixels_CFHW.ndim != 4 or pixels_CFHW.shape[0] != 3 or pixels_CFHW.numel() == 0:
         raise ValueError(f"pixels must have shape [3, frames, height, width], got {list(pixels_CFHW.shape)}")
     fps = read_value(Rate, float(fps), "fps")
+    path = check_output(path, overwrite, fps, *pixels_CFHW.shape[2:])
     rgb_FHWC = to_bytes(pixels_CFHW).permute(1, 2, 3, 0).contiguous().numpy()
     with whole_file(path) as partial:
         WRITERS[path.suffix.lower()](partial, rgb_FHWC, fps)
     return path
 
 
-def check_output(path: str | Path, overwrite: bool = False) -> Path:
-    """Everything that can be wrong with an output path, found before the long work: ending, folder, permission, existing file."""
-    path = Path(path)
-    if path.suffix.lower() not in WRITERS:
+def check_output(path: str | Path, overwrite: bool = False, fps: float = 1.0, height: int = 2, width: int = 2) -> Path:
+    """All that can be wrong with an output, found before the long work: ending, folder, permission, existing file, rate, size."""
+    path, size = Path(path), f"{width}x{height}"
+    kind = path.suffix.lower()
+    if kind not in WRITERS:
         raise ValueError(f"the output must end in {', '.join(WRITERS)}, got {path.name!r}; rename it")
+    if kind == ".gif" and fps > 50:
+        raise ValueError(f"a .gif must have at most 50 fps, got {fps}; use .mp4")
+    if kind == ".mp4" and (height % 2 or width % 2):
+        raise ValueError(f"an .mp4 must have even sides, got {size}; use .gif or an even size")
+    if kind in (".mp4", ".webp") and max(height, width) > LARGEST_SIDE:
+        raise ValueError(
+            f"an {kind} must have sides of at most {LARGEST_SIDE} pixels, got {size}; use .gif or .png, or a smaller size"
+        )
     check_writable(path, overwrite)
     return path
 
 
 def _write_mp4(path: Path, rgb_FHWC: NDArray[np.uint8], fps: float) -> None:
     _, rows, columns, _ = rgb_FHWC.shape
-    if rows % 2 or columns % 2:
-        raise ValueError(f"an .mp4 must have even sides, got {columns}x{rows}; use .gif or an even size")
     import av
 
     rate = Fraction(fps).limit_denominator(1001)
@@ -133,8 +141,6 @@ def _write_mp4(path: Path, rgb_FHWC: NDArray[np.uint8], fps: float) -> None:
 
 
 def _write_gif(path: Path, rgb_FHWC: NDArray[np.uint8], fps: float) -> None:
-    if fps > 50:
-        raise ValueError(f"a .gif must have at most 50 fps, got {fps}; use .mp4")
     import av
     from av.filter import Graph
 

@@ -28,13 +28,12 @@ def crops(width: int, height: int) -> list[tuple[int, int]]:
         if side < UNIT or side % UNIT:
             raise ValueError(f"width and height must be multiples of {UNIT}, got {width}x{height}; use 448x256 or 672x384")
     area = (width // UNIT) * (height // UNIT)
-    found = [
+    return [
         (columns * UNIT, rows * UNIT)
         for columns in range(area, 0, -1)
         for rows in range(1, area // columns + 1)
         if (columns + 1) * (rows + 1) > area and max(columns, rows) <= MOST_RATIO * min(columns, rows)
     ]
-    return found
 
 
 @dataclass(frozen=True)

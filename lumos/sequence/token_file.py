@@ -10,7 +10,7 @@ from typing import Annotated
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from lumos.config import Range, read_config, read_object
@@ -44,7 +44,7 @@ def save_tokens(file: Path, tokens: Tokens) -> None:
     """Write a tokens file, whole or not at all."""
     header = {"format": TOKENS_FORMAT, "about": json.dumps(asdict(tokens.about))}
     with whole_file(file) as partial:
-        save_file({"codes": tokens.codes_BTHW.to("cpu", torch.int32).contiguous()}, partial, metadata=header)
+        partial.write_bytes(save({"codes": tokens.codes_BTHW.to("cpu", torch.int32).contiguous()}, header))
 
 
 def load_tokens(file: Path, tokenizer: nn.Module, codebook_size: int) -> Tokens:

@@ -27,6 +27,10 @@ def frame_at(time: str, fps: float) -> int:
 
 def check_keyframe(at: int, given: int, frames: int) -> None:
     """ValueError unless frame number `at` comes after the first and all `given` ones of a video of so many frames."""
+    if not isinstance(at, int):
+        raise ValueError(f"a keyframe's time must be the number of a frame, got {at!r:.40}")
+    if frames == 1:
+        raise ValueError("a video with a last image or a keyframe must have more than its first frame, got 1; use more frames")
     if not max(1, given) <= at < frames:
         rule = f"a keyframe must lie after frame {max(1, given) - 1} and at most at the last frame, {frames - 1}"
         raise ValueError(f"{rule}, got {at}; use another time or more frames")

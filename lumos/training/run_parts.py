@@ -104,6 +104,9 @@ def gather_parts(
     if drawn and isinstance(tokenizer.config, CosmosConfig):
         raise ValueError("the built-in worlds need a tokenizer trained on them, got a Cosmos one; give --tokenizer")
     worlds = open_worlds(config.worlds, sources.stickers, sources.creatures) if config.worlds is not None and drawn else {}
+    unused = [name for name in ("stickers", "creatures") if getattr(sources, name) is not None and name not in worlds]
+    if unused or (sources.text is not None and (init is not None or config.model.vocabulary != LUMOS.size)):
+        raise ValueError(f"this run makes no use of --{(unused or ['text'])[0]}; leave it out, or see the preset's --help")
     if index is not None:
         check_tokenizer(index, tokenizer)
         if index.form != TOKENS and index.fps != config.video.fps:
