@@ -10,6 +10,7 @@ from pathlib import Path
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 from lumos.config import check_not_a_pointer
+from lumos.files import text_of
 
 UNKNOWN = "<unknown>"
 WORDS_FILE = "words.txt"  # beside a model's text tokenizer: the words of the captions that it learnt from
@@ -29,13 +30,15 @@ class TextTokenizer:
         check_not_a_pointer(path)
         try:
             tokenizer = Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises plain Exception for any malformed file
+        except BaseException as error:  # plain Exception for most malformed files; for others the library panics
+            if isinstance(error, KeyboardInterrupt | SystemExit):
+                raise
             raise ValueError(f"{path} is not a text tokenizer file ({error}); copy the original again") from None
         for name, value in (("truncation", tokenizer.truncation), ("padding", tokenizer.padding)):
             if value is not None:  # prompts would be cut or filled up in silence
                 raise ValueError(f"{path}: {name} must be null, got {value!r:.80}; set it to null")
         words = path.with_name(WORDS_FILE)
-        return cls(tokenizer, words.read_text("utf-8").split() if words.is_file() else ())
+        return cls(tokenizer, text_of(words).split() if words.is_file() else ())
 
     @property
     def size(self) -> int:

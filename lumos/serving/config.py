@@ -13,12 +13,9 @@ from pathlib import Path
 from typing import Annotated
 from urllib.parse import urlsplit
 
-from lumos.config import PACKAGED, Range, Whole
+from lumos.config import PACKAGED, Range, Scale, Whole
 
 FEWEST_KEY_LETTERS = 12
-
-
-Seconds = Annotated[float, Range(1e-3, 1e6)]
 
 
 @dataclass(frozen=True)
@@ -51,9 +48,9 @@ class ServeConfig:
     keep_gb: Annotated[float, Range(0, math.inf)] = 2.0  # gigabytes that finished videos may take; the oldest go first
     upload_mb: Whole = 32  # largest upload in megabytes
     upload_pixels: Whole = 40_000_000  # most pixels of one frame of an upload
-    upload_seconds: Seconds = 60.0  # seconds for a body to arrive
-    header_seconds: Seconds = 10.0  # seconds for the first lines of a request to arrive
-    decode_seconds: Seconds = 20.0  # seconds of decoding one upload
+    upload_seconds: Scale = 60.0  # seconds for a body to arrive
+    header_seconds: Scale = 10.0  # seconds for the first lines of a request to arrive
+    decode_seconds: Scale = 20.0  # seconds of decoding one upload
     decode_bytes: Annotated[int, Range(2**20, 2**50)] = 3 * 2**29  # bytes of memory for decoding, above what Python itself takes
     restart_pause: Annotated[float, Range(0, 1e6)] = (
         1.0  # seconds before a dead worker is replaced, doubled with every death in a row
