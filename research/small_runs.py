@@ -152,7 +152,7 @@ class World:
             with torch.no_grad(), low:
                 packed = pack(scenes).to(self.device)
                 pixels = render(packed, self.scale.frames, fps=FPS, height=size[0], width=size[1])
-                codes.append(self.tokenizer.encode(pixels).to(torch.int16))
+                codes.append(self.tokenizer.encode(pixels).to(torch.int32))
         text_BS, length_B = text_batch(self.vocabulary, texts, SLOTS)
         return Batch(text_BS.to(self.device), length_B, torch.cat(codes))
 
