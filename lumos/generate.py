@@ -316,8 +316,7 @@ class Generator:
             raise ValueError(f"keyframes must be a dict of frame number to picture, got {type(keyframes).__name__}")
         for at in keyframes:
             check_keyframe(at, pixel_frames(spec.given, temporal), frames)
-        pictures = {at: one[:, None] if isinstance(one, Tensor) else one for at, one in keyframes.items()}
-        return {at: self._encode(pixels_CFHW, grid)[0, 0] for at, pixels_CFHW in pictures.items()}
+        return {at: self._encode(one[:, None] if isinstance(one, Tensor) else one, grid)[0, 0] for at, one in keyframes.items()}
 
 
 def prompts_of(prompts: str | Sequence[str]) -> list[str]:

@@ -186,12 +186,11 @@ def fits_as_prompt(prompts: PromptReader, caption: str, height: int, width: int)
 
 def caption_report(shards: ShardStream, height: int, width: int) -> str:
     """What training will do to captions that are no prompts as they are; empty when there are none to speak of."""
-    prompts = shards.prompts
     if shards.index.form == TOKENS:
         return ""
     captions = (caption for clip in captions_by_clip(shards.index, 2000) for caption in clip)
-    found = [known_ids(prompts, caption, prompts.frames, height, width) for caption in captions]
-    cut, lost = sum(len(ids) > prompts.most for ids, _ in found), sum(unknown for _, unknown in found)
+    found = [known_ids(shards.prompts, caption, shards.prompts.frames, height, width) for caption in captions]
+    cut, lost = sum(len(ids) > shards.prompts.most for ids, _ in found), sum(unknown for _, unknown in found)
     fates = {"cut at their end to fit the prompt's slots": cut, "shown without characters that are not known": lost}
     usual = 0.005 * len(found)  # not worth a word
     return "; ".join(f"{n / len(found):.0%} of the captions are {fate}" for fate, n in fates.items() if n and n >= usual)

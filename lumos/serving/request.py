@@ -196,17 +196,14 @@ async def read_body(request: Request) -> AsyncIterator[tuple[VideoBody, dict[str
     if kind in ("multipart/form-data", "application/x-www-form-urlencoded"):
         async with read_form(request, FILES) as (texts, files):
             sent = {name: text for name, text in texts.items() if text or name == "prompt"}
-            yield _checked({name: _of_form(name, text) for name, text in sent.items()}), files
+            values: dict[str, Any] = {name: {"file_id": text} if name in FILES else text for name, text in sent.items()}
+            with suppress(ValueError):
+                values |= {name: json.loads(text) for name, text in sent.items() if name == "keyframes"}
+            yield _checked(values), files
     elif kind in ("application/json", ""):
         yield _checked(await request.body()), {}
     else:
         raise RequestError(400, "the body must be application/json or multipart/form-data; see /docs")
-
-
-def _of_form(name: str, text: str) -> Any:
-    with suppress(ValueError):
-        return {"file_id": text} if name in FILES else json.loads(text) if name == "keyframes" else text
-    return text
 
 
 def _checked(values: bytes | dict[str, Any]) -> VideoBody:

@@ -17,6 +17,7 @@ from lumos.data.batch import Schedule, Stream
 from lumos.data.loader import ShardStream, captions_by_clip, fits_as_prompt
 from lumos.data.shards import TOKENS, ShardIndex, check_tokenizer, open_shards
 from lumos.data.worlds import Chunks, World, WorldsStream, open_worlds, own_captions, sample_captions
+from lumos.diffusion.cost import free_memory
 from lumos.diffusion.sampler import codes_left
 from lumos.model_folder import TEXT_FILE, FolderConfig, load_model, prompt_reader
 from lumos.ranks import Ranks
@@ -195,13 +196,15 @@ def carried_over(
 
 
 def _check_memory(config: TrainModelConfig, vocabulary: Vocabulary, ranks: Ranks) -> None:
-    """ValueError, with what would fit, for a run that this card has no room for."""
-    if ranks.device.type != "cuda":
-        return
-    gibibytes = torch.cuda.get_device_properties(ranks.device).total_memory / 2**30
-    cost = (config.parallel, ranks.world, config.moments)
+    """ValueError, with what would fit, for a run that this card, or this machine's memory, has no room for."""
+    on_card, plan = ranks.device.type == "cuda", config.parallel
+    most = torch.cuda.get_device_properties(ranks.device).total_memory if on_card else free_memory(ranks.device)
+    plan = plan if on_card else replace(plan, compile="off")
     for work in step_cost.works_of(config, vocabulary.code_rows).values():
-        need = step_cost.step_memory(config.model, work, *cost)
-        if not step_cost.fits(need, gibibytes):
-            rule = f"a step must fit into the {gibibytes:.0f} GiB of this GPU, got about {need.total / 2**30:.0f} GiB by estimate"
-            raise ValueError(f"{rule}; {step_cost.advice(config.model, work, *cost, gibibytes)}")
+        need = step_cost.step_memory(config.model, work, plan, ranks.world, config.moments)
+        if not on_card:  # in float32
+            need = replace(need, activations=2 * need.activations, logits=2 * need.logits)
+        if most is not None and not step_cost.fits(need, most / 2**30):
+            rule = f"a step must fit into the {most / 2**30:.0f} GiB here, got about {need.total / 2**30:.0f} GiB by estimate"
+            words = step_cost.advice(config.model, work, plan, ranks.world, config.moments, most / 2**30)
+            raise ValueError(f"{rule}; {words if on_card else 'use fewer --set videos= and images=, or more accumulate='}")

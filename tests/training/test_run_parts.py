@@ -109,6 +109,10 @@ def test_a_run_that_will_not_fit_is_refused_with_advice(monkeypatch: pytest.Monk
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: Card)
     large = replace(TOY, model=LUMOS_1B, worlds=None, parallel=ParallelConfig(shard=True, recompute="full"))
     ranks, vocabulary = Ranks(0, 1, torch.device("cuda")), small_vocabulary(100, 64_000)
-    with pytest.raises(ValueError, match=r"fit into the 24 GiB of this GPU, got about \d+ GiB .*; use at least 2 GPUs"):
+    with pytest.raises(ValueError, match=r"fit into the 24 GiB here, got about \d+ GiB .*; use at least 2 GPUs"):
         _check_memory(large, vocabulary, ranks)
     _check_memory(replace(large, model=replace(TOY.model, vocabulary=64_100)), vocabulary, ranks)
+    monkeypatch.setattr("lumos.training.run_parts.free_memory", lambda device: 2.0**34)
+    with pytest.raises(ValueError, match=r"fit into the 16 GiB here, got about \d+ GiB .*; use fewer --set videos="):
+        _check_memory(large, vocabulary, ALONE)
+    _check_memory(replace(large, model=replace(TOY.model, vocabulary=64_100)), vocabulary, ALONE)
