@@ -52,9 +52,8 @@ class ServeConfig:
     header_seconds: Scale = 10.0  # seconds for the first lines of a request to arrive
     decode_seconds: Scale = 20.0  # seconds of decoding one upload
     decode_bytes: Annotated[int, Range(2**20, 2**50)] = 3 * 2**29  # bytes of memory for decoding, above what Python itself takes
-    restart_pause: Annotated[float, Range(0, 1e6)] = (
-        1.0  # seconds before a dead worker is replaced, doubled with every death in a row
-    )
+    # seconds before a dead worker is replaced, doubled with every death in a row
+    restart_pause: Annotated[float, Range(0, 1e6)] = 1.0
     log_prompts: bool = False  # write prompts into the log
 
     def __post_init__(self) -> None:

@@ -89,9 +89,9 @@ async function back(frame) {
 }
 
 async function pause() {
-  const document = live.paused ? live.document : await act("pause");
+  const paused = !live.paused, document = paused ? await act("pause") : live.document;
   if (!live) return;
-  live.paused = !live.paused;
+  live.paused = paused;
   tell(document);
 }
 

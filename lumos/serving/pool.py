@@ -30,6 +30,10 @@ SESSION_LOST = ("worker_crashed", "the worker stopped, and with it this session;
 FAULT = ("fault", "the server met a fault while making this video; it has been logged")
 
 
+class WorkerDied(Exception):
+    pass
+
+
 @dataclass
 class Making:
     """The batch that is made now, and why it was stopped, if it was."""
@@ -63,7 +67,7 @@ class Worker:
             born = time.monotonic()
             try:
                 await self._run_process()
-            except EOFError:
+            except WorkerDied:
                 log.error("worker %d stopped with exit code %s", self.number, self.process.exitcode)
             if not self.was_ready:
                 raise ValueError("the worker stopped while it loaded the model; is there enough memory?")
@@ -74,7 +78,7 @@ class Worker:
             await asyncio.sleep(self.service.config.restart_pause * 2 ** (self._deaths - 1))
 
     async def _run_process(self) -> None:
-        """One process from its start to its end: EOFError, or ValueError for weights that cannot be served."""
+        """One process from its start to its end: WorkerDied, or ValueError for weights that cannot be served."""
         service = self.service
         self.pipe, theirs = Pipe()
         arguments = (theirs, service.config.weights, self.device, len(service.workers))
@@ -115,7 +119,7 @@ class Worker:
         while True:
             message = await self._inbox.get()
             if message is None:
-                raise EOFError
+                raise WorkerDied
             if message[0] != "live":
                 return message
             self.service.sessions.heard(self, *message[1:])
@@ -136,7 +140,7 @@ class Worker:
         ends: list[Reason | None] = [STOPPED] * len(jobs)
         try:
             ends = await self._ends(making)
-        except EOFError:
+        except WorkerDied:
             ends = [making.reason or CRASHED] * len(jobs)
             raise
         finally:

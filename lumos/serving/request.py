@@ -197,8 +197,8 @@ async def read_body(request: Request) -> AsyncIterator[tuple[VideoBody, dict[str
         async with read_form(request, FILES) as (texts, files):
             sent = {name: text for name, text in texts.items() if text or name == "prompt"}
             values: dict[str, Any] = {name: {"file_id": text} if name in FILES else text for name, text in sent.items()}
-            with suppress(ValueError):
-                values |= {name: json.loads(text) for name, text in sent.items() if name == "keyframes"}
+            with suppress(ValueError, KeyError):
+                values["keyframes"] = json.loads(sent["keyframes"])
             yield _checked(values), files
     elif kind in ("application/json", ""):
         yield _checked(await request.body()), {}
