@@ -65,9 +65,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx, total_grad: Tensor, _loss_grad: Tensor):  # type: ignore[no-untyped-def]
         hidden_grad, head_grad = ctx.saved_tensors
-        head_grad = (
-            None if head_grad is None else head_grad.mul_(total_grad).to(ctx.head_dtype)
-        )  # in place: nothing else holds it
+        if head_grad is not None:  # in place: nothing else holds it
+            head_grad = head_grad.mul_(total_grad).to(ctx.head_dtype)
         return hidden_grad.mul_(total_grad), head_grad, None, None, None
 
 
