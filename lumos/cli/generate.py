@@ -99,9 +99,7 @@ class BenchArgs:
 
 
 def run_generate(args: GenerateArgs, sampling: dict[str, Any]) -> None:
-    check(args)
-    if args.from_tokens and args.branch is None and (sampling or args.history):
-        raise UsageError("--from-tokens alone only decodes, got also settings; say with --branch how many frames to keep")
+    check(args, sampling)
     none = not (args.prompt or args.prompts) and (args.from_tokens or args.script)
     prompts = [] if none else read_prompts(args.prompt, args.prompts)
     from lumos.cli.generate_files import generate_files
@@ -128,7 +126,7 @@ def visible(history: str | None) -> dict[str, Any]:
     return {} if history is None else {"only_visible": history == "visible"}
 
 
-def check(args: GenerateArgs) -> None:
+def check(args: GenerateArgs, sampling: dict[str, Any]) -> None:
     """UsageError for options that do not go together."""
     starts = [name for name in ("image", "video", "from-tokens") if getattr(args, name.replace("-", "_"))]
     if len(starts) > 1:
@@ -141,11 +139,10 @@ def check(args: GenerateArgs) -> None:
         raise UsageError(f"--keyframe must be TIME=PATH, got {wrong[0]!r}; for example 2s=mid.png, or 16=mid.png for frame 16")
     if args.branch is not None and not args.from_tokens:
         raise UsageError("--branch needs --from-tokens, the file with the frames to keep; add it")
-    if args.from_tokens and args.branch is None and (args.prompt or args.prompts or args.frames or args.save_tokens):
-        rule = "--from-tokens alone only decodes, got also a prompt, --frames or --save-tokens"
+    anew = args.prompt or args.prompts or args.frames or args.save_tokens or args.seed is not None or sampling or args.history
+    if args.from_tokens and args.branch is None and anew:
+        rule = "--from-tokens alone only decodes, got also a prompt, --frames, --seed, --save-tokens or settings"
         raise UsageError(f"{rule}; say with --branch how many frames to keep")
-    if args.from_tokens and args.branch is None and args.seed is not None:
-        raise UsageError("--from-tokens alone only decodes, got also --seed; say with --branch how many frames to keep")
     if args.from_tokens and (args.height or args.width):
         raise UsageError("--from-tokens has its own height and width, got others; leave them out")
     if args.save_tokens and args.save_tokens.suffix not in (".safetensors", ".tokens"):

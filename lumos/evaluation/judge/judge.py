@@ -207,14 +207,8 @@ def _marks_over_time(pairs: Pairs, watched: Watched) -> dict[str, Mark]:
     marks["permanence"] = all(
         each is not None and (thing.motion in VANISHING or bool((each.seen | each.behind).all())) for thing, each in pairs
     )
-    grid, ground = watched.view.grid_FPC, watched.view.ground_FPC
-    tints = to_lab(ground)
-    marks["steadiness"] = bool(length(tints - np.median(tints, axis=0)).mean(1).max() < DRIFT)
-    empty = length(grid - ground) < EMPTY * brightness(ground)
-    both = empty[1:] & empty[:-1]
-    change = length(np.diff(grid, axis=0)) / brightness(ground[1:]) * both
-    shimmers = change.sum() / max(both.sum(), 1) >= SHIMMER
-    marks["flicker"] = not (shimmers or any(_flickers(thing, each) for thing, each in pairs if each))
+    marks["steadiness"] = _drift(watched) < DRIFT
+    marks["flicker"] = _shimmer(watched) < SHIMMER and not any(_flickers(thing, each) for thing, each in pairs if each)
     return marks
 
 
@@ -225,6 +219,21 @@ def _kind(motion: str | None) -> str | None:
 def _pace(thing: Thing, each: Followed | None) -> Mark:
     paces = {_kind(motion): speed for motion, speed in each.motion.paces.items()} if each else {}
     return _same(thing.speed, paces.get(_kind(thing.motion)))
+
+
+def _drift(watched: Watched) -> float:
+    """How far (Lab) the background of a frame is from that of the clip, at most."""
+    ground = to_lab(watched.view.ground_FPC)
+    return float(length(ground - np.median(ground, axis=0)).mean(1).max())
+
+
+def _shimmer(watched: Watched) -> float:
+    """Mean change from frame to frame where there is only background, relative to its brightness."""
+    grid, ground = watched.view.grid_FPC, watched.view.ground_FPC
+    empty = length(grid - ground) < EMPTY * brightness(ground)
+    change = length(np.diff(grid, axis=0)) / brightness(ground[1:])
+    both = empty[1:] & empty[:-1]
+    return float((change * both).sum() / max(both.sum(), 1))
 
 
 def _flickers(thing: Thing, each: Followed) -> bool:
