@@ -70,7 +70,7 @@ class Generator:
             raise ValueError(f"{weights} holds the adapter {lora} already; leave --lora out, or name the weights before it")
         config, model, text, tokenizer = load_model(weights, where)
         if lora is not None:
-            merge_adapter(model, lora)
+            merge_adapter(model, Path(lora))
         # bfloat16 halves the time of matrix products where the hardware has it, and slows them down elsewhere.
         fast = where.type == "cuda" or (where.type == "cpu" and torch.cpu._is_avx512_bf16_supported())
         dtype = torch.bfloat16 if fast else torch.float32
@@ -182,9 +182,7 @@ class Generator:
         for _, codes_HW in course.keyframes:
             known = all(0 <= code < self.tokenizer.codebook_size for row in codes_HW for code in row)
             if not known or [len(codes_HW), *map(len, codes_HW)] != [size[0], *[size[1]] * size[0]]:
-                raise ValueError(
-                    f"{file} must hold keyframes of its own size and tokenizer, got others; use the file as it was saved"
-                )
+                raise ValueError(f"{file} must hold keyframes of its own size and tokenizer, got others; use it as it was saved")
         if max(course.shown, course.turns[-1].start) > tokens.codes_BTHW.shape[1]:
             raise ValueError(f"{file} must hold the frames that it speaks of, got fewer; use the file as it was saved")
         return self._session(course, tokens.codes_BTHW[0].to(self.device), progress)
@@ -298,9 +296,7 @@ class Generator:
             return torch.zeros(1, 0, grid.rows, grid.columns, dtype=torch.int64, device=self.device)
         height, width = grid.rows * grid.spatial, grid.columns * grid.spatial
         if not isinstance(given, Tensor):
-            raise ValueError(
-                f"given frames and keyframes must be tensors, got {type(given).__name__}; give read_image(...).pixels_CFHW"
-            )
+            raise ValueError(f"given frames and keyframes must be tensors, got {type(given).__name__}; give their pixels_CFHW")
         if given.ndim == 5 and len(given) == 1:  # as a Generator gives one video
             given = given[0]
         if given.ndim != 4 or (given.shape[0], *given.shape[2:]) != (3, height, width):

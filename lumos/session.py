@@ -140,9 +140,8 @@ class Session:
         temporal, made = self.tokenizer.temporal, self.frames
         most = made - pixel_frames(self.course.turns[0].start, temporal)
         if not 0 <= frames <= most or (frames % temporal and frames < made):
-            raise ValueError(
-                f"frames to go back must be a multiple of {temporal} up to the {most} made here, or all, got {frames}"
-            )
+            rule = f"frames to go back must be a multiple of {temporal} up to the {most} made here, or all"
+            raise ValueError(f"{rule}, got {frames}")
         left = latent_frames(made - frames, temporal) if frames < made else 0
         held = [turn for turn in self.course.turns if turn.start <= left][-1]
         self._turn(left, held.prompt, self.course.turns[-1].seed + 1)

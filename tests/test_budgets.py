@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PACKAGE_LINES = 18_466  # to become 14,000
+PACKAGE_LINES = 18_463  # to become 14,000
 LONGEST_FILE = 400
 SHARED_NAMES = 20  # public names that two modules have; most are what both worlds call alike
 MOST_PACKAGES = 66  # that `make setup` installs

@@ -202,17 +202,14 @@ class _Maker:
     def _tokenise(self, same: list[tuple[dict[str, Any], NDArray[np.uint8]]]) -> None:
         """Add codes to the rows of a batch of clips, and empty it."""
         assert self.tokenizer is not None
-        device = self.device
+        device, codebook = self.device, self.tokenizer.codebook_size
         # bfloat16 halves the time where the hardware has it, and moves a few codes in a hundred to their neighbours.
         fast = device.type == "cuda" or torch.cpu._is_avx512_bf16_supported()
         rgb_BFHWC = torch.from_numpy(np.stack([rgb_FHWC for _, rgb_FHWC in same]))
         with torch.autocast(device.type, torch.bfloat16, enabled=fast):
             codes_BTHW = self.tokenizer.encode(clips_to_pixels(rgb_BFHWC.to(device, non_blocking=True)))
         for (row, _), codes_THW in zip(same, codes_BTHW.cpu(), strict=True):
-            row |= {
-                "codes": pack_codes(codes_THW, self.tokenizer.codebook_size),
-                **dict(zip("THW", codes_THW.shape, strict=True)),
-            }
+            row |= {"codes": pack_codes(codes_THW, codebook), **dict(zip("THW", codes_THW.shape, strict=True))}
         same.clear()
 
 

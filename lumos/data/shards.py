@@ -26,6 +26,7 @@ from torch import Tensor
 
 from lumos.config import read_object
 from lumos.files import whole_file
+from lumos.media.video import LARGEST_SIDE
 from lumos.tokenizer.cosmos import CosmosConfig
 from lumos.tokenizer.model import VideoTokenizer
 from lumos.weights import fingerprint
@@ -36,7 +37,6 @@ CONTENT = {CODES: ("codes", "T", "H", "W"), TOKENS: ("codes", "T", "H", "W"), PI
 PREPARED = "prepare.json"  # what `prepare` wrote down of the folder
 GROUP_ROWS = 64  # rows written, and read, at once
 COSMOS = "cosmos-dv4x8x8"  # what import-tokens calls the published tokenizer
-LARGEST_SIDE = 16_383  # of a WebP picture
 QUALITY = 92  # of the WebP pictures in shards
 
 
@@ -69,11 +69,8 @@ def check_tokenizer(index: ShardIndex, tokenizer: VideoTokenizer) -> None:
     """ValueError unless `tokenizer` made the codes of these shards."""
     if index.form == PIXELS:
         raise ValueError(f"{index.folder} holds pictures, not codes; tokenise them with lumos prepare")
-    if (
-        index.tokenizer == COSMOS
-        and isinstance(tokenizer.config, CosmosConfig)
-        and (tokenizer.temporal, tokenizer.spatial) == (4, 8)
-    ):
+    is_cosmos = isinstance(tokenizer.config, CosmosConfig) and (tokenizer.temporal, tokenizer.spatial) == (4, 8)
+    if index.tokenizer == COSMOS and is_cosmos:
         return
     if (found := fingerprint(tokenizer)) != index.tokenizer:
         raise ValueError(f"{index.folder} must be made with this tokenizer ({found}), got another's ({index.tokenizer})")

@@ -112,9 +112,8 @@ def check_output(path: str | Path, overwrite: bool = False, fps: float = 1.0, he
     if kind == ".mp4" and (height % 2 or width % 2):
         raise ValueError(f"an .mp4 must have even sides, got {size}; use .gif or an even size")
     if kind in (".mp4", ".webp") and max(height, width) > LARGEST_SIDE:
-        raise ValueError(
-            f"an {kind} must have sides of at most {LARGEST_SIDE} pixels, got {size}; use .gif or .png, or a smaller size"
-        )
+        rule = f"an {kind} must have sides of at most {LARGEST_SIDE} pixels"
+        raise ValueError(f"{rule}, got {size}; use .gif or .png, or a smaller size")
     check_writable(path, overwrite)
     return path
 

@@ -27,7 +27,7 @@ PLAIN_STARTS = (None, True, False, "gaussian", "orthogonal", "eva")  # of init_l
 
 def merge_adapter(model: nn.Module, folder: Path) -> None:
     """Add an adapter to a decoder's weights, in place. FileNotFoundError or ValueError for a folder that is no adapter for it."""
-    if not (folder := Path(folder)).joinpath(CONFIG).is_file():
+    if not (folder / CONFIG).is_file():
         raise FileNotFoundError(f"{folder} must be a LoRA folder with {CONFIG}, got none; give RUN/lora of a training run")
     where, config = folder / CONFIG, read_json(folder / CONFIG)
     if config.get("target_parameters") != list(TARGETS) or config.get("peft_type") != "LORA":

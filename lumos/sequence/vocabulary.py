@@ -13,8 +13,7 @@ from dataclasses import asdict, dataclass, field
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Where every kind of id lies. All fields are ids except `size`, `text_size`, `numbers`, `codes` and
-    `sub_codes`, which count them."""
+    """Where every kind of id lies. All fields are ids but `size`, `text_size`, `numbers`, `codes` and `sub_codes`: counts."""
 
     size: int
     text_size: int  # text ids are 0 ... text_size - 1
